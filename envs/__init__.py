@@ -1,0 +1,1 @@
+"""Atari environments under named, hashed protocols."""

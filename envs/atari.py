@@ -1,0 +1,144 @@
+"""K Atari games side by side, on ale-py's C++ vector environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ale_py
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from envs.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished game, from power-on to game over or the frame cap."""
+
+    env: int
+    score: float
+    """The sum of the game's raw rewards."""
+    steps: int
+    """Agent steps."""
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What one step of K environments gave. `obs` already belongs to the next episode where one ended."""
+
+    obs: NDArray[np.uint8]
+    """(K, stack, H, W)"""
+    rewards: NDArray[np.float32]
+    """(K,) as the learner sees them: clipped if the protocol says so."""
+    terminated: NDArray[np.bool_]
+    """(K,) the learner's episode ended: game over, or a life lost under `episodic_life`. Bootstrap 0."""
+    truncated: NDArray[np.bool_]
+    """(K,) the frame cap cut the game. Bootstrap V(`final_obs`)."""
+    final_obs: NDArray[np.uint8] | None
+    """(K, stack, H, W) the last observation of the games that ended; None when none did."""
+    episodes: tuple[Episode, ...]
+    """The games that ended in this step, scores raw."""
+
+
+class AtariEnvs:
+    """K games of one protocol, reset by themselves (Gymnasium's SAME_STEP mode).
+
+    SAME_STEP, because NEXT_STEP makes one bogus transition an episode: the action after a terminal observation is
+    ignored and earns nothing. Lives are tracked here, not in the emulator wrapper, so that a lost life can end the
+    learner's episode while the game, and its score, go on.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        num_envs: int,
+        *,
+        num_threads: int = 1,
+        grayscale: bool = True,
+        native_screen: bool = False,
+    ) -> None:
+        """Create the environments; `reset` must come next.
+
+        Args:
+            protocol: The rules.
+            num_envs: K.
+            num_threads: Emulator threads; 1 inside an A3C worker.
+            grayscale: False gives RGB frames, (K, stack, H, W, 3): for videos.
+            native_screen: True keeps the console's 210 x 160 screen.
+        """
+        self.protocol = protocol
+        self.num_envs = num_envs
+        self._envs = AtariVectorEnv(
+            protocol.game,
+            num_envs,
+            num_threads=num_threads,
+            max_num_frames_per_episode=protocol.max_frames,
+            repeat_action_probability=protocol.sticky,
+            full_action_space=protocol.full_action_set,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            img_height=210 if native_screen else protocol.screen_size,
+            img_width=160 if native_screen else protocol.screen_size,
+            grayscale=grayscale,
+            stack_num=protocol.frame_stack,
+            frameskip=protocol.frame_skip,
+            maxpool=protocol.max_pool,
+            # ale-py draws from [0, noop_max - 1].
+            noop_max=protocol.noop_max + 1,
+            episodic_life=False,
+            reward_clipping=False,
+            use_fire_reset=protocol.fire_reset,
+        )
+        self.actions: tuple[str, ...] = tuple(a.name for a in self._envs.ale.get_action_set())
+        self._lives = np.zeros(num_envs, dtype=np.int32)
+        self._scores = np.zeros(num_envs, dtype=np.float64)
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+
+    def reset(self, seed: int) -> NDArray[np.uint8]:
+        """Start K new games; environment k is seeded with `seed + k`. Returns observations (K, stack, H, W)."""
+        obs, info = self._envs.reset(seed=seed)
+        self._lives = info["lives"]
+        self._scores[:] = 0
+        self._steps[:] = 0
+        return obs
+
+    def step(self, actions: NDArray[np.int64]) -> Transition:
+        """Play one agent step in every game; `actions` (K,) index `self.actions`."""
+        obs, raw, game_over, truncated, info = self._envs.step(actions)
+        self._scores += raw
+        self._steps += 1
+        terminated = game_over
+        if self.protocol.episodic_life:
+            terminated = game_over | ((info["lives"] < self._lives) & ~truncated)
+        self._lives = info["lives"]
+        return Transition(
+            obs=obs,
+            rewards=(np.clip(raw, -1, 1) if self.protocol.clip_rewards else raw).astype(np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            final_obs=info.get("final_obs"),
+            episodes=self._finished(game_over, truncated),
+        )
+
+    def _finished(
+        self, game_over: NDArray[np.bool_], truncated: NDArray[np.bool_]
+    ) -> tuple[Episode, ...]:
+        ended = np.flatnonzero(game_over | truncated)
+        episodes = tuple(
+            Episode(int(k), float(self._scores[k]), int(self._steps[k]), bool(truncated[k]))
+            for k in ended
+        )
+        self._scores[ended] = 0
+        self._steps[ended] = 0
+        return episodes
+
+
+def action_set(protocol: Protocol) -> tuple[str, ...]:
+    """The names of the actions a policy of `protocol` chooses between, in the order of its logits."""
+    return AtariEnvs(protocol, 1).actions
+
+
+ALL_ACTIONS: tuple[str, ...] = tuple(ale_py.Action.__members__)
+"""The 18 joystick actions by meaning; sets of different games are matched through these names, never by index."""

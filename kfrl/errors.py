@@ -1,0 +1,30 @@
+"""Errors that are meant for people: one sentence, no traceback, exit code 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """What was given cannot be used; the message says what was expected and what to do next."""
+
+
+def unknown(kind: str, given: str, choices: Iterable[str], hint: str = "") -> UserError:
+    """Build the error for a name that is not among `choices`, with the nearest valid one.
+
+    Args:
+        kind: What the name stands for, as the user would say it ("game", "teacher").
+        given: The name that was given.
+        choices: The valid names.
+        hint: What to do next, a sentence.
+    """
+    names = sorted(choices)
+    folded = {name.casefold(): name for name in names}
+    near = get_close_matches(given.casefold(), folded, n=1, cutoff=0.4)
+    parts = [f"Unknown {kind} {given!r}."]
+    if near:
+        parts.append(f"Did you mean {folded[near[0]]!r}?")
+    if len(names) <= 30:
+        parts.append(f"Valid: {', '.join(names) or 'none'}.")
+    if hint:
+        parts.append(hint)
+    return UserError(" ".join(parts))
