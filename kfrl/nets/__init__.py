@@ -1,0 +1,27 @@
+"""Networks: plain modules that know nothing of how they are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from kfrl.errors import UserError, unknown
+from kfrl.nets.atari import AtariNet
+
+
+def build_net(arch: dict[str, Any], outputs: int) -> nn.Module:
+    """Build the net that an `arch` block describes, with `outputs` logits.
+
+    Raises:
+        UserError: a family, or a field of one, that this version does not know.
+    """
+    fields = dict(arch)
+    family = fields.pop("family", "missing")
+    families = {"atari": AtariNet}
+    if family not in families:
+        raise unknown("network family", str(family), families)
+    try:
+        return families[family](outputs, **fields)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"The architecture block {arch} does not describe a net: {error}.") from None

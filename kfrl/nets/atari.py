@@ -1,0 +1,71 @@
+"""The actor-critic convolutional nets of the Atari literature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PAPER_CONVS = ((16, 8, 4), (32, 4, 2))
+"""(filters, kernel, stride): Mnih et al. 2016 and the Knowledge Flow paper, section 4.1."""
+
+
+class AtariNet(nn.Module):
+    """Convolutions, one fully connected layer, a policy head and a value head.
+
+    The default is the paper's net: 16 8x8/4, 32 4x4/2, 256 units; 681,027 parameters with 18 actions. Each layer is a
+    sub-module of its own whose output is the PRE-activation z; ReLU follows in `forward`. Initialised as Torch 7 did,
+    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is PyTorch's default too.
+    """
+
+    head_layers = ("policy", "value")
+
+    def __init__(
+        self,
+        num_actions: int,
+        convs: Sequence[Sequence[int]] = PAPER_CONVS,
+        hidden: int = 256,
+        frame_stack: int = 4,
+        screen_size: int = 84,
+    ) -> None:
+        """Build the net.
+
+        Args:
+            num_actions: A, the number of policy logits.
+            convs: (filters, kernel, stride) per convolution.
+            hidden: Units of the fully connected layer.
+            frame_stack: Input channels.
+            screen_size: Height and width of the input.
+        """
+        super().__init__()
+        self.arch: dict[str, Any] = {
+            "family": "atari",
+            "convs": [list(conv) for conv in convs],
+            "hidden": hidden,
+            "frame_stack": frame_stack,
+            "screen_size": screen_size,
+        }
+        channels, size = frame_stack, screen_size
+        conv_names = []
+        for index, (filters, kernel, stride) in enumerate(convs, start=1):
+            conv_names.append(f"conv{index}")
+            self.add_module(conv_names[-1], nn.Conv2d(channels, filters, kernel, stride))
+            channels, size = filters, (size - kernel) // stride + 1
+        self._convs = tuple(conv_names)
+        self.hidden_layers = (*conv_names, "fc")
+        self.fc = nn.Linear(channels * size * size, hidden)
+        self.policy = nn.Linear(hidden, num_actions)
+        self.value = nn.Linear(hidden, 1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Map observations (B, stack, H, W) uint8 to logits (B, A) and values (B,)."""
+        h = obs.contiguous(memory_format=torch.channels_last).to(torch.float32).mul_(1 / 255)
+        for name in self._convs:
+            h = F.relu(self.get_submodule(name)(h))
+        # Flattened in NCHW order, the order of every published weight file.
+        h = F.relu(self.fc(h.flatten(1)))
+        return self.policy(h), self.value(h).squeeze(1)
