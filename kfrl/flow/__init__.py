@@ -1,0 +1,14 @@
+"""Knowledge Flow for any two modules (Knowledge Flow, section 3)."""
+
+from kfrl.flow.links import Link, hidden_layers, links_by_depth
+from kfrl.flow.module import KnowledgeFlow
+from kfrl.flow.schedule import HandOver, dependence_weight
+
+__all__ = [
+    "HandOver",
+    "KnowledgeFlow",
+    "Link",
+    "dependence_weight",
+    "hidden_layers",
+    "links_by_depth",
+]

@@ -1,0 +1,67 @@
+"""p_w: how much each student layer trusts itself and each linked teacher layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Variant = Literal["softmax", "simplex"]
+
+
+class Mixing(nn.Module):
+    """The normalised weights p^j of every linked layer j; entry 0 is the student's own.
+
+    Two variants:
+        softmax: p = softmax(w), w trainable (Knowledge Flow, section 3.2).
+        simplex: p is trained itself and put back on the simplex after each step, starting from `student_weight` to 1
+            before normalisation (the reproduction's section 2.1: 0.1 / 1).
+    """
+
+    def __init__(
+        self, candidates: Mapping[str, int], variant: Variant, student_weight: float | None = None
+    ) -> None:
+        """Create the weights.
+
+        Args:
+            candidates: Linked student layer -> number of teacher layers that feed it.
+            variant: See the class.
+            student_weight: p of the student at the start. Default: an equal share with each teacher layer under
+                `softmax`, and the reproduction's 0.1 to 1 under `simplex`.
+        """
+        super().__init__()
+        self.variant = variant
+        self._names = {layer: layer.replace(".", "_") for layer in candidates}
+        self.raw = nn.ParameterDict(
+            {
+                self._names[layer]: nn.Parameter(_initial(variant, count, student_weight))
+                for layer, count in candidates.items()
+            }
+        )
+
+    def forward(self, layer: str) -> Tensor:
+        """p^j of `layer`: (1 + number of teacher layers,), summing to 1."""
+        raw: Tensor = self.raw[self._names[layer]]
+        if self.variant == "softmax":
+            return raw.softmax(0)
+        # The reproduction counts a weight that a step pushed below zero as zero.
+        positive = raw.clamp_min(1e-6)
+        return positive / positive.sum()
+
+    @torch.no_grad()
+    def renormalise(self) -> None:
+        """Put p back on the simplex after an optimiser step (simplex variant only)."""
+        if self.variant == "simplex":
+            for raw in self.raw.values():
+                raw.clamp_min_(1e-6).div_(raw.sum())
+
+
+def _initial(variant: Variant, teachers: int, student_weight: float | None) -> Tensor:
+    if variant == "simplex" and student_weight is None:
+        start = torch.tensor([0.1] + [1.0] * teachers)
+        return start / start.sum()
+    own = 1.0 / (1 + teachers) if student_weight is None else student_weight
+    p = torch.tensor([own] + [(1.0 - own) / teachers] * teachers)
+    return p.log() if variant == "softmax" else p

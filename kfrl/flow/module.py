@@ -1,0 +1,222 @@
+"""KnowledgeFlow: a student that mixes its teachers' transformed features into its own layers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from kfrl.flow.links import Link, check_links
+from kfrl.flow.mixing import Mixing, Variant
+from kfrl.flow.transforms import Transform, build_transform
+
+
+@dataclass(frozen=True)
+class LinkShape:
+    """A link as a table shows it; shapes without the batch dimension."""
+
+    link: Link
+    teacher_shape: tuple[int, ...]
+    student_shape: tuple[int, ...]
+    transform: str
+    parameters: int
+
+
+class KnowledgeFlow(nn.Module):
+    """h(l_0^j) = sigma(p^j(l_0^j) z(l_0^j) + sum_l p^j(l) Q^j(l) z(l)), for any student and any teachers.
+
+    Built with forward hooks on layers whose outputs are pre-activations: a hook on a teacher reads z, a hook on the
+    student's layer returns the mixture, and the activation that follows is the student's own. Neither net is edited,
+    so `export` is a plain copy of the student in which nothing of Q, w or a teacher is left.
+
+    Teachers are frozen and are no sub-modules: they appear neither in `parameters()` nor in `state_dict()`.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module],
+        links: Sequence[Link],
+        example: Tensor,
+        *,
+        transform: str = "auto",
+        rank: int = 64,
+        mixing: Variant = "softmax",
+        student_weight: float | None = None,
+    ) -> None:
+        """Link the nets; shapes are found by a dry run.
+
+        Args:
+            student: The net to train; called as `student(obs)`.
+            teachers: Name -> net; frozen here.
+            links: The candidate sets.
+            example: One observation batch, for the dry run.
+            transform: Kind of Q, see `build_transform`.
+            rank: Of the low-rank transform.
+            mixing: See `Mixing`.
+            student_weight: p of the student at the start.
+
+        Raises:
+            UserError: a link names a layer or a teacher that does not exist.
+        """
+        super().__init__()
+        check_links(links, student, teachers)
+        self.student = student
+        self.links = tuple(links)
+        self.handover = 0.0
+        """How much of the teachers' weight the student has been given by force, in [0, 1]; at 1 they are out."""
+        self._teachers = dict(teachers)
+        self._features: dict[tuple[str, str], Tensor] = {}
+        self._taps = tuple(dict.fromkeys((link.teacher, link.layer) for link in self.links))
+        for teacher in self._teachers.values():
+            teacher.eval().requires_grad_(False)
+
+        shapes = self._dry_run(example)
+        self.transforms = nn.ModuleList(
+            build_transform(
+                transform, shapes[link.teacher, link.layer], shapes["", link.student], rank
+            )
+            for link in self.links
+        )
+        self._feeds: dict[str, list[int]] = {}
+        for index, link in enumerate(self.links):
+            self._feeds.setdefault(link.student, []).append(index)
+        self.mixing = Mixing(
+            {layer: len(feeds) for layer, feeds in self._feeds.items()}, mixing, student_weight
+        )
+        self._link_shapes = tuple(
+            LinkShape(
+                link,
+                shapes[link.teacher, link.layer],
+                shapes["", link.student],
+                type(q).__name__,
+                sum(p.numel() for p in q.parameters()),
+            )
+            for link, q in zip(self.links, self.transforms, strict=True)
+        )
+        self._hooks = [
+            student.get_submodule(layer).register_forward_hook(self._mix(layer))
+            for layer in self._feeds
+        ]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The linked student layers."""
+        return tuple(self._feeds)
+
+    @property
+    def teachers(self) -> Mapping[str, nn.Module]:
+        """The frozen teachers by name."""
+        return self._teachers
+
+    def link_table(self) -> tuple[LinkShape, ...]:
+        """Shapes and sizes of every link."""
+        return self._link_shapes
+
+    @property
+    def independent(self) -> bool:
+        """Whether the student stands alone: its output is then the plain net's, bit for bit."""
+        return self.handover >= 1.0
+
+    @torch.no_grad()
+    def teacher_features(self, obs: Tensor) -> tuple[Tensor, ...]:
+        """The linked teachers' pre-activations z(l) for `obs`; they never change, so compute them once.
+
+        Returns:
+            One (B, *shape) tensor for each distinct (teacher, layer); empty once the student is independent.
+        """
+        if self.independent:
+            return ()
+        seen: dict[tuple[str, str], Tensor] = {}
+        handles: list[RemovableHandle] = []
+        for name, layer in self._taps:
+            module = self._teachers[name].get_submodule(layer)
+            handles.append(module.register_forward_hook(_keep(seen, (name, layer))))
+        try:
+            for teacher in self._teachers.values():
+                teacher(obs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return tuple(seen[tap] for tap in self._taps)
+
+    def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None) -> Any:
+        """The student's output with its teachers' help; `features` as `teacher_features(obs)` gave them."""
+        if self.independent:
+            return self.student(obs)
+        if features is None:
+            features = self.teacher_features(obs)
+        self._features = dict(zip(self._taps, features, strict=True))
+        try:
+            return self.student(obs)
+        finally:
+            self._features = {}
+
+    def layer_weights(self, layer: str) -> Tensor:
+        """The effective p^j of `layer`, the hand-over included: (1 + teacher layers,), the student's first."""
+        p: Tensor = self.mixing(layer)
+        if self.handover == 0.0:
+            return p
+        student = torch.zeros_like(p)
+        student[0] = 1.0
+        return torch.lerp(p, student, self.handover)
+
+    def candidates(self, layer: str) -> tuple[Link, ...]:
+        """The teacher members of L^j, in the order of `layer_weights(layer)[1:]`."""
+        return tuple(self.links[index] for index in self._feeds[layer])
+
+    def export(self) -> nn.Module:
+        """A copy of the student alone: the net to save, evaluate and ship."""
+        hooked = {layer: self.student.get_submodule(layer)._forward_hooks for layer in self._feeds}
+        saved = {layer: dict(hooks) for layer, hooks in hooked.items()}
+        for hooks in hooked.values():
+            hooks.clear()
+        try:
+            return copy.deepcopy(self.student)
+        finally:
+            for layer, hooks in hooked.items():
+                hooks.update(saved[layer])
+
+    def _mix(self, layer: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
+        def hook(module: nn.Module, inputs: Any, z: Tensor) -> Tensor | None:
+            if not self._features:
+                return None
+            p = self.layer_weights(layer)
+            mixture = p[0] * z
+            for position, index in enumerate(self._feeds[layer], start=1):
+                link = self.links[index]
+                q: Transform = self.transforms[index]  # type: ignore[assignment]
+                mixture = mixture + q(self._features[link.teacher, link.layer], p[position])
+            return mixture
+
+        return hook
+
+    @torch.no_grad()
+    def _dry_run(self, example: Tensor) -> dict[tuple[str, str], tuple[int, ...]]:
+        seen: dict[tuple[str, str], Tensor] = {}
+        wanted = [("", link.student) for link in self.links] + list(self._taps)
+        handles = []
+        for name, layer in dict.fromkeys(wanted):
+            net = self._teachers[name] if name else self.student
+            handles.append(
+                net.get_submodule(layer).register_forward_hook(_keep(seen, (name, layer)))
+            )
+        for net in (self.student, *self._teachers.values()):
+            net(example)
+        for handle in handles:
+            handle.remove()
+        return {key: tuple(z.shape[1:]) for key, z in seen.items()}
+
+
+def _keep(
+    seen: dict[tuple[str, str], Tensor], key: tuple[str, str]
+) -> Callable[[nn.Module, Any, Tensor], None]:
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen[key] = output
+
+    return hook

@@ -1,0 +1,30 @@
+"""When the student lets go of its teachers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def dependence_weight(progress: float, final: float) -> float:
+    """lambda_1(t): 0 at the start, linearly to `final` at the end (section 4.1). `progress` is in [0, 1]."""
+    return final * progress
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """A ramp that forces p of the student to exactly 1, whatever the losses did.
+
+    The paper's 40M steps let p creep to 1; a run of any other length hands over on purpose. `end=None` leaves p to the
+    losses alone, as the paper does.
+    """
+
+    start: float
+    end: float | None
+
+    def __call__(self, progress: float) -> float:
+        """The share of the teachers' weight that the student has taken over: 0 before `start`, 1 from `end` on."""
+        if self.end is None or progress < self.start:
+            return 0.0
+        if progress >= self.end:
+            return 1.0
+        return (progress - self.start) / (self.end - self.start)

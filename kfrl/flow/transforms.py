@@ -1,0 +1,103 @@
+"""Q: the trainable maps that carry a teacher's pre-activation into the shape of a student's layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kfrl.errors import UserError, unknown
+
+KINDS = ("auto", "conv1x1", "dense", "low-rank")
+
+
+class Conv1x1(nn.Module):
+    """A matrix over channels, the same at every position, then a bilinear resize where the maps differ in size."""
+
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int]) -> None:
+        """Map (C, H, W) to (C', H', W')."""
+        super().__init__()
+        self.size = tuple(out_shape[1:]) if tuple(in_shape[1:]) != tuple(out_shape[1:]) else None
+        self.weight = nn.Parameter(_matrix(out_shape[0], in_shape[0]))
+
+    def forward(self, z: Tensor, scale: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W'), times `scale`, which is cheaper on the weight than on the map."""
+        mapped = F.conv2d(z, (self.weight * scale)[:, :, None, None])
+        if self.size is None:
+            return mapped
+        return F.interpolate(mapped, self.size, mode="bilinear", align_corners=False)
+
+
+class Dense(nn.Module):
+    """The paper's literal Q: a matrix of dim(student layer) x dim(teacher layer)."""
+
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int]) -> None:
+        """Map any shape to any shape, through their flattened forms."""
+        super().__init__()
+        self.out_shape = tuple(out_shape)
+        self.weight = nn.Parameter(_matrix(prod(out_shape), prod(in_shape)))
+
+    def forward(self, z: Tensor, scale: Tensor) -> Tensor:
+        """(B, *in_shape) -> (B, *out_shape), times `scale`."""
+        return F.linear(z.flatten(1), self.weight * scale).unflatten(1, self.out_shape)
+
+
+class LowRank(nn.Module):
+    """The dense Q factored into two matrices of rank `rank`."""
+
+    def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], rank: int) -> None:
+        """Map any shape to any shape through `rank` numbers."""
+        super().__init__()
+        self.out_shape = tuple(out_shape)
+        self.down = nn.Parameter(_matrix(rank, prod(in_shape)))
+        self.up = nn.Parameter(_matrix(prod(out_shape), rank))
+
+    def forward(self, z: Tensor, scale: Tensor) -> Tensor:
+        """(B, *in_shape) -> (B, *out_shape), times `scale`."""
+        return F.linear(F.linear(z.flatten(1), self.down * scale), self.up).unflatten(
+            1, self.out_shape
+        )
+
+
+Transform = Conv1x1 | Dense | LowRank
+
+
+def build_transform(
+    kind: str, in_shape: Sequence[int], out_shape: Sequence[int], rank: int = 64
+) -> Transform:
+    """Build Q from a teacher layer of `in_shape` to a student layer of `out_shape` (without the batch dimension).
+
+    It starts as the identity where the two agree, and orthogonal elsewhere, so that the teacher's features arrive
+    undistorted.
+
+    Args:
+        kind: `auto` is `conv1x1` between two maps and `dense` otherwise.
+        in_shape: The teacher's.
+        out_shape: The student's.
+        rank: Of the `low-rank` kind.
+
+    Raises:
+        UserError: unknown kind, or a 1x1 convolution asked for between shapes that are not both maps.
+    """
+    if kind not in KINDS:
+        raise unknown("transform", kind, KINDS)
+    both_maps = len(in_shape) == len(out_shape) == 3
+    if kind == "conv1x1" and not both_maps:
+        raise UserError(
+            f"A conv1x1 transform joins two feature maps, but here {tuple(in_shape)} should become "
+            f"{tuple(out_shape)}. Use --transform auto, dense or low-rank."
+        )
+    if kind == "low-rank":
+        return LowRank(in_shape, out_shape, min(rank, prod(in_shape), prod(out_shape)))
+    if kind == "dense" or not both_maps:
+        return Dense(in_shape, out_shape)
+    return Conv1x1(in_shape, out_shape)
+
+
+def _matrix(rows: int, columns: int) -> Tensor:
+    if rows == columns:
+        return torch.eye(rows)
+    return nn.init.orthogonal_(torch.empty(rows, columns))
