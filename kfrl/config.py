@@ -1,0 +1,90 @@
+"""Configs: typed dataclasses, YAML files under them, every key and value checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from kfrl.errors import UserError
+
+T = TypeVar("T")
+
+
+def load_config(path: Path, kind: type[T]) -> T:
+    """Read a YAML file into the dataclass `kind`; what the file leaves out keeps its default.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key (with the nearest valid one) or a value of another type.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Could not read the config {path}: {error}.") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} should hold `key: value` lines, got a {type(values).__name__}.")
+    return validated(values, kind, source=str(path))
+
+
+def validated(values: dict[str, Any], kind: type[T], source: str = "The settings") -> T:
+    """Build `kind` from plain values, checking keys, types and ranges.
+
+    Raises:
+        UserError: naming every value that is wrong, what was expected, and for a key the nearest valid one.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    wrong = _unknown_keys(values, kind, "")
+    if wrong:
+        raise UserError(f"{source}: {' '.join(wrong)}")
+    try:
+        # The keys are checked above; pydantic checks the types and the ranges of the annotations.
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        problems = [
+            f"{_flag(problem['loc'])}: {problem['msg']}, got {problem['input']!r}."
+            for problem in error.errors()
+        ]
+        raise UserError(f"{source}: {' '.join(problems)}") from None
+
+
+def _flag(location: tuple[int | str, ...]) -> str:
+    names = [str(part) for part in location if isinstance(part, int) or part.isidentifier()]
+    return ".".join(names)
+
+
+def _unknown_keys(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
+    known = get_type_hints(kind)
+    names = {field.name for field in fields(kind)}
+    problems = []
+    for key, value in values.items():
+        if key not in names:
+            near = get_close_matches(str(key), names, n=1, cutoff=0.4)
+            meant = f" Did you mean {prefix}{near[0]}?" if near else ""
+            problems.append(f"Unknown key {prefix}{key}.{meant}")
+        elif is_dataclass(known[key]) and isinstance(value, dict):
+            nested: Any = known[key]
+            problems += _unknown_keys(value, nested, f"{prefix}{key}.")
+    return problems
+
+
+def dump_config(config: Any) -> str:
+    """A dataclass as YAML, every field, in the order of its definition."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

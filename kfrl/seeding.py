@@ -1,0 +1,20 @@
+"""One seed a run, a different stream for every process of it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def stream(seed: int, index: int) -> int:
+    """The seed of process `index` of a run: distinct streams for any (seed, index), within 31 bits."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0] >> 1)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch in this process."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
