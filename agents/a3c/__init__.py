@@ -1,0 +1,1 @@
+"""The asynchronous advantage actor-critic engine: Hogwild workers on one model in shared memory."""

@@ -1,0 +1,53 @@
+"""A process beside the workers that plays the student alone, all along the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.evaluation import evaluate
+from envs.protocols import Protocol
+from kfrl.nets import build_net
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A student to play; plain arrays, so that no memory is shared with the run."""
+
+    step: int
+    arch: dict[str, Any]
+    outputs: int
+    weights: dict[str, NDArray[np.float32]]
+
+
+def run_evaluator(
+    protocol: Protocol, episodes: int, seed: int, connection: Connection
+) -> None:
+    """Answer each `Snapshot` with (step, scores) until the pipe closes. Entry point of a spawned process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    launcher = os.getppid()
+    while os.getppid() == launcher:
+        if not connection.poll(1.0):
+            continue
+        try:
+            snapshot: Snapshot = connection.recv()
+            net = build_net(snapshot.arch, snapshot.outputs)
+            net.load_state_dict({k: torch.from_numpy(v) for k, v in snapshot.weights.items()})
+            result = evaluate(
+                lambda obs, net=net: net(obs)[0],  # type: ignore[misc]
+                protocol,
+                episodes=episodes,
+                seed=seed,
+            )
+            connection.send((snapshot.step, result.scores))
+        except (EOFError, BrokenPipeError):
+            return

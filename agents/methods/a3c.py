@@ -1,0 +1,5 @@
+"""Scratch A3C (Mnih et al. 2016): the baseline without teachers."""
+
+from agents.methods.base import Method
+
+METHOD = Method

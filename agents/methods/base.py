@@ -1,0 +1,118 @@
+"""What a method is: a network plus loss terms, plugged into the one loop of `agents.a3c.worker`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from agents.config import TrainConfig
+from kfrl.errors import UserError
+from kfrl.nets.atari import AtariNet
+from kfrl.teachers.formats import Teacher
+
+Context = tuple[Tensor, ...]
+"""What a method computes once per observation and reuses in the update, e.g. frozen teachers' features."""
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """What the student must fit."""
+
+    game: str
+    """The ROM's name."""
+    actions: tuple[str, ...]
+    """The names of the A actions, in the order of the logits."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rollout of T steps of K games, flattened to B = T K samples, and what the net made of it."""
+
+    obs: Tensor
+    """(B, stack, H, W) uint8"""
+    context: Context
+    logits: Tensor
+    """(B, A), with gradient."""
+    values: Tensor
+    """(B,), with gradient."""
+    num_envs: int
+    """K. Losses are summed over time and averaged over environments: `loss.sum() / num_envs`."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate, `lr_scale` times the run's."""
+
+    parameters: tuple[nn.Parameter, ...]
+    lr_scale: float = 1.0
+
+
+class Method:
+    """A method with nothing to add: the base that the others override, and all that scratch A3C needs.
+
+    One instance lives in each process. `progress` is the share of the run's steps that are done, in [0, 1].
+    """
+
+    takes_teachers = "none"
+    """`none`, `one` or `some`."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Keep the run's settings."""
+        self.config = config
+
+    @classmethod
+    def check_teachers(cls, name: str, count: int) -> None:
+        """Refuse a number of teachers that the method cannot use.
+
+        Raises:
+            UserError: saying how many it takes.
+        """
+        if cls.takes_teachers == "none" and count:
+            raise UserError(
+                f"Method {name} takes no teachers, got {count}. Use --method knowledge-flow or fine-tune."
+            )
+        if cls.takes_teachers == "one" and count != 1:
+            raise UserError(f"Method {name} takes exactly one teacher (--teachers NAME), got {count}.")
+        if cls.takes_teachers == "some" and not count:
+            raise UserError(
+                f"Method {name} needs at least one teacher: --teachers NAME[,NAME...]; "
+                "`kfrl teachers list` shows what there is."
+            )
+
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
+        """The network that trains: obs (B, stack, H, W) uint8 -> logits (B, A), values (B,)."""
+        return AtariNet(len(spec.actions), self.config.convs, self.config.hidden)
+
+    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+        """What the optimiser updates."""
+        return [ParameterGroup(tuple(net.parameters()))]
+
+    def before_rollout(self, net: nn.Module, progress: float) -> None:
+        """Bring the schedules that live in the net up to date."""
+
+    def observe(self, net: nn.Module, obs: Tensor) -> Context:
+        """Compute what does not depend on the trained parameters, once per observation."""
+        return ()
+
+    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Logits (B, A) and values (B,)."""
+        output: tuple[Tensor, Tensor] = net(obs)
+        return output
+
+    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Named terms to add to the actor-critic loss: scalars, already weighted."""
+        return {}
+
+    def after_update(self, net: nn.Module, progress: float) -> None:
+        """Put the shared parameters back where they belong; `net` is bound to shared memory."""
+
+    def export(self, net: nn.Module) -> nn.Module:
+        """The net to save, evaluate and ship: depends on no teacher."""
+        return copy.deepcopy(net)
+
+    def metrics(self, net: nn.Module) -> dict[str, float]:
+        """What to log beside the losses."""
+        return {}

@@ -1,0 +1,166 @@
+"""Knowledge Flow (Liu et al., ICLR 2019) as a method of the A3C loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from agents.config import TrainConfig
+from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup
+from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
+from kfrl.losses.distillation import kl_divergence
+from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
+from kfrl.nets.atari import AtariNet
+from kfrl.teachers.formats import Teacher
+
+
+class KnowledgeFlowMethod(Method):
+    """total = A3C loss + lambda_1(t) l_dep + lambda_2 l_KL (eq. 4), and a deliberate hand-over to the student."""
+
+    takes_teachers = "some"
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Keep the settings; theta_old is taken in the first update."""
+        super().__init__(config)
+        self.flow_config = config.flow
+        self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
+        self._previous: dict[str, Tensor] | None = None
+
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> KnowledgeFlow:
+        """The paper's student, linked to every teacher."""
+        config = self.flow_config
+        student = super().build(spec, ())
+        nets = {teacher.name: teacher.net for teacher in teachers}
+        links = [Link(link.student, link.teacher, link.layer) for link in config.links]
+        if not links:
+            links = links_by_depth(student, nets) + self._head_links(spec, teachers)
+        assert isinstance(student, AtariNet)
+        size, stack = student.arch["screen_size"], student.arch["frame_stack"]
+        flow = KnowledgeFlow(
+            student,
+            nets,
+            links,
+            torch.zeros(1, stack, size, size, dtype=torch.uint8),
+            transform=config.transform,
+            rank=config.transform_rank,
+            mixing=config.mixing,
+            student_weight=config.student_weight,
+        )
+        _match_actions(flow, spec, teachers)
+        if config.mixing == "simplex":
+            flow.transforms.requires_grad_(False)
+        return flow
+
+    def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
+        wanted = self.flow_config.link_heads
+        linked = [
+            teacher
+            for teacher in teachers
+            if wanted == "always" or (wanted == "expert" and teacher.card.game == spec.game)
+        ]
+        heads = AtariNet.head_layers
+        return [Link(head, teacher.name, head) for head in heads for teacher in linked]
+
+    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+        """Student and Q at the run's rate, w at its own.
+
+        Under Adam the dependence gradient never changes sign, so p moves at lr times this factor an update, whatever
+        lambda_1 is.
+        """
+        assert isinstance(net, KnowledgeFlow)
+        body = [*net.student.parameters(), *net.transforms.parameters()]
+        return [
+            ParameterGroup(tuple(p for p in body if p.requires_grad)),
+            ParameterGroup(tuple(net.mixing.parameters()), self.flow_config.layer_weights_lr),
+        ]
+
+    def before_rollout(self, net: nn.Module, progress: float) -> None:
+        """Move the forced hand-over on."""
+        assert isinstance(net, KnowledgeFlow)
+        net.handover = self.hand_over(progress)
+
+    def observe(self, net: nn.Module, obs: Tensor) -> Context:
+        """The teachers' features."""
+        assert isinstance(net, KnowledgeFlow)
+        return net.teacher_features(obs)
+
+    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The linked student's logits and values."""
+        output: tuple[Tensor, Tensor] = net(obs, context)
+        return output
+
+    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """lambda_1(t) l_dep (eq. 5), lambda_2 l_KL (eq. 6) and, until independence, the hand-over distillation."""
+        assert isinstance(net, KnowledgeFlow)
+        config = self.flow_config
+        terms: dict[str, Tensor] = {}
+        if config.policy_kl_coef:
+            terms["policy_kl"] = config.policy_kl_coef * self._policy_kl(net, batch)
+        if net.independent:
+            return terms
+        p_student = [net.mixing(layer)[0] for layer in net.layers]
+        terms["dependence"] = dependence_weight(progress, config.dependence_coef) * dependence_loss(
+            p_student
+        )
+        if config.handover_coef:
+            terms["handover"] = config.handover_coef * _handover_loss(net, batch)
+        return terms
+
+    def _policy_kl(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
+        current = {name: p.detach().clone() for name, p in net.named_parameters()}
+        previous, self._previous = self._previous, current
+        if previous is None:
+            return batch.logits.new_zeros(())
+        with torch.no_grad():
+            old_logits, _ = functional_call(net, previous, (batch.obs, batch.context))
+        return policy_kl_loss(batch.logits, old_logits).sum() / batch.num_envs
+
+    def after_update(self, net: nn.Module, progress: float) -> None:
+        """Reproduction variant: p back on the simplex."""
+        assert isinstance(net, KnowledgeFlow)
+        net.mixing.renormalise()
+
+    def export(self, net: nn.Module) -> nn.Module:
+        """The student alone."""
+        assert isinstance(net, KnowledgeFlow)
+        return net.export()
+
+    def metrics(self, net: nn.Module) -> dict[str, float]:
+        """p of the student and of each teacher, per layer."""
+        assert isinstance(net, KnowledgeFlow)
+        logged: dict[str, float] = {}
+        with torch.no_grad():
+            for layer in net.layers:
+                own, *others = net.layer_weights(layer).tolist()
+                logged[f"flow/p_student/{layer}"] = own
+                for link, p in zip(net.candidates(layer), others, strict=True):
+                    key = f"flow/p_teacher/{link.teacher}/{layer}"
+                    logged[key] = logged.get(key, 0.0) + p
+        return logged
+
+
+def _handover_loss(net: KnowledgeFlow, batch: Batch) -> Tensor:
+    """KL[pi_linked || pi_alone] + 1/2 (V_linked - V_alone)^2, the linked side constant: what the links know, kept."""
+    logits, values = net.student(batch.obs)
+    policy = kl_divergence(batch.logits.detach(), logits)
+    value = 0.5 * F.mse_loss(values, batch.values.detach(), reduction="none")
+    return (policy + value).sum() / batch.num_envs
+
+
+@torch.no_grad()
+def _match_actions(flow: KnowledgeFlow, spec: NetSpec, teachers: Sequence[Teacher]) -> None:
+    """Start Q between policy heads as the matrix that joins actions of the same meaning."""
+    actions = {teacher.name: teacher.card.actions for teacher in teachers}
+    for link, transform in zip(flow.links, flow.transforms, strict=True):
+        if link.student == link.layer == "policy" and hasattr(transform, "weight"):
+            matrix = [
+                [float(own == other) for other in actions[link.teacher]] for own in spec.actions
+            ]
+            transform.weight.copy_(torch.tensor(matrix))
+
+
+METHOD = KnowledgeFlowMethod
