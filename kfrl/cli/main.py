@@ -1,0 +1,57 @@
+"""`kfrl`: finds the command, shows its errors as sentences."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from kfrl.errors import UserError, unknown
+
+COMMANDS = {
+    "train": "kfrl.cli.train",
+    "eval": "kfrl.cli.evaluate",
+    "teachers": "kfrl.cli.teachers",
+    "games": "kfrl.cli.games",
+}
+
+USAGE = """\
+usage: kfrl COMMAND [OPTIONS]
+
+Transfer knowledge between deep nets in reinforcement learning.
+
+  train      train a student on a game, alone or with frozen teachers
+  eval       score a run or an agent file: 30 no-op episodes
+  teachers   list, show and import agents that can teach
+  games      list the games
+
+`kfrl COMMAND --help` explains one. For example:
+
+  kfrl train --game Alien --teachers seaquest
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 (it failed), 2 (bad input), 130/143 (stopped)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command not in COMMANDS:
+            raise unknown("command", command, COMMANDS)
+        code: int = importlib.import_module(COMMANDS[command]).main(rest)
+        return code
+    except UserError as error:
+        print(f"kfrl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())
