@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,60 @@ def load_agent(path: Path, name: str | None = None) -> Teacher:
             f"{path}: its tensors do not fit the architecture that its card names. {error}"
         ) from None
     return Teacher(name or path.stem, net.eval().requires_grad_(False), card, path)
+
+
+STRIDES = {8: 4, 4: 2, 3: 1}
+"""Kernel -> stride in the nets of Mnih et al. 2015 and 2016; a state dict does not hold strides."""
+
+
+def import_state_dict(
+    source: Path, target: Path, game: str, actions: tuple[str, ...], notes: str = ""
+) -> Card:
+    """Convert a state dict with layers conv1.. / fc / policy / value, as `torch.save` wrote it, to an agent file.
+
+    Only tensors are read (`weights_only=True`): a pickle that would run code is refused.
+
+    Raises:
+        UserError: missing, damaged, with code in it, or with tensors of no net that we know.
+    """
+    tensors = _read_state_dict(source)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    try:
+        convs = [
+            [*shapes[f"conv{index}.weight"][::2], STRIDES[shapes[f"conv{index}.weight"][2]]]
+            for index in range(1, 1 + sum(re.fullmatch(r"conv\d+\.weight", n) is not None for n in shapes))
+        ]
+        stack = shapes["conv1.weight"][1]
+        arch = {"family": "atari", "convs": convs, "hidden": shapes["fc.bias"][0], "frame_stack": stack}
+        net = build_net(arch, shapes["policy.bias"][0])
+        net.load_state_dict(tensors)
+    except (KeyError, IndexError, RuntimeError):
+        raise UserError(
+            f"{source} holds no net of layers conv1.. / fc / policy / value on 84 x 84 screens. Its tensors: {shapes}"
+        ) from None
+    if shapes["policy.bias"][0] != len(actions):
+        raise UserError(
+            f"{source} chooses between {shapes['policy.bias'][0]} actions, but {game} has {len(actions)} under this "
+            "protocol: another game, or --protocol machado for all 18 actions?"
+        )
+    card = Card(game=game, actions=actions, arch=net.arch, method="imported", notes=notes)  # type: ignore[arg-type]
+    save_agent(target, net, card)
+    return card
+
+
+def _read_state_dict(source: Path) -> dict[str, Tensor]:
+    if not source.is_file():
+        raise UserError(f"There is no file {source}.")
+    try:
+        tensors = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{source} is no plain state dict: {reason[:200]} It was not unpickled and no code in it ran."
+        ) from None
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(f"{source} holds a {type(tensors).__name__}, expected a dict of tensors.")
+    return tensors
 
 
 def _read(path: Path, with_tensors: bool) -> tuple[Card, dict[str, Tensor]]:
