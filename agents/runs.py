@@ -109,9 +109,7 @@ class Run:
             commit=commit(),
         )
 
-    def save_student(
-        self, net: nn.Module, steps: int, evaluation: dict[str, Any] | None = None
-    ) -> None:
+    def save_student(self, net: nn.Module, steps: int, evaluation: dict[str, Any] | None = None) -> None:
         """Write the student alone, as a teacher for the next run."""
         save_agent(self.folder.student, net, self.card(steps, net, evaluation))
 

@@ -98,6 +98,7 @@ class AtariEnvs:
 
     def reset(self, seed: int) -> NDArray[np.uint8]:
         """Start K new games; environment k is seeded with `seed + k`. Returns observations (K, stack, H, W)."""
+        obs: NDArray[np.uint8]
         obs, info = self._envs.reset(seed=seed)
         self._lives = info["lives"]
         self._scores[:] = 0
@@ -105,7 +106,13 @@ class AtariEnvs:
         return obs
 
     def step(self, actions: NDArray[np.int64]) -> Transition:
-        """Play one agent step in every game; `actions` (K,) index `self.actions`."""
+        """Play one agent step in every game; `actions` (K,) index `self.actions`.
+
+        Raises:
+            ValueError: an action outside the set. ale-py would wait for its answer forever.
+        """
+        if actions.min() < 0 or actions.max() >= len(self.actions):
+            raise ValueError(f"Expected actions in [0, {len(self.actions)}), got {actions}.")
         obs, raw, game_over, truncated, info = self._envs.step(actions)
         self._scores += raw
         self._steps += 1
@@ -122,13 +129,10 @@ class AtariEnvs:
             episodes=self._finished(game_over, truncated),
         )
 
-    def _finished(
-        self, game_over: NDArray[np.bool_], truncated: NDArray[np.bool_]
-    ) -> tuple[Episode, ...]:
+    def _finished(self, game_over: NDArray[np.bool_], truncated: NDArray[np.bool_]) -> tuple[Episode, ...]:
         ended = np.flatnonzero(game_over | truncated)
         episodes = tuple(
-            Episode(int(k), float(self._scores[k]), int(self._steps[k]), bool(truncated[k]))
-            for k in ended
+            Episode(int(k), float(self._scores[k]), int(self._steps[k]), bool(truncated[k])) for k in ended
         )
         self._scores[ended] = 0
         self._steps[ended] = 0

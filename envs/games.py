@@ -47,6 +47,4 @@ def find_game(name: str) -> Game:
     try:
         return games[_folded(plain)]
     except KeyError:
-        raise unknown(
-            "game", name, (game.title for game in all_games()), "`kfrl games` lists them all."
-        ) from None
+        raise unknown("game", name, (game.title for game in all_games()), "`kfrl games` lists them all.") from None

@@ -48,9 +48,7 @@ class Protocol:
             raise UserError(f"Expected a sticky probability in [0, 1), got {self.sticky}.")
         for field in ("frame_skip", "screen_size", "frame_stack", "max_frames"):
             if getattr(self, field) < 1:
-                raise UserError(
-                    f"Expected protocol field {field} of at least 1, got {getattr(self, field)}."
-                )
+                raise UserError(f"Expected protocol field {field} of at least 1, got {getattr(self, field)}.")
 
     @property
     def fingerprint(self) -> str:

@@ -27,10 +27,12 @@ class Checkpoint:
     state: dict[str, Any]
     path: Path
 
+    def prefixed(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names start with `prefix`, under the rest of their names."""
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
-def save_checkpoint(
-    directory: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> Path:
+
+def save_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
     """Write `step-<step>.safetensors` into `directory` and drop all but the last two.
 
     Raises:

@@ -41,7 +41,7 @@ def validated(values: dict[str, Any], kind: type[T], source: str = "The settings
     Raises:
         UserError: naming every value that is wrong, what was expected, and for a key the nearest valid one.
     """
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     wrong = _unknown_keys(values, kind, "")
     if wrong:
@@ -51,10 +51,18 @@ def validated(values: dict[str, Any], kind: type[T], source: str = "The settings
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         problems = [
-            f"{_flag(problem['loc'])}: {problem['msg']}, got {problem['input']!r}."
-            for problem in error.errors()
+            f"{_flag(problem['loc'])}: {problem['msg']}, got {problem['input']!r}." for problem in error.errors()
         ]
         raise UserError(f"{source}: {' '.join(problems)}") from None
+
+
+def checked(config: T) -> T:
+    """Check the ranges of a dataclass that was built without them, e.g. from flags.
+
+    Raises:
+        UserError: as `validated`.
+    """
+    return validated(asdict(config), type(config))  # type: ignore[call-overload]
 
 
 def _flag(location: tuple[int | str, ...]) -> str:
@@ -79,7 +87,8 @@ def _unknown_keys(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
 
 def dump_config(config: Any) -> str:
     """A dataclass as YAML, every field, in the order of its definition."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    text: str = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    return text
 
 
 def _plain(value: Any) -> Any:

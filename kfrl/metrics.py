@@ -28,9 +28,7 @@ class MetricsWriter:
         kept = [row for row in rows if row[STEP] <= (resume_at or 0)]
         self._columns = [STEP, *sorted({name for row in kept for name in row} - {STEP})]
         self._write(kept)
-        self._events = SummaryWriter(
-            str(directory), purge_step=None if resume_at is None else resume_at + 1
-        )
+        self._events = SummaryWriter(str(directory), purge_step=None if resume_at is None else resume_at + 1)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add one row: `values` at `step` agent steps."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from agents.evaluation import evaluate
 from envs.protocols import Protocol
+from kfrl.errors import UserError
 from kfrl.nets import build_net
 
 
@@ -27,9 +28,7 @@ class Snapshot:
     weights: dict[str, NDArray[np.float32]]
 
 
-def run_evaluator(
-    protocol: Protocol, episodes: int, seed: int, connection: Connection
-) -> None:
+def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Connection) -> None:
     """Answer each `Snapshot` with (step, scores) until the pipe closes. Entry point of a spawned process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -43,11 +42,14 @@ def run_evaluator(
             net = build_net(snapshot.arch, snapshot.outputs)
             net.load_state_dict({k: torch.from_numpy(v) for k, v in snapshot.weights.items()})
             result = evaluate(
-                lambda obs, net=net: net(obs)[0],  # type: ignore[misc]
+                lambda obs, net=net: net(obs)[0],
                 protocol,
                 episodes=episodes,
                 seed=seed,
             )
             connection.send((snapshot.step, result.scores))
+        except UserError:
+            # Weights that are not finite: the workers will say so themselves, a missing point says enough.
+            connection.send((snapshot.step, ()))
         except (EOFError, BrokenPipeError):
             return

@@ -109,9 +109,7 @@ class Launcher:
         self._student_return: float | None = None
         self._window = _Window(step=self.shared.global_step)
         self._rate = 0.0
-        self._metrics = MetricsWriter(
-            run.folder.path, None if checkpoint is None else self.shared.global_step
-        )
+        self._metrics = MetricsWriter(run.folder.path, None if checkpoint is None else self.shared.global_step)
         self._signal: int | None = None
         self._failure: str | None = None
 
@@ -129,33 +127,29 @@ class Launcher:
 
     def save(self) -> None:
         """Write a checkpoint and the student as it is."""
+        step = self.shared.global_step
         state = {
-            "global_step": self.shared.global_step,
+            "global_step": step,
             "updates": int(self.shared.updates.sum()),
             "dropped": int(self.shared.dropped.sum()),
             "session": self._session,
             "elapsed_sec": self._elapsed + time.monotonic() - self._started,
         }
-        tensors: dict[str, Tensor] = {
-            f"net.{name}": tensor for name, tensor in self.net.state_dict().items()
-        }
+        tensors: dict[str, Tensor] = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
         for name in ("exp_avg", "exp_avg_sq"):
             views = named_views(self.net, self._groups, getattr(self.shared, name))
             tensors |= {f"{name}.{parameter}": view for parameter, view in views.items()}
         tensors["adam_steps"] = self.shared.adam_steps
-        save_checkpoint(self.run.folder.checkpoints, state["global_step"], tensors, state)
-        self.run.save_student(self.method.export(self.net), state["global_step"])
+        save_checkpoint(self.run.folder.checkpoints, step, tensors, state)
+        self.run.save_student(self.method.export(self.net), step)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        saved = checkpoint.tensors
-        self.net.load_state_dict(
-            {name[4:]: tensor for name, tensor in saved.items() if name.startswith("net.")}
-        )
+        self.net.load_state_dict(checkpoint.prefixed("net."))
         for name in ("exp_avg", "exp_avg_sq"):
             views = named_views(self.net, self._groups, getattr(self.shared, name))
-            for parameter, view in views.items():
-                view.copy_(saved[f"{name}.{parameter}"])
-        self.shared.adam_steps.copy_(saved["adam_steps"])
+            for parameter, saved in checkpoint.prefixed(f"{name}.").items():
+                views[parameter].copy_(saved)
+        self.shared.adam_steps.copy_(checkpoint.tensors["adam_steps"])
         self.shared.steps[0] = checkpoint.state["global_step"]
         self.shared.updates[0] = checkpoint.state["updates"]
         self.shared.dropped[0] = checkpoint.state["dropped"]
@@ -194,7 +188,7 @@ class Launcher:
                     self.shared,
                     self._session,
                 )
-                process = context.Process(
+                process: BaseProcess = context.Process(
                     target=run_worker, args=(job, theirs), daemon=True, name=f"worker {rank}"
                 )
                 process.start()
@@ -221,9 +215,7 @@ class Launcher:
             for name in added:
                 del os.environ[name]
 
-    def _watch(
-        self, workers: dict[Connection, BaseProcess], evaluator: Connection | None
-    ) -> None:
+    def _watch(self, workers: dict[Connection, BaseProcess], evaluator: Connection | None) -> None:
         config = self.run.config
         total = config.steps
         row_steps = max(1, total // ROWS)
@@ -299,17 +291,15 @@ class Launcher:
         except (EOFError, ConnectionResetError):
             self._failure = self._failure or "The evaluator process died."
             return False
-        self._student_return = float(sum(scores) / len(scores))
-        self._metrics.log(step, {"eval/mean_return": self._student_return})
+        if scores:
+            self._student_return = float(sum(scores) / len(scores))
+            self._metrics.log(step, {"eval/mean_return": self._student_return})
         return True
 
     def _snapshot(self, step: int) -> Snapshot:
         student = self.method.export(self.net)
         arch: dict[str, Any] = student.arch  # type: ignore[assignment]
-        weights = {
-            name: tensor.detach().contiguous().numpy().copy()
-            for name, tensor in student.state_dict().items()
-        }
+        weights = {name: tensor.detach().contiguous().numpy().copy() for name, tensor in student.state_dict().items()}
         return Snapshot(step, arch, len(self.run.spec.actions), weights)
 
     def _log_row(self) -> None:

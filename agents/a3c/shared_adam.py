@@ -50,9 +50,7 @@ def bind(groups: Sequence[ParameterGroup], flat: Tensor, grads: Tensor | None = 
             parameter.grad = view
 
 
-def named_views(
-    net: nn.Module, groups: Sequence[ParameterGroup], flat: Tensor
-) -> dict[str, Tensor]:
+def named_views(net: nn.Module, groups: Sequence[ParameterGroup], flat: Tensor) -> dict[str, Tensor]:
     """Views of a flat tensor under the parameters' names, e.g. of Adam's statistics for a checkpoint."""
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     return {names[id(parameter)]: view for parameter, view in _slices(groups, flat)}
@@ -92,7 +90,9 @@ class SharedModel:
             *counters,
             torch.zeros(1, dtype=torch.int64),
         )
-        return cls(*(tensor.share_memory_() for tensor in tensors))
+        for tensor in tensors:
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return cls(*tensors)
 
     @property
     def global_step(self) -> int:
@@ -108,9 +108,9 @@ class SharedAdam:
         self.max_grad_norm = max_grad_norm
         self._scales = [group.lr_scale for group in groups]
         sizes = [sum(p.numel() for p in group.parameters) for group in groups]
-        self._slices = [nn.Parameter(part) for part in shared.parameters.split(sizes)]
+        self._slices = [nn.Parameter(part) for part in torch.split(shared.parameters, sizes)]
         self._adam = torch.optim.Adam([{"params": [part]} for part in self._slices], fused=True)
-        moments = zip(shared.exp_avg.split(sizes), shared.exp_avg_sq.split(sizes), strict=True)
+        moments = zip(torch.split(shared.exp_avg, sizes), torch.split(shared.exp_avg_sq, sizes), strict=True)
         for index, (exp_avg, exp_avg_sq) in enumerate(moments):
             self._adam.state[self._slices[index]] = {
                 "step": shared.adam_steps[index],
@@ -133,10 +133,8 @@ class SharedAdam:
             return None
         if norm > self.max_grad_norm:
             grads.mul_(self.max_grad_norm / norm)
-        parts = grads.split([part.numel() for part in self._slices])
-        for part, grad, group, scale in zip(
-            self._slices, parts, self._adam.param_groups, self._scales, strict=True
-        ):
+        parts = torch.split(grads, [part.numel() for part in self._slices])
+        for part, grad, group, scale in zip(self._slices, parts, self._adam.param_groups, self._scales, strict=True):
             part.grad = grad
             group["lr"] = lr * scale
         self._adam.step()

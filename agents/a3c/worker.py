@@ -127,9 +127,7 @@ def _train(job: Job, connection: Connection) -> None:
     connection.send(report)
 
 
-def losses(
-    method: Method, net: nn.Module, rollout: Rollout, progress: float, config: TrainConfig
-) -> dict[str, Tensor]:
+def losses(method: Method, net: nn.Module, rollout: Rollout, progress: float, config: TrainConfig) -> dict[str, Tensor]:
     """Every term of the objective by name, weighted: A3C's own and the method's.
 
     Summed over the rollout's steps, as A3C does, and averaged over its environments, so that a worker with K games

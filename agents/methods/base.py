@@ -71,9 +71,7 @@ class Method:
             UserError: saying how many it takes.
         """
         if cls.takes_teachers == "none" and count:
-            raise UserError(
-                f"Method {name} takes no teachers, got {count}. Use --method knowledge-flow or fine-tune."
-            )
+            raise UserError(f"Method {name} takes no teachers, got {count}. Use --method knowledge-flow or fine-tune.")
         if cls.takes_teachers == "one" and count != 1:
             raise UserError(f"Method {name} takes exactly one teacher (--teachers NAME), got {count}.")
         if cls.takes_teachers == "some" and not count:
@@ -112,6 +110,10 @@ class Method:
     def export(self, net: nn.Module) -> nn.Module:
         """The net to save, evaluate and ship: depends on no teacher."""
         return copy.deepcopy(net)
+
+    def independent(self, net: nn.Module) -> bool:
+        """Whether the trained net needs no teacher any more, so that its score is the exported net's."""
+        return True
 
     def metrics(self, net: nn.Module) -> dict[str, float]:
         """What to log beside the losses."""

@@ -103,9 +103,7 @@ class KnowledgeFlowMethod(Method):
         if net.independent:
             return terms
         p_student = [net.mixing(layer)[0] for layer in net.layers]
-        terms["dependence"] = dependence_weight(progress, config.dependence_coef) * dependence_loss(
-            p_student
-        )
+        terms["dependence"] = dependence_weight(progress, config.dependence_coef) * dependence_loss(p_student)
         if config.handover_coef:
             terms["handover"] = config.handover_coef * _handover_loss(net, batch)
         return terms
@@ -128,6 +126,11 @@ class KnowledgeFlowMethod(Method):
         """The student alone."""
         assert isinstance(net, KnowledgeFlow)
         return net.export()
+
+    def independent(self, net: nn.Module) -> bool:
+        """Whether the hand-over is complete."""
+        assert isinstance(net, KnowledgeFlow)
+        return net.independent
 
     def metrics(self, net: nn.Module) -> dict[str, float]:
         """p of the student and of each teacher, per layer."""
@@ -157,10 +160,8 @@ def _match_actions(flow: KnowledgeFlow, spec: NetSpec, teachers: Sequence[Teache
     actions = {teacher.name: teacher.card.actions for teacher in teachers}
     for link, transform in zip(flow.links, flow.transforms, strict=True):
         if link.student == link.layer == "policy" and hasattr(transform, "weight"):
-            matrix = [
-                [float(own == other) for other in actions[link.teacher]] for own in spec.actions
-            ]
-            transform.weight.copy_(torch.tensor(matrix))
+            matrix = [[float(own == other) for other in actions[link.teacher]] for own in spec.actions]
+            transform.get_parameter("weight").copy_(torch.tensor(matrix))
 
 
 METHOD = KnowledgeFlowMethod

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "kfrl.cli.train",
     "eval": "kfrl.cli.evaluate",
     "teachers": "kfrl.cli.teachers",
+    "plot": "kfrl.cli.plot",
     "games": "kfrl.cli.games",
 }
 
@@ -23,6 +24,7 @@ Transfer knowledge between deep nets in reinforcement learning.
   train      train a student on a game, alone or with frozen teachers
   eval       score a run or an agent file: 30 no-op episodes
   teachers   list, show and import agents that can teach
+  plot       draw a run: returns, and p of student and teachers per layer
   games      list the games
 
 `kfrl COMMAND --help` explains one. For example:

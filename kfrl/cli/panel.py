@@ -75,7 +75,7 @@ class TrainDisplay:
                 self._live = Live(console=self.console, refresh_per_second=4, transient=True)
                 self._live.start()
             self._live.update(_panel(self._title, status))
-        elif time.monotonic() - self._printed > LINE_SECONDS:
+        elif status.step and time.monotonic() - self._printed > LINE_SECONDS:
             self._printed = time.monotonic()
             self.say(_line(status))
 
@@ -147,18 +147,12 @@ def _facts(status: Status) -> list[tuple[str, str]]:
 
 
 def _weights(status: Status) -> list[RenderableType]:
-    layers = {
-        name.rsplit("/", 1)[1]: p
-        for name, p in status.metrics.items()
-        if name.startswith("flow/p_student/")
-    }
+    layers = {name.rsplit("/", 1)[1]: p for name, p in status.metrics.items() if name.startswith("flow/p_student/")}
     if not layers:
         return []
     table = Table.grid(padding=(0, 2))
     for layer, p in layers.items():
-        table.add_row(
-            Text(f"p {layer}", style="dim"), ProgressBar(total=1.0, completed=p, width=30), f"{p:.3f}"
-        )
+        table.add_row(Text(f"p {layer}", style="dim"), ProgressBar(total=1.0, completed=p, width=30), f"{p:.3f}")
     return [table]
 
 

@@ -56,7 +56,7 @@ Command = (
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     command = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         prog="kfrl teachers",
         description=__doc__,
         args=list(argv) or ["list"],
@@ -134,9 +134,7 @@ def _import(command: Import) -> None:
     if command.output.suffix != ".safetensors":
         raise UserError(f"An agent file ends in .safetensors, got {command.output.name!r}.")
     protocol = get_protocol(command.protocol, command.game)
-    card = import_state_dict(
-        command.file, command.output, protocol.game, action_set(protocol), command.notes
-    )
+    card = import_state_dict(command.file, command.output, protocol.game, action_set(protocol), command.notes)
     Console().print(
         f"Wrote {command.output}: {card.game}, {len(card.actions)} actions, net {card.arch}.\n"
         f"Play it: kfrl eval {command.output}",

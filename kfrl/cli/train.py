@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
 from agents.config import TrainConfig
-from kfrl.config import load_config, validated
+from kfrl.config import checked, load_config
 from kfrl.errors import UserError
 
 if TYPE_CHECKING:
+    from agents.a3c.launcher import Launcher
     from agents.runs import Run
     from kfrl.checkpoint import Checkpoint
+    from kfrl.cli.panel import TrainDisplay
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.resume is not None:
         run = reopen(flags.resume)
         return _train(run, latest_checkpoint(run.folder.checkpoints))
-    settings = validated(asdict(flags.settings), TrainConfig)
-    run = resolve(settings)
+    run = resolve(checked(flags.settings))
     if run.folder.path.exists():
         raise UserError(
             f"The run folder {run.folder.path} exists. Give another --run-dir, or go on with that run: "
@@ -60,8 +61,7 @@ def _parse(argv: Sequence[str]) -> TrainFlags:
     early, others = first.parse_known_args(list(argv))
     if early.resume is not None and (others or early.config) and "--help" not in others:
         raise UserError(
-            "--resume goes on with a run's own settings and takes no other flag, "
-            f"got {' '.join(others) or '--config'}."
+            f"--resume goes on with a run's own settings and takes no other flag, got {' '.join(others) or '--config'}."
         )
     settings = TrainConfig() if early.config is None else load_config(early.config, TrainConfig)
     return tyro.cli(
@@ -91,3 +91,33 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
             return 128 + outcome.stopped_by
         _evaluate(run, launcher, outcome.step, display)
     return 0
+
+
+def _evaluate(run: Run, launcher: Launcher, step: int, display: TrainDisplay) -> None:
+    """Play the final episodes, save the scores beside the student, say what to type next."""
+    import torch
+
+    from kfrl.cli.evaluate import linked_policy, play_games
+
+    student = launcher.method.export(launcher.net)
+    folder, episodes = run.folder, run.config.eval_episodes
+    display.close()
+    torch.set_num_threads(1)
+    if episodes:
+        policies = {"student alone": lambda obs: student(obs)[0]}
+        linked = linked_policy(run, launcher.net)
+        if linked is not None:
+            policies["with its teachers' links"] = linked
+        results = {
+            title: play_games(policy, run.protocol, episodes, 0, False, title, display.say).to_dict()
+            for title, policy in policies.items()
+        }
+        alone, *others = results.values()
+        answer = {"steps": step, **alone} | ({"with_links": others[0]} if others else {})
+        answer["p_student"] = launcher.method.metrics(launcher.net)
+        run.save_student(student, step, alone)
+        run.write_evaluation(answer)
+    display.say(f"\nThe student, alone: {folder.student}")
+    display.say(f"Curves: {folder.metrics}, or: tensorboard --logdir {folder.path}")
+    display.say(f"Watch it: kfrl eval {folder.path} --video play.mp4")
+    display.say(f"Let it teach: kfrl train --game NAME --teachers {run.protocol.game}")

@@ -50,9 +50,7 @@ def links_by_depth(student: nn.Module, teachers: Mapping[str, nn.Module]) -> lis
     return links
 
 
-def check_links(
-    links: Iterable[Link], student: nn.Module, teachers: Mapping[str, nn.Module]
-) -> None:
+def check_links(links: Iterable[Link], student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:
     """Refuse a link between layers that do not exist.
 
     Raises:

@@ -20,9 +20,7 @@ class Mixing(nn.Module):
             before normalisation (the reproduction's section 2.1: 0.1 / 1).
     """
 
-    def __init__(
-        self, candidates: Mapping[str, int], variant: Variant, student_weight: float | None = None
-    ) -> None:
+    def __init__(self, candidates: Mapping[str, int], variant: Variant, student_weight: float | None = None) -> None:
         """Create the weights.
 
         Args:

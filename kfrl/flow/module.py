@@ -78,17 +78,13 @@ class KnowledgeFlow(nn.Module):
 
         shapes = self._dry_run(example)
         self.transforms = nn.ModuleList(
-            build_transform(
-                transform, shapes[link.teacher, link.layer], shapes["", link.student], rank
-            )
+            build_transform(transform, shapes[link.teacher, link.layer], shapes["", link.student], rank)
             for link in self.links
         )
         self._feeds: dict[str, list[int]] = {}
         for index, link in enumerate(self.links):
             self._feeds.setdefault(link.student, []).append(index)
-        self.mixing = Mixing(
-            {layer: len(feeds) for layer, feeds in self._feeds.items()}, mixing, student_weight
-        )
+        self.mixing = Mixing({layer: len(feeds) for layer, feeds in self._feeds.items()}, mixing, student_weight)
         self._link_shapes = tuple(
             LinkShape(
                 link,
@@ -99,10 +95,7 @@ class KnowledgeFlow(nn.Module):
             )
             for link, q in zip(self.links, self.transforms, strict=True)
         )
-        self._hooks = [
-            student.get_submodule(layer).register_forward_hook(self._mix(layer))
-            for layer in self._feeds
-        ]
+        self._hooks = [student.get_submodule(layer).register_forward_hook(self._mix(layer)) for layer in self._feeds]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -203,9 +196,7 @@ class KnowledgeFlow(nn.Module):
         handles = []
         for name, layer in dict.fromkeys(wanted):
             net = self._teachers[name] if name else self.student
-            handles.append(
-                net.get_submodule(layer).register_forward_hook(_keep(seen, (name, layer)))
-            )
+            handles.append(net.get_submodule(layer).register_forward_hook(_keep(seen, (name, layer))))
         for net in (self.student, *self._teachers.values()):
             net(example)
         for handle in handles:
@@ -213,9 +204,7 @@ class KnowledgeFlow(nn.Module):
         return {key: tuple(z.shape[1:]) for key, z in seen.items()}
 
 
-def _keep(
-    seen: dict[tuple[str, str], Tensor], key: tuple[str, str]
-) -> Callable[[nn.Module, Any, Tensor], None]:
+def _keep(seen: dict[tuple[str, str], Tensor], key: tuple[str, str]) -> Callable[[nn.Module, Any, Tensor], None]:
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
         seen[key] = output
 

@@ -42,7 +42,7 @@ class Dense(nn.Module):
 
     def forward(self, z: Tensor, scale: Tensor) -> Tensor:
         """(B, *in_shape) -> (B, *out_shape), times `scale`."""
-        return F.linear(z.flatten(1), self.weight * scale).unflatten(1, self.out_shape)
+        return F.linear(z.flatten(1), self.weight * scale).view(-1, *self.out_shape)
 
 
 class LowRank(nn.Module):
@@ -57,17 +57,14 @@ class LowRank(nn.Module):
 
     def forward(self, z: Tensor, scale: Tensor) -> Tensor:
         """(B, *in_shape) -> (B, *out_shape), times `scale`."""
-        return F.linear(F.linear(z.flatten(1), self.down * scale), self.up).unflatten(
-            1, self.out_shape
-        )
+        mapped = F.linear(F.linear(z.flatten(1), self.down * scale), self.up)
+        return mapped.view(-1, *self.out_shape)
 
 
 Transform = Conv1x1 | Dense | LowRank
 
 
-def build_transform(
-    kind: str, in_shape: Sequence[int], out_shape: Sequence[int], rank: int = 64
-) -> Transform:
+def build_transform(kind: str, in_shape: Sequence[int], out_shape: Sequence[int], rank: int = 64) -> Transform:
     """Build Q from a teacher layer of `in_shape` to a student layer of `out_shape` (without the batch dimension).
 
     It starts as the identity where the two agree, and orthogonal elsewhere, so that the teacher's features arrive

@@ -96,9 +96,7 @@ def load_agent(path: Path, name: str | None = None) -> Teacher:
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(
-            f"{path}: its tensors do not fit the architecture that its card names. {error}"
-        ) from None
+        raise UserError(f"{path}: its tensors do not fit the architecture that its card names. {error}") from None
     return Teacher(name or path.stem, net.eval().requires_grad_(False), card, path)
 
 
@@ -106,9 +104,7 @@ STRIDES = {8: 4, 4: 2, 3: 1}
 """Kernel -> stride in the nets of Mnih et al. 2015 and 2016; a state dict does not hold strides."""
 
 
-def import_state_dict(
-    source: Path, target: Path, game: str, actions: tuple[str, ...], notes: str = ""
-) -> Card:
+def import_state_dict(source: Path, target: Path, game: str, actions: tuple[str, ...], notes: str = "") -> Card:
     """Convert a state dict with layers conv1.. / fc / policy / value, as `torch.save` wrote it, to an agent file.
 
     Only tensors are read (`weights_only=True`): a pickle that would run code is refused.
@@ -168,9 +164,7 @@ def _read(path: Path, with_tensors: bool) -> tuple[Card, dict[str, Tensor]]:
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
     except SafetensorError as error:
-        raise UserError(
-            f"{path} is truncated or damaged ({error}). Copy it again, or train it anew."
-        ) from None
+        raise UserError(f"{path} is truncated or damaged ({error}). Copy it again, or train it anew.") from None
     return _parse_card(path, header["card"]), tensors
 
 

@@ -31,9 +31,7 @@ def list_teachers(runs: Path) -> list[Entry]:
     zoo = [_entry(path, ZOO_PREFIX + path.stem) for path in sorted(ZOO.glob("*.safetensors"))]
     readable = sorted(
         (entry for entry in own if entry is not None),
-        key=lambda entry: -(
-            entry.card.mean_score if entry.card.mean_score is not None else float("inf")
-        ),
+        key=lambda entry: -(entry.card.mean_score if entry.card.mean_score is not None else float("inf")),
     )
     scored = [entry for entry in readable if entry.card.mean_score is not None]
     unscored = [entry for entry in readable if entry.card.mean_score is None]

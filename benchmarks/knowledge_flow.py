@@ -1,0 +1,170 @@
+"""Knowledge Flow beside fine-tuning and scratch at equal agent steps: the study of docs/knowledge-flow.md.
+
+    python benchmarks/knowledge_flow.py run --expert breakout-a2c.safetensors --non-expert seaquest
+    python benchmarks/knowledge_flow.py draw
+
+`run` trains every arm with every seed, one after the other, and skips the runs that are finished, so that it can be
+stopped and started again. `draw` makes the table and the pictures from what is there.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from kfrl.metrics import read_metrics
+from kfrl.plots import STUDENT, TRAINING, save_figure, series, smooth
+
+PAPER = ("--independence-at", "None", "--handover-coef", "0", "--link-heads", "never")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the table."""
+
+    name: str
+    title: str
+    flags: tuple[str, ...]
+
+
+def arms(expert: str, non_expert: str) -> tuple[Arm, ...]:
+    """What is compared."""
+    return (
+        Arm("scratch", "scratch A3C", ()),
+        Arm("fine-tune", "fine-tuning, non-expert", ("--method", "fine-tune", "--teachers", non_expert)),
+        Arm("flow-non-expert", "knowledge flow, non-expert", ("--teachers", non_expert)),
+        Arm("flow-expert", "knowledge flow, expert", ("--teachers", expert)),
+        Arm("flow-expert-paper", "the same, the paper's own settings", ("--teachers", expert, *PAPER)),
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Train every arm with every seed."""
+
+    expert: str
+    """An agent that plays the game well: a path, or a name as --teachers takes it."""
+    non_expert: str = "seaquest"
+    """An agent of another game, of the student's own shape (fine-tuning needs that)."""
+    game: str = "Breakout"
+    """The game to learn."""
+    steps: int = 500_000
+    """Agent steps of a run."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """One run of each arm for each."""
+    workers: int = 2
+    """Worker processes."""
+    envs_per_worker: int = 16
+    """Games of each."""
+    lr: float = 1e-3
+    """Learning rate."""
+    only: tuple[str, ...] = ()
+    """Names of the arms to run; default all."""
+    out: Path = Path("runs/knowledge-flow")
+    """Where the runs go."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Make the table and the pictures."""
+
+    out: Path = Path("runs/knowledge-flow")
+    """Where the runs are."""
+    pictures: Path = Path("docs/images")
+    """Where the pictures go."""
+
+
+def run(options: Run) -> None:
+    """Train what is missing."""
+    for seed in options.seeds:
+        for arm in arms(options.expert, options.non_expert):
+            folder = options.out / arm.name / f"s{seed}"
+            if (options.only and arm.name not in options.only) or (folder / "eval.json").exists():
+                continue
+            going_on = (folder / "config.yaml").exists()
+            flags = ["--resume", str(folder)] if going_on else _flags(options, arm, seed, folder)
+            subprocess.run([sys.executable, "-m", "kfrl.cli.main", "train", *flags], check=True)
+
+
+def _flags(options: Run, arm: Arm, seed: int, folder: Path) -> list[str]:
+    return [
+        *("--game", options.game, "--steps", str(options.steps), "--seed", str(seed)),
+        *("--workers", str(options.workers), "--envs-per-worker", str(options.envs_per_worker)),
+        *("--lr", str(options.lr), "--run-dir", str(folder), *arm.flags),
+    ]
+
+
+def draw(options: Draw) -> None:
+    """Read every finished run and draw."""
+    found = {
+        arm: [path.parent for path in sorted((options.out / arm.name).glob("*/eval.json"))] for arm in arms("", "")
+    }
+    found = {arm: folders for arm, folders in found.items() if folders}
+    _table(found)
+    _curves(found, options.pictures / "knowledge-flow-curves.png")
+
+
+def _table(found: dict[Arm, list[Path]]) -> None:
+    table = Table("arm", "seeds", "with links, last tenth", "student alone, 30 games", "per seed")
+    for arm, folders in found.items():
+        alone = [_evaluation(folder)["mean"] for folder in folders]
+        linked = [_last_tenth(folder) for folder in folders]
+        table.add_row(
+            arm.title,
+            str(len(folders)),
+            _mean_and_spread(linked),
+            _mean_and_spread(alone),
+            " ".join(f"{score:.1f}" for score in alone),
+        )
+    Console(width=140).print(table)
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "eval.json").read_text())
+    return result
+
+
+def _last_tenth(folder: Path) -> float:
+    rows = read_metrics(folder / "metrics.csv")
+    last = max(row["global_step"] for row in rows)
+    return float(smooth(rows, TRAINING, np.array([0.9 * last, last + 1]), "charts/episodes")[1])
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    spread = f" +- {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
+
+
+def _curves(found: dict[Arm, list[Path]], target: Path) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for arm, folders in found.items():
+        runs = [read_metrics(folder / "metrics.csv") for folder in folders]
+        last = min(max(row["global_step"] for row in rows) for rows in runs)
+        grid = np.linspace(last / 25, last, 25)
+        linked = np.stack([smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs])
+        alone = np.stack([np.interp(grid, *series(rows, STUDENT)) for rows in runs])
+        for axis, values in zip(axes, (linked, alone), strict=True):
+            (line,) = axis.plot(grid / 1e6, values.mean(0), label=arm.title)
+            axis.fill_between(grid / 1e6, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, lw=0)
+    axes[0].set(title="while training, with links", xlabel="million agent steps", ylabel="raw return")
+    axes[1].set(title="student alone", xlabel="million agent steps")
+    axes[0].legend(fontsize=8)
+    save_figure(figure, target)
+
+
+Command = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Draw, tyro.conf.subcommand("draw")]
+
+if __name__ == "__main__":
+    command = tyro.cli(Command, description=__doc__)
+    run(command) if isinstance(command, Run) else draw(command)

@@ -1,0 +1,183 @@
+"""`kfrl eval`: the score of a run, an agent file or a teacher under its protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from annotated_types import Ge
+
+from kfrl.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from torch import nn
+
+    from agents.evaluation import Evaluation, Policy
+    from agents.runs import Run
+    from envs.protocols import Protocol
+
+Say = Callable[["RenderableType"], None]
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """Score an agent: 30 games from no-op starts, raw scores, the student alone."""
+
+    agent: tyro.conf.Positional[str]
+    """A run's folder, an agent file, or a teacher's name as `--teachers` takes it."""
+    episodes: Annotated[int, Ge(1)] = 30
+    """Games to play."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the games and of the sampled actions."""
+    greedy: bool = False
+    """Take the most probable action instead of sampling."""
+    protocol: str | None = None
+    """paper, machado or sb3. Default: the rules that the agent was trained under."""
+    json: Path | None = None
+    """Also write the result here."""
+    video: Path | None = None
+    """Also write what the agent plays, one game more: .mp4 or .gif."""
+    runs: Path = Path("runs")
+    """Where your runs are."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    from kfrl.config import checked
+
+    flags = checked(tyro.cli(EvalFlags, prog="kfrl eval", args=list(argv)))
+    import torch
+    from rich.console import Console
+
+    from agents.evaluation import check_video_path, record
+    from kfrl.atomic import write_text
+    from kfrl.provenance import sha256
+    from kfrl.teachers.formats import load_agent
+    from kfrl.teachers.store import find_teacher
+
+    if flags.video is not None:
+        check_video_path(flags.video)
+    console = Console()
+    entry = find_teacher(flags.agent, flags.runs)
+    agent = load_agent(entry.path)
+    protocol = _protocol(flags.protocol, agent.card.game, agent.card.protocol)
+    _check_actions(agent.card.actions, protocol)
+    torch.set_num_threads(1)
+
+    def play(policy: Policy, title: str) -> Evaluation:
+        return play_games(policy, protocol, flags.episodes, flags.seed, flags.greedy, title, console.print)
+
+    result = play(lambda obs: agent.net(obs)[0], f"{agent.name} alone")
+    answer: dict[str, Any] = {
+        "agent": str(entry.path),
+        "sha256": sha256(entry.path),
+        "method": agent.card.method,
+        "steps": agent.card.steps,
+        "commit": agent.card.commit,
+        **result.to_dict(),
+    }
+    linked = _linked_policy(Path(flags.agent))
+    if linked is not None:
+        answer["with_links"] = play(linked, "with its teachers' links").to_dict()
+    elif agent.card.teachers:
+        console.print("The student is independent: no link is left, its score is its own.")
+    if flags.json is not None:
+        write_text(flags.json, dump_json(answer))
+        console.print(f"Wrote {flags.json}")
+    if flags.video is not None:
+        score = record(lambda obs: agent.net(obs)[0], protocol, flags.video, seed=flags.seed, greedy=flags.greedy)
+        console.print(f"Wrote {flags.video}: a game of {score:,.0f} points")
+    return 0
+
+
+def dump_json(answer: dict[str, Any]) -> str:
+    """Indented, one line at the end."""
+    import json
+
+    return json.dumps(answer, indent=1) + "\n"
+
+
+def play_games(
+    policy: Policy,
+    protocol: Protocol,
+    episodes: int,
+    seed: int,
+    greedy: bool,
+    title: str,
+    say: Say,
+) -> Evaluation:
+    """Play under a progress bar and print the table."""
+    import os
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from agents.evaluation import evaluate
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("games"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"Playing {protocol.game}, {title}", total=episodes)
+        result = evaluate(
+            policy,
+            protocol,
+            episodes=episodes,
+            seed=seed,
+            greedy=greedy,
+            num_threads=os.cpu_count() or 1,
+            on_episode=lambda episode: progress.advance(task),
+        )
+    say(result.table(title))
+    return result
+
+
+def _protocol(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
+    from envs.protocols import Protocol, get_protocol
+
+    if name is not None or not saved:
+        return get_protocol(name or "paper", game)
+    return Protocol.from_dict(saved)
+
+
+def _check_actions(actions: tuple[str, ...], protocol: Protocol) -> None:
+    from envs.atari import action_set
+
+    played = action_set(protocol)
+    if played != actions:
+        raise UserError(
+            f"The agent chooses between {len(actions)} actions, but {protocol.game} under protocol {protocol.name!r} "
+            f"has {len(played)}. Evaluate it under the protocol that it was trained with (leave --protocol out)."
+        )
+
+
+def _linked_policy(path: Path) -> Policy | None:
+    """The policy of a run that still leans on its teachers, at its last checkpoint; None for anything else."""
+    from agents.runs import RunFolder, reopen
+    from kfrl.checkpoint import latest_checkpoint
+
+    if not RunFolder(path).config.is_file():
+        return None
+    run = reopen(path)
+    method = run.method()
+    net = method.build(run.spec, run.teachers)
+    saved = latest_checkpoint(run.folder.checkpoints)
+    net.load_state_dict(saved.prefixed("net."))
+    method.before_rollout(net, min(1.0, saved.state["global_step"] / run.config.steps))
+    return linked_policy(run, net)
+
+
+def linked_policy(run: Run, net: nn.Module) -> Policy | None:
+    """The policy with its teachers' help, or None if it needs none."""
+    method = run.method()
+    if method.independent(net):
+        return None
+    return lambda obs: method.forward(net, obs, method.observe(net, obs))[0]

@@ -1,0 +1,44 @@
+"""`kfrl games`: the games that can be played, and the scores that theirs are measured by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from kfrl.errors import unknown
+
+
+@dataclass(frozen=True)
+class GamesArgs:
+    """List the games, with the random and the human score of Atari-57."""
+
+    filter: tyro.conf.Positional[str] = ""
+    """Only the games whose name contains this, whatever the case and punctuation."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    args = tyro.cli(GamesArgs, prog="kfrl games", args=list(argv))
+    from rich.console import Console
+    from rich.table import Table
+
+    from envs.games import all_games
+    from kfrl.stats import REFERENCE_SOURCE, reference_scores
+
+    wanted = re.sub(r"[\W_]", "", args.filter.casefold())
+    games = [game for game in all_games() if wanted in game.title.casefold()]
+    if not games:
+        titles = (game.title for game in all_games())
+        raise unknown("game", args.filter, titles, "`kfrl games` lists them all.")
+    table = Table("--game", "ROM", "Atari-57", caption=f"Random and human scores: {REFERENCE_SOURCE}.")
+    table.add_column("random", justify="right")
+    table.add_column("human", justify="right")
+    for game in games:
+        scores = reference_scores().get(game.rom)
+        known = ("yes", f"{scores.random:,.1f}", f"{scores.human:,.1f}") if scores else ("", "", "")
+        table.add_row(game.title, game.rom, *known)
+    Console().print(table)
+    return 0

@@ -1,0 +1,34 @@
+"""`kfrl plot`: a run's curves as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from kfrl.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlotFlags:
+    """Draw a run: raw returns with links and alone, and p of student and teachers per layer over training."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    output: Path | None = None
+    """The picture: .png, .svg or .pdf. Default: curves.png in the run's folder."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    flags = tyro.cli(PlotFlags, prog="kfrl plot", args=list(argv))
+    target = flags.output or flags.run / "curves.png"
+    if target.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"A picture ends in .png, .svg or .pdf, got {target.name!r}.")
+    from kfrl.plots import draw_run
+
+    draw_run(flags.run, target)
+    print(f"Wrote {target}")
+    return 0
