@@ -200,7 +200,8 @@ def _choose(
         if logits.shape != (len(obs), len(actions)):
             raise UserError(
                 f"The policy gave logits of shape {tuple(logits.shape)}; expected "
-                f"{(len(obs), len(actions))}, for {', '.join(actions)}. Use the protocol that the policy was trained under."
+                f"{(len(obs), len(actions))}, for {', '.join(actions)}. "
+                "Use the protocol that the policy was trained under."
             )
         probabilities = logits.softmax(dim=1)
         if probabilities.isnan().any():

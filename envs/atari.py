@@ -46,9 +46,9 @@ class Transition:
 class AtariEnvs:
     """K games of one protocol, reset by themselves (Gymnasium's SAME_STEP mode).
 
-    SAME_STEP, because NEXT_STEP makes one bogus transition an episode: the action after a terminal observation is
-    ignored and earns nothing. Lives are tracked here, not in the emulator wrapper, so that a lost life can end the
-    learner's episode while the game, and its score, go on.
+    SAME_STEP, because NEXT_STEP makes one bogus transition an episode: the action after a terminal observation
+    is ignored and earns nothing. Lives are tracked here, not in the emulator wrapper, so that a lost life can end
+    the learner's episode while the game, and its score, go on.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class AtariEnvs:
         self._steps = np.zeros(num_envs, dtype=np.int64)
 
     def reset(self, seed: int) -> NDArray[np.uint8]:
-        """Start K new games; environment k is seeded with `seed + k`. Returns observations (K, stack, H, W)."""
+        """Start K new games, game k seeded with `seed + k`. Returns observations (K, stack, H, W)."""
         obs: NDArray[np.uint8]
         obs, info = self._envs.reset(seed=seed)
         self._lives = info["lives"]
@@ -145,4 +145,4 @@ def action_set(protocol: Protocol) -> tuple[str, ...]:
 
 
 ALL_ACTIONS: tuple[str, ...] = tuple(ale_py.Action.__members__)
-"""The 18 joystick actions by meaning; sets of different games are matched through these names, never by index."""
+"""The 18 joystick actions by meaning; sets of different games are matched through these, never by index."""

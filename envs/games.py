@@ -41,8 +41,8 @@ def find_game(name: str) -> Game:
     Raises:
         UserError: no such game; the message names the nearest one.
     """
-    plain = re.sub(r"^ALE/", "", name.strip())
-    plain = re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", plain)
+    plain = re.sub(r"^ALE/", "", name.strip(), flags=re.IGNORECASE)
+    plain = re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", plain, flags=re.IGNORECASE)
     games = {_folded(game.rom): game for game in all_games()}
     try:
         return games[_folded(plain)]

@@ -1,7 +1,7 @@
 """Evaluation and training protocols: named presets, frozen and hashed.
 
-A score means nothing without the rules that it was played under, so the rules travel with every checkpoint and every
-score, and two scores are comparable only when their fingerprints agree.
+A score means nothing without the rules that it was played under, so the rules travel with every checkpoint and
+every score, and two scores are comparable only when their fingerprints agree.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Protocol:
         for field in ("frame_skip", "screen_size", "frame_stack", "max_frames"):
             if getattr(self, field) < 1:
                 raise UserError(f"Expected protocol field {field} of at least 1, got {getattr(self, field)}.")
+        # 0 and 0.0 are equal rules, but not equal JSON: other tools write 0.0 as 0.
+        object.__setattr__(self, "sticky", float(self.sticky))
 
     @property
     def fingerprint(self) -> str:
@@ -75,7 +77,8 @@ class Protocol:
         if saved.get("fingerprint", protocol.fingerprint) != protocol.fingerprint:
             raise UserError(
                 f"The protocol block says fingerprint {saved['fingerprint']}, "
-                f"but its rules give {protocol.fingerprint}: it was edited by hand or written by another version."
+                f"but its rules give {protocol.fingerprint}: "
+                "it was edited by hand or written by another version."
             )
         return protocol
 

@@ -112,7 +112,7 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in (ROOT / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.name[0] != "."
     }
     assert not sorted(ours - held), "a pattern of .gitignore keeps these out of the wheel"
 

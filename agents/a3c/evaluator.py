@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from agents.evaluation import evaluate
+from agents.evaluation import Policy, evaluate
 from envs.protocols import Protocol
 from kfrl.errors import UserError
 from kfrl.nets import build_net
@@ -41,15 +42,18 @@ def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Conn
             snapshot: Snapshot = connection.recv()
             net = build_net(snapshot.arch, snapshot.outputs)
             net.load_state_dict({k: torch.from_numpy(v) for k, v in snapshot.weights.items()})
-            result = evaluate(
-                lambda obs, net=net: net(obs)[0],
-                protocol,
-                episodes=episodes,
-                seed=seed,
-            )
+            result = evaluate(_policy(net), protocol, episodes=episodes, seed=seed)
             connection.send((snapshot.step, result.scores))
         except UserError:
             # Weights that are not finite: the workers will say so themselves, a missing point says enough.
             connection.send((snapshot.step, ()))
         except (EOFError, BrokenPipeError):
             return
+
+
+def _policy(net: nn.Module) -> Policy:
+    def logits(obs: Tensor) -> Tensor:
+        both: tuple[Tensor, Tensor] = net(obs)
+        return both[0]
+
+    return logits

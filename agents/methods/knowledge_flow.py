@@ -133,7 +133,7 @@ class KnowledgeFlowMethod(Method):
         return net.independent
 
     def metrics(self, net: nn.Module) -> dict[str, float]:
-        """p of the student and of each teacher, per layer."""
+        """The weights p of the student and of each teacher, per layer."""
         assert isinstance(net, KnowledgeFlow)
         logged: dict[str, float] = {}
         with torch.no_grad():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kfrl.errors import unknown
+from kfrl.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,17 @@ def links_by_depth(student: nn.Module, teachers: Mapping[str, nn.Module]) -> lis
     """Link every hidden layer of the student to the layer of each teacher at the same relative depth.
 
     Layer j of L_0 takes layer round(j L_m / L_0) of a teacher with L_m layers, at least the first.
+
+    Raises:
+        UserError: a teacher without hidden layers.
     """
     student_layers = hidden_layers(student)
     links = []
     for depth, layer in enumerate(student_layers, start=1):
         for name, teacher in teachers.items():
             teacher_layers = hidden_layers(teacher)
+            if not teacher_layers:
+                raise UserError(f"Teacher {name!r} has no hidden layer to learn from.")
             index = max(1, round(depth * len(teacher_layers) / len(student_layers)))
             links.append(Link(layer, name, teacher_layers[index - 1]))
     return links

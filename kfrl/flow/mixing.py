@@ -31,17 +31,16 @@ class Mixing(nn.Module):
         """
         super().__init__()
         self.variant = variant
-        self._names = {layer: layer.replace(".", "_") for layer in candidates}
-        self.raw = nn.ParameterDict(
-            {
-                self._names[layer]: nn.Parameter(_initial(variant, count, student_weight))
-                for layer, count in candidates.items()
-            }
-        )
+        self._names = {layer: layer.replace(".", "/") for layer in candidates}
+        # A ParameterDict refuses layers called `keys` or `values`.
+        self.raw = nn.Module()
+        for layer, count in candidates.items():
+            initial = _initial(variant, count, student_weight)
+            self.raw.register_parameter(self._names[layer], nn.Parameter(initial))
 
     def forward(self, layer: str) -> Tensor:
         """p^j of `layer`: (1 + number of teacher layers,), summing to 1."""
-        raw: Tensor = self.raw[self._names[layer]]
+        raw = self.raw.get_parameter(self._names[layer])
         if self.variant == "softmax":
             return raw.softmax(0)
         # The reproduction counts a weight that a step pushed below zero as zero.
@@ -52,7 +51,7 @@ class Mixing(nn.Module):
     def renormalise(self) -> None:
         """Put p back on the simplex after an optimiser step (simplex variant only)."""
         if self.variant == "simplex":
-            for raw in self.raw.values():
+            for raw in self.raw.parameters():
                 raw.clamp_min_(1e-6).div_(raw.sum())
 
 

@@ -197,15 +197,23 @@ class KnowledgeFlow(nn.Module):
         for name, layer in dict.fromkeys(wanted):
             net = self._teachers[name] if name else self.student
             handles.append(net.get_submodule(layer).register_forward_hook(_keep(seen, (name, layer))))
-        for net in (self.student, *self._teachers.values()):
-            net(example)
-        for handle in handles:
-            handle.remove()
+        # In training mode batch norm would take the example into its statistics.
+        modes = [(module, module.training) for module in self.student.modules()]
+        self.student.eval()
+        try:
+            for net in (self.student, *self._teachers.values()):
+                net(example)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, training in modes:
+                module.training = training
         return {key: tuple(z.shape[1:]) for key, z in seen.items()}
 
 
 def _keep(seen: dict[tuple[str, str], Tensor], key: tuple[str, str]) -> Callable[[nn.Module, Any, Tensor], None]:
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen[key] = output
+        # A copy, because an activation that works in place would turn z into h.
+        seen[key] = output.clone()
 
     return hook

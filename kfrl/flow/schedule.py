@@ -23,8 +23,8 @@ class HandOver:
 
     def __call__(self, progress: float) -> float:
         """The share of the teachers' weight that the student has taken over: 0 before `start`, 1 from `end` on."""
-        if self.end is None or progress < self.start:
-            return 0.0
-        if progress >= self.end:
+        if self.end is not None and progress >= self.end:
             return 1.0
+        if self.end is None or progress <= self.start:
+            return 0.0
         return (progress - self.start) / (self.end - self.start)
