@@ -47,10 +47,14 @@ class FlowConfig:
     """Learning rate of w as a multiple of --lr (+)."""
     independence_at: Fraction | None = 0.8
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
-    handover_start: Fraction = 0.4
+    handover_start: Fraction = 0.5
     """Share of the run at which p of the student begins its forced way to 1 (+)."""
     handover_coef: NonNegative = 1.0
     """Weight of the distillation of the linked policy and value into the student alone, until independence (+)."""
+    handover_reuse: Positive = 2.0
+    """Samples of this distillation for each sample of a rollout, drawn from memory (+)."""
+    handover_memory: Count = 16_384
+    """Samples that all workers together remember for it (+); 28 KB each."""
     link_heads: Literal["never", "expert", "always"] = "expert"
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
     meaning."""

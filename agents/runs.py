@@ -54,6 +54,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def curves(self) -> Path:
+        """The same, drawn."""
+        return self.path / "curves.png"
+
+    @property
     def evaluation(self) -> Path:
         """The final scores."""
         return self.path / "eval.json"

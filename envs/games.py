@@ -21,12 +21,16 @@ class Game:
         return self.rom.title().replace("_", "")
 
 
+# They have no single-player mode: ale-py ends the process, with exit code 0, when one is loaded.
+_TWO_PLAYERS_ONLY = {"combat", "joust", "maze_craze", "warlords"}
+
+
 @functools.cache
 def all_games() -> tuple[Game, ...]:
     """Every game that ale-py can play, sorted by ROM name."""
     from ale_py import roms
 
-    return tuple(Game(rom) for rom in sorted(roms.get_all_rom_ids()))
+    return tuple(Game(rom) for rom in sorted(set(roms.get_all_rom_ids()) - _TWO_PLAYERS_ONLY))
 
 
 def _folded(name: str) -> str:

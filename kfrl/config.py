@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 
@@ -79,9 +79,16 @@ def _unknown_keys(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
             near = get_close_matches(str(key), names, n=1, cutoff=0.4)
             meant = f" Did you mean {prefix}{near[0]}?" if near else ""
             problems.append(f"Unknown key {prefix}{key}.{meant}")
-        elif is_dataclass(known[key]) and isinstance(value, dict):
-            nested: Any = known[key]
-            problems += _unknown_keys(value, nested, f"{prefix}{key}.")
+            continue
+        kinds: list[Any] = [part for part in (known[key], *get_args(known[key])) if is_dataclass(part)]
+        if not kinds:
+            continue
+        if isinstance(value, dict):
+            problems += _unknown_keys(value, kinds[0], f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                if isinstance(item, dict):
+                    problems += _unknown_keys(item, kinds[0], f"{prefix}{key}.{index}.")
     return problems
 
 

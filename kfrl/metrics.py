@@ -56,9 +56,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a `metrics.csv`, empty cells left out; none if there is no such file."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [
-            {name: float(cell) for name, cell in row.items() if name and cell}
-            for row in csv.DictReader(file)
-            if row.get(STEP)
-        ]
+    # A last line without an end is one that a crash cut off.
+    whole_lines = path.read_text().rpartition("\n")[0].splitlines()
+    return [
+        {name: float(cell) for name, cell in row.items() if name and cell}
+        for row in csv.DictReader(whole_lines)
+        if row.get(STEP)
+    ]

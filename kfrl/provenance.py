@@ -17,7 +17,7 @@ def commit() -> str:
     try:
         revision = _git(here, "rev-parse", "HEAD")
         edited = _git(here, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return kfrl.__version__
     return revision + ("+dirty" if edited else "")
 

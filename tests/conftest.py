@@ -44,9 +44,7 @@ def small_net() -> Callable[[int], AtariNet]:
 
 @pytest.fixture
 def teacher() -> Callable[..., Teacher]:
-    def build(
-        net: AtariNet, actions: tuple[str, ...], game: str = "breakout", name: str | None = None
-    ) -> Teacher:
+    def build(net: AtariNet, actions: tuple[str, ...], game: str = "breakout", name: str | None = None) -> Teacher:
         card = Card(game=game, actions=actions, arch=net.arch)
         return Teacher(name or game, net.eval().requires_grad_(False), card, Path("nowhere.safetensors"))
 

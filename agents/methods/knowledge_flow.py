@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup
 from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
-from kfrl.losses.distillation import kl_divergence
+from kfrl.flow.handover import Lessons, Memory, handover_loss
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.formats import Teacher
@@ -29,6 +28,7 @@ class KnowledgeFlowMethod(Method):
         self.flow_config = config.flow
         self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
         self._previous: dict[str, Tensor] | None = None
+        self._memory = Memory(config.flow.handover_memory // config.workers)
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> KnowledgeFlow:
         """The paper's student, linked to every teacher."""
@@ -105,8 +105,16 @@ class KnowledgeFlowMethod(Method):
         p_student = [net.mixing(layer)[0] for layer in net.layers]
         terms["dependence"] = dependence_weight(progress, config.dependence_coef) * dependence_loss(p_student)
         if config.handover_coef:
-            terms["handover"] = config.handover_coef * _handover_loss(net, batch)
+            terms["handover"] = config.handover_coef * self._handover(net, batch)
         return terms
+
+    def _handover(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
+        """The distillation, on as many times a rollout's samples as `handover_reuse` says."""
+        self._memory.add(Lessons(batch.obs, batch.logits.detach(), batch.values.detach()))
+        lessons = self._memory.draw(round(len(batch.values) * self.flow_config.handover_reuse))
+        logits, values = net.student(lessons.obs)
+        steps = len(batch.values) / batch.num_envs
+        return steps * handover_loss(logits, values, lessons).mean()
 
     def _policy_kl(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
         current = {name: p.detach().clone() for name, p in net.named_parameters()}
@@ -146,14 +154,6 @@ class KnowledgeFlowMethod(Method):
         return logged
 
 
-def _handover_loss(net: KnowledgeFlow, batch: Batch) -> Tensor:
-    """KL[pi_linked || pi_alone] + 1/2 (V_linked - V_alone)^2, the linked side constant: what the links know, kept."""
-    logits, values = net.student(batch.obs)
-    policy = kl_divergence(batch.logits.detach(), logits)
-    value = 0.5 * F.mse_loss(values, batch.values.detach(), reduction="none")
-    return (policy + value).sum() / batch.num_envs
-
-
 @torch.no_grad()
 def _match_actions(flow: KnowledgeFlow, spec: NetSpec, teachers: Sequence[Teacher]) -> None:
     """Start Q between policy heads as the matrix that joins actions of the same meaning."""
@@ -161,7 +161,7 @@ def _match_actions(flow: KnowledgeFlow, spec: NetSpec, teachers: Sequence[Teache
     for link, transform in zip(flow.links, flow.transforms, strict=True):
         if link.student == link.layer == "policy" and hasattr(transform, "weight"):
             matrix = [[float(own == other) for other in actions[link.teacher]] for own in spec.actions]
-            transform.get_parameter("weight").copy_(torch.tensor(matrix))
+            transform.get_parameter("weight").data.copy_(torch.tensor(matrix))
 
 
 METHOD = KnowledgeFlowMethod

@@ -78,6 +78,9 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
     from kfrl.cli.panel import open_display
 
     with open_display(run.folder.log) as display:
+        if checkpoint is not None and _finished(run, checkpoint):
+            display.say(f"{run.folder.path} is finished. Its scores: {run.folder.evaluation}")
+            return 0
         display.introduce(run, checkpoint)
         launcher = Launcher(run, display, checkpoint)
         outcome = launcher.train()
@@ -93,11 +96,17 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
     return 0
 
 
+def _finished(run: Run, checkpoint: Checkpoint) -> bool:
+    trained: bool = checkpoint.state["global_step"] >= run.config.steps
+    return trained and (run.folder.evaluation.exists() or not run.config.eval_episodes)
+
+
 def _evaluate(run: Run, launcher: Launcher, step: int, display: TrainDisplay) -> None:
     """Play the final episodes, save the scores beside the student, say what to type next."""
     import torch
 
     from kfrl.cli.evaluate import linked_policy, play_games
+    from kfrl.plots import draw_run
 
     student = launcher.method.export(launcher.net)
     folder, episodes = run.folder, run.config.eval_episodes
@@ -117,7 +126,8 @@ def _evaluate(run: Run, launcher: Launcher, step: int, display: TrainDisplay) ->
         answer["p_student"] = launcher.method.metrics(launcher.net)
         run.save_student(student, step, alone)
         run.write_evaluation(answer)
+    draw_run(folder.path, folder.curves)
     display.say(f"\nThe student, alone: {folder.student}")
-    display.say(f"Curves: {folder.metrics}, or: tensorboard --logdir {folder.path}")
+    display.say(f"Curves: {folder.curves}, {folder.metrics.name} beside it, or: tensorboard --logdir {folder.path}")
     display.say(f"Watch it: kfrl eval {folder.path} --video play.mp4")
     display.say(f"Let it teach: kfrl train --game NAME --teachers {run.protocol.game}")

@@ -40,7 +40,7 @@ class Mixing(nn.Module):
 
     def forward(self, layer: str) -> Tensor:
         """p^j of `layer`: (1 + number of teacher layers,), summing to 1."""
-        raw = self.raw.get_parameter(self._names[layer])
+        raw: Tensor = getattr(self.raw, self._names[layer])
         if self.variant == "softmax":
             return raw.softmax(0)
         # The reproduction counts a weight that a step pushed below zero as zero.

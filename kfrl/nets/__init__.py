@@ -17,11 +17,11 @@ def build_net(arch: dict[str, Any], outputs: int) -> nn.Module:
         UserError: a family, or a field of one, that this version does not know.
     """
     fields = dict(arch)
-    family = fields.pop("family", "missing")
+    family = str(fields.pop("family", "missing"))
     families = {"atari": AtariNet}
     if family not in families:
-        raise unknown("network family", str(family), families)
+        raise unknown("network family", family, families)
     try:
         return families[family](outputs, **fields)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"The architecture block {arch} does not describe a net: {error}.") from None

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kfrl.atomic import replacing
+from kfrl.config import validated
 from kfrl.errors import UserError
 from kfrl.nets import build_net
 
@@ -123,7 +124,7 @@ def import_state_dict(source: Path, target: Path, game: str, actions: tuple[str,
         arch = {"family": "atari", "convs": convs, "hidden": shapes["fc.bias"][0], "frame_stack": stack}
         net = build_net(arch, shapes["policy.bias"][0])
         net.load_state_dict(tensors)
-    except (KeyError, IndexError, RuntimeError):
+    except (KeyError, IndexError, TypeError, RuntimeError):
         raise UserError(
             f"{source} holds no net of layers conv1.. / fc / policy / value on 84 x 84 screens. Its tensors: {shapes}"
         ) from None
@@ -165,17 +166,17 @@ def _read(path: Path, with_tensors: bool) -> tuple[Card, dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
     except SafetensorError as error:
         raise UserError(f"{path} is truncated or damaged ({error}). Copy it again, or train it anew.") from None
-    return _parse_card(path, header["card"]), tensors
+    return _parse_card(path, header.get("card", "")), tensors
 
 
 def _parse_card(path: Path, text: str) -> Card:
     try:
         fields = json.loads(text)
-        for name in ("actions", "teachers"):
-            fields[name] = tuple(fields[name])
-        return Card(**fields)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: its card is not one that this version can read ({error}).") from None
+    except ValueError as error:
+        raise UserError(f"{path}: its card is not JSON ({error}).") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: its card is a JSON {type(fields).__name__}, expected an object.")
+    return validated(fields, Card, source=f"{path}: its card")
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -183,14 +184,15 @@ def _refuse_foreign(path: Path) -> None:
         raise UserError(f"There is no file {path}.")
     with path.open("rb") as file:
         start = file.read(9)
+    # Before the brace stands the header's length, whose bytes may look like the start of anything.
+    if start[8:9] == b"{":
+        return
     if start[:2] == b"PK":
         kind = "a zip archive (a torch.save or Stable-Baselines3 file?)"
     elif start[:1] == b"\x80":
         kind = "a Python pickle, which can run code"
-    elif len(start) < 9 or start[8:9] != b"{":
-        kind = "no safetensors file, or a truncated one"
     else:
-        return
+        kind = "no safetensors file, or a truncated one"
     raise UserError(
         f"{path} is {kind}: it was not opened. Expected kfrl's own agent format (.safetensors, as a run writes it)."
     )

@@ -58,7 +58,7 @@ def find_teacher(reference: str, runs: Path) -> Entry:
         path = path / STUDENT_FILE
         if not path.exists():
             raise UserError(f"{reference} is a folder without a {STUDENT_FILE}: not a run of kfrl.")
-    if path.is_file() or path.suffix or "/" in reference:
+    if path.is_file() or path.suffix == ".safetensors" or "/" in reference:
         return Entry(str(path.resolve()), path, read_card(path))
     entries = list_teachers(runs)
     for entry in entries:
@@ -86,7 +86,8 @@ def load_teachers(references: Iterable[str], runs: Path) -> tuple[tuple[Teacher,
         same = sum(teacher.card.game == loaded.card.game for teacher in teachers)
         name = loaded.card.game + (f"-{same + 1}" if same else "")
         teachers.append(replace(loaded, name=name))
-        exact.append(entry.reference)
+        in_zoo = entry.reference.startswith(ZOO_PREFIX)
+        exact.append(entry.reference if in_zoo else str(entry.path.resolve()))
     return tuple(teachers), tuple(exact)
 
 

@@ -19,9 +19,17 @@ SPELLINGS = (
 )
 
 
-def test_the_list_is_ale_pys() -> None:
-    assert len(all_games()) == len(set(all_games())) == len(ale_py.roms.get_all_rom_ids())
+def test_the_games_are_those_that_gymnasium_registers() -> None:
+    gymnasium.register_envs(ale_py)
+    ids = sorted(name for name in gymnasium.registry if name.startswith("ALE/") and name.endswith("-v5"))
+    assert sorted(f"ALE/{game.title}-v5" for game in all_games()) == ids
     assert [game.rom for game in all_games()] == sorted(game.rom for game in all_games())
+
+
+@pytest.mark.parametrize("name", ["Combat", "joust", "ALE/MazeCraze-v5", "warlords"])
+def test_a_rom_for_two_players_only_is_refused_before_it_ends_the_process(name: str) -> None:
+    with pytest.raises(UserError, match="Unknown game"):
+        find_game(name)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
@@ -50,11 +58,6 @@ def test_every_rom_resolves_from(spelling: str) -> None:
 )
 def test_names_as_papers_print_them(name: str, rom: str) -> None:
     assert find_game(name).rom == rom
-
-
-def test_titles_are_those_of_the_gymnasium_ids() -> None:
-    gymnasium.register_envs(ale_py)
-    assert [g.title for g in all_games() if f"ALE/{g.title}-v5" not in gymnasium.registry] == []
 
 
 def test_an_unknown_name_gets_the_nearest_game() -> None:

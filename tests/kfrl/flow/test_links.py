@@ -39,9 +39,7 @@ def test_of_any_other_net_all_weighted_layers_but_the_last_are_hidden() -> None:
         (1, 3, [("conv1", "conv2"), ("fc", "fc")]),
     ],
 )
-def test_layers_meet_at_the_same_relative_depth(
-    student: int, teacher: int, expected: list[tuple[str, str]]
-) -> None:
+def test_layers_meet_at_the_same_relative_depth(student: int, teacher: int, expected: list[tuple[str, str]]) -> None:
     assert by_depth(atari(student), atari(teacher)) == expected
 
 

@@ -133,9 +133,7 @@ def test_the_mixture_on_feature_maps(atari: KnowledgeFlow, obs: Tensor) -> None:
     h = mix(2, F.linear(h.flatten(1), s["fc.weight"], s["fc.bias"]), z4)
     logits, values = atari(obs)
     torch.testing.assert_close(logits, F.linear(h, s["policy.weight"], s["policy.bias"]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        values, F.linear(h, s["value.weight"], s["value.bias"])[:, 0], rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(values, F.linear(h, s["value.weight"], s["value.bias"])[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_several_layers_of_one_teacher_may_feed_one_layer(mlp: Mlp, vectors: Tensor) -> None:
@@ -367,9 +365,7 @@ def test_the_student_called_by_itself_is_the_plain_net(tiny: KnowledgeFlow, mlp:
     assert torch.equal(tiny.student(vectors), plain(vectors))
 
 
-def test_a_forward_pass_that_fails_leaves_no_features_behind(
-    tiny: KnowledgeFlow, mlp: Mlp, vectors: Tensor
-) -> None:
+def test_a_forward_pass_that_fails_leaves_no_features_behind(tiny: KnowledgeFlow, mlp: Mlp, vectors: Tensor) -> None:
     plain = mlp(3, 4, 2)
     plain.load_state_dict(tiny.student.state_dict())
     with pytest.raises(RuntimeError):

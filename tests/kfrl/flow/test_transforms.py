@@ -24,9 +24,7 @@ def matrix(transform: Transform) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["auto", "dense", "low-rank"])
 @pytest.mark.parametrize("source", [MAP, OTHER_MAP, VECTOR])
 @pytest.mark.parametrize("target", [MAP, OTHER_MAP, VECTOR])
-def test_the_teachers_shape_becomes_the_students(
-    kind: str, source: tuple[int, ...], target: tuple[int, ...]
-) -> None:
+def test_the_teachers_shape_becomes_the_students(kind: str, source: tuple[int, ...], target: tuple[int, ...]) -> None:
     q = build_transform(kind, source, target, rank=2)
     assert q(torch.randn(2, *source), ONE).shape == (2, *target)
 
@@ -44,9 +42,7 @@ def test_dense_is_the_papers_matrix() -> None:
     q = randomised(build_transform("dense", MAP, OTHER_MAP))
     z = torch.randn(2, *MAP)
     expected = 0.3 * z.numpy().reshape(2, -1) @ matrix(q).T
-    np.testing.assert_allclose(
-        q(z, torch.tensor(0.3)).detach().numpy().reshape(2, -1), expected, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(q(z, torch.tensor(0.3)).detach().numpy().reshape(2, -1), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dense_does_not_depend_on_the_memory_layout() -> None:
@@ -96,9 +92,7 @@ def test_it_starts_as_the_identity_where_shapes_agree(
 
 
 @pytest.mark.parametrize(("kind", "source", "target"), [("dense", VECTOR, (4,)), ("conv1x1", MAP, OTHER_MAP)])
-def test_it_starts_orthogonal_where_shapes_differ(
-    kind: str, source: tuple[int, ...], target: tuple[int, ...]
-) -> None:
+def test_it_starts_orthogonal_where_shapes_differ(kind: str, source: tuple[int, ...], target: tuple[int, ...]) -> None:
     wide, tall = (matrix(build_transform(kind, *shapes)) for shapes in ((source, target), (target, source)))
     assert wide.shape[0] < wide.shape[1]
     assert tall.shape == wide.shape[::-1]

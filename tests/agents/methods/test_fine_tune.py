@@ -1,0 +1,59 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.config import TrainConfig
+from agents.methods.base import NetSpec
+from agents.methods.fine_tune import FineTune
+from kfrl.nets.atari import AtariNet
+from kfrl.teachers.formats import Teacher
+
+SPEC = NetSpec("pong", ("NOOP", "FIRE", "RIGHT"))
+ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
+
+
+@pytest.fixture
+def expert(teacher: Callable[..., Teacher]) -> Teacher:
+    return teacher(AtariNet(4, ((6, 8, 8), (5, 4, 2), (4, 3, 1)), 12), ACTIONS)
+
+
+def build(expert: Teacher, spec: NetSpec = SPEC) -> AtariNet:
+    net = FineTune(TrainConfig(convs=((4, 8, 8),), hidden=8)).build(spec, [expert])
+    assert isinstance(net, AtariNet)
+    return net
+
+
+def test_every_hidden_layer_is_the_teachers(expert: Teacher) -> None:
+    net = build(expert)
+    body = {name: t for name, t in expert.net.state_dict().items() if name.split(".")[0] in net.hidden_layers}
+    assert len(body) == 8
+    assert all(torch.equal(net.state_dict()[name], tensor) for name, tensor in body.items())
+
+
+def test_it_takes_the_teachers_shape_and_the_games_actions(expert: Teacher, obs: Tensor) -> None:
+    net = build(expert)
+    assert net.arch == expert.net.arch
+    assert net(obs)[0].shape == (2, 3)
+
+
+def test_heads_start_afresh(expert: Teacher) -> None:
+    own = build(expert, NetSpec("breakout", ACTIONS)).state_dict()
+    for name in ("policy.weight", "policy.bias", "value.weight", "value.bias"):
+        assert not torch.equal(own[name], expert.net.state_dict()[name]), name
+
+
+def test_everything_trains_and_the_teacher_does_not(expert: Teacher, obs: Tensor) -> None:
+    net = build(expert)
+    before = [tensor.clone() for tensor in expert.net.state_dict().values()]
+    (group,) = FineTune(TrainConfig()).parameter_groups(net)
+    assert len(group.parameters) == len(list(net.parameters())) == 12
+    assert all(parameter.requires_grad for parameter in group.parameters)
+    assert not {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in expert.net.parameters()}
+    optimiser = torch.optim.SGD(group.parameters, lr=0.1)
+    logits, values = net(obs)
+    (logits.square().sum() + values.sum()).backward()
+    optimiser.step()
+    after = expert.net.state_dict().values()
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))

@@ -1,0 +1,373 @@
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents.config import FlowConfig, LinkConfig, TrainConfig
+from agents.methods.base import Batch, NetSpec
+from agents.methods.knowledge_flow import KnowledgeFlowMethod
+from kfrl.flow import KnowledgeFlow
+from kfrl.nets.atari import AtariNet
+from kfrl.teachers.formats import Teacher
+
+SPEC = NetSpec("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"))
+OTHER_ACTIONS = ("FIRE", "UP", "LEFT", "NOOP", "RIGHT")
+"""The student's actions in another order, and one that it lacks."""
+BODY = [("conv1", "conv1"), ("conv2", "conv3"), ("fc", "fc")]
+HEADS = [("policy", "policy"), ("value", "value")]
+ENVS = 2
+
+
+def make_method(**flow: object) -> KnowledgeFlowMethod:
+    return KnowledgeFlowMethod(
+        TrainConfig(convs=((4, 8, 8), (4, 4, 2)), hidden=8, flow=FlowConfig(**flow))  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def expert(teacher: Callable[..., Teacher]) -> Teacher:
+    """Of the same game, with another shape and its actions in another order."""
+    return teacher(AtariNet(5, ((5, 8, 8), (4, 3, 1), (3, 3, 1)), 6), OTHER_ACTIONS)
+
+
+@pytest.fixture
+def stranger(teacher: Callable[..., Teacher]) -> Teacher:
+    """Of another game."""
+    return teacher(AtariNet(3, ((2, 8, 8),), 7), ("NOOP", "FIRE", "DOWN"), game="seaquest")
+
+
+def randomise(net: nn.Module) -> None:
+    """Large steps in place, as an update of shared memory does."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5 * torch.randn_like(parameter))
+
+
+def play(method: KnowledgeFlowMethod, net: nn.Module, obs: Tensor) -> Batch:
+    context = method.observe(net, obs)
+    return Batch(obs, context, *method.forward(net, obs, context), num_envs=ENVS)
+
+
+def other_obs() -> Tensor:
+    return torch.randint(0, 256, (4, 4, 84, 84), dtype=torch.uint8)
+
+
+def softmax(logits: Tensor) -> np.ndarray:
+    exponentials = np.exp(logits.detach().numpy().astype(np.float64))
+    return np.asarray(exponentials / exponentials.sum(1, keepdims=True))
+
+
+def kl(p: Tensor, q: Tensor) -> np.ndarray:
+    """D_KL[softmax(p) || softmax(q)] of each sample."""
+    return np.asarray((softmax(p) * np.log(softmax(p) / softmax(q))).sum(1))
+
+
+def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    return list(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+
+
+# --- links --------------------------------------------------------------------------------------------------
+
+
+def linked(method: KnowledgeFlowMethod, teachers: Sequence[Teacher], name: str) -> list[tuple[str, str]]:
+    links = method.build(SPEC, teachers).links
+    return [(link.student, link.layer) for link in links if link.teacher == name]
+
+
+def test_heads_are_linked_to_a_teacher_of_the_same_game(expert: Teacher, stranger: Teacher) -> None:
+    teachers = [stranger, expert]
+    assert linked(make_method(), teachers, "breakout") == BODY + HEADS
+    assert linked(make_method(), teachers, "seaquest") == [("conv1", "conv1"), ("conv2", "conv1"), ("fc", "fc")]
+
+
+def test_heads_may_be_linked_to_no_teacher_or_to_all(expert: Teacher, stranger: Teacher) -> None:
+    never, always = make_method(link_heads="never"), make_method(link_heads="always")
+    assert linked(never, [stranger, expert], "breakout") == BODY
+    for name in ("breakout", "seaquest"):
+        assert linked(always, [stranger, expert], name)[3:] == HEADS
+
+
+def test_links_may_be_given_by_name(expert: Teacher) -> None:
+    links = (LinkConfig("fc", "breakout", "conv2"),)
+    assert linked(make_method(links=links), [expert], "breakout") == [("fc", "conv2")]
+
+
+def test_the_student_is_the_configured_net(expert: Teacher) -> None:
+    student = make_method().build(SPEC, [expert]).student
+    assert isinstance(student, AtariNet)
+    assert student.arch["convs"] == [[4, 8, 8], [4, 4, 2]]
+    assert (student.fc.out_features, student.policy.out_features) == (8, 4)
+
+
+def lean_on_teachers(net: KnowledgeFlow, *layers: str) -> None:
+    """p of the student about 1e-26 in these layers."""
+    with torch.no_grad():
+        for layer in layers:
+            net.mixing.get_parameter(f"raw.{layer}")[0] = -60.0
+
+
+def test_actions_meet_by_meaning(expert: Teacher, obs: Tensor) -> None:
+    net = make_method().build(SPEC, [expert])
+    lean_on_teachers(net, "policy", "value")
+    logits, values = net(obs)
+    theirs, their_values = expert.net(obs)
+    order = [OTHER_ACTIONS.index(action) for action in SPEC.actions]
+    assert order == [3, 0, 4, 2]
+    torch.testing.assert_close(logits, theirs[:, order])
+    torch.testing.assert_close(values, their_values)
+
+
+def test_an_action_that_the_teacher_lacks_gets_nothing_from_it(stranger: Teacher, obs: Tensor) -> None:
+    net = make_method(link_heads="always").build(SPEC, [stranger])
+    lean_on_teachers(net, "policy")
+    logits, theirs = net(obs)[0], stranger.net(obs)[0]
+    expected = torch.stack([theirs[:, 0], theirs[:, 1], torch.zeros(2), torch.zeros(2)], 1)
+    torch.testing.assert_close(logits, expected)
+
+
+def test_each_teacher_of_several_has_its_own_actions(
+    teacher: Callable[..., Teacher], small_net: Callable[[int], AtariNet], obs: Tensor
+) -> None:
+    first = teacher(small_net(4), ("NOOP", "FIRE", "RIGHT", "LEFT"))
+    second = teacher(small_net(4), ("LEFT", "RIGHT", "FIRE", "NOOP"), name="breakout-2")
+    net = make_method(student_weight=1e-9).build(SPEC, [first, second])
+    expected = (first.net(obs)[0] + second.net(obs)[0].flip(1)) / 2
+    torch.testing.assert_close(net(obs)[0], expected)
+
+
+# --- acting -------------------------------------------------------------------------------------------------
+
+
+def test_what_was_observed_is_what_forward_would_compute(expert: Teacher, obs: Tensor) -> None:
+    method = make_method()
+    net = method.build(SPEC, [expert])
+    context = method.observe(net, obs)
+    assert len(context) == 5
+    for cached, computed in zip(method.forward(net, obs, context), net(obs), strict=True):
+        assert torch.equal(cached, computed)
+
+
+def test_the_hand_over_follows_the_run(expert: Teacher, obs: Tensor) -> None:
+    method = make_method(handover_start=0.5, independence_at=0.75)
+    net = method.build(SPEC, [expert])
+    shares, contexts = [], []
+    for progress in (0.0, 0.5, 0.625, 0.75, 1.0):
+        method.before_rollout(net, progress)
+        shares.append((net.handover, method.independent(net)))
+        contexts.append(len(method.observe(net, obs)))
+    assert shares == [(0.0, False), (0.0, False), (0.5, False), (1.0, True), (1.0, True)]
+    assert contexts == [5, 5, 5, 0, 0]
+
+
+# --- losses -------------------------------------------------------------------------------------------------
+
+
+def test_the_terms_of_the_objective(expert: Teacher, obs: Tensor) -> None:
+    def terms(handover: float, **flow: object) -> set[str]:
+        method = make_method(**flow)
+        net = method.build(SPEC, [expert])
+        net.handover = handover
+        return set(method.losses(net, play(method, net, obs), 0.5))
+
+    assert terms(0.5) == {"policy_kl", "dependence", "handover"}
+    assert terms(0.5, policy_kl_coef=0.0) == {"dependence", "handover"}
+    assert terms(0.5, handover_coef=0.0) == {"policy_kl", "dependence"}
+    assert terms(1.0) == {"policy_kl"}
+
+
+def test_policy_kl_compares_the_previous_parameters_on_the_current_batch(expert: Teacher, obs: Tensor) -> None:
+    coefficient = 0.3
+    method = make_method(policy_kl_coef=coefficient, link_heads="never")
+    net = method.build(SPEC, [expert])
+    first = method.losses(net, play(method, net, obs), 0.1)["policy_kl"]
+    assert float(first) == 0.0, "there is no previous iteration yet"
+    for progress in (0.2, 0.3):
+        old, new = (make_method(link_heads="never").build(SPEC, [expert]) for _ in range(2))
+        old.load_state_dict(net.state_dict())
+        randomise(net)
+        new.load_state_dict(net.state_dict())
+        batch = play(method, net, other_obs())
+        term = method.losses(net, batch, progress)["policy_kl"]
+
+        expected = coefficient * kl(new(batch.obs)[0], old(batch.obs)[0]).sum() / ENVS
+        assert expected > 1e-3
+        assert term.item() == pytest.approx(expected, rel=1e-4)
+
+        log_p = new(batch.obs)[0].log_softmax(1)
+        log_q = old(batch.obs)[0].detach().log_softmax(1)
+        same = coefficient * F.kl_div(log_q, log_p, reduction="sum", log_target=True) / ENVS
+        ours, theirs = (gradients(loss, list(module.parameters())) for loss, module in ((term, net), (same, new)))
+        norms = [float(g.norm()) for g in ours if g is not None]
+        assert len(norms) == len(ours) - 2, "all but the value head take part"
+        assert min(norms) > 0
+        torch.testing.assert_close([g for g in ours if g is not None], [g for g in theirs if g is not None])
+
+
+def test_policy_kl_goes_on_after_independence(expert: Teacher, obs: Tensor) -> None:
+    method = make_method(policy_kl_coef=1.0)
+    net = method.build(SPEC, [expert])
+    method.losses(net, play(method, net, obs), 0.7)
+    net.handover = 1.0
+    old = net.export()
+    randomise(net)
+    batch = play(method, net, obs)
+    term = method.losses(net, batch, 0.9)["policy_kl"]
+    expected = kl(net.export()(obs)[0], old(obs)[0]).sum() / ENVS
+    assert expected > 1e-3
+    assert term.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+def test_the_weight_of_dependence_grows_with_the_run(
+    expert: Teacher, obs: Tensor, progress: float, share: float
+) -> None:
+    method = make_method(dependence_coef=0.2, student_weight=0.25)
+    net = method.build(SPEC, [expert])
+    term = method.losses(net, play(method, net, obs), progress)["dependence"]
+    assert term.item() == pytest.approx(share * 0.2 * math.log(4), rel=1e-5, abs=1e-9)
+
+
+def test_dependence_moves_nothing_but_w(expert: Teacher, obs: Tensor) -> None:
+    method = make_method()
+    net = method.build(SPEC, [expert])
+    term = method.losses(net, play(method, net, obs), 0.5)["dependence"]
+    weights = list(net.mixing.parameters())
+    for gradient in gradients(term, weights):
+        assert gradient is not None
+        assert gradient[0] < 0 < gradient[1], "a step must raise p of the student"
+    others = [*net.student.parameters(), *net.transforms.parameters()]
+    assert gradients(term, others) == [None] * len(others)
+
+
+def test_the_hand_over_pulls_the_student_alone_towards_the_linked_one(expert: Teacher, obs: Tensor) -> None:
+    # Four times the same observation: whichever samples the term draws, it is the same by hand.
+    method = make_method(handover_coef=0.7)
+    net = method.build(SPEC, [expert])
+    randomise(net)
+    net.handover = 0.25
+    batch = play(method, net, obs[:1].repeat(4, 1, 1, 1))
+    term = method.losses(net, batch, 0.5)["handover"]
+
+    alone = net.export()
+    logits, values = alone(batch.obs)
+    distance = (batch.values - values).detach().numpy()
+    expected = 0.7 * (kl(batch.logits, logits) + 0.5 * distance**2).sum() / ENVS
+    assert expected > 1e-3
+    assert term.item() == pytest.approx(expected, rel=1e-4)
+
+    # The gradient of KL[p || softmax(l)] + 1/2 (c - v)^2 for constant p and c is softmax(l) - p, v - c.
+    d_logits = torch.from_numpy(softmax(logits) - softmax(batch.logits)).float()
+    loss = 0.7 * ((logits * d_logits).sum() - (values * torch.from_numpy(distance)).sum()) / ENVS
+    ours = gradients(term, list(net.student.parameters()))
+    theirs = gradients(loss, list(alone.parameters()))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+    linked_side = [*net.transforms.parameters(), *net.mixing.parameters()]
+    assert gradients(term, linked_side) == [None] * len(linked_side)
+
+
+def test_a_step_on_the_hand_over_brings_the_two_policies_together(expert: Teacher, obs: Tensor) -> None:
+    method = make_method()
+    net = method.build(SPEC, [expert])
+    lean_on_teachers(net, *net.layers)
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+    distances = []
+    for _ in range(30):
+        batch = play(method, net, obs)
+        distances.append(kl(batch.logits, net.export()(obs)[0]).sum())
+        optimiser.zero_grad()
+        method.losses(net, batch, 0.5)["handover"].backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    assert distances[-1] < 0.5 * distances[0]
+
+
+# --- what trains --------------------------------------------------------------------------------------------
+
+
+def names_of(net: nn.Module, parameters: Sequence[nn.Parameter]) -> list[str]:
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    return [names[id(parameter)] for parameter in parameters]
+
+
+def test_w_has_its_own_learning_rate(expert: Teacher) -> None:
+    method = make_method(layer_weights_lr=25.0)
+    net = method.build(SPEC, [expert])
+    body, weights = method.parameter_groups(net)
+    assert (body.lr_scale, weights.lr_scale) == (1.0, 25.0)
+    assert names_of(net, weights.parameters) == [
+        f"mixing.raw.{layer}" for layer in ("conv1", "conv2", "fc", "policy", "value")
+    ]
+    rest = [name for name, _ in net.named_parameters() if not name.startswith("mixing.")]
+    assert names_of(net, body.parameters) == rest
+    assert {name.split(".")[0] for name in rest} == {"student", "transforms"}
+
+
+def test_no_teacher_is_in_the_optimiser(expert: Teacher, stranger: Teacher) -> None:
+    method = make_method()
+    groups = method.parameter_groups(method.build(SPEC, [expert, stranger]))
+    trained = {id(parameter) for group in groups for parameter in group.parameters}
+    frozen = [parameter for t in (expert, stranger) for parameter in t.net.parameters()]
+    assert not any(id(parameter) in trained or parameter.requires_grad for parameter in frozen)
+
+
+def test_the_reproductions_variant_keeps_q_and_puts_p_back_on_the_simplex(expert: Teacher, obs: Tensor) -> None:
+    method = make_method(mixing="simplex", layer_weights_lr=3.0, handover_coef=0.0)
+    net = method.build(SPEC, [expert])
+    body, weights = method.parameter_groups(net)
+    assert not any("transforms" in name for name in names_of(net, body.parameters))
+    assert not any(parameter.requires_grad for parameter in net.transforms.parameters())
+    assert net.mixing("fc").tolist() == pytest.approx([0.1 / 1.1, 1 / 1.1])
+    assert len(weights.parameters) == 5
+    q = [parameter.clone() for parameter in net.transforms.parameters()]
+    optimiser = torch.optim.SGD([{"params": body.parameters}, {"params": weights.parameters}], lr=0.5)
+    batch = play(method, net, obs)
+    (batch.logits.sum() + batch.values.sum()).backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    assert any(abs(sum(p.tolist()) - 1.0) > 1e-3 for p in weights.parameters)
+    method.after_update(net, 0.5)
+    for p in weights.parameters:
+        assert sum(p.tolist()) == pytest.approx(1.0, abs=1e-6)
+        assert min(p.tolist()) >= 0
+    assert all(torch.equal(old, new) for old, new in zip(q, net.transforms.parameters(), strict=True))
+
+
+# --- what comes out -----------------------------------------------------------------------------------------
+
+
+def test_metrics_tell_p_of_every_layer(expert: Teacher, stranger: Teacher) -> None:
+    method = make_method(link_heads="never", student_weight=0.5)
+    net = method.build(SPEC, [expert, stranger])
+    net.handover = 0.5
+    expected = {f"flow/p_student/{layer}": 0.75 for layer in ("conv1", "conv2", "fc")}
+    for name in ("breakout", "seaquest"):
+        expected |= {f"flow/p_teacher/{name}/{layer}": 0.125 for layer in ("conv1", "conv2", "fc")}
+    assert method.metrics(net) == pytest.approx(expected)
+
+
+def test_metrics_add_up_to_one_in_every_layer(expert: Teacher, stranger: Teacher) -> None:
+    links = tuple(
+        LinkConfig("fc", name, layer) for name, layer in (("breakout", "fc"), ("breakout", "conv3"), ("seaquest", "fc"))
+    )
+    method = make_method(links=links)
+    net = method.build(SPEC, [expert, stranger])
+    randomise(net.mixing)
+    logged = method.metrics(net)
+    assert set(logged) == {"flow/p_student/fc", "flow/p_teacher/breakout/fc", "flow/p_teacher/seaquest/fc"}
+    assert sum(logged.values()) == pytest.approx(1.0)
+    p = net.layer_weights("fc").tolist()
+    assert logged["flow/p_teacher/breakout/fc"] == pytest.approx(p[1] + p[2])
+
+
+def test_the_export_is_a_plain_net(expert: Teacher, obs: Tensor) -> None:
+    method = make_method()
+    net = method.build(SPEC, [expert])
+    exported = method.export(net)
+    plain = AtariNet(4, ((4, 8, 8), (4, 4, 2)), 8)
+    plain.load_state_dict(exported.state_dict())
+    assert torch.equal(exported(obs)[0], plain(obs)[0])
+    assert not torch.equal(exported(obs)[0], net(obs)[0])

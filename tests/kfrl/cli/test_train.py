@@ -1,0 +1,227 @@
+"""`kfrl train` as a user types it: one real run through its whole life, and every kind of bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from kfrl.cli.main import main
+from kfrl.metrics import read_metrics
+from kfrl.nets.atari import AtariNet
+from kfrl.teachers.formats import Card, load_agent, save_agent
+
+TINY = [
+    *("--game", "Pong", "--steps", "600", "--workers", "2", "--envs-per-worker", "2"),
+    *("--curve-points", "2", "--curve-episodes", "1", "--eval-episodes", "2"),
+]
+
+
+def kfrl(cwd: Path, *arguments: str) -> str:
+    finished = subprocess.run(
+        [sys.executable, "-m", "kfrl.cli.main", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def pong_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished scratch run in ./runs, as its user finds it, and what it printed."""
+    cwd = tmp_path_factory.mktemp("user")
+    return cwd, kfrl(cwd, "train", *TINY)
+
+
+def only_run(cwd: Path, pattern: str) -> Path:
+    (folder,) = cwd.glob(f"runs/{pattern}")
+    return folder
+
+
+def test_run_leaves_everything_the_design_names(pong_run: tuple[Path, str]) -> None:
+    cwd, printed = pong_run
+    folder = only_run(cwd, "pong/a3c/none-s1-*")
+    assert {path.name for path in folder.iterdir() if "tfevents" not in path.name} == {
+        *("config.yaml", "student.safetensors", "checkpoint", "metrics.csv", "eval.json", "log.txt"),
+        "curves.png",
+    }
+    assert list(folder.glob("events.out.tfevents.*"))
+    scores = json.loads((folder / "eval.json").read_text())
+    assert len(scores["scores"]) == 2
+    agent = load_agent(folder / "student.safetensors")
+    assert agent.card.evaluation["scores"] == scores["scores"]
+    assert agent.card.game == "pong"
+    assert agent.card.steps == scores["steps"] >= 600
+    assert "\x1b" not in printed, "plain lines when the output is no terminal"
+    assert "kfrl eval" in printed
+
+
+def test_saved_config_runs_the_same_run_again(pong_run: tuple[Path, str], tmp_path: Path) -> None:
+    cwd, _ = pong_run
+    config = only_run(cwd, "pong/a3c/*") / "config.yaml"
+    kfrl(tmp_path, "train", "--config", str(config), "--run-dir", "again", "--eval-episodes", "0")
+    first, second = (yaml.safe_load(path.read_text()) for path in (config, tmp_path / "again" / "config.yaml"))
+    assert second.pop("run_dir") == "again"
+    assert second.pop("eval_episodes") == 0
+    assert second == {key: value for key, value in first.items() if key in second}
+
+
+def test_a_runs_student_teaches_the_next_run_by_its_game(pong_run: tuple[Path, str]) -> None:
+    cwd, _ = pong_run
+    teacher = only_run(cwd, "pong/a3c/*")
+    printed = kfrl(cwd, "train", *TINY, "--teachers", "pong", "--seed", "2", "--policy-kl-coef", "0.05")
+    folder = only_run(cwd, "pong/knowledge-flow/pong-s2-*")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["teachers"] == str((teacher / "student.safetensors").resolve())
+    assert config["flow"]["policy_kl_coef"] == 0.05
+    rows = read_metrics(folder / "metrics.csv")
+    p = [row["flow/p_student/fc"] for row in rows if "flow/p_student/fc" in row]
+    assert p[0] < 0.6
+    assert p[-1] == 1.0
+    assert any(row.get("losses/policy_kl", 0.0) > 0.0 for row in rows)
+    assert "Links" in printed
+    assert "independent" in kfrl(cwd, "eval", str(folder), "--episodes", "1")
+
+
+def test_finished_run_is_not_trained_again(pong_run: tuple[Path, str]) -> None:
+    cwd, _ = pong_run
+    folder = only_run(cwd, "pong/a3c/*")
+    before = (folder / "metrics.csv").read_text()
+    kfrl(cwd, "train", "--resume", str(folder))
+    assert (folder / "metrics.csv").read_text() == before
+
+
+def agent_file(path: Path, game: str = "seaquest") -> Path:
+    actions = tuple(f"A{index}" for index in range(3))
+    net = AtariNet(3)
+    save_agent(path, net, Card(game=game, actions=actions, arch=net.arch))
+    return path
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `kfrl` says when it refuses; tyro's own refusals end in SystemExit."""
+    try:
+        code = main(list(arguments))
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    said = capsys.readouterr()
+    assert code == 2, said
+    assert "Traceback" not in said.err + said.out
+    return said.err + said.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--game", "Aline"], ["'Aline'", "'Alien'"]),
+        ([], ["--game"]),
+        (["--game", "Alien", "--teachers", "seaqest"], ["'seaqest'", "'seaquest'"]),
+        (["--game", "Alien", "--method", "knowlege-flow"], ["'knowlege-flow'", "'knowledge-flow'", "fine-tune"]),
+        (["--game", "Alien", "--protocol", "papr"], ["'papr'", "'paper'", "machado"]),
+        (["--game", "Alien", "--steps", "0"], ["steps", "0"]),
+        (["--game", "Alien", "--steps", "-5"], ["steps", "-5"]),
+        (["--game", "Alien", "--workers", "0"], ["workers", "0"]),
+        (["--game", "Alien", "--envs-per-worker", "-1"], ["envs_per_worker", "-1"]),
+        (["--game", "Alien", "--steps", "many"], ["--steps", "many"]),
+        (["--game", "Alien", "--wrkers", "2"], ["--wrkers", "--workers"]),
+        (["--game", "Alien", "--teachers", "missing.safetensors"], ["missing.safetensors"]),
+        (["--game", "Alien", "--method", "fine-tune"], ["exactly one teacher", "0"]),
+        (["--game", "Alien", "--method", "a3c", "--teachers", "seaquest"], ["takes no teachers", "1"]),
+        (["--config", "missing.yaml"], ["missing.yaml"]),
+        (["--resume", "nowhere"], ["nowhere", "config.yaml"]),
+        (["--resume", "nowhere", "--steps", "5"], ["--steps"]),
+    ],
+)
+def test_bad_flags_are_refused_in_a_sentence_and_write_nothing(
+    empty: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: list[str]
+) -> None:
+    said = refusal(capsys, "train", *flags)
+    assert [word for word in words if word not in said] == [], said
+    assert list(empty.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("game: Alien\nstpes: 5\n", ["stpes", "steps"]),
+        ("game: Alien\nflow: {independence: 1}\n", ["flow.independence", "flow.independence_at"]),
+        ("game: Alien\nsteps: soon\n", ["steps", "soon"]),
+        ("game: [Alien\n", ["YAML"]),
+        ("- Alien\n", ["key: value"]),
+        (
+            "game: Alien\nteachers: seaquest\nflow: {links: [{student: conv9, teacher: seaquest, layer: conv1}]}\n",
+            ["conv9", "conv1", "conv2", "fc", "policy", "value"],
+        ),
+        (
+            "game: Alien\nteachers: seaquest\nflow: {links: [{student: conv1, teacher: pong, layer: conv1}]}\n",
+            ["'pong'", "seaquest"],
+        ),
+    ],
+)
+def test_bad_config_is_refused_and_nothing_else_is_written(
+    empty: Path, capsys: pytest.CaptureFixture[str], text: str, words: list[str]
+) -> None:
+    (empty / "run.yaml").write_text(text)
+    said = refusal(capsys, "train", "--config", "run.yaml")
+    assert [word for word in words if word not in said] == [], said
+    assert [path.name for path in empty.iterdir()] == ["run.yaml"]
+
+
+def test_existing_run_folder_is_left_alone(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (empty / "old").mkdir()
+    said = refusal(capsys, "train", "--game", "Alien", "--run-dir", "old")
+    assert "--resume old" in said
+    assert list((empty / "old").iterdir()) == []
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (open, ("exploded", "w"))  # type: ignore[return-value]
+
+
+def test_broken_teacher_files_are_refused_and_no_code_runs(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = agent_file(empty / "whole.safetensors").read_bytes()
+    (empty / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    torch.save(Bomb(), empty / "bomb.pt")
+    torch.save(AtariNet(3).state_dict(), empty / "foreign.pth")
+    (empty / "notes.txt").write_text("not an agent")
+    before = sorted(path.name for path in empty.iterdir())
+    for name, word in {
+        "cut.safetensors": "truncated",
+        "bomb.pt": "not opened",
+        "foreign.pth": "zip",
+        "notes.txt": "not opened",
+    }.items():
+        said = refusal(capsys, "train", "--game", "Alien", "--teachers", name)
+        assert name in said
+        assert word in said
+    refusal(capsys, "teachers", "import", "bomb.pt", "--game", "Alien", "--output", "out.safetensors")
+    assert sorted(path.name for path in empty.iterdir()) == before
+
+
+def test_flags_override_the_config(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (empty / "run.yaml").write_text("game: Alien\nprotocol: nonsense\n")
+    assert "nonsense" in refusal(capsys, "train", "--config", "run.yaml")
+    assert "'other'" in refusal(capsys, "train", "--config", "run.yaml", "--protocol", "other")
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys; from kfrl.cli.main import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\n"
+    finished = subprocess.run(
+        [sys.executable, "-c", code + "print('torch' in sys.modules, 'ale_py' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--dependence-coef" in finished.stdout
+    assert finished.stdout.splitlines()[-1] == "False False"

@@ -1,0 +1,198 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agents.config import FlowConfig, LinkConfig, TrainConfig
+from kfrl.config import checked, dump_config, load_config, validated
+from kfrl.errors import UserError
+
+Read = Callable[[str], TrainConfig]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    def load(text: str) -> TrainConfig:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return load_config(path, TrainConfig)
+
+    return load
+
+
+FULL = TrainConfig(
+    game="Ms. Pacman",
+    teachers="seaquest,zoo:breakout,/a path/agent.safetensors",
+    method="knowledge-flow",
+    steps=123,
+    lr=1e-5,
+    convs=((32, 8, 4), (64, 4, 2), (64, 3, 1)),
+    run_dir=Path("runs/a/b"),
+    flow=FlowConfig(
+        mixing="simplex",
+        independence_at=None,
+        student_weight=0.25,
+        links=(LinkConfig("fc", "seaquest", "conv2"), LinkConfig("policy", "seaquest", "policy")),
+    ),
+)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), FULL], ids=["defaults", "full"])
+def test_what_is_written_is_read_back(read: Read, config: TrainConfig) -> None:
+    assert read(dump_config(config)) == config
+    assert checked(config) == config
+
+
+def test_every_field_is_written_in_the_order_of_its_definition() -> None:
+    keys = [line.split(":")[0] for line in dump_config(TrainConfig()).splitlines() if line[0] not in " -"]
+    assert keys == list(vars(TrainConfig()))
+
+
+def test_what_a_file_leaves_out_keeps_its_default(read: Read) -> None:
+    expected = replace(TrainConfig(), steps=7, flow=replace(FlowConfig(), transform_rank=8))
+    assert read("steps: 7\nflow: {transform_rank: 8}\n") == expected
+    assert read("") == TrainConfig()
+    assert read("# nothing\n") == TrainConfig()
+
+
+def test_numbers_as_people_write_them(read: Read) -> None:
+    # YAML takes 1e-4 for a string.
+    assert read("lr: 1e-4").lr == 1e-4
+    assert read("max_grad_norm: 40").max_grad_norm == 40.0
+
+
+def test_links_in_yaml(read: Read) -> None:
+    text = """
+flow:
+  links:
+    - {student: fc, teacher: seaquest, layer: conv2}
+    - {student: conv1, teacher: pong, layer: conv1}
+"""
+    assert read(text).flow.links == (LinkConfig("fc", "seaquest", "conv2"), LinkConfig("conv1", "pong", "conv1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("step: 5", "Unknown key step. Did you mean steps?"),
+        ("worker: 5\ngama: 1", "Unknown key worker. Did you mean workers? Unknown key gama. Did you mean gamma?"),
+        ("flow: {transfrm: dense}", "Unknown key flow.transfrm. Did you mean flow.transform?"),
+        ("1: 2", "Unknown key 1."),
+        (
+            "flow: {links: [{student: fc, teacher: a, layer: fc, layr: fc}]}",
+            "Unknown key flow.links.0.layr. Did you mean flow.links.0.layer?",
+        ),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(read: Read, text: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(text)
+    assert "config.yaml" in str(error.value)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: many", ["steps:", "valid integer", "'many'"]),
+        ("steps: 1.5", ["steps:", "1.5"]),
+        ("gamma: high", ["gamma:", "'high'"]),
+        ("game: [Pong]", ["game:", "string"]),
+        ("convs: 16", ["convs:", "16"]),
+        ("convs: [[16, 8]]", ["convs.0.2:"]),
+        ("convs: [[16, 8, 4.5]]", ["convs.0.2:", "4.5"]),
+        ("flow: fast", ["flow:", "'fast'"]),
+        ("flow:", ["flow:"]),
+        ("flow: {mixing: sofmax}", ["flow.mixing:", "'softmax' or 'simplex'"]),
+        ("flow: {links: [{student: fc, teacher: a}]}", ["flow.links.0.layer:"]),
+        ("flow: {links: 3}", ["flow.links:"]),
+        ("lr: low\nsteps: many", ["lr:", "steps:"]),
+    ],
+)
+def test_a_value_of_another_type_is_refused(read: Read, text: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        read(text)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("name", ["steps", "workers", "envs_per_worker", "t_max", "hidden", "curve_episodes"])
+def test_a_count_is_at_least_one(name: str, value: int) -> None:
+    with pytest.raises(UserError, match=rf"{name}: .*greater than or equal to 1, got {value}"):
+        checked(replace(TrainConfig(), **{name: value}))
+    with pytest.raises(UserError, match=name):
+        validated({name: value}, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("gamma", 1.5),
+        ("gamma", -0.1),
+        ("entropy_coef", -0.01),
+        ("max_grad_norm", 0.0),
+        ("seed", -1),
+        ("eval_episodes", -1),
+        ("checkpoint_every", 0.0),
+    ],
+)
+def test_a_value_out_of_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=f"{name}: "):
+        checked(replace(TrainConfig(), **{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dependence_coef", -0.1),
+        ("student_weight", 0.0),
+        ("student_weight", 1.0),
+        ("independence_at", 1.5),
+        ("handover_start", -0.1),
+        ("transform", "matrix"),
+        ("link_heads", "sometimes"),
+        ("layer_weights_lr", 0.0),
+    ],
+)
+def test_a_flow_value_out_of_range_is_refused(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"flow\.{name}: "):
+        checked(replace(TrainConfig(), flow=replace(FlowConfig(), **{name: value})))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps: [1", "is not YAML"),
+        ("game: a: b", "is not YAML"),
+        ("- steps", "should hold `key: value` lines, got a list"),
+        ("just words", "should hold `key: value` lines, got a str"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(read: Read, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read(text)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(UserError, match="Could not read the config"):
+            load_config(path, TrainConfig)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(UserError, match="Could not read the config"):
+        load_config(tmp_path / "binary.yaml", TrainConfig)
+
+
+def test_the_learning_rate_grows_with_the_envs_of_a_worker_unless_it_is_given() -> None:
+    assert TrainConfig().learning_rate == pytest.approx(1e-4)
+    assert TrainConfig(envs_per_worker=16).learning_rate == pytest.approx(4e-4)
+    assert TrainConfig(envs_per_worker=16, lr=1e-3).learning_rate == pytest.approx(1e-3)
+
+
+def test_teachers_are_split_at_commas() -> None:
+    assert TrainConfig(teachers=" seaquest, zoo:pong ,,").teacher_names == ("seaquest", "zoo:pong")
+    assert TrainConfig().teacher_names == ()

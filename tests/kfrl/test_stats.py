@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+from ale_py import roms
+
+from kfrl.stats import bootstrap_interval, human_normalised, iqm, mean, reference_scores, summarise
+
+SKEWED = np.random.default_rng(1).exponential(100.0, size=30)
+
+
+def test_iqm_by_hand() -> None:
+    assert float(iqm([100, 4, 1, 3, 2, 6, 5, -90])) == 3.5  # of 2 3 4 5
+    assert float(iqm([0, 10, 20, 30, 1000])) == 20.0  # a quarter of five is one
+    assert float(iqm([7, 9])) == 8.0
+
+
+def test_iqm_is_the_trimmed_mean() -> None:
+    for n in range(1, 30):
+        assert float(iqm(SKEWED[:n])) == pytest.approx(scipy.stats.trim_mean(SKEWED[:n], 0.25))
+
+
+def test_iqm_is_taken_over_the_last_axis() -> None:
+    np.testing.assert_array_equal(iqm([[0, 1, 2, 90], [5, 5, 7, 7]]), [1.5, 6.0])
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+@pytest.mark.parametrize("statistic", [mean, iqm])
+def test_the_interval_is_scipys(statistic, confidence) -> None:
+    oracle = scipy.stats.bootstrap(
+        (SKEWED,),
+        statistic,
+        method="percentile",
+        n_resamples=20_000,
+        confidence_level=confidence,
+        random_state=np.random.default_rng(3),
+    ).confidence_interval
+    found = bootstrap_interval(SKEWED, statistic, reps=20_000, confidence=confidence, seed=4)
+    assert found == pytest.approx(tuple(oracle), rel=0.02)
+
+
+def test_the_interval_of_two_scores_by_hand() -> None:
+    # Means of {0, 1} drawn twice: 0, 1/2, 1/2, 1. The central half of them ends at the quartiles' values.
+    assert bootstrap_interval([0, 1], confidence=0.95) == (0.0, 1.0)
+    assert bootstrap_interval([0, 1], confidence=0.4) == (0.5, 0.5)
+
+
+def test_a_seed_gives_the_same_interval_and_another_another() -> None:
+    first, again, other = (bootstrap_interval(SKEWED, reps=500, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("scores", [[], [1.0], [[1.0, 2.0]]])
+def test_no_interval_without_two_scores(scores: list[float]) -> None:
+    with pytest.raises(ValueError, match="at least two scores"):
+        bootstrap_interval(scores)
+
+
+def test_summary_by_hand() -> None:
+    found = summarise([4.0, 0.0, 2.0, 10.0])
+    assert (found.n, found.mean, found.median, found.min, found.max) == (4, 4.0, 3.0, 0.0, 10.0)
+    assert found.iqm == 3.0
+    assert found.std == pytest.approx((56 / 3) ** 0.5)  # squared distances 0, 16, 4, 36 over n - 1
+    assert found.standard_error == pytest.approx((56 / 3) ** 0.5 / 2)
+    assert (found.ci_low, found.ci_high) == bootstrap_interval([4.0, 0.0, 2.0, 10.0])
+
+
+def test_a_single_score_has_no_spread() -> None:
+    found = summarise([7.0])
+    assert (found.mean, found.iqm, found.min, found.max) == (7.0, 7.0, 7.0, 7.0)
+    assert (found.std, found.standard_error, found.ci_low, found.ci_high) == (None, None, None, None)
+
+
+def test_no_scores_have_no_summary() -> None:
+    with pytest.raises(ValueError, match="at least one score"):
+        summarise([])
+
+
+def test_human_normalised_by_hand() -> None:
+    assert human_normalised(227.8, "alien") == 0.0
+    assert human_normalised(7127.7, "alien") == 1.0
+    assert human_normalised(1781.9, "seaquest") == pytest.approx((1781.9 - 68.4) / 41986.3)
+    assert human_normalised(-20.7 - 35.3, "pong") == pytest.approx(-1.0)
+    assert human_normalised(-17.5, "double_dunk") == pytest.approx(0.5)
+
+
+def test_a_game_outside_atari_57_is_not_normalised() -> None:
+    assert human_normalised(100.0, "pacman") is None
+
+
+def test_the_table_is_atari_57_in_ale_pys_names() -> None:
+    table = reference_scores()
+    assert len(table) == 57
+    assert set(table) <= set(roms.get_all_rom_ids())
+    assert all(scores.human > scores.random for scores in table.values())
+    # The 30-minute table, not Nature's of 2015 (6875.4).
+    assert table["alien"].human == 7127.7
