@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing.connection
-import os
 import signal
 import time
 from collections import deque
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from agents.a3c.evaluator import Snapshot, run_evaluator
 from agents.a3c.shared_adam import SharedModel, bind, named_views
-from agents.a3c.worker import Job, Report, caps_threads, run_worker
+from agents.a3c.worker import Job, Report, run_worker, worker_environment
 from agents.runs import Run
 from kfrl.checkpoint import Checkpoint, save_checkpoint
 from kfrl.metrics import MetricsWriter
@@ -117,7 +116,7 @@ class Launcher:
         """Run the workers until the steps are done, a signal comes or a worker dies; then save."""
         for teacher in self.run.teachers:
             teacher.net.share_memory()
-        with self._signals(), self._processes() as (workers, evaluator):
+        with self._signals(), worker_environment(), self._processes() as (workers, evaluator):
             self._watch(workers, evaluator)
             self._stop(workers)
         self._log_row()
@@ -171,7 +170,6 @@ class Launcher:
     @contextmanager
     def _processes(self) -> Iterator[tuple[dict[Connection, BaseProcess], Connection | None]]:
         context = mp.get_context("spawn")
-        added = caps_threads(os.environ)  # type: ignore[arg-type]
         config = self.run.config
         workers: dict[Connection, BaseProcess] = {}
         evaluator: Connection | None = None
@@ -212,8 +210,6 @@ class Launcher:
                 if process.is_alive():
                     process.kill()
                 process.join()
-            for name in added:
-                del os.environ[name]
 
     def _watch(self, workers: dict[Connection, BaseProcess], evaluator: Connection | None) -> None:
         config = self.run.config

@@ -6,7 +6,8 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -164,10 +165,25 @@ def _refuse_endless_drops(drops: int, terms: Mapping[str, Tensor]) -> None:
     )
 
 
-def caps_threads(environment: dict[str, str]) -> Sequence[str]:
-    """Cap the math libraries' threads to one, where they were not set, for the processes started next."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    added = [name for name in names if name not in environment]
-    for name in added:
-        environment[name] = "1"
-    return added
+ENVIRONMENT = {
+    # One thread a worker, capped before torch is imported there.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # glibc would hand a rollout's tensors back to the system after each update and fault them in again.
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+}
+"""What workers need set before they start."""
+
+
+@contextmanager
+def worker_environment() -> Iterator[None]:
+    """Set `ENVIRONMENT` for the processes started inside, where the user did not set it."""
+    added = ENVIRONMENT.keys() - os.environ.keys()
+    os.environ.update({name: ENVIRONMENT[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

@@ -28,6 +28,7 @@ class KnowledgeFlowMethod(Method):
         self.flow_config = config.flow
         self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
         self._previous: dict[str, Tensor] | None = None
+        self._mentor: dict[str, Tensor] | None = None
         self._memory = Memory(config.flow.handover_memory // config.workers)
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> KnowledgeFlow:
@@ -110,15 +111,32 @@ class KnowledgeFlowMethod(Method):
 
     def _handover(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
         """The distillation, on as many times a rollout's samples as `handover_reuse` says."""
-        self._memory.add(Lessons(batch.obs, batch.logits.detach(), batch.values.detach()))
-        lessons = self._memory.draw(round(len(batch.values) * self.flow_config.handover_reuse))
+        self._memory.add(self._lessons(net, batch))
+        lessons = self._memory.draw(max(1, round(len(batch.values) * self.flow_config.handover_reuse)))
         logits, values = net.student(lessons.obs)
         steps = len(batch.values) / batch.num_envs
         return steps * handover_loss(logits, values, lessons).mean()
 
+    def _lessons(self, net: KnowledgeFlow, batch: Batch) -> Lessons:
+        """What the linked student says; once it is being cut off, what it would have said before.
+
+        During the ramp the student acts more and more by itself, so it meets its own mistakes, and is told what its
+        linked self of the ramp's beginning, frozen, would do there.
+        """
+        if net.handover == 0.0:
+            return Lessons(batch.obs, batch.logits.detach(), batch.values.detach())
+        if self._mentor is None:
+            self._mentor = _parameters(net)
+        handover, net.handover = net.handover, 0.0
+        try:
+            with torch.no_grad():
+                logits, values = functional_call(net, self._mentor, (batch.obs, batch.context))
+        finally:
+            net.handover = handover
+        return Lessons(batch.obs, logits, values)
+
     def _policy_kl(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
-        current = {name: p.detach().clone() for name, p in net.named_parameters()}
-        previous, self._previous = self._previous, current
+        previous, self._previous = self._previous, _parameters(net)
         if previous is None:
             return batch.logits.new_zeros(())
         with torch.no_grad():
@@ -152,6 +170,10 @@ class KnowledgeFlowMethod(Method):
                     key = f"flow/p_teacher/{link.teacher}/{layer}"
                     logged[key] = logged.get(key, 0.0) + p
         return logged
+
+
+def _parameters(net: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class Memory:
         """Remember; the oldest lessons beyond the capacity go."""
         self._kept.append(lessons)
         self._size += len(lessons)
-        while self._size - len(self._kept[0]) >= self.capacity:
+        while len(self._kept) > 1 and self._size - len(self._kept[0]) >= self.capacity:
             self._size -= len(self._kept.popleft())
 
     def draw(self, count: int, parts: int = 8) -> Lessons:

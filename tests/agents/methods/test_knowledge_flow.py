@@ -271,6 +271,30 @@ def test_the_hand_over_pulls_the_student_alone_towards_the_linked_one(expert: Te
     assert gradients(term, linked_side) == [None] * len(linked_side)
 
 
+def test_the_hand_over_comes_back_to_earlier_rollouts(expert: Teacher) -> None:
+    method = make_method(policy_kl_coef=0.0, handover_reuse=3.0)
+    net = method.build(SPEC, [expert])
+    rollouts = [torch.full((8, 4, 84, 84), index, dtype=torch.uint8) for index in range(2)]
+    for rollout in rollouts:
+        batch = play(method, net, rollout)
+        seen: list[Tensor] = []
+        handle = net.student.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
+        method.losses(net, batch, 0.5)
+        handle.remove()
+    (studied,) = seen
+    assert len(studied) == 24
+    assert set(studied[:, 0, 0, 0].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("settings", [{"handover_reuse": 0.01}, {"handover_memory": 1}])
+def test_the_smallest_hand_over_settings_train(expert: Teacher, obs: Tensor, settings: dict[str, object]) -> None:
+    method = make_method(**settings)
+    net = method.build(SPEC, [expert])
+    for _ in range(2):
+        term = method.losses(net, play(method, net, obs), 0.5)["handover"]
+        assert math.isfinite(float(term.detach()))
+
+
 def test_a_step_on_the_hand_over_brings_the_two_policies_together(expert: Teacher, obs: Tensor) -> None:
     method = make_method()
     net = method.build(SPEC, [expert])
