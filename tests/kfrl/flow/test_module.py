@@ -194,11 +194,18 @@ def test_nested_layers_under_any_name(mlp: Mlp, vectors: Tensor) -> None:
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return {"logits": self.out(torch.tanh(self.keys(torch.tanh(self.stem(x)))))}
 
-    student = Student()
+    student, teacher = Student(), mlp(3, 5, 2)
     plain = student(vectors)["logits"]
-    flow = link_up(student, {"t": mlp(3, 5, 2)}, vectors)
+    flow = link_up(student, {"t": teacher}, vectors)
+    randomise(flow)
     assert flow.layers == ("stem.0", "keys")
-    assert not torch.equal(flow(vectors)["logits"], plain)
+    x = vectors.numpy()
+    p, r = (softmax(flow.mixing.get_parameter(f"raw.{name}")) for name in ("stem/0", "keys"))
+    q = [parameter.detach().numpy() for parameter in flow.transforms.parameters()]
+    z = dense(teacher, "0", x)
+    h = np.tanh(p[0] * dense(student, "stem.0", x) + p[1] * z @ q[0].T)
+    h = np.tanh(r[0] * dense(student, "keys", h) + r[1] * z @ q[1].T)
+    np.testing.assert_allclose(flow(vectors)["logits"].detach(), dense(student, "out", h), rtol=1e-4, atol=1e-5)
     flow.handover = 1.0
     assert torch.equal(flow(vectors)["logits"], plain)
 

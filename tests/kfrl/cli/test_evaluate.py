@@ -1,0 +1,102 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.config import FlowConfig, TrainConfig
+from agents.runs import resolve
+from kfrl.checkpoint import save_checkpoint
+from kfrl.cli.main import main
+from kfrl.nets.atari import AtariNet
+from kfrl.teachers.formats import Card, save_agent
+
+PONG = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
+
+
+@pytest.fixture
+def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = AtariNet(6)
+    save_agent(tmp_path / "pong.safetensors", net, Card(game="pong", actions=PONG, arch=net.arch))
+    return tmp_path / "pong.safetensors"
+
+
+def test_json_holds_every_score_the_interval_and_the_normalised_score(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(agent), "--episodes", "3", "--json", "scores.json"]) == 0
+    result = json.loads(Path("scores.json").read_text())
+    assert len(result["scores"]) == 3
+    assert result["mean"] == pytest.approx(sum(result["scores"]) / 3)
+    assert result["ci_low"] <= result["mean"] <= result["ci_high"]
+    assert result["human_normalised"] == pytest.approx((result["mean"] + 20.7) / (14.6 + 20.7))
+    assert result["protocol"]["name"] == "paper"
+    assert "95 % interval" in capsys.readouterr().out
+
+
+def test_seed_decides_the_games_and_greedy_is_another_policy(agent: Path) -> None:
+    scores = []
+    for flags in ([], [], ["--seed", "1"], ["--greedy"]):
+        assert main(["eval", str(agent), "--episodes", "2", "--json", "scores.json", *flags]) == 0
+        scores.append(json.loads(Path("scores.json").read_text())["episode_steps"])
+    assert scores[0] == scores[1]
+    assert scores[0] != scores[2]
+    assert scores[0] != scores[3]
+
+
+def test_video_of_an_agent(agent: Path) -> None:
+    assert main(["eval", str(agent), "--episodes", "1", "--video", "play.mp4"]) == 0
+    assert Path("play.mp4").stat().st_size > 10_000
+
+
+def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TrainConfig(game="Pong", teachers=str(agent), run_dir=Path("run"), steps=1000, flow=FlowConfig())
+    run = resolve(config)
+    run.write_config()
+    net = run.method().build(run.spec, run.teachers)
+    for steps, parts in {100: 2, 1000: 1}.items():  # before the hand-over, and after it
+        tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+        save_checkpoint(run.folder.checkpoints, steps, tensors, {"global_step": steps})
+        run.save_student(run.method().export(net), steps)
+        assert main(["eval", "run", "--episodes", "2", "--json", "scores.json"]) == 0
+        result = json.loads(Path("scores.json").read_text())
+        said = capsys.readouterr().out
+        assert ("with_links" in result) == (parts == 2)
+        assert ("with its teachers' links" in said) == (parts == 2)
+        if parts == 2:
+            assert result["with_links"]["episode_steps"] != result["episode_steps"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["missing.safetensors"], ["missing.safetensors"]),
+        (["qbertt"], ["'qbertt'"]),
+        (["pong.safetensors", "--protocol", "machdo"], ["'machdo'", "'machado'"]),
+        (["pong.safetensors", "--protocol", "machado"], ["6 actions", "18"]),
+        (["pong.safetensors", "--episodes", "0"], ["episodes", "0"]),
+        (["pong.safetensors", "--video", "play.avi"], ["play.avi", ".mp4"]),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    agent: Path, capsys: pytest.CaptureFixture[str], flags: list[str], words: list[str]
+) -> None:
+    before = sorted(path.name for path in Path().iterdir())
+    assert main(["eval", *flags]) == 2
+    said = capsys.readouterr().err
+    assert [word for word in words if word not in said] == [], said
+    assert sorted(path.name for path in Path().iterdir()) == before
+
+
+def test_protocol_of_the_file_is_the_default(agent: Path) -> None:
+    net = AtariNet(18)
+    run = resolve(TrainConfig(game="Pong", protocol="machado"))
+    card = replace(run.card(0, net), arch=net.arch)
+    save_agent(Path("machado.safetensors"), net, card)
+    assert main(["eval", "machado.safetensors", "--episodes", "1", "--json", "scores.json"]) == 0
+    assert json.loads(Path("scores.json").read_text())["protocol"]["sticky"] == 0.25
