@@ -160,7 +160,7 @@ def test_the_hand_over_follows_the_run(expert: Teacher, obs: Tensor) -> None:
         method.before_rollout(net, progress)
         shares.append((net.handover, method.independent(net)))
         contexts.append(len(method.observe(net, obs)))
-    assert shares == [(0.0, False), (0.0, False), (0.5, False), (1.0, True), (1.0, True)]
+    assert shares == [(0.0, False), (0.0, False), (0.875, False), (1.0, True), (1.0, True)]
     assert contexts == [5, 5, 5, 0, 0]
 
 
@@ -249,7 +249,6 @@ def test_the_hand_over_pulls_the_student_alone_towards_the_linked_one(expert: Te
     method = make_method(handover_coef=0.7)
     net = method.build(SPEC, [expert])
     randomise(net)
-    net.handover = 0.25
     batch = play(method, net, obs[:1].repeat(4, 1, 1, 1))
     term = method.losses(net, batch, 0.5)["handover"]
 
@@ -269,6 +268,26 @@ def test_the_hand_over_pulls_the_student_alone_towards_the_linked_one(expert: Te
 
     linked_side = [*net.transforms.parameters(), *net.mixing.parameters()]
     assert gradients(term, linked_side) == [None] * len(linked_side)
+
+
+def test_during_the_ramp_the_student_learns_from_its_linked_self_of_the_ramps_beginning(
+    expert: Teacher, obs: Tensor
+) -> None:
+    same = obs[:1].repeat(4, 1, 1, 1)
+    method = make_method(policy_kl_coef=0.0, handover_memory=1)
+    net = method.build(SPEC, [expert])
+    randomise(net)
+    linked_logits, linked_values = (part.detach().clone() for part in net(same))
+    net.handover = 0.3
+    method.losses(net, play(method, net, same), 0.5)
+    randomise(net)
+    net.handover = 0.9
+    term = method.losses(net, play(method, net, same), 0.8)["handover"]
+    logits, values = net.export()(same)
+    distance = (linked_values - values).detach().numpy()
+    expected = (kl(linked_logits, logits) + 0.5 * distance**2).sum() / ENVS
+    assert term.item() == pytest.approx(expected, rel=1e-4)
+    assert net.handover == 0.9
 
 
 def test_the_hand_over_comes_back_to_earlier_rollouts(expert: Teacher) -> None:

@@ -9,10 +9,10 @@ def test_dependence_weight_grows_linearly_from_zero_to_its_final_value() -> None
     assert dependence_weight(1.0, 0.5) == 0.5
 
 
-def test_hand_over_is_a_ramp_between_its_ends() -> None:
+def test_hand_over_is_a_cubic_ramp_between_its_ends() -> None:
     hand_over = HandOver(0.4, 0.8)
     assert [hand_over(progress) for progress in (0.0, 0.2, 0.39999)] == [0.0, 0.0, 0.0]
-    assert [hand_over(progress) for progress in (0.5, 0.6, 0.7)] == pytest.approx([0.25, 0.5, 0.75])
+    assert [hand_over(progress) for progress in (0.5, 0.6, 0.7)] == pytest.approx([0.578125, 0.875, 0.984375])
     assert [hand_over(progress) for progress in (0.8, 0.9, 1.0)] == [1.0, 1.0, 1.0]
 
 
@@ -28,7 +28,7 @@ def test_hand_over_is_complete_from_its_end_on_whatever_the_length_of_the_run(
     assert [share for p, share in zip(progress, shares, strict=True) if p >= end] == [1.0] * sum(
         p >= end for p in progress
     )
-    assert all(share < 1.0 for p, share in zip(progress, shares, strict=True) if p < end)
+    assert all(share < 1.0 for p, share in zip(progress, shares, strict=True) if p < end - 1e-4)
     assert shares == sorted(shares)
     assert hand_over(1.0) == 1.0
 
