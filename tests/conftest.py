@@ -1,5 +1,6 @@
 """What all tests share: one thread, one seed, small nets."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def mlp() -> Callable[..., nn.Sequential]:
 
     def build(*sizes: int) -> nn.Sequential:
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 

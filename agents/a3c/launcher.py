@@ -212,43 +212,36 @@ class Launcher:
                 process.join()
 
     def _watch(self, workers: dict[Connection, BaseProcess], evaluator: Connection | None) -> None:
+        """Take reports, log, evaluate and checkpoint until all workers are done or something ends the run."""
         config = self.run.config
-        total = config.steps
-        row_steps = max(1, total // ROWS)
-        curve_steps = max(1, total // config.curve_points) if config.curve_points else total
-        next_row = self.shared.global_step + row_steps
-        next_curve = (self.shared.global_step // curve_steps) * curve_steps
-        saved = time.monotonic()
-        open_pipes = set(workers)
+        row = _Every(config.steps, ROWS, self.shared.global_step)
+        curve = _Every(config.steps, config.curve_points, self.shared.global_step - 1)
         watchdog = _Watchdog(self.shared.steps, config.worker_timeout)
-        busy = False
-        while open_pipes and self._signal is None and self._failure is None:
-            pipes = [*open_pipes, *([evaluator] if evaluator is not None else [])]
+        running, saved, evaluating = set(workers), time.monotonic(), False
+        while running and self._signal is None and self._failure is None:
+            pipes = [*running, *([evaluator] if evaluator is not None else [])]
             for ready in multiprocessing.connection.wait(pipes, timeout=0.2):
                 assert isinstance(ready, Connection)
                 if ready is evaluator:
-                    busy = not self._take_curve_point(ready)
+                    evaluating = not self._take_curve_point(ready)
                 elif not self._take_report(ready, workers[ready]):
-                    open_pipes.discard(ready)
+                    running.discard(ready)
             step = self.shared.global_step
-            if step >= next_row:
+            if row.due(step):
                 self._log_row()
-                next_row = step + row_steps
-            if evaluator is not None and step >= next_curve:
-                next_curve = (step // curve_steps + 1) * curve_steps
-                if not busy:
-                    evaluator.send(self._snapshot(step))
-                    busy = True
+            if evaluator is not None and curve.due(step) and not evaluating:
+                evaluator.send(self._snapshot(step))
+                evaluating = True
             if time.monotonic() - saved > config.checkpoint_every:
                 self.save()
                 saved = time.monotonic()
-            hung = watchdog.hung_worker() if open_pipes == set(workers) else None
-            if hung is not None:
-                self._failure = (
-                    f"Worker {hung} has not made a step for {config.worker_timeout:.0f} s: it hangs. "
-                    "(--worker-timeout sets this limit.)"
-                )
+            if running == set(workers):
+                self._fail(watchdog.complaint())
             self.display.update(self._status())
+
+    def _fail(self, reason: str | None) -> None:
+        """Keep the first reason to stop; the others follow from it."""
+        self._failure = self._failure or reason
 
     def _stop(self, workers: dict[Connection, BaseProcess]) -> None:
         """Let the workers finish their rollout; `_processes` kills those that do not."""
@@ -266,11 +259,11 @@ class Launcher:
             report: Report = pipe.recv()
         except (EOFError, ConnectionResetError):
             process.join()
-            if process.exitcode and self._failure is None:
-                self._failure = _way_of_death(process)
+            if process.exitcode:
+                self._fail(_way_of_death(process))
             return False
         if report.error is not None:
-            self._failure = self._failure or f"{process.name} failed:\n{report.error}"
+            self._fail(f"{process.name} failed:\n{report.error}")
             return True
         self._window.updates += report.updates
         for name, value in report.sums.items():
@@ -285,7 +278,7 @@ class Launcher:
         try:
             step, scores = evaluator.recv()
         except (EOFError, ConnectionResetError):
-            self._failure = self._failure or "The evaluator process died."
+            self._fail("The evaluator process died.")
             return False
         if scores:
             self._student_return = float(sum(scores) / len(scores))
@@ -335,6 +328,23 @@ class Launcher:
         )
 
 
+class _Every:
+    """Says when the next of `count` even parts of a run is over."""
+
+    def __init__(self, total: int, count: int, start: int) -> None:
+        self._part = max(1, total // count) if count else 0
+        self._next = self._after(start)
+
+    def _after(self, step: int) -> int:
+        return (step // self._part + 1) * self._part if self._part else 0
+
+    def due(self, step: int) -> bool:
+        if not self._part or step < self._next:
+            return False
+        self._next = self._after(step)
+        return True
+
+
 class _Watchdog:
     """Notices a worker whose step counter stands still."""
 
@@ -343,12 +353,17 @@ class _Watchdog:
         self._last = steps[1:].clone()
         self._moved = torch.full(self._last.shape, time.monotonic(), dtype=torch.float64)
 
-    def hung_worker(self) -> int | None:
+    def complaint(self) -> str | None:
         now, steps = time.monotonic(), self._steps[1:].clone()
         self._moved[steps != self._last] = now
         self._last = steps
         hung = (now - self._moved > self._timeout).nonzero()
-        return int(hung[0]) if len(hung) else None
+        if not len(hung):
+            return None
+        return (
+            f"Worker {int(hung[0])} has not made a step for {self._timeout:.0f} s: it hangs. "
+            "(--worker-timeout sets this limit.)"
+        )
 
 
 def _way_of_death(process: BaseProcess) -> str:

@@ -124,7 +124,7 @@ def test_conv1x1_joins_maps_only(source: tuple[int, ...], target: tuple[int, ...
 
 
 def test_an_unknown_kind_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="Unknown transform 'lowrank'. Did you mean 'low-rank'"):
+    with pytest.raises(UserError, match=r"Unknown transform 'lowrank'\. Did you mean 'low-rank'"):
         build_transform("lowrank", MAP, MAP)
 
 
