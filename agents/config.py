@@ -47,11 +47,11 @@ class FlowConfig:
     """Learning rate of w as a multiple of --lr (+)."""
     independence_at: Fraction | None = 0.9
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
-    handover_start: Fraction = 0.4
+    handover_start: Fraction = 0.3
     """Share of the run at which p of the student begins its forced way to 1 (+)."""
     handover_coef: NonNegative = 1.0
     """Weight of the distillation of the linked policy and value into the student alone, until independence (+)."""
-    handover_reuse: Positive = 3.0
+    handover_reuse: Positive = 2.0
     """Samples of this distillation for each sample of a rollout, drawn from memory (+)."""
     handover_memory: Count = 16_384
     """Samples that all workers together remember for it (+); 28 KB each."""

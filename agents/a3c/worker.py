@@ -151,7 +151,8 @@ def losses(method: Method, net: nn.Module, rollout: Rollout, progress: float, co
         "value": config.value_loss_coef * value_loss(values, returns).sum() / num_envs,
         "entropy": -config.entropy_coef * entropy(logits).sum() / num_envs,
     }
-    batch = Batch(obs, rollout.context, logits, values, num_envs)
+    scores = tuple(episode.score for episode in rollout.episodes)
+    batch = Batch(obs, rollout.context, logits, values, scores, num_envs)
     return terms | method.losses(net, batch, progress)
 
 

@@ -38,6 +38,8 @@ class Batch:
     """(B, A), with gradient."""
     values: Tensor
     """(B,), with gradient."""
+    scores: tuple[float, ...]
+    """Raw scores of the games that ended in the rollout."""
     num_envs: int
     """K. Losses are summed over time and averaged over environments: `loss.sum() / num_envs`."""
 

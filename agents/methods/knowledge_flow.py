@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,9 @@ from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.formats import Teacher
 
+RECENT = 20
+"""Games in a worker's running mean score."""
+
 
 class KnowledgeFlowMethod(Method):
     """total = A3C loss + lambda_1(t) l_dep + lambda_2 l_KL (eq. 4), and a deliberate hand-over to the student."""
@@ -29,6 +33,8 @@ class KnowledgeFlowMethod(Method):
         self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
         self._previous: dict[str, Tensor] | None = None
         self._mentor: dict[str, Tensor] | None = None
+        self._scores: deque[float] = deque(maxlen=RECENT)
+        self._linked_score: float | None = None
         self._memory = Memory(config.flow.handover_memory // config.workers)
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> KnowledgeFlow:
@@ -106,8 +112,24 @@ class KnowledgeFlowMethod(Method):
         p_student = [net.mixing(layer)[0] for layer in net.layers]
         terms["dependence"] = dependence_weight(progress, config.dependence_coef) * dependence_loss(p_student)
         if config.handover_coef:
-            terms["handover"] = config.handover_coef * self._handover(net, batch)
+            weight = config.handover_coef * max(1.0 - net.handover, self._deficit(net, batch))
+            terms["handover"] = weight * self._handover(net, batch)
         return terms
+
+    def _deficit(self, net: KnowledgeFlow, batch: Batch) -> float:
+        """How far the acting policy has fallen behind its linked self of the ramp's beginning, in [0, 1].
+
+        The distillation fades with the ramp, so that a student who outgrows its teachers is not held back, and stays
+        where the student loses points without them (the idea of QDagger: Agarwal et al. 2022).
+        """
+        self._scores.extend(batch.scores)
+        if not self._scores:
+            return 0.0
+        score = sum(self._scores) / len(self._scores)
+        if net.handover == 0.0 or self._linked_score is None:
+            self._linked_score = score
+        lost = (self._linked_score - score) / max(abs(self._linked_score), 1.0)
+        return min(max(lost, 0.0), 1.0)
 
     def _handover(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
         """The distillation, on as many times a rollout's samples as `handover_reuse` says."""

@@ -48,9 +48,11 @@ def randomise(net: nn.Module) -> None:
                 parameter.add_(0.5 * torch.randn_like(parameter))
 
 
-def play(method: KnowledgeFlowMethod, net: nn.Module, obs: Tensor) -> Batch:
+def play(
+    method: KnowledgeFlowMethod, net: nn.Module, obs: Tensor, scores: tuple[float, ...] = ()
+) -> Batch:
     context = method.observe(net, obs)
-    return Batch(obs, context, *method.forward(net, obs, context), num_envs=ENVS)
+    return Batch(obs, context, *method.forward(net, obs, context), scores=scores, num_envs=ENVS)
 
 
 def other_obs() -> Tensor:
@@ -285,9 +287,24 @@ def test_during_the_ramp_the_student_learns_from_its_linked_self_of_the_ramps_be
     term = method.losses(net, play(method, net, same), 0.8)["handover"]
     logits, values = net.export()(same)
     distance = (linked_values - values).detach().numpy()
-    expected = (kl(linked_logits, logits) + 0.5 * distance**2).sum() / ENVS
+    expected = 0.1 * (kl(linked_logits, logits) + 0.5 * distance**2).sum() / ENVS  # faded to 1 - 0.9
     assert term.item() == pytest.approx(expected, rel=1e-4)
     assert net.handover == 0.9
+
+
+@pytest.mark.parametrize(
+    ("linked", "later", "weight"), [(100.0, 20.0, 0.8), (100.0, 300.0, 0.25), (-5.0, -9.0, 0.8), (4.0, 3.9, 0.25)]
+)
+def test_the_distillation_fades_with_the_ramp_unless_the_student_falls_behind(
+    expert: Teacher, obs: Tensor, linked: float, later: float, weight: float
+) -> None:
+    method = make_method(policy_kl_coef=0.0)
+    net = method.build(SPEC, [expert])
+    same = obs[:1].repeat(4, 1, 1, 1)
+    at_first = method.losses(net, play(method, net, same, (linked,)), 0.5)["handover"]
+    net.handover = 0.75
+    then = method.losses(net, play(method, net, same, (later,) * 20), 0.8)["handover"]
+    assert then.item() == pytest.approx(weight * at_first.item(), rel=1e-4)
 
 
 def test_the_hand_over_comes_back_to_earlier_rollouts(expert: Teacher) -> None:
