@@ -48,9 +48,7 @@ def randomise(net: nn.Module) -> None:
                 parameter.add_(0.5 * torch.randn_like(parameter))
 
 
-def play(
-    method: KnowledgeFlowMethod, net: nn.Module, obs: Tensor, scores: tuple[float, ...] = ()
-) -> Batch:
+def play(method: KnowledgeFlowMethod, net: nn.Module, obs: Tensor, scores: tuple[float, ...] = ()) -> Batch:
     context = method.observe(net, obs)
     return Batch(obs, context, *method.forward(net, obs, context), scores=scores, num_envs=ENVS)
 

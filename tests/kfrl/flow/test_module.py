@@ -292,6 +292,12 @@ def test_features_of_parts_of_a_batch_can_be_put_together(atari: KnowledgeFlow, 
         torch.testing.assert_close(given, recomputed)
 
 
+def test_a_teacher_layer_that_feeds_two_layers_is_taken_once(mlp: Mlp, vectors: Tensor) -> None:
+    flow = link_up(mlp(3, 4, 4, 2), {"t": mlp(3, 5, 2)}, vectors)
+    assert [(link.student, link.layer) for link in flow.links] == [("0", "0"), ("2", "0")]
+    assert len(flow.teacher_features(vectors)) == 1
+
+
 def test_taking_features_leaves_no_hook_on_a_teacher(tiny: KnowledgeFlow, vectors: Tensor) -> None:
     tiny.teacher_features(vectors)
     tiny(vectors)
