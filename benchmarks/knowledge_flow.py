@@ -85,6 +85,16 @@ class Draw:
     """Where the pictures go."""
 
 
+@dataclass(frozen=True)
+class Overlay:
+    """Draw single runs over each other."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """label=folder, each."""
+    output: Path
+    """The picture."""
+
+
 def run(options: Run) -> None:
     """Train what is missing."""
     for seed in options.seeds:
@@ -112,7 +122,13 @@ def draw(options: Draw) -> None:
     }
     found = {arm: folders for arm, folders in found.items() if folders}
     _table(found)
-    _curves(found, options.pictures / "knowledge-flow-curves.png")
+    _curves({arm.title: folders for arm, folders in found.items()}, options.pictures / "knowledge-flow-curves.png")
+
+
+def overlay(options: Overlay) -> None:
+    """Draw single runs over each other."""
+    named = (run.partition("=") for run in options.runs)
+    _curves({label: [Path(folder)] for label, _, folder in named}, options.output)
 
 
 def _table(found: dict[Arm, list[Path]]) -> None:
@@ -146,16 +162,16 @@ def _mean_and_spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f}{spread}"
 
 
-def _curves(found: dict[Arm, list[Path]], target: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-    for arm, folders in found.items():
+def _curves(found: dict[str, list[Path]], target: Path) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for title, folders in found.items():
         runs = [read_metrics(folder / "metrics.csv") for folder in folders]
         last = min(max(row["global_step"] for row in rows) for rows in runs)
         grid = np.linspace(last / 25, last, 25)
         linked = np.stack([smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs])
         alone = np.stack([np.interp(grid, *series(rows, STUDENT)) for rows in runs])
         for axis, values in zip(axes, (linked, alone), strict=True):
-            (line,) = axis.plot(grid / 1e6, values.mean(0), label=arm.title)
+            (line,) = axis.plot(grid / 1e6, values.mean(0), label=title)
             axis.fill_between(grid / 1e6, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, lw=0)
     axes[0].set(title="while training, with links", xlabel="million agent steps", ylabel="raw return")
     axes[1].set(title="student alone", xlabel="million agent steps")
@@ -163,8 +179,17 @@ def _curves(found: dict[Arm, list[Path]], target: Path) -> None:
     save_figure(figure, target)
 
 
-Command = Annotated[Run, tyro.conf.subcommand("run")] | Annotated[Draw, tyro.conf.subcommand("draw")]
+Command = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Draw, tyro.conf.subcommand("draw")]
+    | Annotated[Overlay, tyro.conf.subcommand("overlay")]
+)
 
 if __name__ == "__main__":
     command = tyro.cli(Command, description=__doc__)
-    run(command) if isinstance(command, Run) else draw(command)
+    if isinstance(command, Run):
+        run(command)
+    elif isinstance(command, Draw):
+        draw(command)
+    else:
+        overlay(command)

@@ -73,7 +73,7 @@ def draw_run(directory: Path, target: Path) -> None:
     _draw_returns(axes[0, 0], rows, with_links=bool(layers))
     for axis, layer in zip(axes[0, 1:], layers, strict=True):
         _draw_weights(axis, rows, layer)
-    figure.suptitle(str(directory), fontsize=8)
+    figure.suptitle("/".join(directory.resolve().parts[-3:]), fontsize=8)
     save_figure(figure, target)
 
 

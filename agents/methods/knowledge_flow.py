@@ -34,6 +34,7 @@ class KnowledgeFlowMethod(Method):
         self._previous: dict[str, Tensor] | None = None
         self._mentor: dict[str, Tensor] | None = None
         self._scores: deque[float] = deque(maxlen=RECENT)
+        self._first_share = 1.0
         self._linked_score: float | None = None
         self._memory = Memory(config.flow.handover_memory // config.workers)
 
@@ -58,6 +59,7 @@ class KnowledgeFlowMethod(Method):
             student_weight=config.student_weight,
         )
         _match_actions(flow, spec, teachers)
+        self._first_share = _teachers_share([flow.mixing(layer)[0] for layer in flow.layers])
         if config.mixing == "simplex":
             flow.transforms.requires_grad_(False)
         return flow
@@ -112,9 +114,17 @@ class KnowledgeFlowMethod(Method):
         p_student = [net.mixing(layer)[0] for layer in net.layers]
         terms["dependence"] = dependence_weight(progress, config.dependence_coef) * dependence_loss(p_student)
         if config.handover_coef:
-            weight = config.handover_coef * max(1.0 - net.handover, self._deficit(net, batch))
-            terms["handover"] = weight * self._handover(net, batch)
+            weight = max(1.0 - net.handover, self._deficit(net, batch)) * self._reliance(p_student)
+            terms["handover"] = config.handover_coef * weight * self._handover(net, batch)
         return terms
+
+    def _reliance(self, p_student: Sequence[Tensor]) -> float:
+        """How much of their first weight the losses have left the teachers, in [0, 1].
+
+        A student who has turned from its teachers by itself has nothing to be taught: what it would imitate is its
+        own past.
+        """
+        return min(_teachers_share(p_student) / self._first_share, 1.0)
 
     def _deficit(self, net: KnowledgeFlow, batch: Batch) -> float:
         """How far the acting policy has fallen behind its linked self of the ramp's beginning, in [0, 1].
@@ -192,6 +202,11 @@ class KnowledgeFlowMethod(Method):
                     key = f"flow/p_teacher/{link.teacher}/{layer}"
                     logged[key] = logged.get(key, 0.0) + p
         return logged
+
+
+def _teachers_share(p_student: Sequence[Tensor]) -> float:
+    """1 - p of the student, the mean over layers."""
+    return 1.0 - float(torch.stack(list(p_student)).detach().mean())
 
 
 def _parameters(net: nn.Module) -> dict[str, Tensor]:

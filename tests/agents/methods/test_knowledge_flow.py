@@ -305,6 +305,23 @@ def test_the_distillation_fades_with_the_ramp_unless_the_student_falls_behind(
     assert then.item() == pytest.approx(weight * at_first.item(), rel=1e-4)
 
 
+def test_the_distillation_fades_when_the_student_turns_from_its_teachers_by_itself(
+    expert: Teacher, obs: Tensor
+) -> None:
+    method = make_method(policy_kl_coef=0.0, student_weight=0.5)
+    net = method.build(SPEC, [expert])
+    batch = play(method, net, obs[:1].repeat(4, 1, 1, 1))
+    at_first = method.losses(net, batch, 0.5)["handover"].item()
+    with torch.no_grad():
+        for raw in net.mixing.parameters():
+            raw.copy_(torch.tensor([0.95, 0.05]).log())
+    assert method.losses(net, batch, 0.5)["handover"].item() == pytest.approx(0.1 * at_first, rel=1e-3)
+    with torch.no_grad():
+        for raw in net.mixing.parameters():
+            raw.copy_(torch.tensor([0.2, 0.8]).log())
+    assert method.losses(net, batch, 0.5)["handover"].item() == pytest.approx(at_first, rel=1e-3)
+
+
 def test_the_hand_over_comes_back_to_earlier_rollouts(expert: Teacher) -> None:
     method = make_method(policy_kl_coef=0.0, handover_reuse=3.0)
     net = method.build(SPEC, [expert])

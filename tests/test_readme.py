@@ -1,0 +1,39 @@
+"""The README's commands, run in their order as a new user would, made small by flags at their ends."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SMALLER = {
+    "train": "--steps 400 --workers 2 --curve-points 1 --curve-episodes 1 --eval-episodes 1".split(),
+    "eval": "--episodes 1".split(),
+}
+
+
+def commands() -> list[list[str]]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [words[1:] for words in lines if words and words[0] == "kfrl"]
+
+
+def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    ran = commands()
+    assert {words[0] for words in ran} == {"train", "eval", "plot", "teachers", "games"}
+    for words in ran:
+        more = [] if "--resume" in words else SMALLER.get(words[0], [])
+        finished = subprocess.run(
+            [sys.executable, "-m", "kfrl.cli.main", *words, *more],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert finished.returncode == 0, (words, finished.stdout, finished.stderr)
+    assert (tmp_path / "runs" / "alien" / "curves.png").exists()
+    assert (tmp_path / "alien.json").exists()
+    assert (tmp_path / "alien.mp4").exists()
