@@ -40,7 +40,7 @@ def mlp() -> Callable[..., nn.Sequential]:
 @pytest.fixture
 def small_net() -> Callable[[int], AtariNet]:
     """A net of two layers: conv1 of 4 maps, fc of 8 units."""
-    return lambda actions=4: AtariNet(actions, ((4, 8, 8),), 8)
+    return lambda actions: AtariNet(actions, ((4, 8, 8),), 8)
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def open_display(log: Path) -> Iterator[TrainDisplay]:
 
 def link_table(net: KnowledgeFlow) -> Table:
     """Every link with its shapes, transform and parameters."""
-    table = Table("student", "shape", "teacher", "layer", "shape", "Q", "parameters", title="Links")
+    table = Table("student", "shape", "teacher", "layer", "shape", "Q", "parameters", "MB", title="Links")
     for row in net.link_table():
         table.add_row(
             row.link.student,
@@ -109,6 +109,7 @@ def link_table(net: KnowledgeFlow) -> Table:
             _shape(row.teacher_shape),
             row.transform,
             f"{row.parameters:,}",
+            f"{4e-6 * row.parameters:,.1f}",
         )
     return table
 

@@ -92,7 +92,11 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
             display.say(f"Stopped at step {outcome.step:,}; a checkpoint is written.")
             display.say(f"Resume with: {resume}")
             return 128 + outcome.stopped_by
-        _evaluate(run, launcher, outcome.step, display)
+        try:
+            _evaluate(run, launcher, outcome.step, display)
+        except KeyboardInterrupt:
+            display.say(f"Stopped before the scores were in. Training is done and saved; play on with: {resume}")
+            return 130
     return 0
 
 
@@ -123,7 +127,7 @@ def _evaluate(run: Run, launcher: Launcher, step: int, display: TrainDisplay) ->
         }
         alone, *others = results.values()
         answer = {"steps": step, **alone} | ({"with_links": others[0]} if others else {})
-        answer["p_student"] = launcher.method.metrics(launcher.net)
+        answer["layer_weights"] = launcher.method.metrics(launcher.net)
         run.save_student(student, step, alone)
         run.write_evaluation(answer)
     draw_run(folder.path, folder.curves)

@@ -65,7 +65,8 @@ def test_the_first_step_of_adam_by_hand() -> None:
 
 def loss(net: nn.Module, obs: Tensor, weight: float) -> Tensor:
     logits, values = net(obs)
-    return weight * (logits.square().sum() - values.sum())
+    total: Tensor = weight * (logits.square().sum() - values.sum())
+    return total
 
 
 def test_a_worker_trains_as_plain_adam_does(small_net: Net, obs: Tensor) -> None:
@@ -222,7 +223,7 @@ def test_the_gradients_are_their_flat_storage(small_net: Net, obs: Tensor) -> No
 
 def test_views_of_a_flat_tensor_have_the_parameters_names(small_net: Net) -> None:
     net = small_net(4)
-    groups = [ParameterGroup(tuple(net.fc.parameters())), ParameterGroup((net.policy.weight,))]
+    groups = [ParameterGroup(tuple(net.fc.parameters())), ParameterGroup((net.get_parameter("policy.weight"),))]
     views = named_views(net, groups, flatten(groups))
     assert list(views) == ["fc.weight", "fc.bias", "policy.weight"]
     assert all(torch.equal(view, net.get_parameter(name)) for name, view in views.items())

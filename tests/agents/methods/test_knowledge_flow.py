@@ -399,7 +399,7 @@ def test_the_reproductions_variant_keeps_q_and_puts_p_back_on_the_simplex(expert
     assert net.mixing("fc").tolist() == pytest.approx([0.1 / 1.1, 1 / 1.1])
     assert len(weights.parameters) == 5
     q = [parameter.clone() for parameter in net.transforms.parameters()]
-    optimiser = torch.optim.SGD([{"params": body.parameters}, {"params": weights.parameters}], lr=0.5)
+    optimiser = torch.optim.SGD([*body.parameters, *weights.parameters], lr=0.5)
     batch = play(method, net, obs)
     (batch.logits.sum() + batch.values.sum()).backward()  # type: ignore[no-untyped-call]
     optimiser.step()

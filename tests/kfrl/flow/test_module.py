@@ -1,6 +1,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def atari() -> KnowledgeFlow:
 def test_the_mixture_by_hand(mlp: Mlp) -> None:
     student, teacher = mlp(2, 2, 1), mlp(2, 3, 1)
     flow = KnowledgeFlow(student, {"t": teacher}, [Link("0", "t", "0")], torch.zeros(1, 2), student_weight=0.25)
-    given = {
+    given: dict[nn.Module, dict[str, list[Any]]] = {
         student: {"0.weight": [[1, 2], [0, -1]], "0.bias": [0, 1], "2.weight": [[1, 10]], "2.bias": [0.5]},
         teacher: {"0.weight": [[1, 0], [0, 1], [1, 1]], "0.bias": [0, -4, 0]},
         flow.transforms: {"0.weight": [[1, 1, 0], [0, 2, 1]]},
@@ -80,8 +81,8 @@ def test_the_mixture_by_hand(mlp: Mlp) -> None:
 
 
 def dense(net: nn.Module, layer: str, x: np.ndarray) -> np.ndarray:
-    weights = net.get_submodule(layer)
-    return x @ weights.get_parameter("weight").detach().numpy().T + weights.get_parameter("bias").detach().numpy()
+    weights, bias = (net.get_parameter(f"{layer}.{name}").detach().numpy() for name in ("weight", "bias"))
+    return np.asarray(x @ weights.T + bias)
 
 
 def softmax(values: Tensor) -> np.ndarray:
@@ -286,7 +287,7 @@ def test_features_that_are_given_are_used(atari: KnowledgeFlow, obs: Tensor) -> 
 
 
 def test_features_of_parts_of_a_batch_can_be_put_together(atari: KnowledgeFlow, obs: Tensor) -> None:
-    parts = [atari.teacher_features(part) for part in obs.split(1)]
+    parts = [atari.teacher_features(part) for part in torch.split(obs, 1)]
     joined = [torch.cat(z) for z in zip(*parts, strict=True)]
     for given, recomputed in zip(atari(obs, joined), atari(obs), strict=True):
         torch.testing.assert_close(given, recomputed)

@@ -34,15 +34,16 @@ def test_policy_kl_of_equal_policies_is_zero_and_so_is_its_gradient() -> None:
     logits = torch.randn(3, 4, requires_grad=True)
     loss = policy_kl_loss(logits, logits)
     assert loss.tolist() == [0.0, 0.0, 0.0]
-    loss.sum().backward()
+    loss.sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     np.testing.assert_allclose(logits.grad, np.zeros((3, 4)), atol=1e-7)
 
 
 def test_policy_kl_moves_the_current_policy_alone() -> None:
     current, old = (torch.randn(2, 3, requires_grad=True) for _ in range(2))
-    policy_kl_loss(current, old).sum().backward()
+    policy_kl_loss(current, old).sum().backward()  # type: ignore[no-untyped-call]
     assert old.grad is None
     p, q = (torch.softmax(logits.detach(), 1).numpy() for logits in (current, old))
     kl = (p * np.log(p / q)).sum(1, keepdims=True)
+    assert current.grad is not None
     np.testing.assert_allclose(current.grad, p * (np.log(p / q) - kl), rtol=1e-3, atol=1e-6)
