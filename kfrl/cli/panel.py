@@ -128,7 +128,8 @@ def _panel(title: str, status: Status) -> Panel:
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(status):
         facts.add_row(Text(name, style="dim"), value)
-    bar = ProgressBar(total=status.steps, completed=min(status.step, status.steps))
+    bar = Table.grid(expand=True)  # a bare bar does not end its line
+    bar.add_row(ProgressBar(total=status.steps, completed=min(status.step, status.steps)))
     return Panel(Group(bar, facts, *_weights(status)), title=title, title_align="left")
 
 

@@ -1,0 +1,31 @@
+from rich.console import Console
+
+from agents.a3c.launcher import Status
+from kfrl.cli.panel import _line, _panel
+
+STATUS = Status(
+    step=1_500,
+    steps=6_000,
+    steps_per_sec=50.0,
+    recent_return=12.5,
+    student_return=None,
+    metrics={"flow/p_student/conv1": 0.53, "flow/p_student/fc": 0.4, "flow/p_teacher/pong/fc": 0.6},
+    dropped=3,
+)
+
+
+def test_the_panel_has_a_line_for_each_fact_and_each_layer() -> None:
+    console = Console(width=80, record=True, color_system=None, force_terminal=True)
+    console.print(_panel("Pong", STATUS))
+    lines = console.export_text().splitlines()
+    shown = [next(line for line in lines if name in line) for name in ("steps  ", "rate", "ETA", "p conv1", "p fc")]
+    for line, value in zip(shown, ("1,500 of 6,000", "50 steps/s", "0:01:30", "0.530", "0.400"), strict=True):
+        assert value in line
+    assert not any("━" in line for line in lines if "steps" in line), "the bar has a line of its own"
+    assert not any("student alone" in line for line in lines)
+
+
+def test_the_plain_line_says_the_same() -> None:
+    assert _line(STATUS) == (
+        "steps 1,500 of 6,000 · rate 50 steps/s · ETA 0:01:30 · raw return 12.5 · dropped updates 3 · p 0.53 0.40"
+    )
