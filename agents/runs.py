@@ -151,7 +151,13 @@ def resolve(config: TrainConfig) -> Run:
     config = replace(config, run_dir=folder.path)
     spec = NetSpec(game.rom, action_set(protocol))
     run = Run(config, protocol, spec, teachers, folder)
-    run.method().build(spec, teachers)
+    try:
+        run.method().build(spec, teachers)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The student (convs {config.convs}, hidden {config.hidden}) and its teachers cannot be put together on "
+            f"{protocol.frame_stack} x {protocol.screen_size} x {protocol.screen_size} screens: {error}"
+        ) from None
     return run
 
 

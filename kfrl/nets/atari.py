@@ -39,6 +39,9 @@ class AtariNet(nn.Module):
             hidden: Units of the fully connected layer.
             frame_stack: Input channels.
             screen_size: Height and width of the input.
+
+        Raises:
+            ValueError: a convolution that does not fit on its input.
         """
         super().__init__()
         self.arch: dict[str, Any] = {
@@ -51,6 +54,11 @@ class AtariNet(nn.Module):
         channels, size = frame_stack, screen_size
         conv_names = []
         for index, (filters, kernel, stride) in enumerate(convs, start=1):
+            if min(filters, kernel, stride) < 1 or kernel > size:
+                raise ValueError(
+                    f"Expected a convolution of at least 1 filter, kernel 1 to {size} and stride 1 on its {size} x "
+                    f"{size} input, got {filters} filters, kernel {kernel}, stride {stride}."
+                )
             conv_names.append(f"conv{index}")
             self.add_module(conv_names[-1], nn.Conv2d(channels, filters, kernel, stride))
             channels, size = filters, (size - kernel) // stride + 1
@@ -63,7 +71,7 @@ class AtariNet(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Map observations (B, stack, H, W) uint8 to logits (B, A) and values (B,)."""
-        h = obs.contiguous(memory_format=torch.channels_last).to(torch.float32).mul_(1 / 255)
+        h = torch.mul(obs.contiguous(memory_format=torch.channels_last), 1 / 255)
         for name in self._convs:
             h = F.relu(self.get_submodule(name)(h))
         # Flattened in NCHW order, the order of every published weight file.

@@ -135,6 +135,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--game", "Alien", "--teachers", "missing.safetensors"], ["missing.safetensors"]),
         (["--game", "Alien", "--method", "fine-tune"], ["exactly one teacher", "0"]),
         (["--game", "Alien", "--method", "a3c", "--teachers", "seaquest"], ["takes no teachers", "1"]),
+        (["--game", "Alien", "--convs", "16", "99", "4"], ["99", "84"]),
         (["--config", "missing.yaml"], ["missing.yaml"]),
         (["--resume", "nowhere"], ["nowhere", "config.yaml"]),
         (["--resume", "nowhere", "--steps", "5"], ["--steps"]),

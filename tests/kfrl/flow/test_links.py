@@ -46,6 +46,8 @@ def test_layers_meet_at_the_same_relative_depth(student: int, teacher: int, expe
 def test_a_very_shallow_teacher_feeds_every_layer(mlp: Mlp) -> None:
     expected = [("0", "0"), ("2", "0"), ("4", "0"), ("6", "0")]
     assert by_depth(mlp(3, 3, 3, 3, 3, 3), mlp(3, 3, 2)) == expected
+    expected = [("0", "0"), ("2", "0"), ("4", "0"), ("6", "2"), ("8", "2")]
+    assert by_depth(mlp(3, 3, 3, 3, 3, 3, 3), mlp(3, 3, 3, 2)) == expected
 
 
 def test_every_teacher_is_linked_to_every_layer(mlp: Mlp) -> None:
