@@ -188,7 +188,7 @@ class TrainConfig:
         return self.method or ("knowledge-flow" if self.teacher_names else "a3c")
 
 
-FAST_ENVS = 16
+FAST_ENVS = 32
 """Games for each core under --preset fast; docs/performance.md has the rates of others."""
 
 _USUAL = {

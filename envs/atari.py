@@ -71,7 +71,7 @@ class AtariEnvs:
         """
         self.protocol = protocol
         self.num_envs = num_envs
-        self._envs = AtariVectorEnv(
+        self.emulator = AtariVectorEnv(
             protocol.game,
             num_envs,
             num_threads=num_threads,
@@ -91,7 +91,7 @@ class AtariEnvs:
             reward_clipping=False,
             use_fire_reset=protocol.fire_reset,
         )
-        self.actions: tuple[str, ...] = tuple(a.name for a in self._envs.ale.get_action_set())
+        self.actions: tuple[str, ...] = tuple(a.name for a in self.emulator.ale.get_action_set())
         self._lives = np.zeros(num_envs, dtype=np.int32)
         self._scores = np.zeros(num_envs, dtype=np.float64)
         self._steps = np.zeros(num_envs, dtype=np.int64)
@@ -99,7 +99,7 @@ class AtariEnvs:
     def reset(self, seed: int) -> NDArray[np.uint8]:
         """Start K new games, game k seeded with `seed + k`. Returns observations (K, stack, H, W)."""
         obs: NDArray[np.uint8]
-        obs, info = self._envs.reset(seed=seed)
+        obs, info = self.emulator.reset(seed=seed)
         self._lives = info["lives"]
         self._scores[:] = 0
         self._steps[:] = 0
@@ -113,7 +113,7 @@ class AtariEnvs:
         """
         if actions.min() < 0 or actions.max() >= len(self.actions):
             raise ValueError(f"Expected actions in [0, {len(self.actions)}), got {actions}.")
-        obs, raw, game_over, truncated, info = self._envs.step(actions)
+        obs, raw, game_over, truncated, info = self.emulator.step(actions)
         self._scores += raw
         self._steps += 1
         terminated = game_over

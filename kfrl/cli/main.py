@@ -14,6 +14,7 @@ COMMANDS = {
     "teachers": "kfrl.cli.teachers",
     "plot": "kfrl.cli.plot",
     "games": "kfrl.cli.games",
+    "bench": "kfrl.cli.bench",
 }
 
 USAGE = """\
@@ -26,6 +27,7 @@ Transfer knowledge between deep nets in reinforcement learning.
   teachers   list, show and import agents that can teach
   plot       draw a run: returns, and p of student and teachers per layer
   games      list the games
+  bench      measure how fast this machine emulates, trains and evaluates
 
 `kfrl COMMAND --help` explains one. For example:
 

@@ -212,19 +212,19 @@ def test_the_shape_follows_from_preset_algorithm_and_machine() -> None:
 
     assert shape() == (16, 1, 5)
     assert shape(workers="auto", envs_per_worker=8) == (4, 8, 5)
-    assert shape(preset="fast") == (4, 16, 5)
-    assert shape(preset="fast", workers=2) == (2, 16, 5)
+    assert shape(preset="fast") == (4, 32, 5)
+    assert shape(preset="fast", workers=2) == (2, 32, 5)
     assert shape(preset="fast", envs_per_worker=3, t_max=20) == (4, 3, 20)
     assert shape(algo="a2c") == (1, 16, 5)
     assert shape(algo="ppo") == (1, 8, 128)
-    assert shape(algo="ppo", preset="fast") == (1, 64, 128)
+    assert shape(algo="ppo", preset="fast") == (1, 128, 128)
 
 
 @pytest.mark.usefixtures("four_cores")
 def test_a_saved_config_keeps_the_shape_of_the_machine_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = TrainConfig(preset="fast", workers="auto").with_shape()
     monkeypatch.setattr("agents.config.cores", lambda: 64)
-    assert (saved.workers, saved.envs_per_worker, saved.lr, saved.max_grad_norm) == (4, 16, 4e-4, 40.0)
+    assert (saved.workers, saved.envs_per_worker, saved.max_grad_norm) == (4, 32, 40.0)
     assert saved.shape == saved.with_shape().shape
 
 

@@ -1,0 +1,221 @@
+"""Steps a second of everything that trains or plays, measured in turns on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.config import FAST_ENVS, FlowConfig, TrainConfig, cores
+from agents.engines import ENGINES
+from agents.evaluation import SIDE_BY_SIDE, evaluate
+from agents.runs import resolve
+from agents.training import Status
+from envs.atari import AtariEnvs, action_set
+from envs.games import find_game
+from envs.protocols import get_protocol
+from kfrl.errors import unknown
+from kfrl.nets.atari import AtariNet
+from kfrl.teachers.formats import Card, save_agent
+
+WARM_UP = 2.0
+"""Seconds after the first step that do not count."""
+EVALUATION_STEPS = 120
+"""Frame cap of the evaluation arms' games, in agent steps: every game is then as long."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement of one arm."""
+
+    steps_per_sec: float
+    pss_mb: tuple[float, ...] = ()
+    """Proportional set size of each process, the launcher's first: shared memory is counted once in their sum."""
+
+
+@dataclass
+class Arm:
+    """Something that makes agent steps."""
+
+    name: str
+    title: str
+    measure: Callable[[float], Sample]
+    """Seconds -> sample."""
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Median steps a second."""
+        return statistics.median(sample.steps_per_sec for sample in self.samples)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Lowest and highest."""
+        rates = [sample.steps_per_sec for sample in self.samples]
+        return min(rates), max(rates)
+
+
+class Benchmark:
+    """The arms for one game; `run` measures them A B C A B C ..., so that a busy minute hits all alike."""
+
+    def __init__(self, game: str, folder: Path, *, device: str = "cpu") -> None:
+        """Prepare the arms.
+
+        Args:
+            game: As people write it.
+            folder: For the runs' files; the caller deletes it.
+            device: Where a2c and ppo learn.
+        """
+        self.protocol = get_protocol("paper", find_game(game).rom)
+        self._folder, self._device = folder, device
+        self._runs = 0
+        teachers = [self._teacher(index) for index in (1, 2)]
+        fast = TrainConfig(game=game, preset="fast")
+        shape = fast.shape
+        paper_flow = FlowConfig(handover_coef=0.0, independence_at=None, link_heads="never")
+        flow = replace(fast, teachers=teachers[0], flow=paper_flow)
+        arms = [
+            Arm("ceiling", f"emulator alone, {cores()} threads", self._ceiling),
+            Arm("random", "random policy, our environments", self._random),
+            self._training("paper", "a3c, the paper's shape: 16 workers x 1 game", TrainConfig(game=game)),
+            self._training("fast", f"a3c, --preset fast: {shape.workers} x {shape.envs_per_worker}", fast),
+            self._training("flow-1", "the same, flow from one teacher, as published", flow),
+            self._training("flow-2", "the same, from two", replace(flow, teachers=",".join(teachers))),
+            self._training("flow-handover", "from one, with the hand-over", replace(flow, flow=FlowConfig())),
+            self._training("a2c", "a2c", TrainConfig(game=game, algo="a2c", preset="fast", device=device)),
+            self._training("ppo", "ppo", TrainConfig(game=game, algo="ppo", preset="fast", device=device)),
+            Arm("evaluation", f"evaluation, {SIDE_BY_SIDE} games side by side", self._evaluation),
+            Arm("evaluation-1", "evaluation, one game after the other", lambda s: self._evaluation(s, num_envs=1)),
+        ]
+        self.arms = {arm.name: arm for arm in arms}
+
+    def pick(self, names: Sequence[str]) -> None:
+        """Keep only the named arms.
+
+        Raises:
+            UserError: there is no such arm.
+        """
+        for name in names:
+            if name not in self.arms:
+                raise unknown("benchmark", name, self.arms)
+        self.arms = {name: arm for name, arm in self.arms.items() if name in names}
+
+    def run(self, rounds: int, seconds: float) -> Iterator[tuple[int, Arm]]:
+        """Measure every arm `rounds` times, in turns; yields (round, arm) before each measurement."""
+        for index in range(rounds):
+            for arm in self.arms.values():
+                yield index, arm
+                arm.samples.append(arm.measure(seconds))
+
+    def share(self, arm: Arm, of: str) -> str:
+        """The arm's rate over another's, as text: the median over the rounds of the ratio within a round."""
+        if of not in self.arms or arm.name == of:
+            return ""
+        pairs = zip(arm.samples, self.arms[of].samples, strict=True)
+        return f"{statistics.median(one.steps_per_sec / other.steps_per_sec for one, other in pairs):.2f}"
+
+    def _teacher(self, seed: int) -> str:
+        """A teacher of the paper's size from another game; what it knows does not change what it costs."""
+        torch.manual_seed(seed)
+        actions = action_set(get_protocol("paper", "alien"))
+        net = AtariNet(len(actions))
+        path = self._folder / f"teacher{seed}.safetensors"
+        save_agent(path, net, Card(game="alien", actions=actions, arch=net.arch))
+        return str(path)
+
+    def _training(self, name: str, title: str, config: TrainConfig) -> Arm:
+        config = replace(config, steps=10**9, curve_points=0, checkpoint_every=1e9)
+
+        def measure(seconds: float) -> Sample:
+            self._runs += 1
+            run = resolve(replace(config, run_dir=self._folder / f"{name}-{self._runs}"))
+            run.write_config()
+            clock = _Stopwatch(seconds)
+            ENGINES[config.algo](run, clock).train()
+            return clock.sample()
+
+        return Arm(name, title, measure)
+
+    def _ceiling(self, seconds: float) -> Sample:
+        envs = self._all_games()
+        return _repeat(envs.emulator.step, envs, seconds)
+
+    def _random(self, seconds: float) -> Sample:
+        envs = self._all_games()
+        return _repeat(envs.step, envs, seconds)
+
+    def _all_games(self) -> AtariEnvs:
+        envs = AtariEnvs(self.protocol, FAST_ENVS * cores(), num_threads=cores())
+        envs.reset(0)
+        return envs
+
+    def _evaluation(self, seconds: float, num_envs: int | None = None) -> Sample:
+        capped = replace(self.protocol, max_frames=EVALUATION_STEPS * self.protocol.frame_skip)
+        net = AtariNet(len(action_set(capped)))
+        torch.set_num_threads(1)
+        steps, started = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < seconds:
+            result = evaluate(lambda obs: net(obs)[0], capped, episodes=30, num_envs=num_envs, num_threads=cores())
+            steps += sum(result.steps)
+        torch.set_num_threads(cores())
+        return Sample(steps / elapsed)
+
+
+class _Stopwatch:
+    """A display that shows nothing: it times a run between its first steps and its end, and then stops it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._first: float | None = None
+        self._start: tuple[float, int] | None = None
+        self._end: tuple[float, int] | None = None
+        self._pss: tuple[float, ...] = ()
+
+    def update(self, status: Status) -> None:
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = now if status.step else None
+        elif self._start is None:
+            self._start = (now, status.step) if now - self._first > WARM_UP else None
+        elif self._end is None and now - self._start[0] > self._seconds:
+            self._end = (now, status.step)
+            self._pss = pss_mb()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def say(self, text: str) -> None:
+        """Nothing to say."""
+
+    def sample(self) -> Sample:
+        assert self._start is not None
+        assert self._end is not None
+        return Sample((self._end[1] - self._start[1]) / (self._end[0] - self._start[0]), self._pss)
+
+
+def pss_mb() -> tuple[float, ...]:
+    """Proportional set size of this process and of each of its children, in MB; empty where Linux does not tell."""
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    try:
+        rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    except OSError:
+        return ()
+    lines = (next(line for line in text.splitlines() if line.startswith("Pss:")) for text in rollups)
+    return tuple(int(line.split()[1]) * 1024 / 1e6 for line in lines)
+
+
+def _repeat(step: Callable[[NDArray[np.int64]], object], envs: AtariEnvs, seconds: float) -> Sample:
+    """Step with random actions."""
+    generator = np.random.default_rng(0)
+    count, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        step(generator.integers(0, len(envs.actions), envs.num_envs))
+        count += 1
+    return Sample(count * envs.num_envs / elapsed)

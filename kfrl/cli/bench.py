@@ -1,0 +1,125 @@
+"""`kfrl bench`: how fast this machine emulates, trains and evaluates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from annotated_types import Ge, Gt
+
+from kfrl.config import checked
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from agents.benchmark import Benchmark
+
+
+@dataclass(frozen=True)
+class BenchArgs:
+    """Measure steps a second of the emulator, of training and of evaluation on this machine, in turns."""
+
+    game: str = "Seaquest"
+    """The game; they differ in speed."""
+    only: str = ""
+    """Comma-separated: ceiling, random, paper, fast, flow-1, flow-2, flow-handover, a2c, ppo, evaluation,
+    evaluation-1. Default: all."""
+    rounds: Annotated[int, Ge(1)] = 5
+    """How often each is measured; the table shows medians."""
+    seconds: Annotated[float, Gt(0.0)] = 8.0
+    """Length of a measurement, after a warm-up."""
+    device: str = "cpu"
+    """Where a2c and ppo learn."""
+    json: Path | None = None
+    """Also write every measurement to this file."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    args = checked(tyro.cli(BenchArgs, prog="kfrl bench", args=list(argv)))
+    import os
+    from tempfile import TemporaryDirectory
+
+    from rich.console import Console
+    from rich.progress import track
+
+    # Threads of a pool that spin while they wait would be measured as work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from agents.benchmark import Benchmark
+
+    with TemporaryDirectory(prefix="kfrl-bench-") as folder:
+        benchmark = Benchmark(args.game, Path(folder), device=args.device)
+        if args.only:
+            benchmark.pick([name.strip() for name in args.only.split(",")])
+        turns = benchmark.run(args.rounds, args.seconds)
+        total = args.rounds * len(benchmark.arms)
+        for _ in track(turns, "Measuring", total=total, console=Console(stderr=True), transient=True):
+            pass
+    Console().print(_table(benchmark, args))
+    if args.json is not None:
+        from kfrl.atomic import write_text
+
+        write_text(args.json, json.dumps(_answer(benchmark, args), indent=1) + "\n")
+    return 0
+
+
+def _table(benchmark: Benchmark, args: BenchArgs) -> Table:
+    from rich.table import Table
+
+    facts = machine()
+    caption = (
+        f"{benchmark.protocol.game}, {facts['cores']} cores of {facts['processor']}, torch {facts['torch']}, ale-py "
+        f"{facts['ale_py']}; median (lowest to highest) of {args.rounds} x {args.seconds:g} s, in turns"
+    )
+    table = Table("", "steps/s", "frames/s", "of the ceiling", "of fast", "memory", caption=caption)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for arm in benchmark.arms.values():
+        low, high = arm.spread
+        pss = arm.samples[-1].pss_mb
+        workers = f", {sum(pss[1:]) / (len(pss) - 1):,.0f} a worker" if len(pss) > 1 else ""
+        table.add_row(
+            arm.title,
+            f"{arm.rate:,.0f} ({low:,.0f} to {high:,.0f})",
+            f"{arm.rate * benchmark.protocol.frame_skip:,.0f}",
+            benchmark.share(arm, "ceiling"),
+            benchmark.share(arm, "fast"),
+            f"{sum(pss):,.0f} MB{workers}" if pss else "",
+        )
+    return table
+
+
+def _answer(benchmark: Benchmark, args: BenchArgs) -> dict[str, Any]:
+    arms = {
+        arm.name: {"title": arm.title, "samples": [asdict(s) for s in arm.samples]} for arm in benchmark.arms.values()
+    }
+    return {"machine": machine(), "game": benchmark.protocol.game, "seconds": args.seconds, "arms": arms}
+
+
+def machine() -> dict[str, Any]:
+    """What a rate depends on."""
+    import platform
+
+    import ale_py
+    import torch
+
+    from agents.config import cores
+
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "cores": cores(),
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ale_py": ale_py.__version__,
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
