@@ -345,7 +345,7 @@ def _seed_notes(arms: Sequence[Arm]) -> list[str]:
         notes.append(f"Fewer than {MIN_SEEDS} seeds, so no interval: {', '.join(few)}.")
     if MIN_SEEDS in counts.values():
         notes.append(
-            "The interval of 3 seeds is their range; it covers the true mean less often than 95 % of the time."
+            "The interval of 3 seeds in a game is their range; it holds the true mean less often than 95 % of the time."
         )
     if len(set(counts.values())) > 1:
         notes.append(f"Seeds per cell differ: {min(counts.values())} to {max(counts.values())}.")
@@ -409,9 +409,8 @@ def _teacher_notes(records: Sequence[RunRecord]) -> list[str]:
     if not taught:
         return []
     note = "What teachers were trained on is not part of the budget; it is counted apart."
-    unknown_frames = sorted({record.config.teachers for record in taught if record.teacher_frames is None})
-    if unknown_frames:
-        note += f" Unknown for: {', '.join(unknown_frames)}."
+    if any(record.teacher_frames is None for record in taught):
+        note += " Unknown: a teacher's file does not say, or is not here."
     return [note]
 
 

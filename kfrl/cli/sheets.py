@@ -35,6 +35,7 @@ class Sheet:
 
     title: str
     columns: Sequence[str]
+    """A line break in a name is one in the terminal alone."""
     rows: Sequence[Sequence[str]]
     left: int = 1
     """How many columns are left-aligned."""
@@ -60,7 +61,8 @@ class Sheet:
 
     def _tabulate(self, columns: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
         sides = ["left" if index < self.left else "right" for index in range(len(columns))]
-        return tabulate(rows, columns, tablefmt=form, colalign=sides, disable_numparse=True)
+        names = [column.replace("\n", " ") for column in columns]
+        return tabulate(rows, names, tablefmt=form, colalign=sides, disable_numparse=True)
 
 
 def game_sheets(comparison: Comparison, game: str) -> tuple[Sheet, Sheet]:
@@ -86,17 +88,15 @@ def _score_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
     budgets = sorted({cell.runs[0].config.steps for cell in cells})
     title = (
         f"{Game(first.game).title}: final student alone, {len(first.final.scores)} games a run, after "
-        + " or ".join(
-            f"{steps:,} agent steps ({steps * first.protocol.frame_skip / 1e6:,.1f}M frames)" for steps in budgets
-        )
+        + " or ".join(f"{steps:,} agent steps ({steps * first.protocol.frame_skip:,} frames)" for steps in budgets)
     )
     return Sheet(title, columns, rows)
 
 
 def _learning_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
-    columns = ["arm", "area, alone", "transfer, alone [95 %]", "area, training", "transfer, training [95 %]"]
-    columns += [f"at {base}'s score after (seeds)"] if base else []
-    columns += ["teacher frames", "parameters trained", "deployed"]
+    columns = ["arm", "area,\nalone", "transfer,\nalone [95 %]", "area,\ntraining", "transfer,\ntraining [95 %]"]
+    columns += [f"steps to {base}'s\nscore (seeds)"] if base else []
+    columns += ["teacher\nframes", "parameters\ntrained", "parameters\ndeployed"]
     rows = [
         [
             cell.arm.name,
@@ -200,10 +200,8 @@ def number(values: Iterable[int | None]) -> str:
 
 def frames(runs: Sequence[RunRecord]) -> str:
     """What the teachers of a run were trained on."""
-    counts = [run.teacher_frames for run in runs if run.teacher_frames is not None]
-    if len(counts) < len(runs):
-        return "unknown"
-    return " to ".join(f"{count / 1e6:,.1f}M" for count in sorted({min(counts), max(counts)}))
+    counts = [run.teacher_frames for run in runs]
+    return "unknown" if None in counts else number(counts)
 
 
 # --- files --------------------------------------------------------------------------------------------------
