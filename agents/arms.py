@@ -6,7 +6,6 @@ import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from agents.config import TrainConfig
@@ -185,10 +184,9 @@ def check_shared(records: Sequence[RunRecord]) -> None:
     """
     kinds = kinds_of(records)
     if len(kinds) > 1:
-        lines = (f"  {kind}: {list_paths(run.path for run in runs)}" for kind, runs in kinds.items())
         raise UserError(
             "These runs do not share their budget and rules of play:\n"
-            + "\n".join(lines)
+            + "\n".join(f"  {kind}" for kind in describe_kinds(kinds))
             + "\nCompare runs of one kind, or put them side by side with --allow-mixed, which still takes no "
             "game's mean over two kinds."
         )
@@ -204,11 +202,15 @@ def kinds_of(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     return dict(kinds)
 
 
-def list_paths(paths: Iterable[Path], most: int = 6) -> str:
-    """Paths in a sentence, the first ones by name."""
-    names = [str(path) for path in paths]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def describe_kinds(kinds: Mapping[str, Sequence[RunRecord]], most: int = 6) -> list[str]:
+    """Each kind with its runs: all of them by name, but for the commonest kind, of which `most` are."""
+    commonest = max(kinds, key=lambda kind: len(kinds[kind]))
+    lines = []
+    for kind, runs in kinds.items():
+        shown = runs[:most] if kind == commonest else runs
+        more = f" and {len(runs) - len(shown)} more" if len(runs) > len(shown) else ""
+        lines.append(f"{kind}: {', '.join(str(run.path) for run in shown)}{more}")
+    return lines
 
 
 def find_baseline(arms: Sequence[Arm], wanted: str | None) -> tuple[Arm | None, str]:

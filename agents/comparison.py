@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from agents.arms import Arm, check_shared, find_baseline, kinds_of, list_paths, make_arms, settings, show, varying
+from agents.arms import Arm, check_shared, describe_kinds, find_baseline, kinds_of, make_arms, settings, show, varying
 from agents.records import RunRecord, Skipped
 from envs.games import Game
 from kfrl.errors import UserError
@@ -329,8 +329,7 @@ def _shared_note(records: Sequence[RunRecord]) -> str:
             f"({first.protocol.name}, {first.protocol.rules}), {len(first.final.scores)} final games and "
             f"{'the most probable' if first.final.greedy else 'sampled'} actions."
         )
-    listed = "; ".join(f"{kind}: {list_paths(run.path for run in runs)}" for kind, runs in kinds.items())
-    return f"MIXED, because --allow-mixed was given. Not like for like: {listed}."
+    return f"MIXED, because --allow-mixed was given. Not like for like: {'; '.join(describe_kinds(kinds))}."
 
 
 def _baseline_note(missing: str) -> list[str]:

@@ -1,9 +1,10 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from agents.arms import Arm, check_shared, find_baseline, make_arms
+from agents.arms import Arm, check_shared, describe_kinds, find_baseline, kinds_of, make_arms
 from agents.config import FlowConfig
 from agents.records import RunRecord, read_run
 from kfrl.errors import UserError
@@ -124,6 +125,12 @@ def test_mixed_runs_are_refused_with_what_differs_and_where(
     assert said[1].endswith("run0")
     assert words[1] in said[2]
     assert said[2].endswith("run1")
+
+
+def test_every_run_that_differs_is_named_and_the_many_others_are_counted(records: Records) -> None:
+    kinds = describe_kinds(kinds_of(records({}, {}, {}, {"steps": 7}, {"steps": 8}, {"steps": 7})), most=1)
+    assert [re.findall(r"run\d", line) for line in kinds] == [["run0"], ["run3", "run5"], ["run4"]]
+    assert kinds[0].endswith("run0 and 2 more")
 
 
 def test_mixed_budgets_within_a_game_are_never_one_mean(records: Records) -> None:
