@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,6 +64,31 @@ class FlowConfig:
 
 
 @dataclass(frozen=True)
+class PPOConfig:
+    """What --algo ppo adds: a clipped objective, several passes over a rollout, and GAE."""
+
+    epochs: Count = 4
+    """Passes over each rollout."""
+    batch_size: Count = 256
+    """Samples of a minibatch; divides envs x t_max."""
+    clip_range: Positive = 0.1
+    """The ratio of new to old probabilities is clipped to 1 -+ this."""
+    gae_lambda: Fraction = 0.95
+    """lambda of generalised advantage estimation; 1 is the Monte Carlo end."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The settings whose defaults follow from the algorithm, the preset and the machine; all in force."""
+
+    workers: int
+    envs_per_worker: int
+    t_max: int
+    lr: float
+    max_grad_norm: float
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Train a student on one Atari game, alone or with frozen teachers."""
 
@@ -74,22 +100,31 @@ class TrainConfig:
     """a3c, fine-tune, knowledge-flow. Default: knowledge-flow with teachers, a3c without."""
     steps: Count = 10_000_000
     """Agent steps of all workers together; a step is 4 frames. The paper: 40M."""
-    workers: Count = 16
-    """Worker processes, one thread each."""
-    envs_per_worker: Count = 1
-    """Games that each worker plays side by side."""
-    t_max: Count = 5
-    """Steps of a rollout, between two updates of a worker."""
+    algo: Literal["a3c", "a2c", "ppo"] = "a3c"
+    """a3c: asynchronous workers on the CPU. a2c, ppo: one learner, all games in step, on CPU or GPU."""
+    preset: Literal["paper", "fast"] = "paper"
+    """paper: the published shape. fast: the workers and games that suit this machine, for whichever of them is not
+    given."""
+    device: str = "cpu"
+    """Where a2c and ppo learn: cpu, cuda, cuda:1. a3c's shared memory is the CPU's."""
+    workers: Count | Literal["auto"] | None = None
+    """Worker processes of a3c, one thread each; auto: one for each core. Default: 16."""
+    envs_per_worker: Count | None = None
+    """Games that each worker plays side by side; a2c and ppo have one worker. Default: 1; a2c 16, ppo 8."""
+    t_max: Count | None = None
+    """Steps of a rollout, between two updates of a worker. Default: 5; ppo 128."""
     lr: Positive | None = None
-    """Adam's learning rate, falling linearly to 0. Default: the paper's 1e-4, times sqrt(envs per worker)."""
+    """Learning rate, falling linearly to 0. Default: a3c the paper's 1e-4, times sqrt(envs per worker); a2c 7e-4; ppo
+    2.5e-4."""
     gamma: Fraction = 0.99
     """Discount."""
     entropy_coef: NonNegative = 0.01
     """Weight of the entropy bonus."""
     value_loss_coef: NonNegative = 0.5
     """Weight of the value loss 1/2 (R - V)^2."""
-    max_grad_norm: Positive = 40.0
-    """Gradients are scaled down to this norm."""
+    max_grad_norm: Positive | None = None
+    """Gradients are scaled down to this norm. Default: 40, of losses summed over a rollout; a2c and
+    ppo 0.5, of means."""
     seed: Annotated[int, Ge(0)] = 1
     """Seed of the initial weights, the games and the sampling. Hogwild itself is not deterministic."""
     protocol: str = "paper"
@@ -110,12 +145,37 @@ class TrainConfig:
     """Seconds between checkpoints."""
     worker_timeout: Positive = 300.0
     """A worker without a step for this many seconds is hung and stops the run."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
 
     @property
-    def learning_rate(self) -> float:
-        """The learning rate in force."""
-        return 1e-4 * self.envs_per_worker**0.5 if self.lr is None else self.lr
+    def shape(self) -> Shape:
+        """Workers, games, rollout length and rates in force."""
+        usual = _USUAL[self.algo]
+        workers, envs = (usual.workers, usual.envs_per_worker)
+        if self.preset == "fast":
+            workers, envs = (cores(), FAST_ENVS) if self.algo == "a3c" else (1, FAST_ENVS * cores())
+        if self.workers is not None:
+            workers = cores() if self.workers == "auto" else self.workers
+        envs = self.envs_per_worker or envs
+        return Shape(
+            workers=workers,
+            envs_per_worker=envs,
+            t_max=self.t_max or usual.t_max,
+            lr=self.lr or (usual.lr * envs**0.5 if self.algo == "a3c" else usual.lr),
+            max_grad_norm=self.max_grad_norm or usual.max_grad_norm,
+        )
+
+    def with_shape(self) -> TrainConfig:
+        """The same settings with `shape` written out, so that another machine runs the same."""
+        return replace(self, **vars(self.shape))
+
+    @property
+    def label(self) -> str:
+        """What tables and folders call the way of training: the method, and the algorithm where it is not a3c."""
+        if self.algo == "a3c":
+            return self.method_name
+        return self.algo if self.method_name == "a3c" else f"{self.method_name}-{self.algo}"
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -126,3 +186,19 @@ class TrainConfig:
     def method_name(self) -> str:
         """The method in force."""
         return self.method or ("knowledge-flow" if self.teacher_names else "a3c")
+
+
+FAST_ENVS = 16
+"""Games for each core under --preset fast; docs/performance.md has the rates of others."""
+
+_USUAL = {
+    "a3c": Shape(workers=16, envs_per_worker=1, t_max=5, lr=1e-4, max_grad_norm=40.0),
+    "a2c": Shape(workers=1, envs_per_worker=16, t_max=5, lr=7e-4, max_grad_norm=0.5),
+    "ppo": Shape(workers=1, envs_per_worker=8, t_max=128, lr=2.5e-4, max_grad_norm=0.5),
+}
+"""Mnih et al. 2016 with the rate of the Knowledge Flow paper; OpenAI's A2C; Schulman et al. 2017, table 5."""
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from agents.config import TrainConfig
+from agents.config import Shape, TrainConfig
 from agents.methods import get_method
 from agents.methods.base import Method, NetSpec
 from envs.atari import action_set
@@ -105,7 +106,7 @@ class Run:
             game=self.protocol.game,
             actions=self.spec.actions,
             arch=arch,
-            method=self.config.method_name,
+            method=self.config.label,
             steps=steps,
             seed=self.config.seed,
             teachers=tuple(teacher.name for teacher in self.teachers),
@@ -139,13 +140,14 @@ def resolve(config: TrainConfig) -> Run:
     protocol = get_protocol(config.protocol, game.rom)
     method = get_method(config.method_name)
     method.check_teachers(config.method_name, len(config.teacher_names))
+    method.check_algo(config.method_name, config.algo)
+    _check_engine(config)
     teachers, exact = load_teachers(config.teacher_names, RUNS)
     config = replace(
-        config,
+        config.with_shape(),
         game=game.title,
         teachers=",".join(exact),
         method=config.method_name,
-        lr=config.learning_rate,
     )
     folder = RunFolder(config.run_dir or _default_folder(config, game.rom, teachers))
     config = replace(config, run_dir=folder.path)
@@ -161,10 +163,54 @@ def resolve(config: TrainConfig) -> Run:
     return run
 
 
+def _check_engine(config: TrainConfig) -> None:
+    """Refuse settings that the algorithm has no use for, a device that is not there, and batches that do not divide."""
+    if config.algo == "a3c":
+        if config.device != "cpu":
+            raise UserError(
+                f"--algo a3c trains in the CPU's shared memory, got --device {config.device}. "
+                "--algo a2c and --algo ppo train on a GPU."
+            )
+        return
+    if config.workers not in (None, 1):
+        raise UserError(
+            f"--algo {config.algo} has one learner, got --workers {config.workers}. "
+            "--envs-per-worker says how many games it plays side by side."
+        )
+    _check_device(config.device)
+    if config.algo == "ppo":
+        _check_batch_size(config.shape, config.ppo.batch_size)
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"Unknown device {name!r}. Expected cpu, cuda or cuda:N; here: {', '.join(here)}.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name}: PyTorch {torch.__version__} finds no such GPU. Devices here: {', '.join(here)}."
+        )
+
+
+def _check_batch_size(shape: Shape, batch_size: int) -> None:
+    samples = shape.envs_per_worker * shape.t_max
+    if samples % batch_size:
+        divisors = [size for size in range(1, samples + 1) if samples % size == 0]
+        near = sorted(sorted(divisors, key=lambda size: abs(size - batch_size))[:3])
+        raise UserError(
+            f"--batch-size {batch_size} does not divide a rollout of {shape.envs_per_worker} games x {shape.t_max} "
+            f"steps = {samples:,} samples. The nearest sizes that do: {', '.join(map(str, near))}."
+        )
+
+
 def _default_folder(config: TrainConfig, rom: str, teachers: Sequence[Teacher]) -> Path:
     names = "+".join(teacher.name for teacher in teachers) or "none"
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return RUNS / rom / config.method_name / f"{names}-s{config.seed}-{stamp}"
+    return RUNS / rom / config.label / f"{names}-s{config.seed}-{stamp}"
 
 
 def reopen(path: Path) -> Run:

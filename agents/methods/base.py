@@ -1,4 +1,4 @@
-"""What a method is: a network plus loss terms, plugged into the one loop of `agents.a3c.worker`."""
+"""What a method is: a network plus loss terms, plugged into the loop of any engine."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ class Method:
 
     takes_teachers = "none"
     """`none`, `one` or `some`."""
+    algos: tuple[str, ...] = ("a3c", "a2c", "ppo")
+    """The values of `--algo` that it runs under."""
 
     def __init__(self, config: TrainConfig) -> None:
         """Keep the run's settings."""
@@ -81,6 +83,16 @@ class Method:
                 f"Method {name} needs at least one teacher: --teachers NAME[,NAME...]; "
                 "`kfrl teachers list` shows what there is."
             )
+
+    @classmethod
+    def check_algo(cls, name: str, algo: str) -> None:
+        """Refuse an algorithm that the method cannot run under.
+
+        Raises:
+            UserError: saying which it can.
+        """
+        if algo not in cls.algos:
+            raise UserError(f"Method {name} does not run under --algo {algo}, only under {' or '.join(cls.algos)}.")
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
         """The network that trains: obs (B, stack, H, W) uint8 -> logits (B, A), values (B,)."""

@@ -36,7 +36,7 @@ class KnowledgeFlowMethod(Method):
         self._scores: deque[float] = deque(maxlen=RECENT)
         self._first_share = 1.0
         self._linked_score: float | None = None
-        self._memory = Memory(config.flow.handover_memory // config.workers)
+        self._memory = Memory(config.flow.handover_memory // config.shape.workers)
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> KnowledgeFlow:
         """The paper's student, linked to every teacher."""

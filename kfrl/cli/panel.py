@@ -17,8 +17,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from agents.a3c.launcher import Status
+from agents.config import FAST_ENVS, TrainConfig, cores
 from agents.runs import Run
+from agents.training import Status
 from kfrl.checkpoint import Checkpoint
 from kfrl.flow import KnowledgeFlow
 
@@ -50,17 +51,15 @@ class TrainDisplay:
         """Say what is about to run: rules, sizes, teachers and links."""
         config, protocol = run.config, run.protocol
         names = ", ".join(_teacher_line(run, index) for index in range(len(run.teachers)))
-        self._title = f"{config.game} · {config.method_name}" + (f" · {names}" if names else "")
+        self._title = f"{config.game} · {config.label}" + (f" · {names}" if names else "")
         self.say(f"[bold]{self._title}[/]")
         self.say(
             f"protocol {protocol.name} ({protocol.fingerprint}): sticky {protocol.sticky:g}, frame skip "
             f"{protocol.frame_skip}, {len(run.spec.actions)} actions, a lost life "
             f"{'ends' if protocol.episodic_life else 'does not end'} the learner's episode"
         )
-        self.say(
-            f"{config.steps:,} agent steps, {config.workers} workers x {config.envs_per_worker} games, "
-            f"t_max {config.t_max}, learning rate {config.learning_rate:.3g}"
-        )
+        for line in _engine_lines(config):
+            self.say(line)
         net = run.method().build(run.spec, run.teachers)
         if isinstance(net, KnowledgeFlow):
             self.say(link_table(net))
@@ -116,6 +115,21 @@ def link_table(net: KnowledgeFlow) -> Table:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(str(size) for size in shape)
+
+
+def _engine_lines(config: TrainConfig) -> Iterator[str]:
+    shape = config.shape
+    if config.algo == "a3c":
+        who = f"{shape.workers} worker{'s' * (shape.workers > 1)} x {shape.envs_per_worker} games on {cores()} cores"
+    else:
+        who = f"{config.algo} with {shape.envs_per_worker} games in step, learning on {config.device}"
+    yield f"{config.steps:,} agent steps, {who}, t_max {shape.t_max}, learning rate {shape.lr:.3g}"
+    if shape.workers > cores():
+        yield (
+            f"[yellow]{shape.workers} workers with one thread each share {cores()} cores: "
+            f"{shape.workers / cores():.0f} wait for every one that runs. That is the published shape; --preset fast "
+            f"({cores()} workers x {FAST_ENVS} games) makes more steps a second here.[/]"
+        )
 
 
 def _teacher_line(run: Run, index: int) -> str:

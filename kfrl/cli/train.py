@@ -15,8 +15,8 @@ from kfrl.config import checked, load_config
 from kfrl.errors import UserError
 
 if TYPE_CHECKING:
-    from agents.a3c.launcher import Launcher
     from agents.runs import Run
+    from agents.training import Trainer
     from kfrl.checkpoint import Checkpoint
     from kfrl.cli.panel import TrainDisplay
 
@@ -74,7 +74,7 @@ def _parse(argv: Sequence[str]) -> TrainFlags:
 
 
 def _train(run: Run, checkpoint: Checkpoint | None) -> int:
-    from agents.a3c.launcher import Launcher
+    from agents.engines import ENGINES
     from kfrl.cli.panel import open_display
 
     with open_display(run.folder.log) as display:
@@ -82,8 +82,8 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
             display.say(f"{run.folder.path} is finished. Its scores: {run.folder.evaluation}")
             return 0
         display.introduce(run, checkpoint)
-        launcher = Launcher(run, display, checkpoint)
-        outcome = launcher.train()
+        trainer = ENGINES[run.config.algo](run, display, checkpoint)
+        outcome = trainer.train()
         resume = f"kfrl train --resume {run.folder.path}"
         if outcome.failure is not None:
             display.fail(f"{outcome.failure}\nSaved at step {outcome.step:,}. Resume with: {resume}")
@@ -93,7 +93,7 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
             display.say(f"Resume with: {resume}")
             return 128 + outcome.stopped_by
         try:
-            _evaluate(run, launcher, outcome.step, display)
+            _evaluate(run, trainer, outcome.step, display)
         except KeyboardInterrupt:
             display.say(f"Stopped before the scores were in. Training is done and saved; play on with: {resume}")
             return 130
@@ -105,20 +105,20 @@ def _finished(run: Run, checkpoint: Checkpoint) -> bool:
     return trained and (run.folder.evaluation.exists() or not run.config.eval_episodes)
 
 
-def _evaluate(run: Run, launcher: Launcher, step: int, display: TrainDisplay) -> None:
+def _evaluate(run: Run, trainer: Trainer, step: int, display: TrainDisplay) -> None:
     """Play the final episodes, save the scores beside the student, say what to type next."""
     import torch
 
     from kfrl.cli.evaluate import linked_policy, play_games
     from kfrl.plots import draw_run
 
-    student = launcher.method.export(launcher.net)
+    student = trainer.method.export(trainer.net)
     folder, episodes = run.folder, run.config.eval_episodes
     display.close()
     torch.set_num_threads(1)
     if episodes:
         policies = {"student alone": lambda obs: student(obs)[0]}
-        linked = linked_policy(run, launcher.net)
+        linked = linked_policy(run, trainer.net)
         if linked is not None:
             policies["with its teachers' links"] = linked
         results = {
@@ -127,7 +127,7 @@ def _evaluate(run: Run, launcher: Launcher, step: int, display: TrainDisplay) ->
         }
         alone, *others = results.values()
         answer = {"steps": step, **alone} | ({"with_links": others[0]} if others else {})
-        answer["layer_weights"] = launcher.method.metrics(launcher.net)
+        answer["layer_weights"] = trainer.method.metrics(trainer.net)
         run.save_student(student, step, alone)
         run.write_evaluation(answer)
     draw_run(folder.path, folder.curves)

@@ -2,6 +2,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,11 +189,46 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_grows_with_the_envs_of_a_worker_unless_it_is_given() -> None:
-    assert TrainConfig().learning_rate == pytest.approx(1e-4)
-    assert TrainConfig(envs_per_worker=16).learning_rate == pytest.approx(4e-4)
-    assert TrainConfig(envs_per_worker=16, lr=1e-3).learning_rate == pytest.approx(1e-3)
+    assert TrainConfig().shape.lr == pytest.approx(1e-4)
+    assert TrainConfig(envs_per_worker=16).shape.lr == pytest.approx(4e-4)
+    assert TrainConfig(envs_per_worker=16, lr=1e-3).shape.lr == pytest.approx(1e-3)
 
 
 def test_teachers_are_split_at_commas() -> None:
     assert TrainConfig(teachers=" seaquest, zoo:pong ,,").teacher_names == ("seaquest", "zoo:pong")
     assert TrainConfig().teacher_names == ()
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.config.cores", lambda: 4)
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_the_shape_follows_from_preset_algorithm_and_machine() -> None:
+    def shape(**settings: Any) -> tuple[int, int, int]:
+        found = TrainConfig(**settings).shape
+        return found.workers, found.envs_per_worker, found.t_max
+
+    assert shape() == (16, 1, 5)
+    assert shape(workers="auto", envs_per_worker=8) == (4, 8, 5)
+    assert shape(preset="fast") == (4, 16, 5)
+    assert shape(preset="fast", workers=2) == (2, 16, 5)
+    assert shape(preset="fast", envs_per_worker=3, t_max=20) == (4, 3, 20)
+    assert shape(algo="a2c") == (1, 16, 5)
+    assert shape(algo="ppo") == (1, 8, 128)
+    assert shape(algo="ppo", preset="fast") == (1, 64, 128)
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_a_saved_config_keeps_the_shape_of_the_machine_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = TrainConfig(preset="fast", workers="auto").with_shape()
+    monkeypatch.setattr("agents.config.cores", lambda: 64)
+    assert (saved.workers, saved.envs_per_worker, saved.lr, saved.max_grad_norm) == (4, 16, 4e-4, 40.0)
+    assert saved.shape == saved.with_shape().shape
+
+
+def test_a_run_is_called_after_its_method_and_its_algorithm() -> None:
+    assert TrainConfig().label == "a3c"
+    assert TrainConfig(algo="ppo").label == "ppo"
+    assert TrainConfig(algo="a2c", teachers="seaquest").label == "knowledge-flow-a2c"

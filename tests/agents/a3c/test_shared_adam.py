@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.a3c.shared_adam import SharedAdam, SharedModel, bind, flatten, named_views
+from agents.a3c.shared_adam import SharedAdam
 from agents.methods.base import ParameterGroup
+from agents.shared_model import SharedModel, bind, flatten, named_views
 from kfrl.nets.atari import AtariNet
 
 Net = Callable[[int], AtariNet]

@@ -1,6 +1,6 @@
 from rich.console import Console
 
-from agents.a3c.launcher import Status
+from agents.training import Status
 from kfrl.cli.panel import _line, _panel
 
 STATUS = Status(

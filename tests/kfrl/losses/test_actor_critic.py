@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kfrl.losses.actor_critic import entropy, n_step_returns, policy_loss, value_loss
+from kfrl.losses.actor_critic import (
+    clipped_policy_loss,
+    entropy,
+    gae_advantages,
+    n_step_returns,
+    policy_loss,
+    value_loss,
+)
 
 GAMMA = 0.5
 
@@ -102,3 +109,55 @@ def test_value_loss_is_half_the_square_and_pulls_only_the_value() -> None:
     assert values.grad is not None
     assert values.grad.tolist() == [-3.0, 0.0]
     assert target.grad is None
+
+
+def brute_force_gae(
+    rewards: list[float], ended: dict[int, float], values: list[float], after: float, discount: float, lam: float
+) -> list[float]:
+    """Eq. 16 of Schulman et al. 2016 as its sum; `ended` maps a step to the value that follows it."""
+    length = len(rewards)
+    following = [ended.get(t, after if t == length - 1 else values[t + 1]) for t in range(length)]
+    deltas = [rewards[t] + discount * following[t] - values[t] for t in range(length)]
+    advantages = []
+    for start in range(length):
+        last = min([t for t in ended if t >= start], default=length - 1)
+        advantages.append(sum((discount * lam) ** (t - start) * deltas[t] for t in range(start, last + 1)))
+    return advantages
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize(("terminated", "truncated"), [((), ()), ((1,), ()), ((), (2,)), ((3,), (0,))])
+def test_gae_is_the_sum_of_its_equation(
+    gae_lambda: float, terminated: tuple[int, ...], truncated: tuple[int, ...]
+) -> None:
+    rewards, values, cut = [1.0, 2.0, 3.0, 4.0], [0.5, -1.0, 2.0, 5.0], [10.0, 20.0, 30.0, 40.0]
+    found = gae_advantages(
+        column(*rewards),
+        flags(*terminated),
+        flags(*truncated),
+        column(*cut),
+        column(*values),
+        torch.tensor([100.0]),
+        0.9,
+        gae_lambda,
+    )
+    ended = {t: 0.0 for t in terminated} | {t: cut[t] for t in truncated}
+    assert found[:, 0].tolist() == pytest.approx(brute_force_gae(rewards, ended, values, 100.0, 0.9, gae_lambda))
+
+
+def test_gae_with_lambda_1_is_the_n_step_return_minus_the_value() -> None:
+    arguments = column(1.0, 2.0, 3.0, 4.0), flags(0), flags(2), column(9.0, 8.0, 7.0, 6.0)
+    values, after = column(1.0, 2.0, 3.0, 4.0), torch.tensor([50.0])
+    found = gae_advantages(*arguments, values, after, 0.9, 1.0)
+    torch.testing.assert_close(found + values, n_step_returns(*arguments, after, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "expected"),
+    [(1.5, 2.0, -2.2), (1.5, -2.0, 3.0), (0.5, 2.0, -1.0), (0.5, -2.0, 1.8), (1.05, 2.0, -2.1)],
+)
+def test_the_clipped_objective_is_the_pessimistic_one(ratio: float, advantage: float, expected: float) -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)]])  # pi = 1/4, 3/4
+    old = torch.tensor([math.log(0.75 / ratio)])
+    found = clipped_policy_loss(logits, torch.tensor([1]), old, torch.tensor([advantage]), 0.1)
+    assert found.tolist() == pytest.approx([expected])

@@ -1,10 +1,12 @@
-"""Collecting t_max steps of K games with a frozen copy of the policy."""
+"""Collecting t_max steps of K games."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +36,15 @@ class Rollout:
     """(T K, ...) what the method computed per observation."""
     episodes: tuple[Episode, ...]
     """The games that ended, with raw scores."""
+    logits: Tensor
+    """(T K, A) of the acting policy."""
+    values: Tensor
+    """(T K,) likewise."""
+
+    @property
+    def outputs(self) -> tuple[Tensor, Tensor] | None:
+        """The acting pass's logits and values if they still carry their graph, so that no second pass is needed."""
+        return (self.logits, self.values) if self.values.requires_grad else None
 
 
 class Collector:
@@ -46,51 +57,72 @@ class Collector:
         net: nn.Module,
         t_max: int,
         seed: int,
+        *,
+        keep_graph: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Start the games.
 
         Args:
             envs: K games.
             method: Whose `observe` and `forward` act.
-            net: The worker's own copy.
+            net: The learner's own copy.
             t_max: T.
             seed: Of the games and of the sampled actions.
+            keep_graph: Keep the acting passes' activations for the update. It spares the update its own forward pass,
+                and is right where the parameters do not change before that.
+            device: Where the net is, and the rollout will be.
         """
         self.envs, self.method, self.net, self.t_max = envs, method, net, t_max
-        self._generator = torch.Generator().manual_seed(seed)
-        self._obs = torch.from_numpy(envs.reset(seed))
+        self._keep_graph, self._device = keep_graph, torch.device(device)
+        self._generator = torch.Generator(self._device).manual_seed(seed)
+        self._obs = self._tensor(envs.reset(seed))
 
     @torch.no_grad()
     def collect(self) -> Rollout:
         """Play T steps with sampled actions."""
-        obs, contexts, actions, transitions = [], [], [], []
-        values = torch.zeros(self.t_max, self.envs.num_envs)
+        obs, contexts, actions, logits, values = [], [], [], [], []
+        transitions: list[Transition] = []
+        truncated_values = torch.zeros(self.t_max, self.envs.num_envs, device=self._device)
         for t in range(self.t_max):
             context = self.method.observe(self.net, self._obs)
-            logits, _ = self.method.forward(self.net, self._obs, context)
-            action = sample(logits, self._generator)
-            transition = self.envs.step(action.numpy())
-            if transition.truncated.any():
-                values[t] = self._value(torch.from_numpy(transition.final_obs))
+            with torch.set_grad_enabled(self._keep_graph):
+                step_logits, step_values = self.method.forward(self.net, self._obs, context)
+            action = sample(step_logits.detach(), self._generator)
+            transition = self.envs.step(action.cpu().numpy())
+            if transition.final_obs is not None and transition.truncated.any():
+                truncated_values[t] = self._value(self._tensor(transition.final_obs))
             obs.append(self._obs)
             contexts.append(context)
             actions.append(action)
+            logits.append(step_logits)
+            values.append(step_values)
             transitions.append(transition)
-            self._obs = torch.from_numpy(transition.obs)
+            self._obs = self._tensor(transition.obs)
+        with torch.set_grad_enabled(self._keep_graph):
+            all_logits, all_values = torch.cat(logits), torch.cat(values)
         return Rollout(
             obs=torch.stack(obs),
             actions=torch.stack(actions),
-            rewards=_stack(transitions, "rewards"),
-            terminated=_stack(transitions, "terminated"),
-            truncated=_stack(transitions, "truncated"),
-            truncated_values=values,
+            rewards=self._stack(transitions, "rewards"),
+            terminated=self._stack(transitions, "terminated"),
+            truncated=self._stack(transitions, "truncated"),
+            truncated_values=truncated_values,
             bootstrap=self._value(self._obs),
             context=tuple(torch.cat(parts) for parts in zip(*contexts, strict=True)),
             episodes=tuple(episode for step in transitions for episode in step.episodes),
+            logits=all_logits,
+            values=all_values,
         )
 
     def _value(self, obs: Tensor) -> Tensor:
         return self.method.forward(self.net, obs, self.method.observe(self.net, obs))[1]
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    def _stack(self, transitions: Sequence[Transition], field: str) -> Tensor:
+        return self._tensor(np.stack([getattr(step, field) for step in transitions]))
 
 
 def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -100,7 +132,3 @@ def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
     """
     noise = torch.empty_like(logits).exponential_(generator=generator)
     return (logits - noise.log()).argmax(1)
-
-
-def _stack(transitions: Sequence[Transition], field: str) -> Tensor:
-    return torch.stack([torch.from_numpy(getattr(step, field)) for step in transitions])

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.evaluation import Policy, evaluate
+from agents.processes import worker_environment
 from envs.protocols import Protocol
 from kfrl.errors import UserError
 from kfrl.nets import build_net
@@ -27,6 +29,48 @@ class Snapshot:
     arch: dict[str, Any]
     outputs: int
     weights: dict[str, NDArray[np.float32]]
+
+
+class Evaluator:
+    """The launcher's end: one process that plays one snapshot at a time."""
+
+    def __init__(self, protocol: Protocol, episodes: int, seed: int) -> None:
+        """Prepare it; the games are `episodes` whole ones from no-op starts, the same for every snapshot."""
+        context = mp.get_context("spawn")
+        self._pipe, self._theirs = context.Pipe()
+        arguments = (protocol, episodes, seed, self._theirs)
+        self._process = context.Process(target=run_evaluator, args=arguments, daemon=True)
+        self.busy = False
+
+    def ask(self, snapshot: Snapshot) -> None:
+        """Have a student played; `answers` will hold its scores."""
+        if self._process.pid is None:
+            with worker_environment():
+                self._process.start()
+            self._theirs.close()
+        self._pipe.send(snapshot)
+        self.busy = True
+
+    def answers(self) -> list[tuple[int, tuple[float, ...]]]:
+        """(step, scores) of the student that was played meanwhile, if it was.
+
+        Raises:
+            ChildProcessError: the process died.
+        """
+        try:
+            if not self._pipe.poll():
+                return []
+            step, scores = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise ChildProcessError("The evaluator process died.") from None
+        self.busy = False
+        return [(step, scores)] if scores else []
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
 
 
 def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Connection) -> None:

@@ -1,0 +1,133 @@
+"""The actor-critic objective of a rollout, by named terms; a method adds its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from agents.config import TrainConfig
+from agents.methods.base import Batch, Context, Method
+from agents.rollout import Rollout
+from kfrl.losses.actor_critic import (
+    clipped_policy_loss,
+    entropy,
+    gae_advantages,
+    log_prob,
+    n_step_returns,
+    policy_loss,
+    value_loss,
+)
+
+
+def a3c_terms(
+    method: Method, net: nn.Module, rollout: Rollout, progress: float, config: TrainConfig
+) -> dict[str, Tensor]:
+    """Every term of the objective of A3C and A2C by name, weighted: their own and the method's.
+
+    Summed over the rollout's steps, as A3C does, and averaged over its environments, so that a worker with K games
+    has the mean gradient of K workers with one.
+    """
+    num_envs = rollout.actions.shape[1]
+    obs = rollout.obs.flatten(0, 1)
+    logits, values = rollout.outputs or method.forward(net, obs, rollout.context)
+    returns = n_step_returns(
+        rollout.rewards,
+        rollout.terminated,
+        rollout.truncated,
+        rollout.truncated_values,
+        rollout.bootstrap,
+        config.gamma,
+    ).flatten()
+    advantages = returns - values.detach()
+    terms = {
+        "policy": policy_loss(logits, rollout.actions.flatten(), advantages).sum() / num_envs,
+        "value": config.value_loss_coef * value_loss(values, returns).sum() / num_envs,
+        "entropy": -config.entropy_coef * entropy(logits).sum() / num_envs,
+    }
+    scores = tuple(episode.score for episode in rollout.episodes)
+    batch = Batch(obs, rollout.context, logits, values, scores, num_envs)
+    return terms | method.losses(net, batch, progress)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A rollout as PPO's minibatches are drawn from it: B = T K samples, constants."""
+
+    obs: Tensor
+    """(B, stack, H, W) uint8"""
+    context: Context
+    actions: Tensor
+    """(B,) int64"""
+    log_probs: Tensor
+    """(B,) log pi(a|s) of the policy that acted."""
+    advantages: Tensor
+    """(B,)"""
+    returns: Tensor
+    """(B,)"""
+
+    @classmethod
+    def of(cls, rollout: Rollout, config: TrainConfig) -> Samples:
+        """Flatten a rollout and estimate its advantages."""
+        values = rollout.values.view_as(rollout.rewards)
+        advantages = gae_advantages(
+            rollout.rewards,
+            rollout.terminated,
+            rollout.truncated,
+            rollout.truncated_values,
+            values,
+            rollout.bootstrap,
+            config.gamma,
+            config.ppo.gae_lambda,
+        )
+        actions = rollout.actions.flatten()
+        return cls(
+            obs=rollout.obs.flatten(0, 1),
+            context=rollout.context,
+            actions=actions,
+            log_probs=log_prob(rollout.logits, actions),
+            advantages=advantages.flatten(),
+            returns=(advantages + values).flatten(),
+        )
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.actions)
+
+    def pick(self, indices: Tensor) -> Samples:
+        """The samples at `indices`."""
+        return Samples(
+            self.obs[indices],
+            tuple(part[indices] for part in self.context),
+            self.actions[indices],
+            self.log_probs[indices],
+            self.advantages[indices],
+            self.returns[indices],
+        )
+
+
+def ppo_terms(
+    method: Method,
+    net: nn.Module,
+    samples: Samples,
+    scores: tuple[float, ...],
+    progress: float,
+    config: TrainConfig,
+) -> dict[str, Tensor]:
+    """Every term of PPO's objective on one minibatch by name, weighted: its own and the method's, means over samples.
+
+    Advantages are normalised in each minibatch, and the clip range falls linearly with the run (Schulman et al. 2017,
+    table 5).
+    """
+    logits, values = method.forward(net, samples.obs, samples.context)
+    advantages = (samples.advantages - samples.advantages.mean()) / (samples.advantages.std() + 1e-8)
+    clip_range = config.ppo.clip_range * (1.0 - progress)
+    policy = clipped_policy_loss(logits, samples.actions, samples.log_probs, advantages, clip_range)
+    terms = {
+        "policy": policy.mean(),
+        "value": config.value_loss_coef * value_loss(values, samples.returns).mean(),
+        "entropy": -config.entropy_coef * entropy(logits).mean(),
+    }
+    # One "environment" a sample makes the method's sums over time and means over environments plain means.
+    batch = Batch(samples.obs, samples.context, logits, values, scores, len(samples))
+    return terms | method.losses(net, batch, progress)

@@ -1,0 +1,110 @@
+"""One model whose parameters and statistics are flat tensors, in shared memory where several processes train it.
+
+Taking the shared parameters is one copy, the gradient norm is one reduction, and the optimiser is one fused kernel. A
+learner hands its gradients over explicitly on every update, so nothing depends on what `zero_grad` does to `.grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from agents.methods.base import ParameterGroup
+
+
+def _view(flat: Tensor, shape: torch.Size) -> Tensor:
+    """A slice of a flat tensor as a parameter; four dimensions are laid out channels_last."""
+    if len(shape) != 4:
+        return flat.view(shape)
+    out, channels, height, width = shape
+    return flat.view(out, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _slices(groups: Sequence[ParameterGroup], flat: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    start = 0
+    for group in groups:
+        for parameter in group.parameters:
+            end = start + parameter.numel()
+            yield parameter, _view(flat[start:end], parameter.shape)
+            start = end
+
+
+def flatten(groups: Sequence[ParameterGroup]) -> Tensor:
+    """The current values of all parameters in one new flat tensor."""
+    parameters = [p for group in groups for p in group.parameters]
+    flat = torch.empty(sum(p.numel() for p in parameters), device=parameters[0].device)
+    for parameter, view in _slices(groups, flat):
+        view.copy_(parameter.detach())
+    return flat
+
+
+def bind(groups: Sequence[ParameterGroup], flat: Tensor, grads: Tensor | None = None) -> None:
+    """Make `flat` (and `grads`) the storage of the parameters (and of their gradients)."""
+    for parameter, view in _slices(groups, flat):
+        parameter.data = view
+    if grads is not None:
+        for parameter, view in _slices(groups, grads):
+            parameter.grad = view
+
+
+def named_views(net: nn.Module, groups: Sequence[ParameterGroup], flat: Tensor) -> dict[str, Tensor]:
+    """Views of a flat tensor under the parameters' names, e.g. of Adam's statistics for a checkpoint."""
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    return {names[id(parameter)]: view for parameter, view in _slices(groups, flat)}
+
+
+@dataclass(frozen=True)
+class SharedModel:
+    """What all processes of a run share, without a lock: a process that is killed can block no other."""
+
+    parameters: Tensor
+    """(N,) the model."""
+    exp_avg: Tensor
+    """(N,) Adam's first moment."""
+    exp_avg_sq: Tensor
+    """(N,) Adam's second moment."""
+    adam_steps: Tensor
+    """(groups,) Adam's step counts."""
+    steps: Tensor
+    """(1 + workers,) int64: agent steps of the run before it was resumed, then of each worker."""
+    updates: Tensor
+    """(1 + workers,) int64: updates, likewise."""
+    dropped: Tensor
+    """(1 + workers,) int64: updates dropped for a non-finite gradient, likewise."""
+    stop: Tensor
+    """(1,) int64: not 0 when workers should finish."""
+
+    @classmethod
+    def create(cls, groups: Sequence[ParameterGroup], num_workers: int) -> SharedModel:
+        """Allocate shared memory, or memory of the parameters' own device, and copy the parameters into it."""
+        flat = flatten(groups)
+        counters = (torch.zeros(1 + num_workers, dtype=torch.int64) for _ in range(3))
+        tensors = (
+            flat,
+            torch.zeros_like(flat),
+            torch.zeros_like(flat),
+            torch.zeros(len(groups), device=flat.device),
+            *counters,
+            torch.zeros(1, dtype=torch.int64),
+        )
+        for tensor in tensors:
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return cls(*tensors)
+
+    @property
+    def global_step(self) -> int:
+        """Agent steps of all workers, earlier sessions of the run included."""
+        return int(self.steps.sum())
+
+
+def clipped_norm(grads: Tensor, max_grad_norm: float) -> float | None:
+    """Scale `grads` in place down to `max_grad_norm`; their norm before, or None if it is not finite."""
+    norm = float(grads.norm())
+    if not norm < float("inf"):
+        return None
+    if norm > max_grad_norm:
+        grads.mul_(max_grad_norm / norm)
+    return norm

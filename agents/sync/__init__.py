@@ -1,0 +1,1 @@
+"""The synchronous engines: A2C and PPO, one learner on one vector of games."""

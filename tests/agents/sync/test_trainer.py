@@ -1,0 +1,141 @@
+"""Real, short runs of the synchronous engines."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.config import FlowConfig, PPOConfig, TrainConfig
+from agents.engines import ENGINES
+from agents.runs import Run, resolve
+from agents.training import Outcome, Status
+from kfrl.checkpoint import latest_checkpoint
+from kfrl.errors import UserError
+from kfrl.metrics import read_metrics
+from kfrl.teachers.store import ZOO
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"envs_per_worker": 2, "steps": 128, "curve_points": 0, "eval_episodes": 0}
+PPO = PPOConfig(epochs=2, batch_size=16)
+
+
+class Silent:
+    """Shows nothing; calls back on the way."""
+
+    def __init__(self, on_update: Callable[[], None] = lambda: None) -> None:
+        self.on_update = on_update
+
+    def update(self, status: Status) -> None:
+        self.on_update()
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def prepare(folder: Path, algo: str, **settings: object) -> Run:
+    config = TrainConfig(game="Pong", algo=algo, ppo=PPO, run_dir=folder, **(SMALL | settings))  # type: ignore[arg-type]
+    run = resolve(TrainConfig(**{**vars(config), "t_max": config.t_max or (16 if algo == "ppo" else 5)}))
+    run.write_config()
+    return run
+
+
+def train(run: Run) -> Outcome:
+    return ENGINES[run.config.algo](run, Silent(), None).train()
+
+
+def weights(outcome: Outcome) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in outcome.net.parameters()])
+
+
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(algo: str, tmp_path: Path) -> None:
+    one, same, other = (
+        weights(train(prepare(tmp_path / str(index), algo, seed=seed))) for index, seed in enumerate((1, 1, 2))
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
+def test_knowledge_flow_runs_on_it_and_ends_independent_with_its_teacher_unchanged(algo: str, tmp_path: Path) -> None:
+    flow = FlowConfig(handover_start=0.1, independence_at=0.5)
+    run = prepare(tmp_path / "run", algo, teachers=str(ZOO / "seaquest.safetensors"), flow=flow)
+    (teacher,) = run.teachers
+    before = {name: tensor.clone() for name, tensor in teacher.net.state_dict().items()}
+    outcome = train(run)
+    assert outcome.failure is None
+    assert run.method().independent(outcome.net)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.net.state_dict().items())
+    row = read_metrics(run.folder.metrics)[-1]
+    assert row["flow/p_student/fc"] == 1.0
+    assert {"losses/policy", "losses/value", "losses/entropy", "losses/policy_kl"} <= row.keys()
+
+
+def test_an_update_of_ppo_makes_its_epochs_and_minibatches(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", "ppo")
+    outcome = train(run)
+    # 128 steps are 4 rollouts of 2 x 16, each 2 epochs of 2 minibatches.
+    assert outcome.step == 128
+    assert latest_checkpoint(run.folder.checkpoints).state["updates"] == 16
+
+
+def test_a_signal_stops_it_with_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", "a2c", steps=1_000_000)
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert threading.current_thread() is threading.main_thread()
+    outcome = ENGINES["a2c"](run, Silent(interrupt), None).train()
+    assert outcome.stopped_by == signal.SIGINT
+    checkpoint = latest_checkpoint(run.folder.checkpoints)
+    assert checkpoint.state["global_step"] == outcome.step > 0
+    resumed = ENGINES["a2c"](run, Silent(), checkpoint)
+    assert resumed.shared.global_step == outcome.step
+    torch.testing.assert_close(resumed.shared.exp_avg_sq, _statistics(checkpoint.prefixed("exp_avg_sq."), resumed.net))
+    assert not (resumed.shared.exp_avg_sq == 1.0).all()
+
+
+def _statistics(named: dict[str, torch.Tensor], net: torch.nn.Module) -> torch.Tensor:
+    """In the flat model's order and layout: four dimensions are channels_last."""
+    parts = [named[name] for name, _ in net.named_parameters()]
+    return torch.cat([part.permute(0, 2, 3, 1).flatten() if part.dim() == 4 else part.flatten() for part in parts])
+
+
+def test_endless_non_finite_gradients_end_the_run_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.update.MAX_CONSECUTIVE_DROPS", 3)
+    run = prepare(tmp_path / "run", "a2c", steps=1_000, value_loss_coef=float("inf"))
+    outcome = train(run)
+    assert outcome.failure is not None
+    assert "3 updates in a row had a non-finite gradient" in outcome.failure
+    assert latest_checkpoint(run.folder.checkpoints).state["dropped"] == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"algo": "a2c", "workers": 4}, ["one learner", "--workers 4", "--envs-per-worker"]),
+        ({"algo": "a3c", "device": "cuda"}, ["shared memory", "--algo a2c"]),
+        ({"algo": "a2c", "device": "cuda:77"}, ["cuda:77", "Devices here: cpu"]),
+        ({"algo": "a2c", "device": "gpu"}, ["'gpu'", "cpu, cuda or cuda:N"]),
+        (
+            {"algo": "ppo", "envs_per_worker": 8, "ppo": PPOConfig(batch_size=300)},
+            ["300", "8 games x 128 steps = 1,024", "128, 256, 512"],
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_engine_are_refused(
+    settings: dict[str, object], said: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        resolve(TrainConfig(game="Pong", run_dir=tmp_path / "run", **settings))  # type: ignore[arg-type]
+    for part in said:
+        assert part in str(error.value)
+    assert not (tmp_path / "run").exists()

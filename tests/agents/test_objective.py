@@ -1,0 +1,143 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.config import PPOConfig, TrainConfig
+from agents.methods.base import Batch, Method
+from agents.objective import Samples, a3c_terms, ppo_terms
+from agents.rollout import Rollout
+from kfrl.nets.atari import AtariNet
+
+CONFIG = TrainConfig(game="Pong")
+T = 3
+
+
+def random_rollout(num_envs: int) -> Rollout:
+    generator = torch.Generator().manual_seed(1)
+    shape = (T, num_envs)
+    return Rollout(
+        obs=torch.randint(0, 256, (*shape, 4, 84, 84), dtype=torch.uint8, generator=generator),
+        actions=torch.randint(0, 6, shape, generator=generator),
+        rewards=torch.randn(shape, generator=generator),
+        terminated=torch.rand(shape, generator=generator) < 0.2,
+        truncated=torch.zeros(shape, dtype=torch.bool),
+        truncated_values=torch.zeros(shape),
+        bootstrap=torch.randn(num_envs, generator=generator),
+        context=(),
+        episodes=(),
+        logits=torch.zeros(T * num_envs, 6),
+        values=torch.randn(T * num_envs, generator=generator),
+    )
+
+
+def only(rollout: Rollout, env: int) -> Rollout:
+    """The part of one game, as a worker with one game would have collected it."""
+    part = {
+        name: getattr(rollout, name)[:, env : env + 1]
+        for name in ("obs", "actions", "rewards", "terminated", "truncated", "truncated_values")
+    }
+    return replace(rollout, **part, bootstrap=rollout.bootstrap[env : env + 1])
+
+
+def gradient(net: AtariNet, rollout: Rollout) -> Tensor:
+    net.zero_grad()
+    terms = a3c_terms(Method(CONFIG), net, rollout, 0.0, CONFIG)
+    torch.stack(list(terms.values())).sum().backward()
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("num_envs", [2, 16])
+def test_a_worker_with_k_games_has_the_mean_gradient_of_k_workers_with_one(num_envs: int) -> None:
+    net, rollout = AtariNet(6), random_rollout(num_envs)
+    together = gradient(net, rollout)
+    alone = torch.stack([gradient(net, only(rollout, env)) for env in range(num_envs)]).mean(0)
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-5)
+
+
+def test_the_loss_is_summed_over_time() -> None:
+    net, rollout = AtariNet(6), random_rollout(1)
+    ended = replace(rollout, terminated=torch.ones_like(rollout.terminated))  # every step stands by itself
+    steps = [
+        replace(
+            ended,
+            **{name: getattr(ended, name)[t : t + 1] for name in ("obs", "actions", "rewards", "terminated")},
+            truncated=ended.truncated[:1],
+            truncated_values=ended.truncated_values[:1],
+        )
+        for t in range(T)
+    ]
+    torch.testing.assert_close(gradient(net, ended), sum(gradient(net, step) for step in steps), rtol=1e-3, atol=1e-5)
+
+
+class Sum(Method):
+    """A term whose convention is a method's: a sum over time, a mean over environments."""
+
+    def losses(self, net: torch.nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        return {"ones": torch.ones_like(batch.values).sum() / batch.num_envs}
+
+
+def ppo_config(**settings: float) -> TrainConfig:
+    return TrainConfig(game="Pong", algo="ppo", ppo=PPOConfig(**settings))  # type: ignore[arg-type]
+
+
+def ppo_samples(config: TrainConfig) -> tuple[AtariNet, Samples]:
+    """A rollout of 4 games by the very net that learns."""
+    torch.manual_seed(0)
+    net, rollout = AtariNet(6), random_rollout(4)
+    with torch.no_grad():
+        logits, values = net(rollout.obs.flatten(0, 1))
+    return net, Samples.of(replace(rollout, logits=logits, values=values), config)
+
+
+def test_samples_keep_their_fields_together() -> None:
+    config = ppo_config(gae_lambda=1.0)
+    net, samples = ppo_samples(config)
+    picked = samples.pick(torch.tensor([5, 2]))
+    assert len(samples) == 12
+    assert len(picked) == 2
+    torch.testing.assert_close(picked.obs[0], samples.obs[5])
+    with torch.no_grad():
+        logits, values = net(picked.obs)
+    torch.testing.assert_close(picked.log_probs, logits.log_softmax(1)[torch.arange(2), picked.actions])
+    torch.testing.assert_close(picked.returns - picked.advantages, values)
+
+
+def test_before_the_first_step_ppo_has_the_policy_gradient_of_normalised_advantages() -> None:
+    config = ppo_config()
+    net, samples = ppo_samples(config)
+    terms = ppo_terms(Method(config), net, samples, (), 0.0, config)
+    terms["policy"].backward()
+    found = net.policy.bias.grad
+    net.zero_grad()
+    normalised = (samples.advantages - samples.advantages.mean()) / samples.advantages.std()
+    chosen = net(samples.obs)[0].log_softmax(1)[torch.arange(12), samples.actions]
+    (-(chosen * normalised).mean()).backward()
+    torch.testing.assert_close(found, net.policy.bias.grad, rtol=1e-4, atol=1e-7)
+    # Where every ratio is 1, the loss is minus the mean advantage: 0.
+    assert terms["policy"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_clip_range_falls_with_the_run() -> None:
+    config = ppo_config(clip_range=0.5)
+    net, samples = ppo_samples(config)
+    moved = replace(samples, log_probs=samples.log_probs - 0.3)  # every ratio is e^0.3 = 1.35
+
+    def policy(progress: float) -> float:
+        return ppo_terms(Method(config), net, moved, (), progress, config)["policy"].item()
+
+    normalised = (samples.advantages - samples.advantages.mean()) / samples.advantages.std()
+    positive, negative = normalised.clamp(min=0).mean().item(), normalised.clamp(max=0).mean().item()
+    assert policy(0.0) == pytest.approx(-1.34986 * (positive + negative), abs=1e-4)  # 1.35 < 1.5
+    assert policy(0.8) == pytest.approx(-(1.1 * positive + 1.34986 * negative), rel=1e-4)  # clipped at 1.1
+
+
+def test_ppo_takes_means_over_samples_of_a_methods_terms_too() -> None:
+    config = ppo_config()
+    net, samples = ppo_samples(config)
+    terms = ppo_terms(Sum(config), net, samples, (), 0.0, config)
+    assert terms["ones"].item() == 1.0
+    value = 0.5 * 0.5 * (samples.returns - net(samples.obs)[1]).square().mean().item()
+    assert terms["value"].item() == pytest.approx(value, rel=1e-5)
+    assert a3c_terms(Sum(CONFIG), net, random_rollout(4), 0.0, CONFIG)["ones"].item() == T
