@@ -17,14 +17,12 @@ Facts = Mapping[str, Any]
 SCRATCH = "a3c"
 """The method that learns without teachers, which others are measured by."""
 
-IDENTITY = {"game", "seed", "method", "teachers"}
+IDENTITY = {"game", "seed", "method", "algo", "teachers"}
 """Settings that the name of an arm or its place in a table says."""
-BOOKKEEPING = {"run_dir", "curve_points", "curve_episodes", "checkpoint_every", "worker_timeout"}
-"""Settings that change nothing of what is learned."""
+BOOKKEEPING = {"run_dir", "preset", "device", "curve_points", "curve_episodes", "checkpoint_every", "worker_timeout"}
+"""Settings that change nothing of what is learned, or only others' defaults."""
 SHARED = {"steps", "protocol", "eval_episodes"}
 """Settings that all runs have to share: `shared_facts` has what they come to."""
-OF_ONE_METHOD = {"flow": "knowledge-flow"}
-"""Groups of settings that only one method reads."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,11 @@ class Arm:
     method: str
     runs: Mapping[str, Sequence[RunRecord]]
     """By ROM name, by seed."""
+
+    @property
+    def scratch(self) -> bool:
+        """It learns without teachers."""
+        return all(run.config.method_name == SCRATCH for run in self.all_runs)
 
     @property
     def all_runs(self) -> list[RunRecord]:
@@ -56,16 +59,20 @@ def shared_facts(record: RunRecord) -> dict[str, Any]:
 def settings(record: RunRecord) -> dict[str, Any]:
     """What else can make two runs differ, by the name of the setting (`flow.handover_start`)."""
     known: dict[str, Any] = {}
-    for name, value in asdict(record.config).items():
-        if name in IDENTITY | BOOKKEEPING | SHARED:
-            continue
-        if OF_ONE_METHOD.get(name, record.config.method_name) != record.config.method_name:
+    for name, value in asdict(record.config.with_shape()).items():
+        if name in IDENTITY | BOOKKEEPING | SHARED | _unread(record.config):
             continue
         if isinstance(value, dict):
             known |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             known[name] = value
     return known
+
+
+def _unread(config: TrainConfig) -> set[str]:
+    """Groups of settings that this run does not read."""
+    read = {"flow": config.method_name == "knowledge-flow", "ppo": config.algo == "ppo"}
+    return {name for name, used in read.items() if not used}
 
 
 def varying(facts: Sequence[Facts]) -> list[str]:
@@ -87,19 +94,14 @@ def make_arms(records: Sequence[RunRecord]) -> list[Arm]:
     members = list(grouped.values())
     names = _names(members, apart)
     arms = [
-        Arm(name, base_name(runs[0].config) if _one_method(runs) else "several", _by_game(runs))
+        Arm(name, runs[0].config.label if _one_method(runs) else "several", _by_game(runs))
         for name, runs in zip(names, members, strict=True)
     ]
-    return sorted(arms, key=lambda arm: (arm.method != SCRATCH, arm.name))
-
-
-def base_name(config: TrainConfig) -> str:
-    """The method as tables call it."""
-    return config.method_name
+    return sorted(arms, key=lambda arm: (not arm.scratch, arm.name))
 
 
 def _one_method(runs: Iterable[RunRecord]) -> bool:
-    return len({base_name(run.config) for run in runs}) == 1
+    return len({run.config.label for run in runs}) == 1
 
 
 def _varying_within_games(records: Sequence[RunRecord]) -> list[str]:
@@ -114,7 +116,7 @@ def _key(record: RunRecord, apart: Sequence[str]) -> Hashable:
     kept = tuple((name, facts[name]) for name in apart)
     if record.group is not None:
         return record.group, kept
-    return base_name(record.config), record.config.teacher_names, repr(settings(record)), kept
+    return record.config.label, record.config.teacher_names, repr(settings(record)), kept
 
 
 def _by_game(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -138,7 +140,7 @@ def _names(members: Sequence[Sequence[RunRecord]], apart: Sequence[str]) -> list
 def _short_name(record: RunRecord) -> str:
     if record.group is not None:
         return record.group
-    return _add(base_name(record.config), "+".join(record.card.teachers))
+    return _add(record.config.label, "+".join(record.card.teachers))
 
 
 def _add(name: str, words: str) -> str:
@@ -223,8 +225,10 @@ def find_baseline(arms: Sequence[Arm], wanted: str | None) -> tuple[Arm | None, 
     Raises:
         UserError: what was asked for is not there, or is several arms.
     """
-    asked = SCRATCH if wanted in (None, "scratch") else wanted
-    found = [arm for arm in arms if arm.name == asked] or [arm for arm in arms if arm.method == asked]
+    if wanted in (None, "scratch"):
+        found = [arm for arm in arms if arm.scratch]
+    else:
+        found = [arm for arm in arms if arm.name == wanted] or [arm for arm in arms if arm.method == wanted]
     if len(found) == 1:
         return found[0], ""
     names = ", ".join(repr(arm.name) for arm in found)

@@ -375,7 +375,7 @@ def _difference_notes(arms: Sequence[Arm]) -> list[str]:
     """Settings that differ, other than game, seed, method and teachers."""
     notes = []
     for arm in arms:
-        facts = [{**settings(run), "teachers": run.config.teachers} for run in arm.all_runs]
+        facts = [{"method": run.config.label, "teachers": run.config.teachers, **settings(run)} for run in arm.all_runs]
         within = [f"{name} ({_values(fact[name] for fact in facts)})" for name in varying(facts)]
         if within:
             notes.append(f"Runs of {arm.name} differ in {', '.join(within)}.")

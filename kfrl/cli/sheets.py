@@ -281,7 +281,7 @@ def run_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "run": str(run.path),
                 "game": run.game,
                 "arm": arm.name,
-                "method": run.config.method_name,
+                "method": run.config.label,
                 "teachers": run.config.teachers,
                 "seed": run.config.seed,
                 "agent_steps": run.config.steps,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agents.arms import Arm, check_shared, describe_kinds, find_baseline, kinds_of, make_arms
-from agents.config import FlowConfig
+from agents.config import FlowConfig, PPOConfig
 from agents.records import RunRecord, read_run
 from kfrl.errors import UserError
 
@@ -92,6 +92,18 @@ def test_two_teachers_of_one_name_are_two_arms(records: Records) -> None:
 
 def test_settings_of_knowledge_flow_do_not_part_runs_of_another_method(records: Records) -> None:
     assert names(make_arms(records({}, {"flow": FlowConfig(handover_start=0.5)}))) == {"a3c": 2}
+
+
+def test_the_algorithm_is_part_of_the_name_where_it_is_not_a3c(records: Records) -> None:
+    a2c = {"algo": "a2c", "max_grad_norm": None}
+    arms = make_arms(records({"teachers": "zoo:seaquest", **a2c}, a2c, {**a2c, "ppo": PPOConfig(epochs=9)}))
+    assert names(arms) == {"a2c": 2, "knowledge-flow-a2c (seaquest)": 1}
+    assert find_baseline(arms, None)[0] is arms[0]
+
+
+def test_a_default_written_out_is_the_same_setting(records: Records) -> None:
+    spelt = {"workers": 16, "envs_per_worker": 1, "t_max": 5, "max_grad_norm": 40.0, "preset": "fast"}
+    assert names(make_arms(records({}, spelt))) == {"a3c": 2}
 
 
 def test_a_name_of_the_users_is_one_arm_whatever_its_runs_are(records: Records) -> None:
