@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from kfrl.metrics import read_metrics
-from kfrl.plots import STUDENT, TRAINING, save_figure, series, smooth
+from kfrl.plots import TRAINING, draw_arms, smooth
 
 PAPER = ("--independence-at", "None", "--handover-coef", "0", "--link-heads", "never")
 
@@ -163,20 +162,8 @@ def _mean_and_spread(values: Sequence[float]) -> str:
 
 
 def _curves(found: dict[str, list[Path]], target: Path) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for title, folders in found.items():
-        runs = [read_metrics(folder / "metrics.csv") for folder in folders]
-        last = min(max(row["global_step"] for row in rows) for rows in runs)
-        grid = np.linspace(last / 25, last, 25)
-        linked = np.stack([smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs])
-        alone = np.stack([np.interp(grid, *series(rows, STUDENT)) for rows in runs])
-        for axis, values in zip(axes, (linked, alone), strict=True):
-            (line,) = axis.plot(grid / 1e6, values.mean(0), label=title)
-            axis.fill_between(grid / 1e6, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, lw=0)
-    axes[0].set(title="while training, with links", xlabel="million agent steps", ylabel="raw return")
-    axes[1].set(title="student alone", xlabel="million agent steps")
-    axes[0].legend(fontsize=8)
-    save_figure(figure, target)
+    runs = {title: [read_metrics(folder / "metrics.csv") for folder in folders] for title, folders in found.items()}
+    draw_arms(runs, target)
 
 
 Command = (

@@ -89,6 +89,38 @@ def _draw_returns(axis: Any, rows: Rows, with_links: bool) -> None:
     axis.legend(fontsize=7)
 
 
+def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25) -> None:
+    """Draw what arms learned: the mean of each arm's runs and their range, in training and by the student alone.
+
+    Args:
+        arms: Metrics of each run, by what to call the arm.
+        target: The picture.
+        points: Of each curve.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name, runs in arms.items():
+        last = min(max(row[STEP] for row in rows) for rows in runs)
+        grid = np.linspace(last / points, last, points)
+        training = [smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs]
+        # A dollar would begin a formula.
+        (line,) = _draw_spread(axes[0], grid, training, label=name.replace("$", r"\$"))
+        evaluated = [series(rows, STUDENT) for rows in runs]
+        if all(len(steps) for steps, _ in evaluated):
+            alone = [np.interp(grid, steps, values) for steps, values in evaluated]
+            _draw_spread(axes[1], grid, alone, color=line.get_color())
+    axes[0].set(title="while training, with links", xlabel="million agent steps", ylabel="raw return")
+    axes[1].set(title="student alone", xlabel="million agent steps")
+    axes[0].legend(fontsize=8)
+    save_figure(figure, target)
+
+
+def _draw_spread(axis: Any, grid: NDArray[np.float64], curves: Sequence[NDArray[np.float64]], **style: Any) -> Any:
+    values = np.stack(curves)
+    lines = axis.plot(grid / 1e6, values.mean(0), **style)
+    axis.fill_between(grid / 1e6, values.min(0), values.max(0), color=lines[0].get_color(), alpha=0.15, lw=0)
+    return lines
+
+
 def _draw_weights(axis: Any, rows: Rows, layer: str) -> None:
     steps, own = series(rows, P_STUDENT + layer)
     axis.plot(steps / 1e6, own, label="student", color="black")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import trapezoid
 
 Scores = NDArray[np.float64]
+Strata = Sequence[ArrayLike]
+"""Scores by game, (..., runs) each. Games need not have equally many runs."""
 
 REFERENCE_SOURCE = "dqn_zoo atari_data.py (google-deepmind, Apache-2.0): no-op starts, 108,000-frame cap"
 """Where the random and human scores come from."""
@@ -82,13 +85,101 @@ def bootstrap_interval(
     Raises:
         ValueError: fewer than two scores, which have no interval.
     """
-    sample = np.asarray(scores, dtype=np.float64)
-    if sample.ndim != 1 or len(sample) < 2:
-        raise ValueError(f"Expected at least two scores of shape (n,), got shape {sample.shape}.")
-    drawn = np.random.default_rng(seed).choice(sample, size=(reps, len(sample)))
+    return stratified_interval([scores], lambda drawn: statistic(drawn[0]), reps, confidence, seed)
+
+
+def stratified_interval(
+    strata: Strata,
+    statistic: Callable[[Sequence[Scores]], Scores],
+    reps: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic of several samples, each of which is drawn anew by itself.
+
+    With a game's runs as a stratum it is the interval of Agarwal et al. 2021 and their rliable.
+
+    Args:
+        strata: (n_i,) each, n_i >= 2.
+        statistic: One (reps, n_i) of resampled scores for each stratum, to (reps,).
+        reps: How often the scores are drawn anew, with replacement.
+        confidence: Between 0 and 1.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: a stratum of fewer than two scores, which have no interval.
+    """
+    samples = [np.asarray(stratum, dtype=np.float64) for stratum in strata]
+    for sample in samples:
+        if sample.ndim != 1 or len(sample) < 2:
+            raise ValueError(f"Expected at least two scores of shape (n,), got shape {sample.shape}.")
+    generator = np.random.default_rng(seed)
+    drawn = [generator.choice(sample, size=(reps, len(sample))) for sample in samples]
     tail = (1 - confidence) / 2
     low, high = np.quantile(statistic(drawn), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _game_means(strata: Strata) -> Scores:
+    """A row a game."""
+    return np.stack([mean(stratum) for stratum in strata])
+
+
+def mean_over_games(strata: Strata) -> Scores:
+    """Mean over games of the mean over a game's runs."""
+    return np.asarray(_game_means(strata).mean(axis=0))
+
+
+def median_over_games(strata: Strata) -> Scores:
+    """Median over games of the mean over a game's runs."""
+    return np.asarray(np.median(_game_means(strata), axis=0))
+
+
+def iqm_over_games(strata: Strata) -> Scores:
+    """Interquartile mean of all runs of all games at once; a game with more runs weighs more."""
+    return iqm(np.concatenate([np.asarray(stratum, dtype=np.float64) for stratum in strata], axis=-1))
+
+
+def optimality_gap(strata: Strata, target: float = 1.0) -> Scores:
+    """`target` minus the mean over games of min(score, target): what is missing to `target` in every game."""
+    capped = [np.minimum(np.asarray(stratum, dtype=np.float64), target) for stratum in strata]
+    return np.asarray(target - mean_over_games(capped))
+
+
+def probability_of_improvement(ours: Strata, theirs: Strata) -> Scores:
+    """Mean over games of P(a run of ours > a run of theirs) + 1/2 P(they are equal), Mann and Whitney's U / (n m).
+
+    Args:
+        ours: (..., n_i) for each game.
+        theirs: (..., m_i) for each game, in the same order.
+    """
+    chances = []
+    for our, their in zip(ours, theirs, strict=True):
+        x = np.asarray(our, dtype=np.float64)[..., :, None]
+        y = np.asarray(their, dtype=np.float64)[..., None, :]
+        chances.append(((x > y) + 0.5 * (x == y)).mean(axis=(-2, -1)))
+    return np.asarray(np.mean(chances, axis=0))
+
+
+def curve_height(steps: ArrayLike, values: ArrayLike, end: float) -> float:
+    """Area under the straight lines between a curve's points, from its first step to `end`, over that length.
+
+    Args:
+        steps: (n,) ascending, not all at or beyond `end`.
+        values: (n,)
+        end: Where the area ends; beyond its last point a curve is level.
+    """
+    at, height = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    inside = at < end
+    x = np.append(at[inside], end)
+    y = np.append(height[inside], np.interp(end, at, height))
+    return float(trapezoid(y, x) / (end - x[0]))
+
+
+def first_reached(steps: ArrayLike, values: ArrayLike, threshold: float) -> float | None:
+    """The first step (n,) whose value (n,) is at least `threshold`, or None."""
+    reached = np.flatnonzero(np.asarray(values) >= threshold)
+    return float(np.asarray(steps)[reached[0]]) if len(reached) else None
 
 
 def summarise(scores: ArrayLike, *, reps: int = 10_000, confidence: float = 0.95, seed: int = 0) -> Summary:

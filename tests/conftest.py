@@ -1,15 +1,21 @@
 """What all tests share: one thread, one seed, small nets."""
 
 import itertools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from agents.config import TrainConfig
+from envs.atari import action_set
+from envs.protocols import get_protocol
+from kfrl.config import dump_config
 from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Card, Teacher
+from kfrl.teachers.formats import Card, Teacher, save_agent
 
 torch.set_num_threads(1)
 
@@ -48,5 +54,50 @@ def teacher() -> Callable[..., Teacher]:
     def build(net: AtariNet, actions: tuple[str, ...], game: str = "breakout", name: str | None = None) -> Teacher:
         card = Card(game=game, actions=actions, arch=net.arch)
         return Teacher(name or game, net.eval().requires_grad_(False), card, Path("nowhere.safetensors"))
+
+    return build
+
+
+Curve = Mapping[int, tuple[float, float]]
+"""Step to the raw return in training and that of the student alone."""
+
+
+@pytest.fixture
+def finished_run() -> Callable[..., Path]:
+    """Writes the folder of a run that nobody trained: the files that `kfrl train` leaves, with given scores."""
+
+    def build(
+        path: Path,
+        scores: Sequence[float] = (1.0, 2.0),
+        curve: Curve | None = None,
+        *,
+        greedy: bool = False,
+        commit: str = "abc",
+        **settings: Any,
+    ) -> Path:
+        path.mkdir(parents=True)
+        config = TrainConfig(**{"game": "Breakout", "steps": 100, "lr": 0.001, "run_dir": path, **settings})
+        protocol = get_protocol(config.protocol, config.game)
+        actions = action_set(protocol)
+        net = AtariNet(len(actions), ((4, 8, 8),), 8)
+        names = tuple(name.removeprefix("zoo:") for name in config.teacher_names)
+        card = Card(protocol.game, actions, net.arch, teachers=names, seed=config.seed, commit=commit)
+        save_agent(path / "student.safetensors", net, card)
+        (path / "config.yaml").write_text(dump_config(config))
+        result = {
+            "steps": config.steps,
+            "scores": list(scores),
+            "greedy": greedy,
+            "protocol": protocol.to_dict(),
+            "versions": {"torch": "2"},
+        }
+        (path / "eval.json").write_text(json.dumps(result))
+        lines = [
+            f"{step},{training},1,{alone}"
+            for step, (training, alone) in (curve or {50: (1.0, 2.0), 100: (3.0, 4.0)}).items()
+        ]
+        header = "global_step,charts/episodic_return,charts/episodes,eval/mean_return"
+        (path / "metrics.csv").write_text("\n".join([header, *lines, ""]))
+        return path
 
     return build

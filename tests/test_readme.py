@@ -23,7 +23,7 @@ def commands() -> list[list[str]]:
 def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     ran = commands()
-    assert {words[0] for words in ran} == {"train", "eval", "plot", "teachers", "games"}
+    assert {words[0] for words in ran} == {"train", "eval", "compare", "plot", "teachers", "games"}
     for words in ran:
         more = [] if "--resume" in words else SMALLER.get(words[0], [])
         finished = subprocess.run(
@@ -36,4 +36,5 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         assert finished.returncode == 0, (words, finished.stdout, finished.stderr)
     assert (tmp_path / "runs" / "alien" / "curves.png").exists()
     assert (tmp_path / "alien.json").exists()
+    assert (tmp_path / "comparison" / "curves-alien.png").exists()
     assert (tmp_path / "alien.mp4").exists()

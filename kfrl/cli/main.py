@@ -11,6 +11,7 @@ from kfrl.errors import UserError, unknown
 COMMANDS = {
     "train": "kfrl.cli.train",
     "eval": "kfrl.cli.evaluate",
+    "compare": "kfrl.cli.compare",
     "teachers": "kfrl.cli.teachers",
     "plot": "kfrl.cli.plot",
     "games": "kfrl.cli.games",
@@ -24,6 +25,7 @@ Transfer knowledge between deep nets in reinforcement learning.
 
   train      train a student on a game, alone or with frozen teachers
   eval       score a run or an agent file: 30 no-op episodes
+  compare    put runs side by side: methods over seeds and games, with intervals
   teachers   list, show and import agents that can teach
   plot       draw a run: returns, and p of student and teachers per layer
   games      list the games

@@ -1,0 +1,232 @@
+"""Finished runs, read from their folders for a comparison. A folder that is not whole is named and left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, MinLen
+from safetensors import SafetensorError, safe_open
+
+from agents.config import TrainConfig
+from agents.runs import RunFolder
+from envs.games import find_game
+from envs.protocols import Protocol
+from kfrl.config import load_config, validated
+from kfrl.errors import UserError
+from kfrl.metrics import STEP, read_metrics
+from kfrl.teachers.formats import Card, read_card
+from kfrl.teachers.store import ZOO, ZOO_PREFIX
+
+TRAINED = "exp_avg."
+"""Prefix of what the optimiser holds for each trained tensor in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class FinalScores:
+    """What a comparison needs of `eval.json`: the games that the student played alone when the run was over."""
+
+    steps: Annotated[int, Ge(0)]
+    """Agent steps that were trained."""
+    scores: Annotated[tuple[float, ...], MinLen(1)]
+    """Raw points, game by game."""
+    greedy: bool
+    """The most probable action was taken, not a sampled one."""
+    protocol: dict[str, Any]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One finished run."""
+
+    path: Path
+    config: TrainConfig
+    card: Card
+    final: FinalScores
+    protocol: Protocol
+    rows: tuple[Mapping[str, float], ...]
+    """Its metrics."""
+    deployed: int
+    """Numbers in the student's file: parameters, and whatever else it cannot play without."""
+    trained: int | None
+    """Parameters that the optimiser moved; None where no checkpoint is left."""
+    teacher_frames: int | None
+    """Emulator frames that its teachers were trained on; None where one does not say."""
+    group: str | None = None
+    """What the user called the arm that it belongs to."""
+
+    @property
+    def game(self) -> str:
+        """The ROM's name."""
+        return self.protocol.game
+
+    @property
+    def score(self) -> float:
+        """Mean raw score of the student alone, over its final games."""
+        return sum(self.final.scores) / len(self.final.scores)
+
+    @property
+    def last_step(self) -> float:
+        """The last step of its learning curve."""
+        return max(row[STEP] for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A folder that is not part of the comparison."""
+
+    path: Path
+    reason: str
+
+
+def collect(arguments: Iterable[str]) -> tuple[list[RunRecord], list[Skipped]]:
+    """Read every run that the arguments mean; a run that two of them mean is read once.
+
+    Args:
+        arguments: Folders of runs, folders that hold such folders at any depth, or `name=folder`, where `name` is
+            what to call the arm of all runs found there.
+
+    Raises:
+        UserError: a folder that does not exist or cannot be looked into.
+    """
+    records: list[RunRecord] = []
+    skipped: list[Skipped] = []
+    seen = set()
+    for argument in arguments:
+        group, root = _split(argument)
+        try:
+            found = list(_candidates(root))
+        except OSError as error:
+            raise UserError(f"Could not look into {root}: {error}.") from None
+        if not found:
+            skipped.append(Skipped(root, "holds no run"))
+        for path in found:
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
+            try:
+                records.append(read_run(path, group))
+            except UserError as error:
+                skipped.append(Skipped(path, str(error)))
+    return records, skipped
+
+
+def _split(argument: str) -> tuple[str | None, Path]:
+    group, equals, folder = argument.partition("=")
+    named = bool(group and equals) and not Path(argument).exists()
+    path = Path(folder if named else argument)
+    if not path.exists():
+        raise UserError(f"There is no folder {path}.")
+    return group if named else None, path
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    """Folders that hold a file of a run, and what is given by name or empty, so that the user hears of it."""
+    if not path.is_dir():
+        yield path
+        return
+    folder = RunFolder(path)
+    if any(file.exists() for file in (folder.config, folder.evaluation, folder.student, folder.metrics)):
+        yield path
+        return
+    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    if not inside:
+        yield path
+    for entry in inside:
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _candidates(entry)
+
+
+def read_run(path: Path, group: str | None = None) -> RunRecord:
+    """Read one finished run.
+
+    Raises:
+        UserError: the folder is empty, unfinished or damaged; the message says in what.
+    """
+    folder = RunFolder(path)
+    if not path.is_dir():
+        raise UserError("not a folder")
+    if not any(path.iterdir()):
+        raise UserError("empty")
+    for file, meaning in (
+        (folder.config, "not the folder of a run"),
+        (folder.evaluation, f"unfinished or never evaluated; finish it: kfrl train --resume {path}"),
+        (folder.student, "its student is gone"),
+        (folder.metrics, "its learning curve is gone"),
+    ):
+        if not file.is_file():
+            raise UserError(f"no {file.name}: {meaning}")
+    try:
+        return _read(folder, group)
+    except (OSError, ValueError, csv.Error, SafetensorError) as error:
+        raise UserError(f"damaged: {error}") from None
+
+
+def _read(folder: RunFolder, group: str | None) -> RunRecord:
+    config = load_config(folder.config, TrainConfig)
+    final = _read_scores(folder.evaluation)
+    protocol = Protocol.from_dict(final.protocol)
+    if find_game(config.game).rom != protocol.game:
+        raise UserError(f"config.yaml says {config.game}, eval.json says {protocol.game}")
+    if final.steps < config.steps:
+        raise UserError(f"evaluated after {final.steps:,} of its {config.steps:,} agent steps")
+    rows = tuple(read_metrics(folder.metrics))
+    if not rows:
+        raise UserError("metrics.csv holds no row")
+    return RunRecord(
+        path=folder.path,
+        config=config,
+        card=read_card(folder.student),
+        final=final,
+        protocol=protocol,
+        rows=rows,
+        deployed=_count(folder.student),
+        trained=_trained(folder.checkpoints),
+        teacher_frames=_teacher_frames(config.teacher_names, protocol.frame_skip),
+        group=group,
+    )
+
+
+def _read_scores(path: Path) -> FinalScores:
+    values = json.loads(path.read_text())
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name} holds a JSON {type(values).__name__}, expected an object")
+    wanted = {field.name for field in fields(FinalScores)}
+    final = validated({key: value for key, value in values.items() if key in wanted}, FinalScores, path.name)
+    if not all(map(math.isfinite, final.scores)):
+        raise UserError(f"{path.name} holds scores that are not finite numbers")
+    return final
+
+
+def _count(path: Path, prefix: str = "") -> int:
+    """Numbers in the tensors of a file whose names start with `prefix`."""
+    with safe_open(path, framework="numpy") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+
+
+def _trained(checkpoints: Path) -> int | None:
+    files = sorted(checkpoints.glob("*.safetensors"))
+    return (_count(files[-1], TRAINED) if files else 0) or None
+
+
+def _teacher_frames(references: Sequence[str], frame_skip: int) -> int | None:
+    """Frames of all teachers together. Only files at hand are asked; an agent from elsewhere does not say."""
+    total = 0
+    for reference in references:
+        name = reference.removeprefix(ZOO_PREFIX)
+        path = Path(reference) if name == reference else ZOO / f"{name}.safetensors"
+        try:
+            card = read_card(path)
+        except (UserError, OSError):
+            return None
+        if not card.steps:
+            return None
+        total += card.steps * int(card.protocol.get("frame_skip", frame_skip))
+    return total

@@ -1,0 +1,107 @@
+"""`kfrl compare`: methods side by side, over seeds and games."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from kfrl.errors import UserError
+
+if TYPE_CHECKING:
+    from agents.comparison import Comparison
+
+WIDTH = 160
+"""Columns where there is no terminal to ask."""
+
+
+@dataclass(frozen=True)
+class CompareFlags:
+    """Compare finished runs: scores over seeds, against scratch and across games, with 95 % intervals."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Folders of runs, or folders that hold them at any depth. `name=FOLDER` makes all runs there one arm of that
+    name."""
+    baseline: str | None = None
+    """The arm or method that others are measured by. Default: scratch."""
+    output: Path | None = None
+    """Also write Markdown, CSV, LaTeX and pictures of the learning curves into this folder."""
+    allow_mixed: bool = False
+    """Accept runs of different budgets, protocols or games; they are told apart, and a note says so."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    flags = tyro.cli(CompareFlags, prog="kfrl compare", args=list(argv))
+    if not flags.runs:
+        raise UserError("Which runs? Give their folders, or folders that hold them: kfrl compare runs")
+    if flags.output is not None and flags.output.exists() and not flags.output.is_dir():
+        raise UserError(f"--output is a folder, and {flags.output} is a file.")
+    from agents.comparison import compare
+    from agents.records import collect
+
+    records, skipped = collect(flags.runs)
+    comparison = compare(records, skipped, flags.baseline, flags.allow_mixed)
+    _print(comparison)
+    if flags.output is not None:
+        written = list(_write(comparison, flags.output))
+        print(f"\nWrote {flags.output}: {', '.join(written)}")
+    return 0
+
+
+def _print(comparison: Comparison) -> None:
+    from rich.console import Console
+
+    from kfrl.cli.sheets import QUOTED, aggregate_sheet, game_sheets, quoted_sheet
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    for game in comparison.games:
+        for sheet in game_sheets(comparison, game):
+            console.print(sheet.rich())
+    if comparison.aggregates:
+        console.print(aggregate_sheet(comparison).rich())
+    quoted = quoted_sheet(comparison.games)
+    if quoted.rows:
+        console.print(quoted.rich())
+        console.print(QUOTED, soft_wrap=True)
+    console.print()
+    for note in comparison.notes:
+        console.print(f"- {note}", soft_wrap=True)
+
+
+def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
+    """Write every file, each of them whole or not at all; yields their names."""
+    from kfrl.atomic import write_text
+    from kfrl.cli.sheets import aggregate_rows, aggregate_sheet, cell_rows, csv_text, game_sheets, markdown, run_rows
+    from kfrl.plots import draw_arms
+
+    texts = {
+        "comparison.md": markdown(comparison),
+        "scores.csv": csv_text(cell_rows(comparison)),
+        "runs.csv": csv_text(run_rows(comparison)),
+    }
+    if comparison.aggregates:
+        texts["aggregate.csv"] = csv_text(aggregate_rows(comparison))
+        texts["aggregate.tex"] = aggregate_sheet(comparison).latex(comparison.notes)
+    for game in comparison.games:
+        scores, learning = game_sheets(comparison, game)
+        texts[f"scores-{game}.tex"] = scores.latex(comparison.notes)
+        texts[f"learning-{game}.tex"] = learning.latex(comparison.notes)
+        draw_arms(_curves(comparison, game), directory / f"curves-{game}.png")
+        yield f"curves-{game}.png"
+    for name, text in texts.items():
+        write_text(directory / name, text)
+        yield name
+
+
+def _curves(comparison: Comparison, game: str) -> dict[str, list[Sequence[Mapping[str, float]]]]:
+    return {
+        f"{arm.name}, {len(arm.runs[game])} seeds": [run.rows for run in arm.runs[game]]
+        for arm in comparison.arms
+        if game in arm.runs
+    }

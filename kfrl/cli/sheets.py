@@ -1,0 +1,306 @@
+"""The tables of `kfrl compare`, for the terminal, Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+from tabulate import tabulate
+
+from agents.comparison import Aggregate, Area, Cell, Comparison, Estimate
+from agents.records import RunRecord
+from envs.games import Game
+from kfrl.quoted import quoted_scores
+from kfrl.stats import human_normalised
+
+QUOTED = (
+    "Quoted scores are others' own, under others' protocols and budgets; no number above contains them. ~ marks what \
+the Knowledge Flow paper read off plots."
+)
+FEW = 5
+"""Up to this many seeds, each one's score is shown."""
+NONE = "-"
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of words: the first column says of what, the others are right-aligned."""
+
+    title: str
+    columns: Sequence[str]
+    """A line break in a name is one in the terminal alone."""
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+    """How many columns are left-aligned."""
+
+    def rich(self) -> Table:
+        """For the terminal."""
+        table = Table(title=Text(self.title), title_justify="left")
+        for index, column in enumerate(self.columns):
+            table.add_column(Text(column), justify="left" if index < self.left else "right")
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def markdown(self) -> str:
+        """A pipe table."""
+        escaped = [[cell.replace("|", r"\|") for cell in row] for row in (self.columns, *self.rows)]
+        return self._tabulate(escaped[0], escaped[1:], "pipe")
+
+    def latex(self, notes: Iterable[str]) -> str:
+        """A booktabs tabular to be included, under comments that say what it shows."""
+        comments = "".join(f"% {line}\n" for text in (self.title, *notes) for line in text.splitlines())
+        return comments + self._tabulate(self.columns, self.rows, "latex_booktabs") + "\n"
+
+    def _tabulate(self, columns: Sequence[str], rows: Sequence[Sequence[str]], form: str) -> str:
+        sides = ["left" if index < self.left else "right" for index in range(len(columns))]
+        names = [column.replace("\n", " ") for column in columns]
+        return tabulate(rows, names, tablefmt=form, colalign=sides, disable_numparse=True)
+
+
+def game_sheets(comparison: Comparison, game: str) -> tuple[Sheet, Sheet]:
+    """A game's scores; and how they were learned, at what cost."""
+    cells = [cell for cell in comparison.cells if cell.game == game]
+    base = comparison.baseline.name if comparison.baseline and game in comparison.baseline.runs else None
+    return _score_sheet(cells, base), _learning_sheet(cells, base)
+
+
+def _score_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
+    few = all(len(cell.scores) <= FEW for cell in cells)
+    columns = ["arm", "seeds", "score [95 %]", *(["of each seed"] if few else []), "human-normalised, % [95 %]"]
+    if base:
+        columns += [f"minus {base} [95 %]", f"P(> {base}) [95 %]"]
+    rows = []
+    for cell in cells:
+        row = [cell.arm.name, str(len(cell.scores)), points(cell.score)]
+        row += [", ".join(f"{score:,.1f}" for score in cell.scores)] if few else []
+        row.append(percent(cell.normalised))
+        row += [points(cell.difference, "+"), ratio(cell.improvement)] if base else []
+        rows.append(row)
+    first = cells[0].runs[0]
+    budgets = sorted({cell.runs[0].config.steps for cell in cells})
+    title = (
+        f"{Game(first.game).title}: final student alone, {len(first.final.scores)} games a run, after "
+        + " or ".join(f"{steps:,} agent steps ({steps * first.protocol.frame_skip:,} frames)" for steps in budgets)
+    )
+    return Sheet(title, columns, rows)
+
+
+def _learning_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
+    columns = ["arm", "area,\nalone", "transfer,\nalone [95 %]", "area,\ntraining", "transfer,\ntraining [95 %]"]
+    columns += [f"steps to {base}'s\nscore (seeds)"] if base else []
+    columns += ["teacher\nframes", "parameters\ntrained", "parameters\ndeployed"]
+    rows = [
+        [
+            cell.arm.name,
+            *_area(cell.alone),
+            *_area(cell.training),
+            *([_steps_to_baseline(cell)] if base else []),
+            frames(cell.runs),
+            number(run.trained for run in cell.runs),
+            number(run.deployed for run in cell.runs),
+        ]
+        for cell in cells
+    ]
+    return Sheet(f"{Game(cells[0].game).title}: learning and cost", columns, rows)
+
+
+def _area(area: Area | None) -> tuple[str, str]:
+    return (NONE, NONE) if area is None else (f"{area.height:,.2f}", ratio(area.ratio))
+
+
+def _steps_to_baseline(cell: Cell) -> str:
+    count = f"{sum(step is not None for step in cell.reached)}/{len(cell.reached)}"
+    steps = cell.steps_to_baseline
+    return f"{NONE} ({count})" if steps is None else f"{steps:,.0f} ({count})"
+
+
+def aggregate_sheet(comparison: Comparison) -> Sheet:
+    """Human-normalised scores over the common games."""
+    base = comparison.baseline.name if comparison.baseline else None
+    columns = ["arm", "runs", "IQM [95 %]", "median [95 %]", "mean [95 %]", "optimality gap [95 %]"]
+    columns += [f"P(> {base}) [95 %]"] if base else []
+    rows = []
+    for found in comparison.aggregates:
+        row = [found.arm.name, str(found.runs), *map(percent, _measures(found).values())]
+        rows.append(row + ([ratio(found.improvement)] if base else []))
+    titles = ", ".join(Game(game).title for game in comparison.common_games)
+    return Sheet(f"Across {len(comparison.common_games)} games ({titles}): human-normalised scores, %", columns, rows)
+
+
+def _measures(found: Aggregate) -> dict[str, Estimate]:
+    return {
+        "iqm": found.iqm,
+        "median": found.median,
+        "mean": found.mean,
+        "optimality_gap": found.optimality_gap,
+    }
+
+
+def quoted_sheet(games: Iterable[str]) -> Sheet:
+    """Published scores of these games."""
+    rows = [
+        [
+            Game(entry.rom).title,
+            entry.method,
+            entry.teachers or NONE,
+            entry.source,
+            entry.protocol,
+            f"{'~' if entry.approximate else ''}{entry.score:,.10g}",
+        ]
+        for game in games
+        for entry in quoted_scores()
+        if entry.rom == game
+    ]
+    columns = ["game", "method", "teachers", "source", "how it was measured", "score"]
+    return Sheet("QUOTED, not run here", columns, rows, left=5)
+
+
+# --- cells --------------------------------------------------------------------------------------------------
+
+
+def _interval(found: Estimate | None, form: str, factor: float = 1.0) -> str:
+    if found is None:
+        return NONE
+    value = format(factor * found.value, form)
+    if found.low is None or found.high is None:
+        return value
+    return f"{value} [{format(factor * found.low, form)}, {format(factor * found.high, form)}]"
+
+
+def points(found: Estimate | None, sign: str = "") -> str:
+    """Raw points."""
+    return _interval(found, f"{sign},.1f")
+
+
+def percent(found: Estimate | None) -> str:
+    """A share, in percent."""
+    return _interval(found, ",.1f", 100.0)
+
+
+def ratio(found: Estimate | None) -> str:
+    """A probability or a ratio."""
+    return _interval(found, ",.2f")
+
+
+def number(values: Iterable[int | None]) -> str:
+    """A count that runs share, or its range."""
+    held = sorted({value for value in values if value is not None})
+    if not held:
+        return NONE
+    return f"{held[0]:,}" if len(held) == 1 else f"{held[0]:,} to {held[-1]:,}"
+
+
+def frames(runs: Sequence[RunRecord]) -> str:
+    """What the teachers of a run were trained on."""
+    counts = [run.teacher_frames for run in runs]
+    return "unknown" if None in counts else number(counts)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def markdown(comparison: Comparison) -> str:
+    """Everything on one page, with the pictures beside it."""
+    parts = ["# Comparison"]
+    for game in comparison.games:
+        parts.append(f"## {Game(game).title}")
+        for sheet in game_sheets(comparison, game):
+            parts += [f"{sheet.title}.", sheet.markdown()]
+        parts.append(f"![Learning curves, mean and range over seeds](curves-{game}.png)")
+    if comparison.aggregates:
+        sheet = aggregate_sheet(comparison)
+        parts += ["## Across games", f"{sheet.title}.", sheet.markdown()]
+    parts += ["## What to know beside the numbers", "\n".join(f"- {note}" for note in comparison.notes)]
+    quoted = quoted_sheet(comparison.games)
+    if quoted.rows:
+        parts += ["## Quoted, not run here", QUOTED, quoted.markdown()]
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_text(rows: Iterable[Row]) -> str:
+    """Rows as CSV; what is not known is an empty cell."""
+    held = list(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(held[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(held)
+    return text.getvalue()
+
+
+def _columns(name: str, found: Estimate | None) -> dict[str, float | None]:
+    value = found or Estimate(float("nan"))
+    known = None if found is None else value.value
+    return {name: known, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+def cell_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """A row for each arm in each game."""
+    for cell in comparison.cells:
+        yield {
+            "game": cell.game,
+            "arm": cell.arm.name,
+            "method": cell.arm.method,
+            "baseline": comparison.baseline.name if comparison.baseline else None,
+            "agent_steps": number_cell(run.config.steps for run in cell.runs),
+            "seeds": len(cell.runs),
+            **_columns("score", cell.score),
+            **_columns("human_normalised", cell.normalised),
+            **_columns("difference", cell.difference),
+            **_columns("p_improvement", cell.improvement),
+            "area_alone": cell.alone.height if cell.alone else None,
+            **_columns("transfer_alone", cell.alone.ratio if cell.alone else None),
+            "area_training": cell.training.height if cell.training else None,
+            **_columns("transfer_training", cell.training.ratio if cell.training else None),
+            "steps_to_baseline": cell.steps_to_baseline,
+            "seeds_that_reached_baseline": sum(step is not None for step in cell.reached) if cell.reached else None,
+            "teacher_frames": number_cell(run.teacher_frames for run in cell.runs),
+            "trained_parameters": number_cell(run.trained for run in cell.runs),
+            "deployed_parameters": number_cell(run.deployed for run in cell.runs),
+        }
+
+
+def number_cell(values: Iterable[int | None]) -> int | None:
+    """A count that all runs share, else None."""
+    held = set(values)
+    return held.pop() if len(held) == 1 else None
+
+
+def run_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """A row for each run."""
+    for arm in comparison.arms:
+        for run in arm.all_runs:
+            yield {
+                "run": str(run.path),
+                "game": run.game,
+                "arm": arm.name,
+                "method": run.config.label,
+                "teachers": run.config.teachers,
+                "seed": run.config.seed,
+                "agent_steps": run.config.steps,
+                "score": run.score,
+                "human_normalised": human_normalised(run.score, run.game),
+                "episodes": len(run.final.scores),
+                "protocol": run.protocol.name,
+                "fingerprint": run.protocol.fingerprint,
+                "teacher_frames": run.teacher_frames,
+                "trained_parameters": run.trained,
+                "deployed_parameters": run.deployed,
+                "commit": run.card.commit,
+            }
+
+
+def aggregate_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """A row for each arm across games."""
+    for found in comparison.aggregates:
+        row: dict[str, Any] = {"arm": found.arm.name, "games": " ".join(comparison.common_games), "runs": found.runs}
+        for name, measure in _measures(found).items():
+            row |= _columns(name, measure)
+        yield row | _columns("p_improvement", found.improvement)
