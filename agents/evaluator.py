@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -10,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.evaluation import Policy, evaluate
-from agents.processes import worker_environment
+from agents.processes import launcher_alive, process_context
 from envs.protocols import Protocol
 from kfrl.errors import UserError
 from kfrl.nets import build_net
@@ -36,7 +34,7 @@ class Evaluator:
 
     def __init__(self, protocol: Protocol, episodes: int, seed: int) -> None:
         """Prepare it; the games are `episodes` whole ones from no-op starts, the same for every snapshot."""
-        context = mp.get_context("spawn")
+        context = process_context()
         self._pipe, self._theirs = context.Pipe()
         arguments = (protocol, episodes, seed, self._theirs)
         self._process = context.Process(target=run_evaluator, args=arguments, daemon=True)
@@ -45,8 +43,7 @@ class Evaluator:
     def ask(self, snapshot: Snapshot) -> None:
         """Have a student played; `answers` will hold its scores."""
         if self._process.pid is None:
-            with worker_environment():
-                self._process.start()
+            self._process.start()
             self._theirs.close()
         self._pipe.send(snapshot)
         self.busy = True
@@ -78,8 +75,7 @@ def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Conn
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
-    launcher = os.getppid()
-    while os.getppid() == launcher:
+    while launcher_alive():
         if not connection.poll(1.0):
             continue
         try:

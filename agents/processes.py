@@ -1,10 +1,16 @@
-"""What the processes of a run need set before they start."""
+"""How the processes of a run start."""
 
 from __future__ import annotations
 
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
+
+import torch.multiprocessing as mp
 
 ENVIRONMENT = {
     # One thread a worker, capped before torch is imported there.
@@ -15,7 +21,34 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
 }
-"""Environment variables."""
+"""Set for every process of a run."""
+
+
+def process_context() -> ForkServerContext:
+    """The context that a run's processes start in.
+
+    They are forked from a server: a process of its own that has imported what they need and has done nothing else, so
+    that 16 workers start at once and hold one copy of the libraries. This process, with its threads, never forks.
+    """
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["agents.a3c.worker", "agents.evaluator"])
+    # Starting this one unblocks signals, so it has to be running before.
+    multiprocessing.resource_tracker.ensure_running()
+    # A SIGTERM for the whole group must leave the server alive to say how the workers ended; what is blocked here
+    # stays blocked there.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        with worker_environment():
+            multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def launcher_alive() -> bool:
+    """Whether the process that started this one still lives."""
+    launcher = multiprocessing.parent_process()
+    return launcher is not None and launcher.is_alive()
 
 
 @contextmanager

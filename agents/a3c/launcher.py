@@ -11,11 +11,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from agents.a3c.worker import Job, run_worker
-from agents.processes import worker_environment
+from agents.processes import process_context
 from agents.training import Trainer
 from agents.update import Report
 
@@ -30,13 +29,13 @@ class A3CTrainer(Trainer):
 
     def learn(self) -> None:
         """Run the workers until the steps are done or the run is `stopping`."""
-        with worker_environment(), self._processes() as workers:
+        with self._processes() as workers:
             self._watch(workers)
             self._stop(workers)
 
     @contextmanager
     def _processes(self) -> Iterator[dict[Connection, BaseProcess]]:
-        context = mp.get_context("spawn")
+        context = process_context()
         run = self.run
         workers: dict[Connection, BaseProcess] = {}
         try:

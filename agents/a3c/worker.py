@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 import traceback
@@ -16,6 +15,7 @@ from agents.config import TrainConfig
 from agents.methods import get_method
 from agents.methods.base import NetSpec
 from agents.objective import a3c_terms
+from agents.processes import launcher_alive
 from agents.rollout import Collector
 from agents.shared_model import SharedModel, bind, flatten
 from agents.update import Report, Updater
@@ -76,10 +76,9 @@ def _train(job: Job, connection: Connection) -> None:
     keep_graph = shape.envs_per_worker >= MIN_ENVS_TO_KEEP_GRAPH
     collector = Collector(envs, method, net, shape.t_max, seed, keep_graph=keep_graph)
 
-    launcher = os.getppid()
     report, reported = Report(), time.monotonic()
     while (done := shared.global_step) < config.steps and not shared.stop[0]:
-        if os.getppid() != launcher:
+        if not launcher_alive():
             return
         progress = done / config.steps
         local.copy_(shared.parameters)

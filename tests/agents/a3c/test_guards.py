@@ -52,8 +52,12 @@ class Training:
 
     def workers(self) -> list[int]:
         """Process ids of the workers, in the order they were started; the evaluator would come last."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [pid for pid in map(int, children.split()) if b"spawn_main" in _command_line(pid)]
+        (server,) = [pid for pid in _children(self.process.pid) if b"forkserver" in _command_line(pid)]
+        return _children(server)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _command_line(pid: int) -> bytes:
@@ -85,7 +89,7 @@ def small(steps: int, *more: str) -> list[str]:
 def poison(directory: Path, code: str) -> dict[str, str]:
     """An environment in which every worker runs `code` before it trains."""
     (directory / "sitecustomize.py").write_text(
-        "import sys\nif any('spawn_main' in word for word in sys.orig_argv):\n"
+        "import sys\nif any('forkserver' in word for word in sys.orig_argv):\n"
         + textwrap.indent(textwrap.dedent(code), "    ")
     )
     return {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{REPOSITORY}"}
