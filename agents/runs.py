@@ -14,7 +14,7 @@ from torch import nn
 from agents.config import TrainConfig
 from agents.methods import get_method
 from agents.methods.base import Method, NetSpec
-from envs.atari import action_set
+from envs.atari import action_set, identify
 from envs.games import find_game
 from envs.protocols import Protocol, get_protocol
 from kfrl.atomic import write_text
@@ -139,7 +139,7 @@ def resolve(config: TrainConfig) -> Run:
     protocol = get_protocol(config.protocol, game.rom)
     method = get_method(config.method_name)
     method.check_teachers(config.method_name, len(config.teacher_names))
-    teachers, exact = load_teachers(config.teacher_names, RUNS)
+    teachers, exact = load_teachers(config.teacher_names, RUNS, identify)
     config = replace(
         config,
         game=game.title,
