@@ -196,13 +196,13 @@ def test_a_net_plays_by_the_names_of_its_actions(obs: torch.Tensor) -> None:
 
 
 def test_a_net_with_an_action_that_the_game_lacks_is_refused() -> None:
-    with pytest.raises(UserError, match="between 3 actions, but the game .* has 2 of them, without UP"):
+    with pytest.raises(UserError, match=r"between 3 actions, but the game .* has 2 of them, without UP"):
         policy_of(AtariNet(3), ("NOOP", "UP", "FIRE"), ("NOOP", "FIRE"))
 
 
 def test_a_q_network_is_greedy_but_for_epsilon(obs: torch.Tensor) -> None:
     net = AtariNet(3, ((4, 8, 8),), 8, head="q")
-    q = net(obs)[0]
+    q = net(obs)[0].detach()
     probabilities = policy_of(net, ("A", "B", "C"), ("C", "A", "B"))(obs).softmax(1)[:, [1, 2, 0]]
     expected = torch.full((2, 3), EPSILON / 3)
     expected[range(2), q.argmax(1)] += 1 - EPSILON

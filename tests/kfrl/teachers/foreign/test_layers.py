@@ -100,7 +100,7 @@ def test_preprocessing_is_a_presets_name_or_its_fields(
     ("changes", "words"),
     [
         ({"weights": "strang.pth"}, ["There is no file", "strange.pth"]),
-        ({"wieghts": "strange.pth"}, ["Unknown key wieghts", "Did you mean weights"]),
+        ({"weight": "strange.pth"}, ["Unknown key weight.", "Did you mean weights"]),
         ({"layers": {"fc": "bdoy"}}, ["'bdoy'", "Did you mean 'body'"]),
         ({"layers": {"value": ""}}, ["policy and value, or q alone"]),
         ({"layers": {"q": "pi"}}, ["policy and value, or q alone"]),
