@@ -189,9 +189,8 @@ def _check(command: Check) -> None:
     policy = policy_of(agent.net, agent.card.actions, action_set(protocol))
     torch.set_num_threads(1)
     own = agent.card.preprocessing
-    views = (
-        {ALE_SCREENS: own.with_ale_screens()} if own.luma is None else {OWN: own, ALE_SCREENS: own.with_ale_screens()}
-    )
+    views = {OWN: own} if own.luma is not None else {}
+    views[ALE_SCREENS] = own.with_ale_screens()
     console = Console()
     played = {}
     for title, preprocessing in views.items():

@@ -213,6 +213,13 @@ def test_a_foreign_agent_is_a_teacher_like_any_other(runs: Path, foreign: Path, 
     assert load_teachers(exact, runs, identify)[1] == exact
 
 
+def test_the_exact_reference_of_a_foreign_agent_does_not_depend_on_the_working_folder(
+    runs: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(foreign.parent)
+    assert load_teacher("plain:ppo.pth@Breakout", runs, identify)[1] == f"plain:{foreign}@breakout"
+
+
 def test_a_foreign_agent_with_all_eighteen_actions(runs: Path, foreign: Path) -> None:
     torch.save(AtariNet(18, ((4, 8, 4),), 8).state_dict(), foreign)
     card = load_teacher(f"{foreign}@Breakout", runs, identify)[0].card
