@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 from typing import IO
 
@@ -20,12 +22,16 @@ def load_torch(file: Path | IO[bytes], source: str) -> dict[str, Tensor]:
         UserError: damaged, with anything but tensors in it, or with code in it, which did not run.
     """
     try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Not torch's own words: they advise to load the file with weights_only=False.
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f": it asks for {asked[1]}, which is code" if asked else " of tensors, or is truncated"
         raise UserError(
-            f"{source} is no plain state dict, or is truncated: {reason[:200]} It was not unpickled and no code in it "
-            "ran. Write it anew with torch.save(net.state_dict(), ...)."
+            f"{source} is no plain state dict{reason}. It was not unpickled and no code in it ran. Expected what "
+            "torch.save(net.state_dict(), ...) writes."
         ) from None
     return _checked(tensors, source)
 

@@ -221,7 +221,7 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, kind: int | str, wrap: Any)
         path.write_bytes(pickle.dumps(content, kind))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "torch")
-    refused(path, "no code in it ran")
+    refused(path, "no code in it ran", "asks for posix.system" if kind in (2, "torch", "legacy") else "")
     assert not marker.exists()
     if isinstance(kind, int):
         pickle.loads(path.read_bytes())
@@ -250,7 +250,9 @@ def test_no_dict_of_tensors(tmp_path: Path, content: Any) -> None:
 
 def test_a_whole_pickled_module(tmp_path: Path) -> None:
     torch.save(AtariNet(4), tmp_path / "net.pth")
-    refused(tmp_path / "net.pth", "not unpickled", "torch.save(net.state_dict(), ...)")
+    refused(
+        tmp_path / "net.pth", "asks for kfrl.nets.atari.AtariNet", "not unpickled", "torch.save(net.state_dict(), ...)"
+    )
 
 
 def test_a_recurrent_policy(tmp_path: Path) -> None:
