@@ -95,7 +95,8 @@ class TrainConfig:
     game: str = ""
     """The game to learn, as people write it: Alien, ms_pacman, "Ms. Pacman"."""
     teachers: str = ""
-    """Teachers, comma-separated: a path, or the game of one of your runs or of the zoo."""
+    """Teachers, comma-separated: the game of one of your runs or of the zoo, a file of kfrl, or one of another program
+    (FILE@GAME, hub:owner/repo/file@GAME; docs/teachers.md)."""
     method: str | None = None
     """a3c, fine-tune, knowledge-flow. Default: knowledge-flow with teachers, a3c without."""
     steps: Count = 10_000_000

@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
+from torch import nn
 
+from agents.own_envs import OwnEnvs
 from envs.atari import AtariEnvs, Episode
 from envs.games import Game
 from envs.protocols import Protocol
@@ -23,6 +25,7 @@ from kfrl.atomic import replacing
 from kfrl.errors import UserError
 from kfrl.seeding import stream
 from kfrl.stats import REFERENCE_SOURCE, Summary, human_normalised, reference_scores, summarise
+from kfrl.teachers.preprocessing import ALE, Preprocessing
 
 Policy = Callable[[torch.Tensor], torch.Tensor]
 """uint8 observations (K, stack, H, W) to logits (K, A)."""
@@ -30,6 +33,8 @@ Frame = NDArray[np.uint8]
 """(H, W, 3) RGB."""
 
 SIDE_BY_SIDE = 10
+EPSILON = 0.01
+"""How often a Q-network acts at random."""
 FRAMES_PER_SECOND = 15
 """Agent steps in a second of the console's 60 Hz at the usual frame skip of 4."""
 UPSCALE = 2
@@ -47,6 +52,8 @@ class Evaluation:
     """Games side by side; with the seed it decides which games are played."""
     games: tuple[Episode, ...]
     """Ordered by environment, then by time."""
+    preprocessing: Preprocessing = ALE
+    """What the agent saw."""
 
     @property
     def episodes(self) -> int:
@@ -102,6 +109,7 @@ class Evaluation:
             "seed": self.seed,
             "num_envs": self.num_envs,
             "protocol": self.protocol.to_dict(),
+            "preprocessing": asdict(self.preprocessing),
             "versions": {"ale_py": ale_py.__version__, "torch": torch.__version__},
         }
 
@@ -135,10 +143,45 @@ class Evaluation:
         return f"{self.human_normalised:.1%} (random {reference.random:,.1f}, human {reference.human:,.1f})"
 
 
+def policy_of(net: nn.Module, actions: tuple[str, ...], played: tuple[str, ...]) -> Policy:
+    """A net as a player of games.
+
+    Actions meet by name; what the net does not know it never does. An actor-critic's logits are used as they are.
+    A Q-network's are no log-probabilities, so it acts by its greatest Q, and at random once in 1 / EPSILON steps.
+
+    Args:
+        net: uint8 observations (K, stack, H, W) to logits (K, A) and values.
+        actions: The net's A actions.
+        played: The actions of the game.
+
+    Raises:
+        UserError: the net has an action that the game has not.
+    """
+    strange = sorted(set(actions) - set(played))
+    if strange:
+        raise UserError(
+            f"The agent chooses between {len(actions)} actions, but the game under this protocol has {len(played)} of "
+            f"them, without {', '.join(strange)}. Evaluate it under the protocol that it was trained with (leave "
+            "--protocol out)."
+        )
+    order = [actions.index(name) if name in actions else -1 for name in played]
+    greedy = getattr(net, "head", "") == "q"
+
+    def policy(obs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = net(obs)[0]
+        if greedy:
+            best = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
+            logits = ((1 - EPSILON) * best + EPSILON / logits.shape[1]).log()
+        return torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)[:, order]
+
+    return policy
+
+
 def evaluate(
     policy: Policy,
     protocol: Protocol,
     *,
+    preprocessing: Preprocessing = ALE,
     episodes: int = 30,
     seed: int = 0,
     greedy: bool = False,
@@ -154,6 +197,7 @@ def evaluate(
     Args:
         policy: What plays; called without gradients, on the observations of the games that still count.
         protocol: The rules; life loss and reward clipping do not touch the score.
+        preprocessing: What the policy sees, and which buttons are pressed for it.
         episodes: Games.
         seed: Of the games and of the sampled actions. Same seed and `num_envs`, same games.
         greedy: Take the most probable action instead of sampling.
@@ -168,7 +212,11 @@ def evaluate(
         raise UserError(f"Expected at least 1 episode and 1 environment, got {episodes} and {num_envs}.")
     num_envs = min(num_envs or SIDE_BY_SIDE, episodes)
     remaining = np.bincount(np.arange(episodes) % num_envs)
-    envs = AtariEnvs(protocol, num_envs, num_threads=num_threads)
+    envs: AtariEnvs | OwnEnvs
+    if preprocessing == ALE:
+        envs = AtariEnvs(protocol, num_envs, num_threads=num_threads)
+    else:
+        envs = OwnEnvs(protocol, num_envs, preprocessing, num_threads=num_threads)
     generator = _generator(seed, greedy)
     obs = envs.reset(stream(seed, 0))
     games: list[Episode] = []
@@ -185,7 +233,7 @@ def evaluate(
                 if on_episode is not None:
                     on_episode(episode)
     games.sort(key=lambda game: game.env)
-    return Evaluation(protocol, greedy, seed, num_envs, tuple(games))
+    return Evaluation(protocol, greedy, seed, num_envs, tuple(games), preprocessing)
 
 
 def _generator(seed: int, greedy: bool) -> torch.Generator | None:

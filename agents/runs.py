@@ -15,7 +15,7 @@ from torch import nn
 from agents.config import Shape, TrainConfig
 from agents.methods import get_method
 from agents.methods.base import Method, NetSpec
-from envs.atari import action_set
+from envs.atari import action_set, identify
 from envs.games import find_game
 from envs.protocols import Protocol, get_protocol
 from kfrl.atomic import write_text
@@ -142,7 +142,7 @@ def resolve(config: TrainConfig) -> Run:
     method.check_teachers(config.method_name, len(config.teacher_names))
     method.check_algo(config.method_name, config.algo)
     _check_engine(config)
-    teachers, exact = load_teachers(config.teacher_names, RUNS)
+    teachers, exact = load_teachers(config.teacher_names, RUNS, identify)
     config = replace(
         config.with_shape(),
         game=game.title,

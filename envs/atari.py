@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import ale_py
 import numpy as np
@@ -10,7 +11,9 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from envs.protocols import Protocol
+from envs.games import Game
+from envs.protocols import Protocol, get_protocol
+from kfrl.errors import UserError, unknown
 
 
 @dataclass(frozen=True)
@@ -146,3 +149,35 @@ def action_set(protocol: Protocol) -> tuple[str, ...]:
 
 ALL_ACTIONS: tuple[str, ...] = tuple(ale_py.Action.__members__)
 """The 18 joystick actions by meaning; sets of different games are matched through these, never by index."""
+
+
+def identify(game: str, actions: int | tuple[str, ...]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """Say what an agent plays that tells no more of itself than its game and its actions.
+
+    Args:
+        game: As people write it.
+        actions: How many it has, or which, in the order of its logits.
+
+    Returns:
+        The ROM's name, the actions by name, and the rules: the paper's, with the game's minimal actions if they are
+        enough, else with all 18.
+
+    Raises:
+        UserError: no such game or action, or a number of actions that is neither.
+    """
+    minimal = get_protocol("paper", game)
+    names = action_set(minimal)
+    for protocol in (minimal, replace(minimal, name="paper, 18 actions", full_action_set=True)):
+        played = action_set(protocol)
+        if isinstance(actions, int):
+            if actions == len(played):
+                return protocol.game, played, protocol.to_dict()
+        elif set(actions) <= set(played):
+            return protocol.game, actions, protocol.to_dict()
+    if not isinstance(actions, int):
+        raise unknown("action", next(name for name in actions if name not in ALL_ACTIONS), ALL_ACTIONS)
+    raise UserError(
+        f"The agent chooses between {actions} actions, but {Game(minimal.game).title} has {len(names)} "
+        f"({', '.join(names)}), or 18 with the whole joystick: is it another game? If not, name its actions in a YAML "
+        "layer table."
+    )

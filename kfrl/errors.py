@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -28,3 +29,10 @@ def unknown(kind: str, given: str, choices: Iterable[str], hint: str = "") -> Us
     if hint:
         parts.append(hint)
     return UserError(" ".join(parts))
+
+
+def missing_file(path: Path) -> UserError:
+    """Build the error for a file that is not there, with the nearest name beside it."""
+    there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = get_close_matches(path.name, there, n=1)
+    return UserError(f"There is no file {path}." + (f" Did you mean {str(path.parent / near[0])!r}?" if near else ""))

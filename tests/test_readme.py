@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 SMALLER = {
     "train": "--steps 400 --workers 2 --curve-points 1 --curve-episodes 1 --eval-episodes 1".split(),
     "eval": "--episodes 1".split(),
+    "teachers check": "--episodes 1".split(),
 }
 
 
@@ -25,7 +26,7 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     ran = commands()
     assert {words[0] for words in ran} == {"train", "eval", "compare", "plot", "teachers", "games"}
     for words in ran:
-        more = [] if "--resume" in words else SMALLER.get(words[0], [])
+        more = [] if "--resume" in words else SMALLER.get(words[0], SMALLER.get(" ".join(words[:2]), []))
         finished = subprocess.run(
             [sys.executable, "-m", "kfrl.cli.main", *words, *more],
             cwd=tmp_path,

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from annotated_types import Ge
 
-from kfrl.errors import UserError
-
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import nn
@@ -19,6 +17,7 @@ if TYPE_CHECKING:
     from agents.evaluation import Evaluation, Policy
     from agents.runs import Run
     from envs.protocols import Protocol
+    from kfrl.teachers.preprocessing import Preprocessing
 
 Say = Callable[["RenderableType"], None]
 
@@ -28,7 +27,7 @@ class EvalFlags:
     """Score an agent: 30 games from no-op starts, raw scores, the student alone."""
 
     agent: tyro.conf.Positional[str]
-    """A run's folder, an agent file, or a teacher's name as `--teachers` takes it."""
+    """A run's folder, or whatever `--teachers` takes."""
     episodes: Annotated[int, Ge(1)] = 30
     """Games to play."""
     seed: Annotated[int, Ge(0)] = 0
@@ -53,28 +52,30 @@ def main(argv: Sequence[str]) -> int:
     import torch
     from rich.console import Console
 
-    from agents.evaluation import check_video_path, record
+    from agents.evaluation import check_video_path, policy_of, record
+    from envs.atari import action_set, identify
     from kfrl.atomic import write_text
     from kfrl.provenance import sha256
-    from kfrl.teachers.formats import load_agent
-    from kfrl.teachers.store import find_teacher
+    from kfrl.teachers.preprocessing import ALE
+    from kfrl.teachers.store import load_teacher
 
     if flags.video is not None:
         check_video_path(flags.video)
     console = Console()
-    entry = find_teacher(flags.agent, flags.runs)
-    agent = load_agent(entry.path)
-    protocol = _protocol(flags.protocol, agent.card.game, agent.card.protocol)
-    _check_actions(agent.card.actions, protocol)
+    agent, _ = load_teacher(flags.agent, flags.runs, identify)
+    protocol = protocol_of(flags.protocol, agent.card.game, agent.card.protocol)
+    alone = policy_of(agent.net, agent.card.actions, action_set(protocol))
     torch.set_num_threads(1)
 
     def play(policy: Policy, title: str) -> Evaluation:
         return play_games(policy, protocol, flags.episodes, flags.seed, flags.greedy, title, console.print)
 
-    result = play(lambda obs: agent.net(obs)[0], f"{agent.name} alone")
+    result = play(alone, f"{agent.name} alone")
+    if agent.card.preprocessing != ALE:
+        console.print(f"It was trained on other pictures; what it scores on these: kfrl teachers check {flags.agent}")
     answer: dict[str, Any] = {
-        "agent": str(entry.path),
-        "sha256": sha256(entry.path),
+        "agent": str(agent.path),
+        "sha256": sha256(agent.path),
         "method": agent.card.method,
         "steps": agent.card.steps,
         "commit": agent.card.commit,
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         write_text(flags.json, dump_json(answer))
         console.print(f"Wrote {flags.json}")
     if flags.video is not None:
-        score = record(lambda obs: agent.net(obs)[0], protocol, flags.video, seed=flags.seed, greedy=flags.greedy)
+        score = record(alone, protocol, flags.video, seed=flags.seed, greedy=flags.greedy)
         console.print(f"Wrote {flags.video}: a game of {score:,.0f} points")
     return 0
 
@@ -109,14 +110,16 @@ def play_games(
     greedy: bool,
     title: str,
     say: Say,
+    preprocessing: Preprocessing | None = None,
 ) -> Evaluation:
-    """Play under a progress bar and print the table."""
+    """Play under a progress bar and print the table; without preprocessing on ale-py's own pictures."""
     import os
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from agents.evaluation import evaluate
+    from kfrl.teachers.preprocessing import ALE
 
     columns = (
         TextColumn("{task.description}"),
@@ -130,6 +133,7 @@ def play_games(
         result = evaluate(
             policy,
             protocol,
+            preprocessing=preprocessing or ALE,
             episodes=episodes,
             seed=seed,
             greedy=greedy,
@@ -140,23 +144,13 @@ def play_games(
     return result
 
 
-def _protocol(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
+def protocol_of(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
+    """The preset called `name`; without a name the rules that an agent's card has saved, or else the paper's."""
     from envs.protocols import Protocol, get_protocol
 
     if name is not None or not saved:
         return get_protocol(name or "paper", game)
     return Protocol.from_dict(saved)
-
-
-def _check_actions(actions: tuple[str, ...], protocol: Protocol) -> None:
-    from envs.atari import action_set
-
-    played = action_set(protocol)
-    if played != actions:
-        raise UserError(
-            f"The agent chooses between {len(actions)} actions, but {protocol.game} under protocol {protocol.name!r} "
-            f"has {len(played)}. Evaluate it under the protocol that it was trained with (leave --protocol out)."
-        )
 
 
 def _linked_policy(path: Path) -> Policy | None:

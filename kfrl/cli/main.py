@@ -26,7 +26,7 @@ Transfer knowledge between deep nets in reinforcement learning.
   train      train a student on a game, alone or with frozen teachers
   eval       score a run or an agent file: 30 no-op episodes
   compare    put runs side by side: methods over seeds and games, with intervals
-  teachers   list, show and import agents that can teach
+  teachers   list, show, check and import agents that can teach
   plot       draw a run: returns, and p of student and teachers per layer
   games      list the games
   bench      measure how fast this machine emulates, trains and evaluates

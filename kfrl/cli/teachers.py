@@ -1,15 +1,20 @@
-"""`kfrl teachers`: list, show and import agents that can teach."""
+"""`kfrl teachers`: list, show, check and import agents that can teach."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from annotated_types import Ge
 
 from kfrl.errors import UserError
+
+if TYPE_CHECKING:
+    from agents.evaluation import Evaluation
+    from kfrl.teachers.formats import Card
 
 
 @dataclass(frozen=True)
@@ -25,23 +30,45 @@ class Show:
     """Print one agent's card: where it comes from, its rules, its scores."""
 
     name: tyro.conf.Positional[str]
-    """A path, a run's folder, a game, or zoo:NAME."""
+    """Whatever --teachers takes: a file, a run's folder, a game, or zoo:NAME."""
+    runs: Path = Path("runs")
+    """Where your runs are."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Play an agent by its own rules, on its own pictures and on ale-py's, and compare with what its card claims."""
+
+    name: tyro.conf.Positional[str]
+    """Whatever --teachers takes: a file, a run's folder, a game, or zoo:NAME."""
+    episodes: Annotated[int, Ge(1)] = 30
+    """Games to play."""
+    seed: Annotated[int, Ge(0)] = 1
+    """Seed of the games and of the sampled actions; 0 is what runs score themselves with."""
+    greedy: bool = False
+    """Take the most probable action instead of sampling."""
+    json: Path | None = None
+    """Also write the results here."""
     runs: Path = Path("runs")
     """Where your runs are."""
 
 
 @dataclass(frozen=True)
 class Import:
-    """Convert a PyTorch state dict with layers conv1.. / fc / policy / value into an agent file."""
+    """Convert an agent of another program into an agent file. Only tensors are read; nothing in the file can run."""
 
-    file: tyro.conf.Positional[Path]
-    """A state dict, as torch.save wrote it. Only tensors are read; nothing in it can run."""
-    game: str
-    """The game that the agent plays."""
-    output: Path
-    """The agent file to write, e.g. breakout.safetensors."""
-    protocol: str = "paper"
-    """The rules that its action set belongs to."""
+    file: tyro.conf.Positional[str]
+    """A Stable-Baselines3 zip, a state dict (.pth, .safetensors), a YAML layer table, or hub:owner/repo/file."""
+    game: str = ""
+    """The game that it plays; a YAML file may say it."""
+    output: Path | None = None
+    """The agent file to write. Default: the file's name with .safetensors, in this folder."""
+    format: str = ""
+    """sb3, cleanrl, ikostrikov or plain. Default: recognised."""
+    preprocessing: str = ""
+    """The pictures that it was trained on: ale, baselines or async-rl. Default: its format's, or the YAML file's."""
+    score: float | None = None
+    """What its authors report, for its card."""
     notes: str = ""
     """Where it comes from, for its card."""
 
@@ -49,6 +76,7 @@ class Import:
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Import, tyro.conf.subcommand("import")]
 )
 
@@ -65,6 +93,8 @@ def main(argv: Sequence[str]) -> int:
         _list(command)
     elif isinstance(command, Show):
         _show(command)
+    elif isinstance(command, Check):
+        _check(command)
     else:
         _import(command)
     return 0
@@ -78,13 +108,14 @@ def _list(command: List) -> None:
     from kfrl.stats import human_normalised
     from kfrl.teachers.store import list_teachers
 
-    table = Table("--teachers", "game", "method", "steps", "mean score", "human-normalised", "protocol")
+    table = Table("--teachers", "game", "net", "method", "steps", "mean score", "human-normalised", "protocol")
     for entry in list_teachers(command.runs):
         card, score = entry.card, entry.card.mean_score
         normalised = None if score is None else human_normalised(score, card.game)
         table.add_row(
             entry.reference,
             find_game(card.game).title,
+            net_name(card.arch),
             card.method,
             f"{card.steps:,}",
             "not evaluated" if score is None else f"{score:,.1f}",
@@ -94,18 +125,28 @@ def _list(command: List) -> None:
     Console().print(table)
 
 
+def net_name(arch: dict[str, Any]) -> str:
+    """An architecture in a few characters: the filters of its convolutions and its units, `16-32-256`."""
+    sizes = [filters for filters, *_ in arch.get("convs", ((16,), (32,)))]
+    name = "-".join(str(size) for size in (*sizes, arch.get("hidden", 256)))
+    return f"{name} Q" if arch.get("head") == "q" else name
+
+
 def _show(command: Show) -> None:
+    from dataclasses import asdict
+
     import yaml
     from rich.console import Console
 
+    from envs.atari import identify
     from kfrl.provenance import sha256
-    from kfrl.teachers.store import find_teacher
+    from kfrl.teachers.store import load_teacher
 
-    entry = find_teacher(command.name, command.runs)
-    card = entry.card
+    agent, _ = load_teacher(command.name, command.runs, identify)
+    card = agent.card
     facts = {
-        "file": str(entry.path),
-        "sha256": sha256(entry.path),
+        "file": str(agent.path),
+        "sha256": sha256(agent.path),
         "game": card.game,
         "method": card.method,
         "agent steps": card.steps,
@@ -116,28 +157,103 @@ def _show(command: Show) -> None:
         "actions": list(card.actions),
         "net": card.arch,
         "trained under": card.protocol,
+        "trained on": {name: _plain(value) for name, value in asdict(card.preprocessing).items()},
         "evaluation": card.evaluation,
     }
     text = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=110)
     Console().print(text, highlight=False, soft_wrap=True, end="")
 
 
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+OWN = "on its own pictures"
+ALE_SCREENS = "on ale-py's pictures, as a student's teacher sees them"
+
+
+def _check(command: Check) -> None:
+    import torch
+    from rich.console import Console
+
+    from agents.evaluation import policy_of
+    from envs.atari import action_set, identify
+    from kfrl.atomic import write_text
+    from kfrl.cli.evaluate import dump_json, play_games, protocol_of
+    from kfrl.config import checked
+    from kfrl.teachers.store import load_teacher
+
+    command = checked(command)
+    agent, _ = load_teacher(command.name, command.runs, identify)
+    protocol = protocol_of(None, agent.card.game, agent.card.protocol)
+    policy = policy_of(agent.net, agent.card.actions, action_set(protocol))
+    torch.set_num_threads(1)
+    own = agent.card.preprocessing
+    views = {OWN: own} if own.luma is not None else {}
+    views[ALE_SCREENS] = own.with_ale_screens()
+    console = Console()
+    played = {}
+    for title, preprocessing in views.items():
+        played[title] = play_games(
+            policy,
+            protocol,
+            command.episodes,
+            command.seed,
+            command.greedy,
+            f"{agent.name} {title}",
+            console.print,
+            preprocessing,
+        )
+    first, *_ = played.values()
+    console.print(verdict(agent.card, first), highlight=False, soft_wrap=True)
+    if command.json is not None:
+        write_text(command.json, dump_json({title: result.to_dict() for title, result in played.items()}))
+        console.print(f"Wrote {command.json}")
+
+
+def verdict(card: Card, result: Evaluation) -> str:
+    """Whether what the card claims lies within the interval of what was played."""
+    score, found = card.mean_score, result.summary
+    if score is None:
+        return "Its card claims no score."
+    if found.ci_low is None or found.ci_high is None:
+        return f"Its card claims {score:,.1f}; one game has no interval to hold that against."
+    place = "within" if found.ci_low <= score <= found.ci_high else "outside"
+    return f"Its card claims {score:,.1f}: {place} the interval, {found.ci_low:,.1f} to {found.ci_high:,.1f}."
+
+
 def _import(command: Import) -> None:
     from rich.console import Console
 
-    from envs.atari import action_set
-    from envs.protocols import get_protocol
-    from kfrl.teachers.formats import import_state_dict
+    from envs.atari import identify
+    from kfrl.teachers.formats import is_native, save_agent
+    from kfrl.teachers.preprocessing import get_preprocessing
+    from kfrl.teachers.store import Reference, load_teacher
 
-    if command.output.exists():
-        raise UserError(f"{command.output} exists. Give another --output.")
-    if command.output.suffix != ".safetensors":
-        raise UserError(f"An agent file ends in .safetensors, got {command.output.name!r}.")
-    protocol = get_protocol(command.protocol, command.game)
-    card = import_state_dict(command.file, command.output, protocol.game, action_set(protocol), command.notes)
+    asked = Reference.parse(command.file)
+    if command.format:
+        asked = replace(asked, kind=command.format)
+    if command.game:
+        asked = replace(asked, game=command.game)
+    output = command.output or Path(f"{Path(asked.place).stem}.safetensors")
+    if output.exists():
+        raise UserError(f"{output} exists. Give another --output.")
+    if output.suffix != ".safetensors":
+        raise UserError(f"An agent file ends in .safetensors, got {output.name!r}.")
+    own = get_preprocessing(command.preprocessing) if command.preprocessing else None
+    agent, _ = load_teacher(asked, Path(), identify)
+    if is_native(agent.path):
+        raise UserError(f"{agent.path} is an agent file of kfrl already: use it as it is.")
+    card = replace(
+        agent.card,
+        preprocessing=own or agent.card.preprocessing,
+        evaluation=agent.card.evaluation if command.score is None else {"mean": command.score},
+        notes=command.notes or agent.card.notes,
+    )
+    save_agent(output, agent.net, card)
     Console().print(
-        f"Wrote {command.output}: {card.game}, {len(card.actions)} actions, net {card.arch}.\n"
-        f"Play it: kfrl eval {command.output}",
+        f"Wrote {output}: {card.game}, {len(card.actions)} actions, {card.method}, net {net_name(card.arch)}.\n"
+        f"Check it: kfrl teachers check {output}",
         highlight=False,
         soft_wrap=True,
     )

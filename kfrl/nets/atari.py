@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,14 @@ from torch import Tensor, nn
 
 PAPER_CONVS = ((16, 8, 4), (32, 4, 2))
 """(filters, kernel, stride): Mnih et al. 2016 and the Knowledge Flow paper, section 4.1."""
+
+
+class MaxQ(nn.Module):
+    """The value head of a Q-network: V(s) = max_a Q(s, a)."""
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Q values (B, A) -> (B, 1)."""
+        return q.amax(dim=1, keepdim=True)
 
 
 class AtariNet(nn.Module):
@@ -30,6 +38,7 @@ class AtariNet(nn.Module):
         hidden: int = 256,
         frame_stack: int = 4,
         screen_size: int = 84,
+        head: Literal["actor-critic", "q"] = "actor-critic",
     ) -> None:
         """Build the net.
 
@@ -39,17 +48,22 @@ class AtariNet(nn.Module):
             hidden: Units of the fully connected layer.
             frame_stack: Input channels.
             screen_size: Height and width of the input.
+            head: `q`: a Q-network. Its `policy` layer gives Q values, its `value` is their maximum.
 
         Raises:
-            ValueError: a convolution that does not fit on its input.
+            ValueError: a convolution that does not fit on its input, or another head.
         """
         super().__init__()
+        if head not in ("actor-critic", "q"):
+            raise ValueError(f"Expected head 'actor-critic' or 'q', got {head!r}.")
+        self.head = head
         self.arch: dict[str, Any] = {
             "family": "atari",
             "convs": [list(conv) for conv in convs],
             "hidden": hidden,
             "frame_stack": frame_stack,
             "screen_size": screen_size,
+            "head": head,
         }
         channels, size = frame_stack, screen_size
         conv_names = []
@@ -66,14 +80,15 @@ class AtariNet(nn.Module):
         self.hidden_layers = (*conv_names, "fc")
         self.fc = nn.Linear(channels * size * size, hidden)
         self.policy = nn.Linear(hidden, num_actions)
-        self.value = nn.Linear(hidden, 1)
+        self.value: nn.Module = MaxQ() if head == "q" else nn.Linear(hidden, 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Map observations (B, stack, H, W) uint8 to logits (B, A) and values (B,)."""
+        """Map observations (B, stack, H, W) uint8 to logits (B, A), or Q values, and values (B,)."""
         h = torch.mul(obs.contiguous(memory_format=torch.channels_last), 1 / 255)
         for name in self._convs:
             h = F.relu(self.get_submodule(name)(h))
         # Flattened in NCHW order, the order of every published weight file.
         h = F.relu(self.fc(h.flatten(1)))
-        return self.policy(h), self.value(h).squeeze(1)
+        logits = self.policy(h)
+        return logits, self.value(logits if self.head == "q" else h).squeeze(1)

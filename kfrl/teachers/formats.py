@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from kfrl.atomic import replacing
 from kfrl.config import validated
 from kfrl.errors import UserError
 from kfrl.nets import build_net
+from kfrl.teachers.preprocessing import ALE, Preprocessing
 
 FORMAT = "kfrl-agent-1"
 
@@ -40,6 +40,8 @@ class Card:
     """The rules of its training."""
     evaluation: dict[str, Any] = field(default_factory=dict)
     """The result of its last 30-episode evaluation: all scores, mean, interval."""
+    preprocessing: Preprocessing = ALE
+    """The pictures that it was trained on, and the buttons that its wrappers press for it."""
     commit: str = "unknown"
     notes: str = ""
 
@@ -101,56 +103,13 @@ def load_agent(path: Path, name: str | None = None) -> Teacher:
     return Teacher(name or path.stem, net.eval().requires_grad_(False), card, path)
 
 
-STRIDES = {8: 4, 4: 2, 3: 1}
-"""Kernel -> stride in the nets of Mnih et al. 2015 and 2016; a state dict does not hold strides."""
-
-
-def import_state_dict(source: Path, target: Path, game: str, actions: tuple[str, ...], notes: str = "") -> Card:
-    """Convert a state dict with layers conv1.. / fc / policy / value, as `torch.save` wrote it, to an agent file.
-
-    Only tensors are read (`weights_only=True`): a pickle that would run code is refused.
-
-    Raises:
-        UserError: missing, damaged, with code in it, or with tensors of no net that we know.
-    """
-    tensors = _read_state_dict(source)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def is_native(path: Path) -> bool:
+    """Whether a file says of itself that it is one of ours. What cannot be read says nothing."""
     try:
-        convs = [
-            [*shapes[f"conv{index}.weight"][::2], STRIDES[shapes[f"conv{index}.weight"][2]]]
-            for index in range(1, 1 + sum(re.fullmatch(r"conv\d+\.weight", n) is not None for n in shapes))
-        ]
-        stack = shapes["conv1.weight"][1]
-        arch = {"family": "atari", "convs": convs, "hidden": shapes["fc.bias"][0], "frame_stack": stack}
-        net = build_net(arch, shapes["policy.bias"][0])
-        net.load_state_dict(tensors)
-    except (KeyError, IndexError, TypeError, RuntimeError):
-        raise UserError(
-            f"{source} holds no net of layers conv1.. / fc / policy / value on 84 x 84 screens. Its tensors: {shapes}"
-        ) from None
-    if shapes["policy.bias"][0] != len(actions):
-        raise UserError(
-            f"{source} chooses between {shapes['policy.bias'][0]} actions, but {game} has {len(actions)} under this "
-            "protocol: another game, or --protocol machado for all 18 actions?"
-        )
-    card = Card(game=game, actions=actions, arch=net.arch, method="imported", notes=notes)  # type: ignore[arg-type]
-    save_agent(target, net, card)
-    return card
-
-
-def _read_state_dict(source: Path) -> dict[str, Tensor]:
-    if not source.is_file():
-        raise UserError(f"There is no file {source}.")
-    try:
-        tensors = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{source} is no plain state dict: {reason[:200]} It was not unpickled and no code in it ran."
-        ) from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError(f"{source} holds a {type(tensors).__name__}, expected a dict of tensors.")
-    return tensors
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
 
 
 def _read(path: Path, with_tensors: bool) -> tuple[Card, dict[str, Tensor]]:
@@ -194,5 +153,6 @@ def _refuse_foreign(path: Path) -> None:
     else:
         kind = "no safetensors file, or a truncated one"
     raise UserError(
-        f"{path} is {kind}: it was not opened. Expected kfrl's own agent format (.safetensors, as a run writes it)."
+        f"{path} is {kind}: it was not opened. Expected kfrl's own agent format (.safetensors, as a run or "
+        "`kfrl teachers import` writes it)."
     )

@@ -1,18 +1,73 @@
-"""Finding a teacher by what a user types: a path, the game of an own run, or an agent of the zoo."""
+"""Finding a teacher by what a user types: a file of any program, a run's folder, a game, an agent of the zoo."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from kfrl.errors import UserError, unknown
-from kfrl.teachers.formats import Card, Teacher, load_agent, read_card
+from kfrl.errors import UserError, missing_file, unknown
+from kfrl.teachers.foreign import FORMATS, TABLE_SUFFIXES, ForeignAgent, read_foreign
+from kfrl.teachers.formats import Card, Teacher, is_native, load_agent, read_card
+from kfrl.teachers.hub import download
 
 ZOO = Path(__file__).parent / "zoo"
 ZOO_PREFIX = "zoo:"
+HUB_PREFIX = "hub:"
 STUDENT_FILE = "student.safetensors"
+SUFFIXES = (".safetensors", ".zip", ".pt", ".pth", ".bin", ".cleanrl_model", *TABLE_SUFFIXES)
+"""What ends like this is meant as a file, not as a game."""
+
+Identify = Callable[[str, int | tuple[str, ...]], tuple[str, tuple[str, ...], dict[str, Any]]]
+"""A game as people write it, and how many actions an agent has, or which: the ROM, the actions by name in the order of
+the logits, and the rules to play it by. The core knows no games: `envs.atari.identify` does."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a user types for a teacher that is a file: `[FORMAT:][hub:]PLACE[@GAME]`."""
+
+    place: str
+    """A path, or `hub:owner/repo/file`."""
+    kind: str = ""
+    """A format, to accept only this one."""
+    game: str = ""
+    """For files that do not say it."""
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Take a reference apart; a file that is called exactly like it goes first."""
+        if Path(text).expanduser().exists():
+            return cls(text)
+        found = re.fullmatch(rf"(?:({'|'.join(FORMATS)}):)?(.*?)(?:@([^@/]+))?", text, re.DOTALL)
+        kind, place, game = found.groups(default="") if found else ("", text, "")
+        return cls(place, kind, game)
+
+    def __str__(self) -> str:
+        """As a user would type it."""
+        return (f"{self.kind}:" if self.kind else "") + self.place + (f"@{self.game}" if self.game else "")
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the file is on the Hugging Face Hub."""
+        return self.place.startswith(HUB_PREFIX)
+
+    def file(self) -> Path | None:
+        """The file that is meant, fetched if it is on the Hub; None if it is no file but a name or a folder.
+
+        Raises:
+            UserError: a file is meant, and it is not there.
+        """
+        if self.on_hub:
+            return download(self.place.removeprefix(HUB_PREFIX))
+        path = Path(self.place).expanduser()
+        if path.is_file():
+            return path
+        if self.kind or path.suffix in SUFFIXES:
+            raise missing_file(path)
+        return None
 
 
 @dataclass(frozen=True)
@@ -59,6 +114,8 @@ def find_teacher(reference: str, runs: Path) -> Entry:
         if not path.exists():
             raise UserError(f"{reference} is a folder without a {STUDENT_FILE}: not a run of kfrl.")
     if path.is_file() or path.suffix == ".safetensors" or "/" in reference:
+        if not path.is_file():
+            raise missing_file(path)
         return Entry(str(path.resolve()), path, read_card(path))
     entries = list_teachers(runs)
     for entry in entries:
@@ -72,7 +129,41 @@ def find_teacher(reference: str, runs: Path) -> Entry:
     )
 
 
-def load_teachers(references: Iterable[str], runs: Path) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
+def load_teacher(reference: str | Reference, runs: Path, identify: Identify) -> tuple[Teacher, str]:
+    """Load an agent of any program as a frozen net on the CPU.
+
+    Args:
+        reference: What `find_teacher` takes, or a file: see `Reference`.
+        runs: Where the user's runs are.
+        identify: See `Identify`.
+
+    Returns:
+        The agent, called after its file, and the exact reference to find the same file again.
+
+    Raises:
+        UserError: nothing of that name, an unusable file, or one whose game nobody says.
+    """
+    asked = Reference.parse(reference) if isinstance(reference, str) else reference
+    path = asked.file()
+    if path is not None and not is_native(path):
+        agent = read_foreign(path, asked.kind or None)
+        card = _card(agent, asked, identify)
+        place = asked.place if asked.on_hub else str(path.resolve())
+        exact = str(replace(asked, place=place, game=card.game))
+        return Teacher(path.stem, agent.net.eval().requires_grad_(False), card, path), exact
+    entry = find_teacher(str(path or asked), runs)
+    loaded = load_agent(entry.path)
+    if path is not None and asked.game and _folded(asked.game) != _folded(loaded.card.game):
+        raise UserError(f"{asked.place} plays {loaded.card.game}, not {asked.game}.")
+    if asked.on_hub:
+        return loaded, str(asked)
+    in_zoo = entry.reference.startswith(ZOO_PREFIX)
+    return loaded, entry.reference if in_zoo else str(entry.path.resolve())
+
+
+def load_teachers(
+    references: Iterable[str], runs: Path, identify: Identify
+) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
     """Load every teacher; of two for the same game the second is called `<game>-2`, and so on.
 
     Returns:
@@ -81,14 +172,33 @@ def load_teachers(references: Iterable[str], runs: Path) -> tuple[tuple[Teacher,
     teachers: list[Teacher] = []
     exact = []
     for reference in references:
-        entry = find_teacher(reference, runs)
-        loaded = load_agent(entry.path)
+        loaded, same_again = load_teacher(reference, runs, identify)
         same = sum(teacher.card.game == loaded.card.game for teacher in teachers)
         name = loaded.card.game + (f"-{same + 1}" if same else "")
         teachers.append(replace(loaded, name=name))
-        in_zoo = entry.reference.startswith(ZOO_PREFIX)
-        exact.append(entry.reference if in_zoo else str(entry.path.resolve()))
+        exact.append(same_again)
     return tuple(teachers), tuple(exact)
+
+
+def _card(agent: ForeignAgent, asked: Reference, identify: Identify) -> Card:
+    game = asked.game or agent.game
+    if not game:
+        raise UserError(
+            f"Which game does {asked.place} play? Its file does not say: give {asked}@GAME, e.g. {asked}@Breakout."
+        )
+    rom, actions, protocol = identify(game, agent.actions or agent.net.policy.out_features)
+    return Card(
+        game=rom,
+        actions=actions,
+        arch=agent.net.arch,
+        method=agent.method,
+        steps=agent.steps,
+        seed=agent.seed,
+        protocol=protocol,
+        evaluation={} if agent.score is None else {"mean": agent.score},
+        preprocessing=agent.preprocessing,
+        notes=agent.notes,
+    )
 
 
 def _folded(name: str) -> str:

@@ -15,12 +15,14 @@ from PIL import Image
 from rich.console import Console
 
 import agents.evaluation
-from agents.evaluation import Evaluation, Policy, check_video_path, evaluate, record
+from agents.evaluation import EPSILON, Evaluation, Policy, check_video_path, evaluate, policy_of, record
 from envs.atari import AtariEnvs, Episode
 from envs.protocols import Protocol, get_protocol
 from kfrl.errors import UserError
+from kfrl.nets.atari import AtariNet
 from kfrl.seeding import stream
 from kfrl.stats import bootstrap_interval
+from kfrl.teachers.preprocessing import ALE, PRESETS
 
 ALIEN = replace(get_protocol("paper", "Alien"), max_frames=400)
 BREAKOUT = get_protocol("paper", "Breakout")
@@ -183,6 +185,31 @@ def test_an_impossible_action_may_have_minus_infinity(fake_envs: type[FakeEnvs])
     assert not np.concatenate(fake_envs.made[0].asked).any()
 
 
+def test_a_net_plays_by_the_names_of_its_actions(obs: torch.Tensor) -> None:
+    net = AtariNet(3, ((4, 8, 8),), 8)
+    logits = net(obs)[0]
+    own = ("LEFT", "NOOP", "FIRE")
+    torch.testing.assert_close(policy_of(net, own, own)(obs), logits)
+    played = policy_of(net, own, ("NOOP", "UP", "LEFT", "FIRE"))(obs)
+    torch.testing.assert_close(played[:, [2, 0, 3]], logits)
+    assert (played[:, 1] == -torch.inf).all()
+
+
+def test_a_net_with_an_action_that_the_game_lacks_is_refused() -> None:
+    with pytest.raises(UserError, match=r"between 3 actions, but the game .* has 2 of them, without UP"):
+        policy_of(AtariNet(3), ("NOOP", "UP", "FIRE"), ("NOOP", "FIRE"))
+
+
+def test_a_q_network_is_greedy_but_for_epsilon(obs: torch.Tensor) -> None:
+    net = AtariNet(3, ((4, 8, 8),), 8, head="q")
+    q = net(obs)[0].detach()
+    probabilities = policy_of(net, ("A", "B", "C"), ("C", "A", "B"))(obs).softmax(1)[:, [1, 2, 0]]
+    expected = torch.full((2, 3), EPSILON / 3)
+    expected[range(2), q.argmax(1)] += 1 - EPSILON
+    assert float((q[0] - q[0].mean()).abs().max()) < 1, "its softmax would be next to random"
+    torch.testing.assert_close(probabilities, expected)
+
+
 # --- real games ---------------------------------------------------------------------------------------------
 
 
@@ -215,6 +242,22 @@ def test_a_lost_life_is_not_an_episode() -> None:
 def test_games_at_the_frame_cap_are_counted() -> None:
     result = evaluate(uniform, replace(ALIEN, max_frames=40), episodes=3)
     assert (result.truncated, result.steps, result.frames) == (3, (10, 10, 10), 120)
+
+
+def test_an_agent_sees_its_own_pictures() -> None:
+    short = replace(BREAKOUT, max_frames=80)
+    seen: dict[str, list[float]] = {"ale": [], "async-rl": [], "baselines": []}
+    for name, means in seen.items():
+
+        def policy(obs: torch.Tensor, means: list[float] = means) -> torch.Tensor:
+            assert obs.shape[1:] == (4, 84, 84)
+            means.append(float(obs[:, -1].float().mean()))
+            return torch.zeros(len(obs), 4)
+
+        result = evaluate(policy, short, episodes=2, preprocessing=PRESETS[name])
+        assert result.preprocessing == PRESETS[name]
+    assert seen["baselines"][0] == pytest.approx(seen["ale"][0])
+    assert seen["async-rl"][0] != pytest.approx(seen["ale"][0], rel=0.05)
 
 
 # --- what is reported ---------------------------------------------------------------------------------------
@@ -256,6 +299,8 @@ def test_the_report_says_everything_that_a_score_depends_on() -> None:
     assert Protocol.from_dict(report["protocol"]) == BREAKOUT
     assert report["protocol"]["fingerprint"] == BREAKOUT.fingerprint
     assert set(report["versions"]) == {"ale_py", "torch"}
+    assert report["preprocessing"] == {"luma": None, "crop": None, "resize": "area", "fire_reset": False}
+    assert result.preprocessing == ALE
 
 
 def test_the_report_of_one_game_outside_atari_57_is_still_json() -> None:

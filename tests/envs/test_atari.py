@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from envs.atari import ALL_ACTIONS, AtariEnvs, Transition, action_set
-from envs.protocols import get_protocol
+from envs.atari import ALL_ACTIONS, AtariEnvs, Transition, action_set, identify
+from envs.protocols import Protocol, get_protocol
+from kfrl.errors import UserError
 
 ALIEN = get_protocol("paper", "Alien")
 BREAKOUT = get_protocol("paper", "Breakout")
@@ -120,6 +121,32 @@ def test_action_sets_are_the_games_own_or_all() -> None:
     assert action_set(get_protocol("paper", "Breakout")) == ("NOOP", "FIRE", "RIGHT", "LEFT")
     assert action_set(get_protocol("machado", "Freeway")) == ALL_ACTIONS
     assert len(ALL_ACTIONS) == 18
+
+
+@pytest.mark.parametrize(
+    ("actions", "names", "full"),
+    [
+        (4, ("NOOP", "FIRE", "RIGHT", "LEFT"), False),
+        (18, ALL_ACTIONS, True),
+        (("LEFT", "NOOP"), ("LEFT", "NOOP"), False),
+        (("UP", "NOOP"), ("UP", "NOOP"), True),
+    ],
+)
+def test_an_agent_is_identified_by_its_actions(
+    actions: int | tuple[str, ...], names: tuple[str, ...], full: bool
+) -> None:
+    rom, found, rules = identify("Breakout", actions)
+    assert (rom, found) == ("breakout", names)
+    assert Protocol.from_dict(rules).full_action_set == full
+    assert (rules["fingerprint"] == BREAKOUT.fingerprint) != full
+
+
+@pytest.mark.parametrize(
+    ("actions", "words"), [(5, "Breakout has 4"), (("NOOP", "LEFTT"), "'LEFTT'. Did you mean 'LEFT'")]
+)
+def test_actions_of_another_game_are_refused(actions: int | tuple[str, ...], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        identify("Breakout", actions)
 
 
 @pytest.mark.parametrize("preset", ["paper", "machado"])

@@ -1,18 +1,23 @@
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from agents.config import FlowConfig, LinkConfig, TrainConfig
 from agents.methods.base import Batch, NetSpec
 from agents.methods.knowledge_flow import KnowledgeFlowMethod
+from envs.atari import ALL_ACTIONS, identify
 from kfrl.flow import KnowledgeFlow
 from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Teacher
+from kfrl.teachers.formats import Card, Teacher, save_agent
+from kfrl.teachers.store import load_teachers
 
 SPEC = NetSpec("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"))
 OTHER_ACTIONS = ("FIRE", "UP", "LEFT", "NOOP", "RIGHT")
@@ -138,6 +143,81 @@ def test_each_teacher_of_several_has_its_own_actions(
     net = make_method(student_weight=1e-9).build(SPEC, [first, second])
     expected = (first.net(obs)[0] + second.net(obs)[0].flip(1)) / 2
     torch.testing.assert_close(net(obs)[0], expected)
+
+
+# --- teachers of other programs -----------------------------------------------------------------------------
+
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> tuple[Teacher, ...]:
+    """A native A3C agent of Seaquest (18 actions), an SB3 PPO of Breakout (4) and a CleanRL DQN of Pong (6)."""
+    a3c = AtariNet(18)
+    save_agent(tmp_path / "a3c.safetensors", a3c, Card("seaquest", ALL_ACTIONS, a3c.arch))
+    space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+    PPO("CnnPolicy", Pictures(space, gym.spaces.Discrete(4)), device="cpu").save(tmp_path / "ppo.zip")
+    dqn = AtariNet(6, NATURE, 512).state_dict()
+    names = {"conv1": "network.0", "conv2": "network.2", "conv3": "network.4", "fc": "network.7", "policy": "network.9"}
+    torch.save(
+        {f"{theirs}.{kind}": dqn[f"{ours}.{kind}"] for ours, theirs in names.items() for kind in ("weight", "bias")},
+        tmp_path / "dqn",
+    )
+    references = [f"{tmp_path}/a3c.safetensors", f"sb3:{tmp_path}/ppo.zip@Breakout", f"cleanrl:{tmp_path}/dqn@Pong"]
+    return load_teachers(references, tmp_path, identify)[0]
+
+
+class Pictures(gym.Env[np.ndarray, int]):
+    """Spaces without a game."""
+
+    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Discrete) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+
+def test_teachers_of_any_program_teach_one_student_together(shelf: tuple[Teacher, ...], obs: Tensor) -> None:
+    net = KnowledgeFlowMethod(TrainConfig(flow=FlowConfig(link_heads="always"))).build(SPEC, shelf)
+    table = {(row.link.student, row.link.teacher): row for row in net.link_table()}
+    expected = {
+        ("conv1", "seaquest"): ("conv1", (16, 20, 20), "Conv1x1", 16 * 16),
+        ("conv2", "seaquest"): ("conv2", (32, 9, 9), "Conv1x1", 32 * 32),
+        ("fc", "seaquest"): ("fc", (256,), "Dense", 256 * 256),
+        ("policy", "seaquest"): ("policy", (18,), "Dense", 4 * 18),
+    }
+    for teacher, actions in (("breakout", 4), ("pong", 6)):
+        expected |= {
+            ("conv1", teacher): ("conv1", (32, 20, 20), "Conv1x1", 16 * 32),
+            ("conv2", teacher): ("conv3", (64, 7, 7), "Conv1x1", 32 * 64),
+            ("fc", teacher): ("fc", (512,), "Dense", 256 * 512),
+            ("policy", teacher): ("policy", (actions,), "Dense", 4 * actions),
+        }
+    expected |= {("value", name): ("value", (1,), "Dense", 1) for name in ("seaquest", "breakout", "pong")}
+    found = {key: (row.link.layer, row.teacher_shape, row.transform, row.parameters) for key, row in table.items()}
+    assert found == expected
+    assert net(obs)[0].shape == (2, 4)
+
+
+def test_each_of_them_reaches_the_student_until_independence(shelf: tuple[Teacher, ...], obs: Tensor) -> None:
+    net = KnowledgeFlowMethod(TrainConfig()).build(SPEC, shelf)
+    for teacher in shelf:
+        for layer in ("conv1", "fc"):
+            before, weight = net(obs)[0], teacher.net.get_parameter(f"{layer}.weight")
+            weight.add_(0.1 * torch.randn_like(weight))
+            assert not torch.allclose(net(obs)[0], before), f"{teacher.name} {layer}"
+    net.handover = 1.0
+    before = net(obs)[0]
+    for teacher in shelf:
+        teacher.net.get_parameter("fc.weight").add_(1.0)
+    assert torch.equal(net(obs)[0], before)
+
+
+def test_a_q_teacher_of_the_same_game_is_linked_at_its_heads(obs: Tensor, teacher: Callable[..., Teacher]) -> None:
+    q = teacher(AtariNet(5, ((5, 8, 8), (4, 3, 1), (3, 3, 1)), 6, head="q"), OTHER_ACTIONS)
+    net = make_method().build(SPEC, [q])
+    lean_on_teachers(net, "policy", "value")
+    theirs, their_values = q.net(obs)
+    logits, values = net(obs)
+    torch.testing.assert_close(logits, theirs[:, [3, 0, 4, 2]])
+    torch.testing.assert_close(values, their_values)
 
 
 # --- acting -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 
 from agents.config import FlowConfig, TrainConfig
 from agents.runs import resolve
+from envs.atari import ALL_ACTIONS
 from kfrl.checkpoint import save_checkpoint
 from kfrl.cli.main import main
 from kfrl.nets.atari import AtariNet
@@ -21,6 +22,8 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     net = AtariNet(6)
     save_agent(tmp_path / "pong.safetensors", net, Card(game="pong", actions=PONG, arch=net.arch))
+    full = AtariNet(18)
+    save_agent(tmp_path / "all.safetensors", full, Card(game="pong", actions=ALL_ACTIONS, arch=full.arch))
     return tmp_path / "pong.safetensors"
 
 
@@ -78,7 +81,7 @@ def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
         (["missing.safetensors"], ["missing.safetensors"]),
         (["qbertt"], ["'qbertt'"]),
         (["pong.safetensors", "--protocol", "machdo"], ["'machdo'", "'machado'"]),
-        (["pong.safetensors", "--protocol", "machado"], ["6 actions", "18"]),
+        (["all.safetensors", "--protocol", "paper"], ["18 actions", "has 6", "without DOWN"]),
         (["pong.safetensors", "--episodes", "0"], ["episodes", "0"]),
         (["pong.safetensors", "--video", "play.avi"], ["play.avi", ".mp4"]),
     ],
@@ -100,3 +103,14 @@ def test_protocol_of_the_file_is_the_default(agent: Path) -> None:
     save_agent(Path("machado.safetensors"), net, card)
     assert main(["eval", "machado.safetensors", "--episodes", "1", "--json", "scores.json"]) == 0
     assert json.loads(Path("scores.json").read_text())["protocol"]["sticky"] == 0.25
+
+
+def test_an_agent_plays_a_larger_action_set_by_the_names_of_its_actions(agent: Path) -> None:
+    assert main(["eval", str(agent), "--protocol", "machado", "--episodes", "1", "--json", "scores.json"]) == 0
+    assert json.loads(Path("scores.json").read_text())["protocol"]["full_action_set"]
+
+
+def test_an_agent_of_another_program_is_played_as_it_is(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(AtariNet(6, ((4, 8, 4),), 8).state_dict(), "net.pth")
+    assert main(["eval", "net.pth@Pong", "--episodes", "1"]) == 0
+    assert "net alone" in capsys.readouterr().out

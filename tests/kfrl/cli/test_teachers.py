@@ -1,12 +1,19 @@
+import json
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from agents.evaluation import Evaluation
+from envs import atari, protocols
 from kfrl.cli.main import main
+from kfrl.cli.teachers import net_name, verdict
 from kfrl.nets.atari import AtariNet
 from kfrl.stats import reference_scores
-from kfrl.teachers.formats import load_agent
+from kfrl.teachers.formats import Card, load_agent, save_agent
+from kfrl.teachers.preprocessing import PRESETS
 from kfrl.teachers.store import find_teacher
 
 
@@ -36,18 +43,148 @@ def test_show_prints_the_card(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in said
 
 
-def test_import_keeps_the_net_and_refuses_another_game(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_net_method_steps_and_scores(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    card = find_teacher("zoo:seaquest", Path("runs")).card
+    assert card.mean_score is not None
+    normalised = (card.mean_score - 68.4) / (42054.7 - 68.4)
+    assert main(["teachers"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "zoo:seaquest" in line]
+    for cell in ("Seaquest", net_name(card.arch), card.method, f"{card.steps:,}", f"{card.mean_score:,.1f}"):
+        assert cell in row
+    assert f"{normalised:.1%}" in row
+
+
+@pytest.mark.parametrize(
+    ("net", "name"),
+    [
+        (AtariNet(4), "16-32-256"),
+        (AtariNet(4, ((32, 8, 4), (64, 4, 2), (32, 3, 1)), 512), "32-64-32-512"),
+        (AtariNet(4, ((4, 8, 4),), 8, head="q"), "4-8 Q"),
+    ],
+)
+def test_a_net_is_named_by_its_sizes(net: AtariNet, name: str) -> None:
+    assert net_name(net.arch) == name
+
+
+# --- import -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def breakout() -> AtariNet:
     net = AtariNet(4, ((32, 8, 4), (64, 4, 2), (32, 3, 1)), 512)
     torch.save(net.state_dict(), "breakout.pth")
-    assert main(["teachers", "import", "breakout.pth", "--game", "Breakout", "--output", "b.safetensors"]) == 0
-    loaded = load_agent(Path("b.safetensors"))
+    return net
+
+
+def test_import_keeps_the_net_and_what_is_said_of_it(breakout: AtariNet, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--preprocessing baselines --score 391 --notes found".split()
+    assert main(["teachers", "import", "breakout.pth", "--game", "Breakout", *flags]) == 0
+    assert "Check it: kfrl teachers check breakout.safetensors" in capsys.readouterr().out
+    loaded = load_agent(Path("breakout.safetensors"))
     obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
-    assert torch.equal(loaded.net(obs)[0], net(obs)[0])
-    assert loaded.card.actions == ("NOOP", "FIRE", "RIGHT", "LEFT")
-    assert main(["teachers", "import", "breakout.pth", "--game", "Alien", "--output", "a.safetensors"]) == 2
-    assert "4 actions, but alien has 18" in capsys.readouterr().err
-    assert main(["teachers", "import", "breakout.pth", "--game", "Breakout", "--output", "b.safetensors"]) == 2
-    assert not Path("a.safetensors").exists()
+    assert torch.equal(loaded.net(obs)[0], breakout(obs)[0])
+    card = loaded.card
+    assert (card.game, card.actions) == ("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"))
+    assert (card.preprocessing, card.mean_score, card.notes) == (PRESETS["baselines"], 391.0, "found")
+    assert main(["teachers", "show", "breakout.safetensors"]) == 0
+    assert "fire_reset: true" in capsys.readouterr().out
+
+
+def test_the_game_may_stand_in_the_reference(breakout: AtariNet) -> None:
+    assert main(["teachers", "import", "plain:breakout.pth@Breakout", "--output", "b.safetensors"]) == 0
+    assert load_agent(Path("b.safetensors")).card.preprocessing == PRESETS["ale"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["breakout.pth", "--game", "Alien"], ["4 actions, but Alien has 18"]),
+        (["breakout.pth"], ["Which game", "breakout.pth@GAME"]),
+        (["breakout.pth@Brekout"], ["'Brekout'", "'Breakout'"]),
+        (["braekout.pth@Breakout"], ["There is no file", "'breakout.pth'"]),
+        (["breakout.pth@Breakout", "--format", "cleanlr"], ["'cleanlr'", "'cleanrl'"]),
+        (["breakout.pth@Breakout", "--format", "sb3"], ["not of format sb3"]),
+        (["breakout.pth@Breakout", "--preprocessing", "baseline"], ["'baseline'", "'baselines'"]),
+        (["breakout.pth@Breakout", "--output", "b.pth"], [".safetensors", "'b.pth'"]),
+        (["breakout.pth@Breakout", "--output", "there.safetensors"], ["there.safetensors exists"]),
+        (["ours.safetensors", "--output", "b.safetensors"], ["agent file of kfrl already"]),
+        (["text.zip@Pong"], ["no policy in it", "readme"]),
+        (["notes.pth@Pong"], ["no plain state dict", "no code in it ran"]),
+        (["hub:owner/file@Pong"], ["owner/repo/file", "hub:owner/file"]),
+    ],
+)
+def test_what_cannot_be_imported_is_refused_in_a_sentence_and_nothing_is_written(
+    breakout: AtariNet, capsys: pytest.CaptureFixture[str], flags: list[str], words: list[str]
+) -> None:
+    Path("there.safetensors").touch()
+    save_agent(Path("ours.safetensors"), breakout, Card("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"), breakout.arch))
+    with zipfile.ZipFile("text.zip", "w") as archive:
+        archive.writestr("readme", "nothing here")
+    Path("notes.pth").write_text("these are no weights")
+    before = sorted(path.name for path in Path().iterdir())
+    assert main(["teachers", "import", *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("kfrl: ")
+    assert "Traceback" not in said
+    assert [word for word in words if word not in said] == [], said
+    assert sorted(path.name for path in Path().iterdir()) == before
+
+
+# --- check --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Games of 25 steps."""
+    whole = protocols.get_protocol
+
+    def cut(name: str, game: str) -> protocols.Protocol:
+        return replace(whole(name, game), max_frames=100)
+
+    monkeypatch.setattr(protocols, "get_protocol", cut)
+    monkeypatch.setattr(atari, "get_protocol", cut)
+
+
+def test_check_plays_an_agent_on_its_own_pictures_and_on_ales(
+    breakout: AtariNet, short: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--preprocessing async-rl --score 400".split()
+    assert main(["teachers", "import", "breakout.pth@Breakout", *flags]) == 0
+    assert main(["teachers", "check", "breakout.safetensors", "--episodes", "3", "--json", "scores.json"]) == 0
+    said = capsys.readouterr().out
+    results = json.loads(Path("scores.json").read_text())
+    own, ale = results["on its own pictures"], results["on ale-py's pictures, as a student's teacher sees them"]
+    assert own["preprocessing"]["luma"] == [0.2126, 0.0722, 0.7152]
+    assert ale["preprocessing"]["luma"] is None
+    assert own["seed"] == ale["seed"] == 1
+    assert f"claims 400.0: outside the interval, {own['ci_low']:,.1f} to {own['ci_high']:,.1f}" in said
+
+
+def test_check_plays_an_agent_of_ours_once(breakout: AtariNet, short: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teachers", "check", "breakout.pth@Breakout", "--episodes", "2", "--json", "scores.json"]) == 0
+    assert list(json.loads(Path("scores.json").read_text())) == [
+        "on ale-py's pictures, as a student's teacher sees them"
+    ]
+    assert "claims no score" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("claim", "scores", "words"),
+    [
+        (2.0, (1.0, 2.0, 3.0), "claims 2.0: within the interval, 1.0 to 3.0"),
+        (3.5, (1.0, 2.0, 3.0), "claims 3.5: outside the interval"),
+        (3.5, (1.0,), "one game has no interval"),
+        (None, (1.0, 2.0), "claims no score"),
+    ],
+)
+def test_a_claim_is_held_against_the_interval(claim: float | None, scores: tuple[float, ...], words: str) -> None:
+    card = Card("pong", (), {}, evaluation={} if claim is None else {"mean": claim})
+    games = tuple(atari.Episode(k, score, 10, False) for k, score in enumerate(scores))
+    result = Evaluation(protocols.get_protocol("paper", "Pong"), False, 0, len(games), games)
+    assert words in verdict(card, result)
 
 
 def test_unknown_teacher_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

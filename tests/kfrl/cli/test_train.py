@@ -199,9 +199,9 @@ def test_broken_teacher_files_are_refused_and_no_code_runs(empty: Path, capsys: 
     before = sorted(path.name for path in empty.iterdir())
     for name, word in {
         "cut.safetensors": "truncated",
-        "bomb.pt": "not opened",
-        "foreign.pth": "zip",
-        "notes.txt": "not opened",
+        "bomb.pt": "no code in it ran",
+        "foreign.pth": "Which game",
+        "notes.txt": "no plain state dict",
     }.items():
         said = refusal(capsys, "train", "--game", "Alien", "--teachers", name)
         assert name in said

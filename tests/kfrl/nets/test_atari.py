@@ -62,6 +62,16 @@ def test_forward_is_convolutions_with_relu_on_screens_in_0_to_1(
     )
 
 
+def test_a_q_network_values_a_state_at_its_best_action(obs: Tensor) -> None:
+    net = AtariNet(5, NATURE, 24, head="q")
+    q, values = net(obs)
+    assert torch.equal(values, q.max(1).values)
+    assert not [name for name in net.state_dict() if name.startswith("value")]
+    twin = build_net(net.arch, 5)
+    twin.load_state_dict(net.state_dict())
+    assert torch.equal(twin(obs)[1], values)
+
+
 def test_forward_leaves_the_observation_as_it_was(obs: Tensor) -> None:
     before = obs.clone()
     AtariNet(4)(obs)
@@ -96,6 +106,7 @@ def test_an_arch_block_builds_the_same_net(obs: Tensor) -> None:
         ({"family": "atari", "convs": [[16, 8, 0]]}, "does not describe a net"),
         ({"family": "atari", "convs": [[16, -8, 4]]}, "does not describe a net"),
         ({"family": "atari", "hidden": "many"}, "does not describe a net"),
+        ({"family": "atari", "head": "qq"}, "Expected head 'actor-critic' or 'q', got 'qq'"),
     ],
 )
 def test_an_arch_block_that_describes_no_net_is_refused(arch: dict[str, object], words: str) -> None:

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kfrl.errors import UserError
 from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import FORMAT, Card, import_state_dict, load_agent, read_card, save_agent
+from kfrl.teachers.formats import FORMAT, Card, is_native, load_agent, read_card, save_agent
+from kfrl.teachers.preprocessing import ALE, Preprocessing
 
 Net = Callable[[int], AtariNet]
 ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
-FOREIGN = Path(__file__).parents[4] / "shared" / "teachers"
 
 
 class Evil:
@@ -42,6 +41,7 @@ def card(small_net: Net) -> Card:
         teachers=("seaquest", "pong"),
         protocol={"name": "paper", "sticky": 0.0},
         evaluation={"scores": [1.0, 2.5], "mean": 1.75},
+        preprocessing=Preprocessing((0.2, 0.3, 0.5), (110, 18), "linear", fire_reset=True),
         commit="abc123",
         notes="größer, 100 %",
     )
@@ -95,6 +95,21 @@ def test_saving_leaves_the_net_as_it_was(tmp_path: Path, small_net: Net, card: C
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[name][0])
         assert tensor.stride() == before[name][1]
+
+
+def test_a_file_says_whether_it_is_ours(tmp_path: Path, agent: Path, small_net: Net) -> None:
+    assert is_native(agent)
+    write_foreign(tmp_path / "foreign.safetensors", small_net(4), {"format": "pt"})
+    torch.save(small_net(4).state_dict(), tmp_path / "net.pth")
+    assert not any(is_native(tmp_path / name) for name in ("foreign.safetensors", "net.pth", "none", "."))
+    agent.write_bytes(agent.read_bytes()[:100])
+    assert not is_native(agent)
+
+
+def test_a_card_without_preprocessing_is_of_ale_screens(agent: Path, tmp_path: Path, small_net: Net) -> None:
+    card = {"game": "breakout", "actions": list(ACTIONS), "arch": small_net(4).arch}
+    write_foreign(agent, small_net(4), {"format": FORMAT, "card": json.dumps(card)})
+    assert read_card(agent).preprocessing == ALE
 
 
 def test_a_net_that_was_not_evaluated_has_no_score(small_net: Net) -> None:
@@ -156,8 +171,6 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, protocol: int) -> None:
     marker, path = tmp_path / "ran", tmp_path / "evil.safetensors"
     path.write_bytes(pickle.dumps(Evil(marker), protocol))
     refused(path, "pickle", "no safetensors file")
-    with pytest.raises(UserError, match="no code in it ran"):
-        import_state_dict(path, tmp_path / "out.safetensors", "breakout", ACTIONS)
     assert not marker.exists()
     pickle.loads(path.read_bytes())
     assert marker.exists(), "the file would not have run anything anyway"
@@ -168,10 +181,7 @@ def test_code_in_a_torch_file_never_runs(tmp_path: Path, zipped: bool) -> None:
     marker, path = tmp_path / "ran", tmp_path / "evil.pth"
     torch.save({"conv1.weight": Evil(marker)}, path, _use_new_zipfile_serialization=zipped)
     refused(path, "zip archive", "pickle")
-    with pytest.raises(UserError, match="no code in it ran"):
-        import_state_dict(path, tmp_path / "out.safetensors", "breakout", ACTIONS)
     assert not marker.exists()
-    assert not (tmp_path / "out.safetensors").exists()
 
 
 def write_foreign(path: Path, net: AtariNet, metadata: dict[str, str] | None) -> None:
@@ -242,91 +252,3 @@ def test_an_architecture_that_is_none_is_refused(tmp_path: Path, small_net: Net)
     save_agent(path, small_net(4), Card("breakout", ACTIONS, {"family": "transformer"}))
     with pytest.raises(UserError, match="Unknown network family 'transformer'"):
         load_agent(path)
-
-
-# --- state dicts --------------------------------------------------------------------------------------------
-
-
-def test_a_state_dict_is_imported(tmp_path: Path, obs: Tensor) -> None:
-    net = AtariNet(4, ((6, 8, 4), (5, 4, 2), (4, 3, 1)), 12)
-    source, target = tmp_path / "net.pth", tmp_path / "net.safetensors"
-    torch.save(net.state_dict(), source)
-    card = import_state_dict(source, target, "breakout", ACTIONS, notes="found it")
-    assert card == read_card(target)
-    assert (card.game, card.actions, card.method, card.notes) == ("breakout", ACTIONS, "imported", "found it")
-    assert card.arch == net.arch
-    assert torch.equal(load_agent(target).net(obs)[0], net(obs)[0])
-
-
-def state(**changes: Any) -> dict[Any, Any]:
-    return {**AtariNet(4, ((4, 8, 4),), 8).state_dict(), **changes}
-
-
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        {},
-        [torch.zeros(3)],
-        {"weights": 3},
-        {1: torch.zeros(3)},
-        {"conv1.weight": torch.zeros(())},
-        {"conv1.weight": torch.zeros(4, 4)},
-        state(extra=torch.zeros(2)),
-        {**state(), 5: torch.zeros(2)},
-        state(**{"conv1.weight": torch.zeros(4, 4, 7, 7)}),
-        state(**{"fc.weight": torch.zeros(8, 99)}),
-        state(**{"fc.bias": torch.zeros(())}),
-        {name: tensor for name, tensor in state().items() if name != "value.bias"},
-        state(**{"conv3.weight": torch.zeros(4, 4, 3, 3)}),
-    ],
-)
-def test_a_state_dict_of_another_net_is_refused(tmp_path: Path, tensors: Any) -> None:
-    torch.save(tensors, tmp_path / "net.pth")
-    with pytest.raises(UserError, match=r"net\.pth holds"):
-        import_state_dict(tmp_path / "net.pth", tmp_path / "out.safetensors", "breakout", ACTIONS)
-    assert not (tmp_path / "out.safetensors").exists()
-
-
-def test_a_state_dict_with_another_number_of_actions_is_refused(tmp_path: Path, small_net: Net) -> None:
-    torch.save(state(), tmp_path / "net.pth")
-    with pytest.raises(UserError, match="chooses between 4 actions, but pong has 3"):
-        import_state_dict(tmp_path / "net.pth", tmp_path / "out.safetensors", "pong", ACTIONS[:3])
-
-
-def test_a_damaged_or_missing_state_dict_is_refused(tmp_path: Path) -> None:
-    source = tmp_path / "net.pth"
-    with pytest.raises(UserError, match="There is no file"):
-        import_state_dict(source, tmp_path / "out.safetensors", "breakout", ACTIONS)
-    torch.save(state(), source)
-    whole = source.read_bytes()
-    for length in (0, 1, 10, len(whole) // 2, len(whole) - 1):
-        source.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="no plain state dict"):
-            import_state_dict(source, tmp_path / "out.safetensors", "breakout", ACTIONS)
-
-
-NAMES = ("a3c_ff-Breakout", "acktr-Seaquest", "acktr-Pong", "acktr-Qbert", "a2c-Breakout", "ppo-Breakout")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_published_agents_are_imported(tmp_path: Path, obs: Tensor, name: str) -> None:
-    source = FOREIGN / f"{name}.pth"
-    if not source.is_file():
-        pytest.skip(f"{source} is missing: the foreign agents lie beside the checkout, in shared/teachers")
-    facts = json.loads(source.with_suffix(".json").read_text())
-    actions = tuple(f"A{index}" for index in range(facts["actions"]))
-    import_state_dict(source, tmp_path / "agent.safetensors", facts["game"].lower(), actions)
-    net = load_agent(tmp_path / "agent.safetensors").net
-    assert sum(p.numel() for p in net.parameters()) == facts["n_params"]
-    assert {name: list(p.shape) for name, p in net.named_parameters()} == facts["shapes"]
-
-    w = torch.load(source, weights_only=True)
-    h = obs / 255
-    for index, stride in zip((1, 2, 3), (4, 2, 1), strict=True):
-        if f"conv{index}.weight" in w:
-            h = F.conv2d(h, w[f"conv{index}.weight"], w[f"conv{index}.bias"], stride=stride).relu()
-    h = F.linear(h.flatten(1), w["fc.weight"], w["fc.bias"]).relu()
-    logits, values = net(obs)
-    expected = F.linear(h, w["policy.weight"], w["policy.bias"])
-    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(values, F.linear(h, w["value.weight"], w["value.bias"])[:, 0], rtol=1e-3, atol=1e-4)

@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs.atari import ALL_ACTIONS, identify
 from kfrl.errors import UserError
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers import store
 from kfrl.teachers.formats import Card, save_agent
-from kfrl.teachers.store import find_teacher, list_teachers, load_teachers
+from kfrl.teachers.store import Reference, find_teacher, list_teachers, load_teacher, load_teachers
 
 Net = Callable[[int], AtariNet]
 Put = Callable[..., Path]
@@ -137,10 +138,10 @@ def test_an_unknown_name_of_the_zoo_is_refused(runs: Path) -> None:
 def test_teachers_are_called_after_their_games(runs: Path, put: Put, tmp_path: Path) -> None:
     path = str(put(tmp_path / "third.safetensors", "breakout"))
     references = ["breakout", "seaquest", "zoo:breakout", path, "pong"]
-    teachers, exact = load_teachers(references, runs)
+    teachers, exact = load_teachers(references, runs, identify)
     assert [teacher.name for teacher in teachers] == ["breakout", "seaquest", "breakout-2", "breakout-3", "pong"]
     assert exact[1:4] == ("zoo:seaquest", "zoo:breakout", path)
-    again, same = load_teachers(exact, runs)
+    again, same = load_teachers(exact, runs, identify)
     assert same == exact
     for before, after in zip(teachers, again, strict=True):
         assert before.path.samefile(after.path)
@@ -151,25 +152,125 @@ def test_exact_references_do_not_depend_on_the_working_folder(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (teacher,), exact = load_teachers(["breakout"], Path("runs"))
+    (teacher,), exact = load_teachers(["breakout"], Path("runs"), identify)
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
-    (again,), _ = load_teachers(exact, Path("runs"))
+    (again,), _ = load_teachers(exact, Path("runs"), identify)
     assert again.path.parent.name == teacher.path.parent.name == "none-s2"
 
 
 def test_exact_references_stay_with_the_file_when_a_better_one_comes(runs: Path, put: Put) -> None:
-    _, exact = load_teachers(["breakout"], runs)
+    _, exact = load_teachers(["breakout"], runs, identify)
     put(runs / "breakout" / "a3c" / "none-s9" / "student.safetensors", "breakout", 999.0)
-    (again,), _ = load_teachers(exact, runs)
+    (again,), _ = load_teachers(exact, runs, identify)
     assert again.path.parent.name == "none-s2"
+
+
+# --- files of other programs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, small_net: Net) -> Path:
+    """A state dict of four actions that does not say its game."""
+    path = tmp_path / "agents" / "ppo.pth"
+    path.parent.mkdir()
+    torch.save(AtariNet(4, ((4, 8, 4),), 8).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a/b.zip", Reference("a/b.zip")),
+        ("sb3:b.zip@Ms. Pacman", Reference("b.zip", "sb3", "Ms. Pacman")),
+        ("hub:owner/repo/dir/b.zip@Pong", Reference("hub:owner/repo/dir/b.zip", "", "Pong")),
+        ("cleanrl:hub:owner/repo/b@Pong", Reference("hub:owner/repo/b", "cleanrl", "Pong")),
+        ("a@b/c.pth", Reference("a@b/c.pth")),
+        ("zoo:seaquest", Reference("zoo:seaquest")),
+        ("", Reference("")),
+    ],
+)
+def test_a_reference_is_taken_apart_and_put_together(text: str, expected: Reference) -> None:
+    assert Reference.parse(text) == expected
+    assert str(expected) == text
+
+
+def test_a_file_that_is_called_like_a_reference_goes_first(foreign: Path) -> None:
+    odd = foreign.rename(foreign.with_name("plain:agent@Pong"))
+    assert Reference.parse(str(odd)) == Reference(str(odd))
+
+
+@pytest.mark.parametrize("prefix", ["", "plain:"])
+def test_a_foreign_agent_is_a_teacher_like_any_other(runs: Path, foreign: Path, prefix: str) -> None:
+    references = ["breakout", f"{prefix}{foreign}@Breakout", f"{prefix}{foreign}@Breakout"]
+    teachers, exact = load_teachers(references, runs, identify)
+    assert [teacher.name for teacher in teachers] == ["breakout", "breakout-2", "breakout-3"]
+    card = teachers[1].card
+    assert (card.game, card.actions, card.method) == ("breakout", ACTIONS, "imported")
+    assert (card.protocol["name"], card.protocol["game"], card.mean_score) == ("paper", "breakout", None)
+    assert not any(parameter.requires_grad for parameter in teachers[1].net.parameters())
+    assert exact[1] == f"{prefix}{foreign}@breakout"
+    assert load_teachers(exact, runs, identify)[1] == exact
+
+
+def test_the_exact_reference_of_a_foreign_agent_does_not_depend_on_the_working_folder(
+    runs: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(foreign.parent)
+    assert load_teacher("plain:ppo.pth@Breakout", runs, identify)[1] == f"plain:{foreign}@breakout"
+
+
+def test_a_foreign_agent_with_all_eighteen_actions(runs: Path, foreign: Path) -> None:
+    torch.save(AtariNet(18, ((4, 8, 4),), 8).state_dict(), foreign)
+    card = load_teacher(f"{foreign}@Breakout", runs, identify)[0].card
+    assert card.actions == ALL_ACTIONS
+    assert card.protocol["full_action_set"]
+    assert not load_teacher(f"{foreign}@Seaquest", runs, identify)[0].card.protocol["full_action_set"]
+
+
+def test_a_yaml_file_says_game_actions_and_score(runs: Path, foreign: Path) -> None:
+    table = foreign.with_name("ppo.yaml")
+    table.write_text(
+        "weights: ppo.pth\ngame: Pong\nactions: [LEFT, NOOP, RIGHT, FIRE]\nscore: 20.5\npreprocessing: baselines\n"
+        "layers: {convs: [{layer: conv1, stride: 4}], fc: fc, policy: policy, value: value}\n"
+    )
+    teacher, exact = load_teacher(str(table), runs, identify)
+    assert (teacher.card.game, teacher.card.actions) == ("pong", ("LEFT", "NOOP", "RIGHT", "FIRE"))
+    assert (teacher.card.mean_score, teacher.card.preprocessing.fire_reset) == (20.5, True)
+    assert exact == f"{table}@pong"
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("{}", ["Which game does", "ppo.pth@GAME", "ppo.pth@Breakout"]),
+        ("{}@Braekout", ["Unknown game 'Braekout'", "'Breakout'"]),
+        ("{}@Pong", ["4 actions", "Pong has 6 (NOOP, FIRE, RIGHT, LEFT, RIGHTFIRE, LEFTFIRE)", "18"]),
+        ("cleanrl:{}@Breakout", ["not of format cleanrl"]),
+        ("sb3:{}x@Breakout", ["There is no file", "Did you mean", "ppo.pth"]),
+        ("ppo.zip", ["There is no file ppo.zip"]),
+    ],
+)
+def test_a_foreign_file_that_cannot_be_used(runs: Path, foreign: Path, reference: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        load_teacher(reference.format(foreign), runs, identify)
+    assert [word for word in words if word not in str(error.value)] == [], str(error.value)
+
+
+def test_our_own_file_keeps_its_game(runs: Path, put: Put, tmp_path: Path) -> None:
+    path = put(tmp_path / "agent.safetensors", "ms_pacman")
+    for spelling in ("", "@ms_pacman", "@Ms. Pacman"):
+        teacher, exact = load_teacher(f"{path}{spelling}", runs, identify)
+        assert (teacher.card.game, exact) == ("ms_pacman", str(path))
+    with pytest.raises(UserError, match="plays ms_pacman, not Pong"):
+        load_teacher(f"{path}@Pong", runs, identify)
 
 
 def test_every_agent_that_ships_with_kfrl_loads(tmp_path: Path) -> None:
     entries = list_teachers(tmp_path)
     assert len(entries) == len(list(store.ZOO.iterdir()))
     for entry in entries:
-        (teacher,), _ = load_teachers([entry.reference], tmp_path)
+        (teacher,), _ = load_teachers([entry.reference], tmp_path, identify)
         logits, _ = teacher.net(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))
         assert logits.shape == (1, len(teacher.card.actions))
         assert teacher.card.evaluation["mean"] == entry.card.mean_score
