@@ -5,32 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.methods.base import ParameterGroup
 from agents.shared_model import SharedModel, clipped_norm
 
+BETAS = (0.9, 0.999)
+
 
 class SharedAdam:
-    """Adam on a `SharedModel`; every worker has one, and all of them advance the same statistics."""
+    """Adam on a `SharedModel`; every worker has one, and all of them advance the same statistics.
+
+    Calls the kernel of `torch.optim.Adam(fused=True)` itself: the optimiser around it keeps its own step counts, takes
+    longer than a rollout's forward pass for a small net, and has each process import 60 MB of compiler.
+    """
 
     def __init__(
         self, shared: SharedModel, groups: Sequence[ParameterGroup], max_grad_norm: float, eps: float = 1e-8
     ) -> None:
-        """Build the optimiser over the shared slices of each group."""
-        self.max_grad_norm = max_grad_norm
+        """Train the parameters of `shared`, whose slices have the groups' rates."""
+        self._max_grad_norm, self._eps = max_grad_norm, eps
         self._scales = [group.lr_scale for group in groups]
-        sizes = [sum(p.numel() for p in group.parameters) for group in groups]
-        self._slices = [nn.Parameter(part) for part in torch.split(shared.parameters, sizes)]
-        self._adam = torch.optim.Adam([{"params": [part]} for part in self._slices], eps=eps, fused=True)
-        moments = zip(torch.split(shared.exp_avg, sizes), torch.split(shared.exp_avg_sq, sizes), strict=True)
-        for index, (exp_avg, exp_avg_sq) in enumerate(moments):
-            self._adam.state[self._slices[index]] = {
-                "step": shared.adam_steps[index],
-                "exp_avg": exp_avg,
-                "exp_avg_sq": exp_avg_sq,
-            }
+        self._sizes = [sum(p.numel() for p in group.parameters) for group in groups]
+        self._parameters, self._exp_avg, self._exp_avg_sq = (
+            torch.split(tensor, self._sizes) for tensor in (shared.parameters, shared.exp_avg, shared.exp_avg_sq)
+        )
+        self._steps = shared.adam_steps
 
+    @torch.no_grad()
     def push(self, grads: Tensor, lr: float) -> float | None:
         """Apply one update.
 
@@ -41,12 +43,24 @@ class SharedAdam:
         Returns:
             The norm before clipping, or None when it was not finite: the update was then dropped.
         """
-        norm = clipped_norm(grads, self.max_grad_norm)
+        norm = clipped_norm(grads, self._max_grad_norm)
         if norm is None:
             return None
-        parts = torch.split(grads, [part.numel() for part in self._slices])
-        for part, grad, group, scale in zip(self._slices, parts, self._adam.param_groups, self._scales, strict=True):
-            part.grad = grad
-            group["lr"] = lr * scale
-        self._adam.step()
+        self._steps += 1
+        for index, grad in enumerate(torch.split(grads, self._sizes)):
+            torch._fused_adam_(
+                [self._parameters[index]],
+                [grad],
+                [self._exp_avg[index]],
+                [self._exp_avg_sq[index]],
+                [],
+                [self._steps[index]],
+                lr=lr * self._scales[index],
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                weight_decay=0.0,
+                eps=self._eps,
+                amsgrad=False,
+                maximize=False,
+            )
         return norm
