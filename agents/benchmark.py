@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,21 +79,18 @@ class Benchmark:
         self.protocol = get_protocol("paper", find_game(game).rom)
         self._folder, self._device = folder, device
         self._runs = 0
-        teachers = [self._teacher(index) for index in (1, 2)]
-        fast = TrainConfig(game=game, preset="fast")
-        shape = fast.shape
-        paper_flow = FlowConfig(handover_coef=0.0, independence_at=None, link_heads="never")
-        flow = replace(fast, teachers=teachers[0], flow=paper_flow)
+        self._game, self._teachers = find_game(game).title, [self._teacher(index) for index in (1, 2)]
+        fast = TrainConfig(preset="fast").shape
         arms = [
             Arm("ceiling", f"emulator alone, {cores()} threads", self._ceiling),
             Arm("random", "random policy, our environments", self._random),
-            self._training("paper", "a3c, the paper's shape: 16 workers x 1 game", TrainConfig(game=game)),
-            self._training("fast", f"a3c, --preset fast: {shape.workers} x {shape.envs_per_worker}", fast),
-            self._training("flow-1", "the same, flow from one teacher, as published", flow),
-            self._training("flow-2", "the same, from two", replace(flow, teachers=",".join(teachers))),
-            self._training("flow-handover", "from one, with the hand-over", replace(flow, flow=FlowConfig())),
-            self._training("a2c", "a2c", TrainConfig(game=game, algo="a2c", preset="fast", device=device)),
-            self._training("ppo", "ppo", TrainConfig(game=game, algo="ppo", preset="fast", device=device)),
+            self.training("paper", "a3c, the paper's shape: 16 workers x 1 game"),
+            self.training("fast", f"a3c, --preset fast: {fast.workers} x {fast.envs_per_worker}"),
+            self.training("flow-1", "the same, flow from one teacher, as published"),
+            self.training("flow-2", "the same, from two"),
+            self.training("flow-handover", "from one, with the hand-over"),
+            self.training("a2c", "a2c, --preset fast"),
+            self.training("ppo", "ppo, --preset fast"),
             Arm("evaluation", f"evaluation, {SIDE_BY_SIDE} games side by side", self._evaluation),
             Arm("evaluation-1", "evaluation, one game after the other", lambda s: self._evaluation(s, num_envs=1)),
         ]
@@ -132,8 +130,21 @@ class Benchmark:
         save_agent(path, net, Card(game="alien", actions=actions, arch=net.arch))
         return str(path)
 
-    def _training(self, name: str, title: str, config: TrainConfig) -> Arm:
-        config = replace(config, steps=10**9, curve_points=0, checkpoint_every=1e9)
+    def training(self, name: str, title: str = "", **settings: Any) -> Arm:
+        """One way to train: paper, fast, flow-1, flow-2, flow-handover, a2c or ppo; `settings` override its own."""
+        one, two = self._teachers[0], ",".join(self._teachers)
+        published = FlowConfig(handover_coef=0.0, independence_at=None, link_heads="never")
+        ways: dict[str, dict[str, Any]] = {
+            "paper": {"preset": "paper"},
+            "fast": {},
+            "flow-1": {"teachers": one, "flow": published},
+            "flow-2": {"teachers": two, "flow": published},
+            "flow-handover": {"teachers": one},
+            "a2c": {"algo": "a2c", "device": self._device},
+            "ppo": {"algo": "ppo", "device": self._device},
+        }
+        endless = TrainConfig(self._game, steps=10**9, preset="fast", curve_points=0, checkpoint_every=1e9)
+        config = replace(endless, **ways[name] | settings)
 
         def measure(seconds: float) -> Sample:
             self._runs += 1

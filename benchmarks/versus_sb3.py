@@ -1,0 +1,153 @@
+"""Steps a second beside Stable-Baselines3's A2C and PPO: same game, net, games in parallel, rollouts, batches, epochs.
+
+    python benchmarks/versus_sb3.py --rounds 5
+
+SB3 runs as its documentation has it: `make_atari_env` with `SubprocVecEnv`, `VecFrameStack`, a features extractor that
+is the paper's net, PyTorch's own choice of threads. Everything is measured in turns, A B C A B C ..., each in a process
+of its own, after a warm-up; the table has medians. It comes with the dev extra: `make setup`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+WARM_UP = 3.0
+A2C_ENVS, A2C_STEPS = 16, 5
+PPO_ENVS, PPO_STEPS, PPO_BATCH, PPO_EPOCHS = 8, 128, 256, 4
+SETTINGS = (
+    f"A2C: {A2C_ENVS} games, n_steps {A2C_STEPS}. PPO: {PPO_ENVS} games, n_steps {PPO_STEPS}, batch {PPO_BATCH}, "
+    f"{PPO_EPOCHS} epochs. All: conv 16 8x8/4, conv 32 4x4/2, fc 256, frame skip 4, 84 x 84 x 4."
+)
+ARMS = {
+    "sb3-a2c": "SB3 A2C, 16 subprocesses",
+    "fast": "kfrl a3c, --preset fast",
+    "paper": "kfrl a3c, the paper's shape: 16 workers x 1 game",
+    "a2c": "kfrl a2c, 16 games",
+    "sb3-ppo": "SB3 PPO, 8 subprocesses",
+    "ppo": "kfrl ppo, 8 games",
+}
+RIVAL = {"fast": "sb3-a2c", "paper": "sb3-a2c", "a2c": "sb3-a2c", "ppo": "sb3-ppo"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare throughput with Stable-Baselines3."""
+
+    game: str = "Seaquest"
+    """The game."""
+    rounds: int = 5
+    """How often each is measured."""
+    seconds: float = 10.0
+    """Length of a measurement, after a warm-up."""
+    json: Path | None = None
+    """Also write every measurement to this file."""
+    only: str = ""
+    """For the processes that this script starts: measure this one and print its rate."""
+
+
+def sb3_rate(arm: str, game: str, seconds: float) -> float:
+    """Agent steps a second of SB3."""
+    import torch
+    from stable_baselines3 import A2C, PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+    from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack
+    from torch import nn
+
+    from envs.games import find_game
+
+    class PaperNet(BaseFeaturesExtractor):
+        def __init__(self, observation_space: object) -> None:
+            super().__init__(observation_space, 256)  # type: ignore[arg-type]
+            convs = (nn.Conv2d(4, 16, 8, 4), nn.ReLU(), nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.Flatten())
+            self.layers = nn.Sequential(*convs, nn.Linear(2592, 256), nn.ReLU())
+
+        def forward(self, observations: torch.Tensor) -> torch.Tensor:
+            return self.layers(observations)
+
+    class Clock(BaseCallback):
+        first = start = end = (0.0, 0)
+
+        def _on_step(self) -> bool:
+            now = (time.perf_counter(), self.num_timesteps)
+            if not self.first[1]:
+                self.first = now
+            elif not self.start[1] and now[0] - self.first[0] > WARM_UP:
+                self.start = now
+            self.end = now
+            return not self.start[1] or now[0] - self.start[0] < seconds
+
+    a2c = arm == "sb3-a2c"
+    envs = make_atari_env(
+        f"{find_game(game).title}NoFrameskip-v4",
+        n_envs=A2C_ENVS if a2c else PPO_ENVS,
+        seed=1,
+        vec_env_cls=SubprocVecEnv,
+    )
+    policy = {"features_extractor_class": PaperNet, "net_arch": []}
+    shape = {"n_steps": A2C_STEPS} if a2c else {"n_steps": PPO_STEPS, "batch_size": PPO_BATCH, "n_epochs": PPO_EPOCHS}
+    kind = A2C if a2c else PPO
+    model = kind("CnnPolicy", VecFrameStack(envs, 4), policy_kwargs=policy, device="cpu", **shape)  # type: ignore[arg-type]
+    clock = Clock()
+    model.learn(10**9, callback=clock)
+    envs.close()
+    return (clock.end[1] - clock.start[1]) / (clock.end[0] - clock.start[0])
+
+
+def kfrl_rate(arm: str, game: str, seconds: float) -> float:
+    """Agent steps a second of ours."""
+    from agents.benchmark import Benchmark
+
+    with TemporaryDirectory() as folder:
+        benchmark = Benchmark(game, Path(folder))
+        shapes = {"a2c": {"envs_per_worker": A2C_ENVS}, "ppo": {"envs_per_worker": PPO_ENVS}}
+        return benchmark.training(arm, **shapes.get(arm, {})).measure(seconds).steps_per_sec
+
+
+def measure(arm: str, options: Options) -> float:
+    """Measure in a process of its own."""
+    flags = ["--only", arm, "--game", options.game, "--seconds", str(options.seconds)]
+    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{arm} failed:\n{done.stderr}")
+    return float(done.stdout.splitlines()[-1])
+
+
+def main(options: Options) -> None:
+    """Measure in turns and print the table."""
+    if options.only:
+        rate = sb3_rate if options.only.startswith("sb3") else kfrl_rate
+        print(rate(options.only, options.game, options.seconds))
+        return
+    rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    turns = [arm for _ in range(options.rounds) for arm in ARMS]
+    for arm in track(turns, "Measuring", console=Console(stderr=True), transient=True):
+        rates[arm].append(measure(arm, options))
+    table = Table("", "steps/s", "lowest to highest", "over SB3", caption=SETTINGS)
+    for arm, title in ARMS.items():
+        found = rates[arm]
+        ratio = ""
+        if arm in RIVAL:
+            pairs = zip(found, rates[RIVAL[arm]], strict=True)
+            ratio = f"{statistics.median(ours / theirs for ours, theirs in pairs):.2f}"
+        table.add_row(title, f"{statistics.median(found):,.0f}", f"{min(found):,.0f} to {max(found):,.0f}", ratio)
+    Console().print(table)
+    if options.json is not None:
+        options.json.write_text(json.dumps(rates, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
