@@ -30,8 +30,8 @@ from kfrl.teachers.formats import Card, save_agent
 
 WARM_UP = 2.0
 """Seconds after the first step that do not count."""
-EVALUATION_STEPS = 120
-"""Frame cap of the evaluation arms' games, in agent steps: every game is then as long."""
+EVALUATION_STEPS = 400
+"""Cap of the evaluation arms' games, in agent steps: every round then plays games of one length."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +172,10 @@ class Benchmark:
     def _evaluation(self, seconds: float, num_envs: int | None = None) -> Sample:
         capped = replace(self.protocol, max_frames=EVALUATION_STEPS * self.protocol.frame_skip)
         net = AtariNet(len(action_set(capped)))
-        torch.set_num_threads(1)
         steps, started = 0, time.perf_counter()
         while (elapsed := time.perf_counter() - started) < seconds:
             result = evaluate(lambda obs: net(obs)[0], capped, episodes=30, num_envs=num_envs, num_threads=cores())
             steps += sum(result.steps)
-        torch.set_num_threads(cores())
         return Sample(steps / elapsed)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.evaluation import Policy, evaluate
-from agents.processes import launcher_alive, process_context
+from agents.processes import keep_memory, launcher_alive, process_context
 from envs.protocols import Protocol
 from kfrl.errors import UserError
 from kfrl.nets import build_net
@@ -75,6 +75,7 @@ def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Conn
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+    keep_memory()
     while launcher_alive():
         if not connection.poll(1.0):
             continue

@@ -10,6 +10,7 @@ of its own, after a warm-up; the table has medians. It comes with the dev extra:
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -91,12 +92,10 @@ def sb3_rate(arm: str, game: str, seconds: float) -> float:
             return not self.start[1] or now[0] - self.start[0] < seconds
 
     a2c = arm == "sb3-a2c"
-    envs = make_atari_env(
-        f"{find_game(game).title}NoFrameskip-v4",
-        n_envs=A2C_ENVS if a2c else PPO_ENVS,
-        seed=1,
-        vec_env_cls=SubprocVecEnv,
-    )
+    # What NoFrameskip-v4 stood for, which ale-py does not register any more; SB3's wrapper skips the frames.
+    name, rules = f"ale_py:ALE/{find_game(game).title}-v5", {"frameskip": 1, "repeat_action_probability": 0.0}
+    num_envs = A2C_ENVS if a2c else PPO_ENVS
+    envs = make_atari_env(name, n_envs=num_envs, seed=1, env_kwargs=rules, vec_env_cls=SubprocVecEnv)
     policy = {"features_extractor_class": PaperNet, "net_arch": []}
     shape = {"n_steps": A2C_STEPS} if a2c else {"n_steps": PPO_STEPS, "batch_size": PPO_BATCH, "n_epochs": PPO_EPOCHS}
     kind = A2C if a2c else PPO
@@ -118,9 +117,12 @@ def kfrl_rate(arm: str, game: str, seconds: float) -> float:
 
 
 def measure(arm: str, options: Options) -> float:
-    """Measure in a process of its own."""
+    """Measure in a process of its own, ours as `kfrl` starts it."""
+    ours = {} if arm.startswith("sb3") else {"OMP_WAIT_POLICY": "passive"}
     flags = ["--only", arm, "--game", options.game, "--seconds", str(options.seconds)]
-    done = subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, *flags], capture_output=True, text=True, check=False, env=os.environ | ours
+    )
     if done.returncode:
         sys.exit(f"{arm} failed:\n{done.stderr}")
     return float(done.stdout.splitlines()[-1])

@@ -15,7 +15,7 @@ from agents.config import TrainConfig
 from agents.methods import get_method
 from agents.methods.base import NetSpec
 from agents.objective import a3c_terms
-from agents.processes import launcher_alive
+from agents.processes import keep_memory, launcher_alive
 from agents.rollout import Collector
 from agents.shared_model import SharedModel, bind, flatten
 from agents.update import Report, Updater
@@ -49,6 +49,7 @@ def run_worker(job: Job, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+    keep_memory()
     try:
         _train(job, connection)
     except Exception:

@@ -19,6 +19,9 @@ from kfrl.teachers.formats import Teacher
 
 RECENT = 20
 """Games in a worker's running mean score."""
+KL_SAMPLES = 32
+"""At most so many samples of a batch, drawn at random, estimate l_KL: the previous iteration's policy has to be
+evaluated anew on each, which would cost as much as acting does."""
 
 
 class KnowledgeFlowMethod(Method):
@@ -32,6 +35,7 @@ class KnowledgeFlowMethod(Method):
         self.flow_config = config.flow
         self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
         self._previous: dict[str, Tensor] | None = None
+        self._observed: tuple[Tensor, Context] | None = None
         self._mentor: dict[str, Tensor] | None = None
         self._scores: deque[float] = deque(maxlen=RECENT)
         self._first_share = 1.0
@@ -93,9 +97,14 @@ class KnowledgeFlowMethod(Method):
         net.handover = self.hand_over(progress)
 
     def observe(self, net: nn.Module, obs: Tensor) -> Context:
-        """The teachers' features."""
+        """The teachers' features; what followed the last rollout is what the next one begins with."""
         assert isinstance(net, KnowledgeFlow)
-        return net.teacher_features(obs)
+        if net.independent:
+            self._observed = None
+            return ()
+        if self._observed is None or self._observed[0] is not obs:
+            self._observed = obs, net.teacher_features(obs)
+        return self._observed[1]
 
     def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The linked student's logits and values."""
@@ -171,9 +180,12 @@ class KnowledgeFlowMethod(Method):
         previous, self._previous = self._previous, _parameters(net)
         if previous is None:
             return batch.logits.new_zeros(())
+        size = len(batch.values)
+        rows = torch.randperm(size)[:KL_SAMPLES].to(batch.obs.device)
         with torch.no_grad():
-            old_logits, _ = functional_call(net, previous, (batch.obs, batch.context))
-        return policy_kl_loss(batch.logits, old_logits).sum() / batch.num_envs
+            context = tuple(part[rows] for part in batch.context)
+            old_logits, _ = functional_call(net, previous, (batch.obs[rows], context))
+        return policy_kl_loss(batch.logits[rows], old_logits).mean() * size / batch.num_envs
 
     def after_update(self, net: nn.Module, progress: float) -> None:
         """Reproduction variant: p back on the simplex."""

@@ -10,6 +10,7 @@ import torch
 from agents.a3c.shared_adam import SharedAdam
 from agents.config import cores
 from agents.objective import Samples, a3c_terms, ppo_terms
+from agents.processes import keep_memory
 from agents.rollout import Collector, Rollout
 from agents.shared_model import bind
 from agents.sync.rmsprop import RMSpropTF
@@ -46,6 +47,7 @@ class SyncTrainer(Trainer):
         config, shape = self.run.config, self.run.config.shape
         seed = stream(config.seed, 1 + 1000 * self.session)
         seed_everything(seed)
+        keep_memory()
         grads = torch.zeros_like(self.shared.parameters)
         bind(self.groups, self.shared.parameters, grads)
         updater = Updater(self.method, self.net, self.shared, grads, self.optimiser(), rank=0)

@@ -41,14 +41,11 @@ class BenchArgs:
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     args = checked(tyro.cli(BenchArgs, prog="kfrl bench", args=list(argv)))
-    import os
     from tempfile import TemporaryDirectory
 
     from rich.console import Console
     from rich.progress import track
 
-    # Threads of a pool that spin while they wait would be measured as work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from agents.benchmark import Benchmark
 
     with TemporaryDirectory(prefix="kfrl-bench-") as folder:

@@ -49,7 +49,6 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.config import checked
 
     flags = checked(tyro.cli(EvalFlags, prog="kfrl eval", args=list(argv)))
-    import torch
     from rich.console import Console
 
     from agents.evaluation import check_video_path, policy_of, record
@@ -65,7 +64,6 @@ def main(argv: Sequence[str]) -> int:
     agent, _ = load_teacher(flags.agent, flags.runs, identify)
     protocol = protocol_of(flags.protocol, agent.card.game, agent.card.protocol)
     alone = policy_of(agent.net, agent.card.actions, action_set(protocol))
-    torch.set_num_threads(1)
 
     def play(policy: Policy, title: str) -> Evaluation:
         return play_games(policy, protocol, flags.episodes, flags.seed, flags.greedy, title, console.print)

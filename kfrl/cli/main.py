@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
+    # Read when PyTorch is imported. Threads that spin while they wait would take the emulator's cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     command, rest = arguments[0], arguments[1:]
     try:
         if command not in COMMANDS:

@@ -173,7 +173,6 @@ ALE_SCREENS = "on ale-py's pictures, as a student's teacher sees them"
 
 
 def _check(command: Check) -> None:
-    import torch
     from rich.console import Console
 
     from agents.evaluation import policy_of
@@ -187,7 +186,6 @@ def _check(command: Check) -> None:
     agent, _ = load_teacher(command.name, command.runs, identify)
     protocol = protocol_of(None, agent.card.game, agent.card.protocol)
     policy = policy_of(agent.net, agent.card.actions, action_set(protocol))
-    torch.set_num_threads(1)
     own = agent.card.preprocessing
     views = {OWN: own} if own.luma is not None else {}
     views[ALE_SCREENS] = own.with_ale_screens()

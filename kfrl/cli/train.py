@@ -107,15 +107,12 @@ def _finished(run: Run, checkpoint: Checkpoint) -> bool:
 
 def _evaluate(run: Run, trainer: Trainer, step: int, display: TrainDisplay) -> None:
     """Play the final episodes, save the scores beside the student, say what to type next."""
-    import torch
-
     from kfrl.cli.evaluate import linked_policy, play_games
     from kfrl.plots import draw_run
 
     student = trainer.method.export(trainer.net)
     folder, episodes = run.folder, run.config.eval_episodes
     display.close()
-    torch.set_num_threads(1)
     if episodes:
         policies = {"student alone": lambda obs: student(obs)[0]}
         linked = linked_policy(run, trainer.net)
