@@ -1,10 +1,12 @@
-"""Steps a second beside Stable-Baselines3's A2C and PPO: same game, net, games in parallel, rollouts, batches, epochs.
+"""Steps a second beside Stable-Baselines3's A2C and PPO and PFRL's A3C: same game, net, rollouts, batches, epochs.
 
     python benchmarks/versus_sb3.py --rounds 5
 
 SB3 runs as its documentation has it: `make_atari_env` with `SubprocVecEnv`, `VecFrameStack`, a features extractor that
 is the paper's net, PyTorch's own choice of threads. Everything is measured in turns, A B C A B C ..., each in a process
-of its own, after a warm-up; the table has medians. It comes with the dev extra: `make setup`.
+of its own, after a warm-up; the table has medians. SB3 comes with the dev extra: `make setup`. PFRL is measured where
+it is installed (`pip install --no-deps pfrl gym==0.26.2 gym-notices`), set up as its own `train_a3c.py`, on the same
+wrapped games as SB3.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -36,6 +41,7 @@ ARMS = {
     "fast": "kfrl a3c, --preset fast",
     "paper": "kfrl a3c, the paper's shape: 16 workers x 1 game",
     "a2c": "kfrl a2c, 16 games",
+    "pfrl-a3c": "PFRL A3C, 16 processes",
     "sb3-ppo": "SB3 PPO, 8 subprocesses",
     "ppo": "kfrl ppo, 8 games",
 }
@@ -106,6 +112,96 @@ def sb3_rate(arm: str, game: str, seconds: float) -> float:
     return (clock.end[1] - clock.start[1]) / (clock.end[0] - clock.start[0])
 
 
+class StackedGame:
+    """One game in the wrappers that SB3 uses, four screens stacked, with the interface of old Gym that PFRL expects."""
+
+    def __init__(self, game: str) -> None:
+        """Start a game."""
+        import ale_py  # noqa: F401
+        import gymnasium
+        from stable_baselines3.common.atari_wrappers import AtariWrapper
+
+        from envs.games import find_game
+
+        raw = gymnasium.make(f"ALE/{find_game(game).title}-v5", frameskip=1, repeat_action_probability=0.0)
+        self._env = AtariWrapper(raw)
+        self._screens: deque[Any] = deque(maxlen=4)
+
+    def reset(self) -> Any:
+        """The first observation, (4, 84, 84)."""
+        screen, _ = self._env.reset()
+        self._screens.extend([screen] * 4)
+        return self._stack()
+
+    def step(self, action: int) -> tuple[Any, float, bool, dict[str, Any]]:
+        """Observation, reward, done, info."""
+        screen, reward, terminated, truncated, info = self._env.step(action)
+        self._screens.append(screen)
+        return self._stack(), float(reward), terminated or truncated, info
+
+    def _stack(self) -> Any:
+        import numpy as np
+
+        return np.concatenate(self._screens, axis=2).transpose(2, 0, 1)
+
+
+def pfrl_rate(game: str, seconds: float) -> float:
+    """Agent steps a second of PFRL's A3C."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import numpy as np
+    from pfrl.agents import a3c
+    from pfrl.experiments import train_agent_async
+    from pfrl.nn import Branched
+    from pfrl.optimizers import SharedRMSpropEpsInsideSqrt
+    from pfrl.policies import SoftmaxCategoricalHead
+    from torch import multiprocessing as mp
+    from torch import nn
+
+    body = (nn.Conv2d(4, 16, 8, 4), nn.ReLU(), nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.Flatten())
+    heads = Branched(nn.Sequential(nn.Linear(256, 18), SoftmaxCategoricalHead()), nn.Linear(256, 1))
+    model = nn.Sequential(*body, nn.Linear(2592, 256), nn.ReLU(), heads)
+    optimizer = SharedRMSpropEpsInsideSqrt(model.parameters(), lr=7e-4, eps=1e-1, alpha=0.99)
+    agent = a3c.A3C(
+        model,
+        optimizer,
+        t_max=5,
+        gamma=0.99,
+        beta=1e-2,
+        phi=lambda x: np.asarray(x, dtype=np.float32) / 255,
+        max_grad_norm=40.0,
+    )
+    times = mp.Array("d", 3)  # of the first step, of the measurement's first and of its last
+    counts = mp.Array("l", 3)
+    stop = mp.Event()
+
+    def clock(env: object, agent: object, step: int) -> None:
+        now = time.perf_counter()
+        with times.get_lock():
+            if not counts[0]:
+                times[0], counts[0] = now, step
+            elif not counts[1] and now - times[0] > WARM_UP:
+                times[1], counts[1] = now, step
+            elif counts[1] and not stop.is_set():
+                times[2], counts[2] = now, step
+                if now - times[1] > seconds:
+                    stop.set()
+
+    with TemporaryDirectory() as folder:
+        train_agent_async(
+            outdir=folder,
+            processes=A2C_ENVS,
+            make_env=lambda index, test: StackedGame(game),
+            agent=agent,
+            steps=10**9,
+            max_episode_len=None,
+            global_step_hooks=[clock],
+            stop_event=stop,
+            random_seeds=list(range(A2C_ENVS)),  # its own default is of a type that Python no longer takes
+            use_tensorboard=False,
+        )
+    return (counts[2] - counts[1]) / (times[2] - times[1])
+
+
 def kfrl_rate(arm: str, game: str, seconds: float) -> float:
     """Agent steps a second of ours."""
     from agents.benchmark import Benchmark
@@ -118,7 +214,7 @@ def kfrl_rate(arm: str, game: str, seconds: float) -> float:
 
 def measure(arm: str, options: Options) -> float:
     """Measure in a process of its own, ours as `kfrl` starts it."""
-    ours = {} if arm.startswith("sb3") else {"OMP_WAIT_POLICY": "passive"}
+    ours = {} if "-" in arm else {"OMP_WAIT_POLICY": "passive"}
     flags = ["--only", arm, "--game", options.game, "--seconds", str(options.seconds)]
     done = subprocess.run(
         [sys.executable, __file__, *flags], capture_output=True, text=True, check=False, env=os.environ | ours
@@ -131,9 +227,14 @@ def measure(arm: str, options: Options) -> float:
 def main(options: Options) -> None:
     """Measure in turns and print the table."""
     if options.only:
+        if options.only == "pfrl-a3c":
+            print(pfrl_rate(options.game, options.seconds))
+            return
         rate = sb3_rate if options.only.startswith("sb3") else kfrl_rate
         print(rate(options.only, options.game, options.seconds))
         return
+    if find_spec("pfrl") is None:
+        del ARMS["pfrl-a3c"]
     rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
     turns = [arm for _ in range(options.rounds) for arm in ARMS]
     for arm in track(turns, "Measuring", console=Console(stderr=True), transient=True):
