@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+
+from agents.benchmark import Arm, Benchmark, Sample, pss_mb
+from kfrl.errors import UserError
+
+
+@pytest.fixture
+def benchmark(tmp_path: Path) -> Benchmark:
+    return Benchmark("pong", tmp_path)
+
+
+def arm(name: str, *rates: float) -> Arm:
+    return Arm(name, name, lambda seconds: Sample(0.0), [Sample(rate) for rate in rates])
+
+
+def test_a_share_is_the_median_of_the_ratios_within_a_round(benchmark: Benchmark) -> None:
+    # Ratios 0.5, 0.1, 0.9; the ratio of the medians would be 0.3.
+    one, other = arm("a2c", 50.0, 30.0, 90.0), arm("fast", 100.0, 300.0, 100.0)
+    benchmark.arms = {"fast": other, "a2c": one}
+    assert benchmark.share(one, "fast") == "0.50"
+    assert benchmark.share(one, "ceiling") == ""
+    assert benchmark.share(other, "fast") == ""
+    assert (one.rate, one.spread) == (50.0, (30.0, 90.0))
+
+
+def test_arms_take_turns(benchmark: Benchmark) -> None:
+    order: list[str] = []
+
+    def measure(name: str) -> Arm:
+        return Arm(name, name, lambda seconds: order.append(name) or Sample(seconds))  # type: ignore[func-returns-value]
+
+    benchmark.arms = {name: measure(name) for name in ("a", "b")}
+    turns = [(index, turn.name) for index, turn in benchmark.run(2, 1.5)]
+    assert order == ["a", "b", "a", "b"]
+    assert turns == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    assert [sample.steps_per_sec for sample in benchmark.arms["a"].samples] == [1.5, 1.5]
+
+
+def test_an_unknown_arm_is_refused_with_the_nearest(benchmark: Benchmark) -> None:
+    with pytest.raises(UserError, match=r"Unknown benchmark 'flow1'\. Did you mean 'flow-1'\?"):
+        benchmark.pick(["flow1"])
+
+
+def test_memory_is_that_of_this_process() -> None:
+    before = pss_mb()
+    if not before:
+        pytest.skip("this system does not tell proportional set sizes")
+    block = bytearray(b"x" * 200_000_000)
+    grown = pss_mb()[0] - before[0]
+    assert 190 < grown < 220
+    assert len(block) == 200_000_000
+
+
+@pytest.mark.slow
+def test_a_training_run_is_timed_and_stopped(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.benchmark.WARM_UP", 0.1)
+    sample = benchmark.training("flow-1", workers=1, envs_per_worker=2).measure(0.5)
+    assert sample.steps_per_sec > 0
+    if sample.pss_mb:
+        assert len(sample.pss_mb) == 2  # the launcher and its worker
