@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 SMALLER = {
     "train": "--steps 400 --workers 2 --curve-points 1 --curve-episodes 1 --eval-episodes 1".split(),
     "eval": "--episodes 1".split(),
+    "bench": "--seconds 0.2".split(),
     "teachers check": "--episodes 1".split(),
 }
 
@@ -24,7 +25,7 @@ def commands() -> list[list[str]]:
 def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     ran = commands()
-    assert {words[0] for words in ran} == {"train", "eval", "compare", "plot", "teachers", "games"}
+    assert {words[0] for words in ran} == {"train", "eval", "compare", "plot", "teachers", "games", "bench"}
     for words in ran:
         more = [] if "--resume" in words else SMALLER.get(words[0], SMALLER.get(" ".join(words[:2]), []))
         finished = subprocess.run(

@@ -96,18 +96,26 @@ class A3CTrainer(Trainer):
 
 
 class _Watchdog:
-    """Notices a worker whose step counter stands still."""
+    """Notices a worker whose step counter stands still while this process runs.
+
+    The time since the last look counts for at most `LONGEST_LOOK` seconds: when the whole run was suspended (Ctrl-Z, a
+    laptop's lid), nobody hung.
+    """
+
+    LONGEST_LOOK = 5.0
 
     def __init__(self, steps: Tensor, timeout: float) -> None:
         self._steps, self._timeout = steps, timeout
         self._last = steps[1:].clone()
-        self._moved = torch.full(self._last.shape, time.monotonic(), dtype=torch.float64)
+        self._still = torch.zeros(self._last.shape)
+        self._looked = time.monotonic()
 
     def complaint(self) -> str | None:
         now, steps = time.monotonic(), self._steps[1:].clone()
-        self._moved[steps != self._last] = now
-        self._last = steps
-        hung = (now - self._moved > self._timeout).nonzero()
+        self._still += min(now - self._looked, self.LONGEST_LOOK)
+        self._still[steps != self._last] = 0.0
+        self._looked, self._last = now, steps
+        hung = (self._still > self._timeout).nonzero()
         if not len(hung):
             return None
         return (

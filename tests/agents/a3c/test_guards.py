@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from agents.a3c.launcher import _Watchdog
 from kfrl.checkpoint import latest_checkpoint
 from kfrl.metrics import read_metrics
 
@@ -204,6 +206,21 @@ def test_hung_worker_is_noticed(train: Callable[..., Training]) -> None:
     os.kill(training.workers()[0], signal.SIGSTOP)
     assert training.finish() == 1
     assert "Worker 0 has not made a step for 20 s" in training.output
+
+
+def test_a_run_that_was_suspended_has_no_hung_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1_000.0]
+    monkeypatch.setattr("agents.a3c.launcher.time.monotonic", lambda: clock[0])
+    steps = torch.zeros(3, dtype=torch.int64)
+    watchdog = _Watchdog(steps, timeout=20.0)
+    clock[0] += 3_600.0
+    assert watchdog.complaint() is None
+    for _ in range(4):
+        clock[0] += 4.0
+        steps[1] += 1
+        complaint = watchdog.complaint()
+    assert complaint is not None
+    assert "Worker 1 has not" in complaint
 
 
 def test_workers_end_when_their_parent_is_killed(train: Callable[..., Training]) -> None:
