@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from agents.config import FlowConfig, LinkConfig, TrainConfig
 from agents.methods.base import Batch, NetSpec
-from agents.methods.knowledge_flow import KnowledgeFlowMethod
-from envs.atari import ALL_ACTIONS, identify
+from agents.methods.knowledge_flow import KL_SAMPLES, KnowledgeFlowMethod
+from agents.rollout import Collector
+from envs.atari import ALL_ACTIONS, AtariEnvs, identify
+from envs.protocols import get_protocol
 from kfrl.flow import KnowledgeFlow
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.formats import Card, Teacher, save_agent
@@ -286,6 +288,46 @@ def test_policy_kl_compares_the_previous_parameters_on_the_current_batch(expert:
         assert len(norms) == len(ours) - 2, "all but the value head take part"
         assert min(norms) > 0
         torch.testing.assert_close([g for g in ours if g is not None], [g for g in theirs if g is not None])
+
+
+def test_policy_kl_of_a_large_batch_is_estimated_on_some_of_it(expert: Teacher, obs: Tensor) -> None:
+    method = make_method(policy_kl_coef=1.0, link_heads="never")
+    net = method.build(SPEC, [expert])
+    method.losses(net, play(method, net, obs), 0.1)
+    old = make_method(link_heads="never").build(SPEC, [expert])
+    old.load_state_dict(net.state_dict())
+    randomise(net)
+    one = other_obs()[:1]
+    size = 3 * KL_SAMPLES
+    with torch.no_grad():
+        each = kl(net(one)[0], old(one)[0]).item()
+    # All samples are alike, so that any KL_SAMPLES of them tell the sum over all.
+    batch = play(method, net, one.repeat(size, 1, 1, 1))
+    term = method.losses(net, batch, 0.2)["policy_kl"]
+    assert term.item() == pytest.approx(each * size / ENVS, rel=1e-4)
+    (seen,) = gradients(term, [batch.logits])
+    assert seen is not None
+    assert int(seen.abs().sum(1).gt(0).sum()) == KL_SAMPLES
+
+
+def test_a_teacher_sees_each_observation_of_a_run_once(expert: Teacher) -> None:
+    method = make_method()
+    net = method.build(SPEC, [expert])
+    seen = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    expert.net.register_forward_hook(count)
+    collector = Collector(AtariEnvs(get_protocol("paper", "breakout"), ENVS), method, net, 3, seed=1)
+    for _ in range(4):
+        collector.collect()
+    # 4 rollouts of 3 steps and what follows the last one, in each environment.
+    assert seen == ENVS * (4 * 3 + 1)
+    net.handover = 1.0
+    assert collector.collect().context == ()
+    assert seen == ENVS * 13
 
 
 def test_policy_kl_goes_on_after_independence(expert: Teacher, obs: Tensor) -> None:
