@@ -1,10 +1,7 @@
-"""What the server of a run's processes imports before it forks them."""
+"""The last thing that the server of a run's processes imports before it forks them."""
 
 import gc
 
-import agents.a3c.worker
-import agents.evaluator  # noqa: F401
-
-# A collection in a worker would write to every object of these modules, and so copy them.
+# A collection in a worker would write to every object imported until here, and so copy them.
 gc.collect()
 gc.freeze()

@@ -29,7 +29,7 @@ def process_context() -> ForkServerContext:
     that 16 workers start at once and hold one copy of the libraries. This process, with its threads, never forks.
     """
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["agents.preload"])
+    context.set_forkserver_preload(["agents.a3c.worker", "agents.evaluator", "agents.preload"])
     # Starting this one unblocks signals, so it has to be running before.
     multiprocessing.resource_tracker.ensure_running()
     # A SIGTERM for the whole group must leave the server alive to say how the workers ended; what is blocked here

@@ -21,6 +21,7 @@ from envs.protocols import Protocol, get_protocol
 from kfrl.atomic import write_text
 from kfrl.config import dump_config, load_config
 from kfrl.errors import UserError
+from kfrl.nets import arch_of
 from kfrl.provenance import commit
 from kfrl.teachers.formats import Card, Teacher, save_agent
 from kfrl.teachers.store import STUDENT_FILE, load_teachers
@@ -101,11 +102,10 @@ class Run:
 
     def card(self, steps: int, net: nn.Module, evaluation: dict[str, Any] | None = None) -> Card:
         """What the student's file says of it."""
-        arch: dict[str, Any] = net.arch  # type: ignore[assignment]
         return Card(
             game=self.protocol.game,
             actions=self.spec.actions,
-            arch=arch,
+            arch=arch_of(net),
             method=self.config.label,
             steps=steps,
             seed=self.config.seed,

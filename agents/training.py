@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from agents.shared_model import SharedModel, bind, named_views
 from agents.update import Report
 from kfrl.checkpoint import Checkpoint, save_checkpoint
 from kfrl.metrics import MetricsWriter
+from kfrl.nets import arch_of
 from kfrl.seeding import seed_everything, stream
 
 ROWS = 500
@@ -184,11 +185,10 @@ class Trainer(ABC):
 
     def _snapshot(self, step: int) -> Snapshot:
         student = self.method.export(self.net)
-        arch: dict[str, Any] = student.arch  # type: ignore[assignment]
         weights = {
             name: tensor.detach().cpu().contiguous().numpy().copy() for name, tensor in student.state_dict().items()
         }
-        return Snapshot(step, arch, len(self.run.spec.actions), weights)
+        return Snapshot(step, arch_of(student), len(self.run.spec.actions), weights)
 
     def save(self) -> None:
         """Write a checkpoint and the student as it is."""

@@ -78,7 +78,7 @@ def sb3_rate(arm: str, game: str, seconds: float) -> float:
 
     class PaperNet(BaseFeaturesExtractor):
         def __init__(self, observation_space: object) -> None:
-            super().__init__(observation_space, 256)  # type: ignore[arg-type]
+            super().__init__(observation_space, 256)
             convs = (nn.Conv2d(4, 16, 8, 4), nn.ReLU(), nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.Flatten())
             self.layers = nn.Sequential(*convs, nn.Linear(2592, 256), nn.ReLU())
 
@@ -105,7 +105,7 @@ def sb3_rate(arm: str, game: str, seconds: float) -> float:
     policy = {"features_extractor_class": PaperNet, "net_arch": []}
     shape = {"n_steps": A2C_STEPS} if a2c else {"n_steps": PPO_STEPS, "batch_size": PPO_BATCH, "n_epochs": PPO_EPOCHS}
     kind = A2C if a2c else PPO
-    model = kind("CnnPolicy", VecFrameStack(envs, 4), policy_kwargs=policy, device="cpu", **shape)  # type: ignore[arg-type]
+    model = kind("CnnPolicy", VecFrameStack(envs, 4), policy_kwargs=policy, device="cpu", **shape)
     clock = Clock()
     model.learn(10**9, callback=clock)
     envs.close()
@@ -117,13 +117,12 @@ class StackedGame:
 
     def __init__(self, game: str) -> None:
         """Start a game."""
-        import ale_py  # noqa: F401
         import gymnasium
         from stable_baselines3.common.atari_wrappers import AtariWrapper
 
         from envs.games import find_game
 
-        raw = gymnasium.make(f"ALE/{find_game(game).title}-v5", frameskip=1, repeat_action_probability=0.0)
+        raw = gymnasium.make(f"ale_py:ALE/{find_game(game).title}-v5", frameskip=1, repeat_action_probability=0.0)
         self._env = AtariWrapper(raw)
         self._screens: deque[Any] = deque(maxlen=4)
 

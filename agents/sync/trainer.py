@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from abc import abstractmethod
 
 import torch
 
@@ -68,13 +69,13 @@ class SyncTrainer(Trainer):
                 self.tick()
                 ticked = time.monotonic()
 
+    @abstractmethod
     def optimiser(self) -> Optimiser:
         """What applies the gradients."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
         """Learn from one rollout."""
-        raise NotImplementedError
 
 
 class A2CTrainer(SyncTrainer):

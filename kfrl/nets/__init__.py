@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from kfrl.errors import UserError, unknown
 from kfrl.nets.atari import AtariNet
+
+
+def arch_of(net: nn.Module) -> dict[str, Any]:
+    """The `arch` block from which `build_net` builds the like of one of our nets."""
+    return cast(dict[str, Any], net.arch)
 
 
 def build_net(arch: dict[str, Any], outputs: int) -> nn.Module:

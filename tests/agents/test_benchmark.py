@@ -30,7 +30,7 @@ def test_arms_take_turns(benchmark: Benchmark) -> None:
     order: list[str] = []
 
     def measure(name: str) -> Arm:
-        return Arm(name, name, lambda seconds: order.append(name) or Sample(seconds))  # type: ignore[func-returns-value]
+        return Arm(name, name, lambda seconds: order.append(name) or Sample(seconds))
 
     benchmark.arms = {name: measure(name) for name in ("a", "b")}
     turns = [(index, turn.name) for index, turn in benchmark.run(2, 1.5)]

@@ -79,7 +79,7 @@ class Sum(Method):
 
 
 def ppo_config(**settings: float) -> TrainConfig:
-    return TrainConfig(game="Pong", algo="ppo", ppo=PPOConfig(**settings))  # type: ignore[arg-type]
+    return TrainConfig(game="Pong", algo="ppo", ppo=PPOConfig(**settings))
 
 
 def ppo_samples(config: TrainConfig) -> tuple[AtariNet, Samples]:

@@ -122,7 +122,7 @@ def test_a_value_of_another_type_is_refused(read: Read, text: str, words: list[s
 @pytest.mark.parametrize("name", ["steps", "workers", "envs_per_worker", "t_max", "hidden", "curve_episodes"])
 def test_a_count_is_at_least_one(name: str, value: int) -> None:
     with pytest.raises(UserError, match=rf"{name}: .*greater than or equal to 1, got {value}"):
-        checked(replace(TrainConfig(), **{name: value}))  # type: ignore[arg-type]
+        checked(replace(TrainConfig(), **{name: value}))
     with pytest.raises(UserError, match=name):
         validated({name: value}, TrainConfig)
 
@@ -143,7 +143,7 @@ def test_a_count_is_at_least_one(name: str, value: int) -> None:
 )
 def test_a_value_out_of_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{name}: "):
-        checked(replace(TrainConfig(), **{name: value}))  # type: ignore[arg-type]
+        checked(replace(TrainConfig(), **{name: value}))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_value_out_of_range_is_refused(name: str, value: float) -> None:
 )
 def test_a_flow_value_out_of_range_is_refused(name: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"flow\.{name}: "):
-        checked(replace(TrainConfig(), flow=replace(FlowConfig(), **{name: value})))  # type: ignore[arg-type]
+        checked(replace(TrainConfig(), flow=replace(FlowConfig(), **{name: value})))
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ _PARTS = {
 }
 
 
-def nature(prefix: str, fc: str, **heads: str) -> LayerTable:
+def nature(prefix: str, fc: str, *, policy: str = "", value: str = "", q: str = "") -> LayerTable:
     """The table of a net with Mnih et al.'s (2015) strides whose convolutions are `prefix` and a number."""
     names = (f"{prefix}{index}" for index in ((1, 2, 3) if prefix.endswith("conv") else (0, 2, 4)))
     convs = tuple(Conv(name, stride) for name, stride in zip(names, (4, 2, 1), strict=True))
-    return LayerTable(convs, fc, **heads)  # type: ignore[arg-type]
+    return LayerTable(convs, fc, policy, value, q)
 
 
 KNOWN: dict[str, dict[str, LayerTable]] = {

@@ -84,14 +84,14 @@ def test_a_worker_trains_as_plain_adam_does(small_net: Net, obs: Tensor) -> None
     for update in range(4):
         batch, lr, weight = obs.roll(update, 2), 1e-2 / (1 + update), 3.0 - update
         reference.zero_grad()
-        loss(plain, batch, weight).backward()  # type: ignore[no-untyped-call]
+        loss(plain, batch, weight).backward()
         expected = nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         reference.param_groups[0]["lr"] = lr
         reference.step()
 
         local.copy_(shared.parameters)
         grads.zero_()
-        loss(net, batch, weight).backward()  # type: ignore[no-untyped-call]
+        loss(net, batch, weight).backward()
         norms.append(optimiser.push(grads, lr))
         assert norms[-1] == pytest.approx(float(expected), rel=1e-4)
     assert max(norm for norm in norms if norm is not None) > 1.0 > min(norm or 0.0 for norm in norms)
@@ -212,7 +212,7 @@ def test_the_gradients_are_their_flat_storage(small_net: Net, obs: Tensor) -> No
     flat, grads = flatten(groups), torch.zeros(sum(p.numel() for p in net.parameters()))
     bind(groups, flat, grads)
     for module in (plain, net):
-        loss(module, obs, 1.0).backward()  # type: ignore[no-untyped-call]
+        loss(module, obs, 1.0).backward()
     views = named_views(net, groups, grads)
     for name, parameter in plain.named_parameters():
         assert parameter.grad is not None

@@ -30,9 +30,7 @@ ENVS = 2
 
 
 def make_method(**flow: object) -> KnowledgeFlowMethod:
-    return KnowledgeFlowMethod(
-        TrainConfig(convs=((4, 8, 8), (4, 4, 2)), hidden=8, flow=FlowConfig(**flow))  # type: ignore[arg-type]
-    )
+    return KnowledgeFlowMethod(TrainConfig(convs=((4, 8, 8), (4, 4, 2)), hidden=8, flow=FlowConfig(**flow)))
 
 
 @pytest.fixture
@@ -478,7 +476,7 @@ def test_a_step_on_the_hand_over_brings_the_two_policies_together(expert: Teache
         batch = play(method, net, obs)
         distances.append(kl(batch.logits, net.export()(obs)[0]).sum())
         optimiser.zero_grad()
-        method.losses(net, batch, 0.5)["handover"].backward()  # type: ignore[no-untyped-call]
+        method.losses(net, batch, 0.5)["handover"].backward()
         optimiser.step()
     assert distances[-1] < 0.5 * distances[0]
 
@@ -523,7 +521,7 @@ def test_the_reproductions_variant_keeps_q_and_puts_p_back_on_the_simplex(expert
     q = [parameter.clone() for parameter in net.transforms.parameters()]
     optimiser = torch.optim.SGD([*body.parameters, *weights.parameters], lr=0.5)
     batch = play(method, net, obs)
-    (batch.logits.sum() + batch.values.sum()).backward()  # type: ignore[no-untyped-call]
+    (batch.logits.sum() + batch.values.sum()).backward()
     optimiser.step()
     assert any(abs(sum(p.tolist()) - 1.0) > 1e-3 for p in weights.parameters)
     method.after_update(net, 0.5)

@@ -38,7 +38,7 @@ class Silent:
 
 
 def prepare(folder: Path, algo: str, **settings: object) -> Run:
-    config = TrainConfig(game="Pong", algo=algo, ppo=PPO, run_dir=folder, **(SMALL | settings))  # type: ignore[arg-type]
+    config = TrainConfig(game="Pong", algo=algo, ppo=PPO, run_dir=folder, **(SMALL | settings))
     run = resolve(TrainConfig(**{**vars(config), "t_max": config.t_max or (16 if algo == "ppo" else 5)}))
     run.write_config()
     return run
@@ -135,7 +135,7 @@ def test_settings_that_do_not_fit_the_engine_are_refused(
     settings: dict[str, object], said: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as error:
-        resolve(TrainConfig(game="Pong", run_dir=tmp_path / "run", **settings))  # type: ignore[arg-type]
+        resolve(TrainConfig(game="Pong", run_dir=tmp_path / "run", **settings))
     for part in said:
         assert part in str(error.value)
     assert not (tmp_path / "run").exists()

@@ -187,7 +187,7 @@ class Bomb:
     """Unpickling it makes a file."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (open, ("exploded", "w"))  # type: ignore[return-value]
+        return (open, ("exploded", "w"))
 
 
 def test_broken_teacher_files_are_refused_and_no_code_runs(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:

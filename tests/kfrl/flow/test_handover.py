@@ -57,7 +57,7 @@ def test_the_loss_by_hand() -> None:
     loss: Tensor = handover_loss(logits, values, linked)
     expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5) + 4.5
     assert loss.tolist() == pytest.approx([expected], rel=1e-5)
-    loss.sum().backward()  # type: ignore[no-untyped-call]
+    loss.sum().backward()
     assert logits.grad is not None
     assert values.grad is not None
     assert logits.grad.tolist() == [pytest.approx([0.25, -0.25], rel=1e-5)]
