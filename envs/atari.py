@@ -1,4 +1,4 @@
-"""K Atari games side by side, on ale-py's C++ vector environment."""
+"""K Atari games side by side: on ale-py's C++ vector environment, or in this thread where K is 1."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from envs.games import Game
+from envs.one_game import OneGame
 from envs.protocols import Protocol, get_protocol
 from kfrl.errors import UserError, unknown
 
@@ -74,27 +75,12 @@ class AtariEnvs:
         """
         self.protocol = protocol
         self.num_envs = num_envs
-        self.emulator = AtariVectorEnv(
-            protocol.game,
-            num_envs,
-            num_threads=num_threads,
-            max_num_frames_per_episode=protocol.max_frames,
-            repeat_action_probability=protocol.sticky,
-            full_action_space=protocol.full_action_set,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-            img_height=210 if native_screen else protocol.screen_size,
-            img_width=160 if native_screen else protocol.screen_size,
-            grayscale=grayscale,
-            stack_num=protocol.frame_stack,
-            frameskip=protocol.frame_skip,
-            maxpool=protocol.max_pool,
-            # ale-py draws from [0, noop_max - 1].
-            noop_max=protocol.noop_max + 1,
-            episodic_life=False,
-            reward_clipping=False,
-            use_fire_reset=protocol.fire_reset,
+        self.emulator: OneGame | _Vector = (
+            OneGame(protocol)
+            if num_envs == 1 and grayscale and not native_screen
+            else _Vector(protocol, num_envs, num_threads, grayscale, native_screen)
         )
-        self.actions: tuple[str, ...] = tuple(a.name for a in self.emulator.ale.get_action_set())
+        self.actions: tuple[str, ...] = tuple(action.name for action in self.emulator.get_action_set())
         self._lives = np.zeros(num_envs, dtype=np.int32)
         self._scores = np.zeros(num_envs, dtype=np.float64)
         self._steps = np.zeros(num_envs, dtype=np.int64)
@@ -140,6 +126,38 @@ class AtariEnvs:
         self._scores[ended] = 0
         self._steps[ended] = 0
         return episodes
+
+
+class _Vector(AtariVectorEnv):
+    """K games on threads of their own, in C++."""
+
+    def __init__(
+        self, protocol: Protocol, num_envs: int, num_threads: int, grayscale: bool, native_screen: bool
+    ) -> None:
+        super().__init__(
+            protocol.game,
+            num_envs,
+            num_threads=num_threads,
+            max_num_frames_per_episode=protocol.max_frames,
+            repeat_action_probability=protocol.sticky,
+            full_action_space=protocol.full_action_set,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            img_height=210 if native_screen else protocol.screen_size,
+            img_width=160 if native_screen else protocol.screen_size,
+            grayscale=grayscale,
+            stack_num=protocol.frame_stack,
+            frameskip=protocol.frame_skip,
+            maxpool=protocol.max_pool,
+            # ale-py draws from [0, noop_max - 1].
+            noop_max=protocol.noop_max + 1,
+            episodic_life=False,
+            reward_clipping=False,
+            use_fire_reset=protocol.fire_reset,
+        )
+
+    def get_action_set(self) -> list[ale_py.Action]:
+        actions: list[ale_py.Action] = self.ale.get_action_set()
+        return actions
 
 
 def action_set(protocol: Protocol) -> tuple[str, ...]:
