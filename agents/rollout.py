@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.methods.base import Context, Method
@@ -76,7 +78,7 @@ class Collector:
         self.envs, self.method, self.net, self.t_max = envs, method, net, t_max
         self._keep_graph, self._device = keep_graph, torch.device(device)
         self._generator = torch.Generator(self._device).manual_seed(seed)
-        self._obs = self._tensor(envs.reset(seed))
+        self._obs = self._screens(envs.reset(seed))
 
     @torch.no_grad()
     def collect(self) -> Rollout:
@@ -91,18 +93,18 @@ class Collector:
             action = sample(step_logits.detach(), self._generator)
             transition = self.envs.step(action.cpu().numpy())
             if transition.final_obs is not None and transition.truncated.any():
-                truncated_values[t] = self._value(self._tensor(transition.final_obs))
+                truncated_values[t] = self._value(self._screens(transition.final_obs))
             obs.append(self._obs)
             contexts.append(context)
             actions.append(action)
             logits.append(step_logits)
             values.append(step_values)
             transitions.append(transition)
-            self._obs = self._tensor(transition.obs)
+            self._obs = self._screens(transition.obs)
         with torch.set_grad_enabled(self._keep_graph):
             all_logits, all_values = torch.cat(logits), torch.cat(values)
         return Rollout(
-            obs=torch.stack(obs),
+            obs=torch.cat(obs).view(self.t_max, -1, *self._obs.shape[1:]),
             actions=torch.stack(actions),
             rewards=self._stack(transitions, "rewards"),
             terminated=self._stack(transitions, "terminated"),
@@ -117,6 +119,14 @@ class Collector:
 
     def _value(self, obs: Tensor) -> Tensor:
         return self.method.forward(self.net, obs, self.method.observe(self.net, obs))[1]
+
+    def _screens(self, obs: NDArray[np.uint8]) -> Tensor:
+        """Observations (K, stack, H, W) laid out as the nets want them: once for the student and all its teachers."""
+        pixels = np.empty((len(obs), *obs.shape[2:], obs.shape[1]), dtype=np.uint8)
+        for screens, interleaved in zip(obs, pixels, strict=True):
+            # Four times as fast as a transposing copy of NumPy's or PyTorch's.
+            cv2.merge(tuple(screens), interleaved)
+        return self._tensor(pixels).permute(0, 3, 1, 2)
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
