@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -25,8 +26,11 @@ class AtariNet(nn.Module):
     """Convolutions, one fully connected layer, a policy head and a value head.
 
     The default is the paper's net: 16 8x8/4, 32 4x4/2, 256 units; 681,027 parameters with 18 actions. Each layer is a
-    sub-module of its own whose output is the PRE-activation z; ReLU follows in `forward`. Initialised as Torch 7 did,
-    U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is PyTorch's default too.
+    sub-module of its own whose output is the PRE-activation z; ReLU follows in `forward`.
+
+    Weights start orthogonal, with gain sqrt(2), 0.01 for the policy and 1 for values, and biases at 0, as in OpenAI
+    baselines. From Torch's default, a third of that scale and nearly blind to what moves on a screen, Adam's first
+    updates, which are of one size whatever the gradient, turned most ReLUs off for good (docs/a3c.md).
     """
 
     head_layers = ("policy", "value")
@@ -81,7 +85,15 @@ class AtariNet(nn.Module):
         self.fc = nn.Linear(channels * size * size, hidden)
         self.policy = nn.Linear(hidden, num_actions)
         self.value: nn.Module = MaxQ() if head == "q" else nn.Linear(hidden, 1)
+        self._initialise()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _initialise(self) -> None:
+        for name, layer in self.named_children():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                gain = {"policy": 1.0 if self.head == "q" else 0.01, "value": 1.0}.get(name, math.sqrt(2))
+                nn.init.orthogonal_(layer.weight, gain)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Map observations (B, stack, H, W) uint8 to logits (B, A), or Q values, and values (B,)."""

@@ -112,3 +112,18 @@ def test_an_arch_block_builds_the_same_net(obs: Tensor) -> None:
 def test_an_arch_block_that_describes_no_net_is_refused(arch: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words.replace("[", r"\[")):
         build_net(arch, 4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "gain"), [("conv1", 2**0.5), ("conv2", 2**0.5), ("fc", 2**0.5), ("policy", 0.01), ("value", 1.0)]
+)
+def test_weights_start_orthogonal(layer: str, gain: float) -> None:
+    module = AtariNet(6).get_submodule(layer)
+    rows = module.weight.detach().flatten(1)
+    torch.testing.assert_close(rows @ rows.T, gain**2 * torch.eye(len(rows)), atol=1e-5, rtol=0)
+    assert not module.bias.any()
+
+
+def test_action_values_start_at_the_scale_of_values() -> None:
+    rows = AtariNet(6, head="q").policy.weight.detach()
+    torch.testing.assert_close(rows @ rows.T, torch.eye(6), atol=1e-5, rtol=0)
