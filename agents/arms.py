@@ -70,8 +70,13 @@ def settings(record: RunRecord) -> dict[str, Any]:
 
 
 def _unread(config: TrainConfig) -> set[str]:
-    """Groups of settings that this run does not read."""
-    read = {"flow": config.method_name == "knowledge-flow", "ppo": config.algo == "ppo"}
+    """Settings, and groups of them, that this run does not read."""
+    read = {
+        "flow": config.method_name == "knowledge-flow",
+        "ppo": config.algo == "ppo",
+        "source_games": bool(config.source_names),
+        "source_steps": config.source_steps is not None,
+    }
     return {name for name, used in read.items() if not used}
 
 
@@ -140,7 +145,7 @@ def _names(members: Sequence[Sequence[RunRecord]], apart: Sequence[str]) -> list
 def _short_name(record: RunRecord) -> str:
     if record.group is not None:
         return record.group
-    return _add(record.config.label, "+".join(record.card.teachers))
+    return _add(record.config.label, "+".join((*record.card.teachers, *record.config.source_names)))
 
 
 def _add(name: str, words: str) -> str:
