@@ -78,6 +78,15 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
+class FineTuneConfig:
+    """Fine-tuning."""
+
+    heads_only: bool = False
+    """The teacher's body stays as it is, and the new policy and value heads alone are trained (the progressive nets
+    paper's baseline 2; training everything is its baseline 3)."""
+
+
+@dataclass(frozen=True)
 class Shape:
     """The settings whose defaults follow from the algorithm, the preset and the machine; all in force."""
 
@@ -148,6 +157,7 @@ class TrainConfig:
     """A worker without a step for this many seconds is hung and stops the run."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
 
     @property
     def shape(self) -> Shape:

@@ -62,6 +62,8 @@ class Method:
     """`none`, `one` or `some`."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo")
     """The values of `--algo` that it runs under."""
+    config_groups: tuple[str, ...] = ()
+    """The groups of settings in `TrainConfig` that it reads."""
 
     def __init__(self, config: TrainConfig) -> None:
         """Keep the run's settings."""
@@ -99,8 +101,8 @@ class Method:
         return AtariNet(len(spec.actions), self.config.convs, self.config.hidden)
 
     def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
-        """What the optimiser updates."""
-        return [ParameterGroup(tuple(net.parameters()))]
+        """What the optimiser updates: all that is not frozen."""
+        return [ParameterGroup(tuple(p for p in net.parameters() if p.requires_grad))]
 
     def before_rollout(self, net: nn.Module, progress: float) -> None:
         """Bring the schedules that live in the net up to date."""
