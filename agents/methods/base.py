@@ -68,6 +68,7 @@ class Method:
     def __init__(self, config: TrainConfig) -> None:
         """Keep the run's settings."""
         self.config = config
+        self._observed: tuple[Tensor, Context] | None = None
 
     @classmethod
     def check_teachers(cls, name: str, count: int) -> None:
@@ -108,6 +109,12 @@ class Method:
         """Bring the schedules that live in the net up to date."""
 
     def observe(self, net: nn.Module, obs: Tensor) -> Context:
+        """The `features` of `obs`; what followed the last rollout is what the next one begins with."""
+        if self._observed is None or self._observed[0] is not obs:
+            self._observed = obs, self.features(net, obs)
+        return self._observed[1]
+
+    def features(self, net: nn.Module, obs: Tensor) -> Context:
         """Compute what does not depend on the trained parameters, once per observation."""
         return ()
 

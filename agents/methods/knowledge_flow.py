@@ -36,7 +36,6 @@ class KnowledgeFlowMethod(Method):
         self.flow_config = config.flow
         self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
         self._previous: dict[str, Tensor] | None = None
-        self._observed: tuple[Tensor, Context] | None = None
         self._mentor: dict[str, Tensor] | None = None
         self._scores: deque[float] = deque(maxlen=RECENT)
         self._first_share = 1.0
@@ -98,14 +97,14 @@ class KnowledgeFlowMethod(Method):
         net.handover = self.hand_over(progress)
 
     def observe(self, net: nn.Module, obs: Tensor) -> Context:
-        """The teachers' features; what followed the last rollout is what the next one begins with."""
+        """The teachers' features, until independence."""
         assert isinstance(net, KnowledgeFlow)
-        if net.independent:
-            self._observed = None
-            return ()
-        if self._observed is None or self._observed[0] is not obs:
-            self._observed = obs, net.teacher_features(obs)
-        return self._observed[1]
+        return () if net.independent else super().observe(net, obs)
+
+    def features(self, net: nn.Module, obs: Tensor) -> Context:
+        """The teachers' pre-activations."""
+        assert isinstance(net, KnowledgeFlow)
+        return net.teacher_features(obs)
 
     def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The linked student's logits and values."""
