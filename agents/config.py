@@ -87,6 +87,15 @@ class FineTuneConfig:
 
 
 @dataclass(frozen=True)
+class ProgressiveConfig:
+    """Progressive nets."""
+
+    initial_scalar: Positive = 0.1
+    """alpha at the start: the learned scalar that a frozen column's activations are multiplied by (the paper samples
+    1, 0.1, 0.01)."""
+
+
+@dataclass(frozen=True)
 class Shape:
     """The settings whose defaults follow from the algorithm, the preset and the machine; all in force."""
 
@@ -107,7 +116,7 @@ class TrainConfig:
     """Teachers, comma-separated: the game of one of your runs or of the zoo, a file of kfrl, or one of another program
     (FILE@GAME, hub:owner/repo/file@GAME; docs/teachers.md)."""
     method: str | None = None
-    """a3c, fine-tune, knowledge-flow. Default: knowledge-flow with teachers, a3c without."""
+    """a3c, fine-tune, knowledge-flow, progressive. Default: knowledge-flow with teachers, a3c without."""
     steps: Count = 10_000_000
     """Agent steps of all workers together; a step is 4 frames. The paper: 40M."""
     algo: Literal["a3c", "a2c", "ppo"] = "a3c"
@@ -158,6 +167,7 @@ class TrainConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
 
     @property
     def shape(self) -> Shape:
