@@ -12,8 +12,9 @@ from torch.func import functional_call
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup
 from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
-from kfrl.flow.handover import Lessons, Memory, handover_loss
+from kfrl.flow.handover import Lessons, handover_loss
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
+from kfrl.memory import Memory
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.formats import Teacher
 
@@ -152,8 +153,8 @@ class KnowledgeFlowMethod(Method):
 
     def _handover(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
         """The distillation, on as many times a rollout's samples as `handover_reuse` says."""
-        self._memory.add(self._lessons(net, batch))
-        lessons = self._memory.draw(max(1, round(len(batch.values) * self.flow_config.handover_reuse)))
+        self._memory.add(*self._lessons(net, batch))
+        lessons = Lessons(*self._memory.draw(max(1, round(len(batch.values) * self.flow_config.handover_reuse))))
         logits, values = net.student(lessons.obs)
         steps = len(batch.values) / batch.num_envs
         return steps * handover_loss(logits, values, lessons).mean()
