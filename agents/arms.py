@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from agents.config import TrainConfig
+from agents.methods import get_method
 from agents.records import RunRecord
 from kfrl.errors import UserError, unknown
 
@@ -71,13 +72,12 @@ def settings(record: RunRecord) -> dict[str, Any]:
 
 def _unread(config: TrainConfig) -> set[str]:
     """Settings, and groups of them, that this run does not read."""
-    read = {
-        "flow": config.method_name == "knowledge-flow",
-        "ppo": config.algo == "ppo",
-        "source_games": bool(config.source_names),
-        "source_steps": config.source_steps is not None,
-    }
-    return {name for name, used in read.items() if not used}
+    groups = {field.name for field in fields(config) if is_dataclass(getattr(config, field.name))}
+    if not config.source_names:
+        groups.add("source_games")
+    if config.source_steps is None:
+        groups.add("source_steps")
+    return groups - {config.algo, *get_method(config.method_name).config_groups}
 
 
 def varying(facts: Sequence[Facts]) -> list[str]:

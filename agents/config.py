@@ -78,6 +78,24 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
+class FineTuneConfig:
+    """Fine-tuning."""
+
+    heads_only: bool = False
+    """The teacher's body stays as it is, and the new policy and value heads alone are trained (the progressive nets
+    paper's baseline 2; training everything is its baseline 3)."""
+
+
+@dataclass(frozen=True)
+class ProgressiveConfig:
+    """Progressive nets."""
+
+    initial_scalar: Positive = 0.1
+    """alpha at the start: the learned scalar that a frozen column's activations are multiplied by (the paper samples
+    1, 0.1, 0.01)."""
+
+
+@dataclass(frozen=True)
 class Shape:
     """The settings whose defaults follow from the algorithm, the preset and the machine; all in force."""
 
@@ -100,7 +118,7 @@ class TrainConfig:
     source_games: str = ""
     """Games that are learned before this one or beside it, comma-separated, for methods that take them."""
     method: str | None = None
-    """a3c, fine-tune, knowledge-flow. Default: knowledge-flow with teachers, a3c without."""
+    """a3c, fine-tune, knowledge-flow, progressive. Default: knowledge-flow with teachers, a3c without."""
     steps: Count = 10_000_000
     """Agent steps of all workers together; a step is 4 frames. The paper: 40M. Source games count apart."""
     source_steps: Count | None = None
@@ -152,6 +170,8 @@ class TrainConfig:
     """A worker without a step for this many seconds is hung and stops the run."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
 
     @property
     def shape(self) -> Shape:

@@ -79,6 +79,8 @@ class Method:
     the games that its teachers play."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo")
     """The values of `--algo` that it runs under."""
+    config_groups: tuple[str, ...] = ()
+    """The groups of settings in `TrainConfig` that it reads."""
     phase: int = 0
     """The index of the phase that this process is in."""
     task: NetSpec
@@ -87,6 +89,7 @@ class Method:
     def __init__(self, config: TrainConfig) -> None:
         """Keep the run's settings."""
         self.config = config
+        self._observed: tuple[Tensor, Context] | None = None
 
     @classmethod
     def check_teachers(cls, name: str, count: int) -> None:
@@ -157,13 +160,22 @@ class Method:
         """
 
     def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
-        """What the optimiser updates in this phase. All other tensors of the net are one copy for all processes."""
-        return [ParameterGroup(tuple(net.parameters()))]
+        """What the optimiser updates in this phase: all that is not frozen.
+
+        All other tensors of the net's `state_dict` are one copy for all processes.
+        """
+        return [ParameterGroup(tuple(p for p in net.parameters() if p.requires_grad))]
 
     def before_rollout(self, net: nn.Module, progress: float) -> None:
         """Bring the schedules that live in the net up to date."""
 
     def observe(self, net: nn.Module, obs: Tensor) -> Context:
+        """The `features` of `obs`; what followed the last rollout is what the next one begins with."""
+        if self._observed is None or self._observed[0] is not obs:
+            self._observed = obs, self.features(net, obs)
+        return self._observed[1]
+
+    def features(self, net: nn.Module, obs: Tensor) -> Context:
         """Compute what does not depend on the trained parameters, once per observation."""
         return ()
 

@@ -64,7 +64,11 @@ class TrainDisplay:
         )
         for line in (*_engine_lines(config), *_phase_lines(run)):
             self.say(line)
-        net = run.method().build(run.spec, run.teachers)
+        method = run.method()
+        net = method.build(run.spec, run.teachers)
+        trained = sum(p.numel() for group in method.parameter_groups(net) for p in group.parameters)
+        deployed = sum(p.numel() for p in method.export(net).parameters())
+        self.say(f"{trained:,} parameters train, {deployed:,} are deployed")
         if isinstance(net, KnowledgeFlow):
             self.say(link_table(net))
         if checkpoint is not None:

@@ -39,6 +39,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
         ("a3c", 1, "a3c takes no teachers, got 1"),
         ("fine-tune", 0, "fine-tune takes exactly one teacher .* got 0"),
         ("fine-tune", 2, "fine-tune takes exactly one teacher .* got 2"),
+        ("progressive", 0, "progressive needs at least one teacher"),
         ("knowledge-flow", 0, "knowledge-flow needs at least one teacher"),
     ],
 )
