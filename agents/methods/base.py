@@ -63,6 +63,8 @@ class ParameterGroup:
 
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0
+    lazy: bool = False
+    """Left alone by an update whose gradient is 0 throughout: an optimiser with momentum would move it all the same."""
 
 
 class Method:
@@ -184,8 +186,11 @@ class Method:
         output: tuple[Tensor, Tensor] = net(obs)
         return output
 
-    def rewards(self, net: nn.Module, batch: Batch, rewards: Tensor) -> Tensor:
-        """The rewards (T, K) that the n-step returns of a3c and a2c are made of; `batch` is the same rollout."""
+    def rewards(self, net: nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
+        """The rewards that the n-step returns of a3c and a2c are made of: (T, K); so are `actions` and `rewards`.
+
+        `losses` follows with the same batch.
+        """
         return rewards
 
     def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -85,10 +85,14 @@ class AtariNet(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Map observations (B, stack, H, W) uint8 to logits (B, A), or Q values, and values (B,)."""
+        h = self.body(obs)
+        logits = self.policy(h)
+        return logits, self.value(logits if self.head == "q" else h).squeeze(1)
+
+    def body(self, obs: Tensor) -> Tensor:
+        """What the heads see: observations (B, stack, H, W) uint8 -> (B, hidden)."""
         h = torch.mul(obs.contiguous(memory_format=torch.channels_last), 1 / 255)
         for name in self._convs:
             h = F.relu(self.get_submodule(name)(h))
         # Flattened in NCHW order, the order of every published weight file.
-        h = F.relu(self.fc(h.flatten(1)))
-        logits = self.policy(h)
-        return logits, self.value(logits if self.head == "q" else h).squeeze(1)
+        return F.relu(self.fc(h.flatten(1)))
