@@ -86,7 +86,7 @@ class Screen:
 
 
 @pytest.fixture(autouse=True)
-def _in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_turn(monkeypatch: pytest.MonkeyPatch, noise_games: None) -> None:
     monkeypatch.setattr("agents.runs.get_method", lambda name: InTurn)
     monkeypatch.setattr("agents.sync.trainer.TICK_SECONDS", 0.0)
 
@@ -152,10 +152,10 @@ def test_each_phase_has_its_own_budget_schedule_and_curve_and_only_the_games_own
     assert (state["phase"], state["phase_step"], state["global_step"], state["source_steps"]) == (2, 60, 60, 80)
     rows = read_metrics(run.folder.metrics)
     assert [row["global_step"] for row in rows] == [10, 20, 30, 40, 50, 60]
-    assert "charts/episodes" in rows[0]
+    assert rows[1]["charts/episodic_return"] == 8.0
     first = read_metrics(run.folder.source(0) / "metrics.csv")
     assert [row["global_step"] for row in first] == [10, 20, 30, 40]
-    assert {"charts/episodes/pong"} == {name for name in first[0] if "episodes" in name}
+    assert {name for name in first[1] if "episod" in name} == {"charts/episodes/pong", "charts/episodic_return/pong"}
     for curve, steps in ((rows, 60), (first, 40)):
         for row in curve:
             rate = run.config.shape.lr * (1 - row["global_step"] / steps)
