@@ -71,9 +71,12 @@ def settings(record: RunRecord) -> dict[str, Any]:
 
 
 def _unread(config: TrainConfig) -> set[str]:
-    """Groups of settings that this run does not read."""
+    """Settings, and groups of them, that this run does not read."""
     groups = {field.name for field in fields(config) if is_dataclass(getattr(config, field.name))}
-    return groups - {config.algo, *get_method(config.method_name).config_groups}
+    sources = {"source_games": bool(config.source_names), "source_steps": config.source_steps is not None}
+    return groups - {config.algo, *get_method(config.method_name).config_groups} | {
+        name for name, given in sources.items() if not given
+    }
 
 
 def varying(facts: Sequence[Facts]) -> list[str]:
@@ -141,7 +144,7 @@ def _names(members: Sequence[Sequence[RunRecord]], apart: Sequence[str]) -> list
 def _short_name(record: RunRecord) -> str:
     if record.group is not None:
         return record.group
-    return _add(record.config.label, "+".join(record.card.teachers))
+    return _add(record.config.label, "+".join((*record.card.teachers, *record.config.source_names)))
 
 
 def _add(name: str, words: str) -> str:

@@ -115,10 +115,14 @@ class TrainConfig:
     teachers: str = ""
     """Teachers, comma-separated: the game of one of your runs or of the zoo, a file of kfrl, or one of another program
     (FILE@GAME, hub:owner/repo/file@GAME; docs/teachers.md)."""
+    source_games: str = ""
+    """Games that are learned before this one or beside it, comma-separated, for methods that take them."""
     method: str | None = None
     """a3c, fine-tune, knowledge-flow, progressive. Default: knowledge-flow with teachers, a3c without."""
     steps: Count = 10_000_000
-    """Agent steps of all workers together; a step is 4 frames. The paper: 40M."""
+    """Agent steps of all workers together; a step is 4 frames. The paper: 40M. Source games count apart."""
+    source_steps: Count | None = None
+    """Agent steps of each phase of source games that comes before the game. Default: as many as --steps."""
     algo: Literal["a3c", "a2c", "ppo"] = "a3c"
     """a3c: asynchronous workers on the CPU. a2c, ppo: one learner, all games in step, on CPU or GPU."""
     preset: Literal["paper", "fast"] = "paper"
@@ -202,6 +206,11 @@ class TrainConfig:
     def teacher_names(self) -> tuple[str, ...]:
         """`teachers` split at its commas."""
         return tuple(name.strip() for name in self.teachers.split(",") if name.strip())
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """`source_games` split at its commas."""
+        return tuple(name.strip() for name in self.source_games.split(",") if name.strip())
 
     @property
     def method_name(self) -> str:

@@ -142,7 +142,7 @@ class KnowledgeFlowMethod(Method):
         The distillation fades with the ramp, so that a student who outgrows its teachers is not held back, and stays
         where the student loses points without them (the idea of QDagger: Agarwal et al. 2022).
         """
-        self._scores.extend(batch.scores)
+        self._scores.extend(episode.score for episode in batch.episodes)
         if not self._scores:
             return 0.0
         score = sum(self._scores) / len(self._scores)

@@ -166,9 +166,9 @@ def test_workers_share_parameters_and_statistics() -> None:
 def test_everything_shared_is_in_shared_memory(small_net: Net) -> None:
     shared = SharedModel.create(one_group(small_net(4)), 3)
     tensors = list(vars(shared).values())
-    assert len(tensors) == 8
+    assert len(tensors) == 9
     assert all(tensor.is_shared() for tensor in tensors)
-    assert [len(t) for t in (shared.steps, shared.updates, shared.dropped)] == [4, 4, 4]
+    assert [len(t) for t in (shared.steps, shared.other_steps, shared.updates, shared.dropped)] == [4] * 4
 
 
 def test_the_global_step_is_that_of_all_workers_and_of_earlier_sessions() -> None:
