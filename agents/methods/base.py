@@ -57,6 +57,20 @@ class Batch:
     """K. Losses are summed over time and averaged over environments: `loss.sum() / num_envs`."""
 
 
+def atari_net(teacher: Teacher) -> AtariNet:
+    """The teacher's net, for methods that read more of it than flow does.
+
+    Raises:
+        UserError: it is no Atari net.
+    """
+    if not isinstance(teacher.net, AtariNet):
+        raise UserError(
+            f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}: expected convolutions, one fully connected "
+            "layer and heads on Atari screens."
+        )
+    return teacher.net
+
+
 @dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that share a learning rate, `lr_scale` times the run's."""
@@ -75,8 +89,8 @@ class Method:
     takes_teachers = "none"
     """`none`, `one` or `some`."""
     takes_sources = "none"
-    """`none`; `beside` or `before`: --source-games, at the same time or in phases before; `teachers`: in phases before,
-    the games that its teachers play."""
+    """`none`; `beside` or `before`: --source-games, at the same time or in phases before; `teachers-beside` or
+    `teachers-before`: the games that its teachers play, likewise."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo")
     """The values of `--algo` that it runs under."""
     config_groups: tuple[str, ...] = ()
@@ -119,9 +133,9 @@ class Method:
         if given and not count:
             raise UserError(f"Method {name} needs source games: --source-games NAME[,NAME]; `kfrl games` lists them.")
         if not given and count:
-            why = ": its source games are those of its teachers" if cls.takes_sources == "teachers" else ""
+            why = ": its source games are those of its teachers" if cls.takes_sources.startswith("teachers") else ""
             raise UserError(f"Method {name} takes no --source-games, got {count}{why}.")
-        if cls.takes_sources in ("none", "beside") and steps is not None:
+        if not cls.takes_sources.endswith("before") and steps is not None:
             raise UserError(f"Method {name} learns no game before its own, so --source-steps {steps:,} means nothing.")
 
     @classmethod
@@ -187,6 +201,10 @@ class Method:
     def rewards(self, net: nn.Module, batch: Batch, rewards: Tensor) -> Tensor:
         """The rewards (T, K) that the n-step returns of a3c and a2c are made of; `batch` is the same rollout."""
         return rewards
+
+    def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
+        """The logits (B, A) that actions are drawn from; `logits` are the net's own."""
+        return logits
 
     def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is kept of the actor-critic's own terms: policy, value, entropy."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -83,12 +83,38 @@ class AtariNet(nn.Module):
         self.value: nn.Module = MaxQ() if head == "q" else nn.Linear(hidden, 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Map observations (B, stack, H, W) uint8 to logits (B, A), or Q values, and values (B,)."""
+    def embed(self, obs: Tensor) -> Tensor:
+        """The last hidden activations: (B, stack, H, W) uint8 -> (B, hidden)."""
         h = torch.mul(obs.contiguous(memory_format=torch.channels_last), 1 / 255)
         for name in self._convs:
             h = F.relu(self.get_submodule(name)(h))
         # Flattened in NCHW order, the order of every published weight file.
-        h = F.relu(self.fc(h.flatten(1)))
+        return F.relu(self.fc(h.flatten(1)))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Map observations (B, stack, H, W) uint8 to logits (B, A), or Q values, and values (B,)."""
+        h = self.embed(obs)
         logits = self.policy(h)
         return logits, self.value(logits if self.head == "q" else h).squeeze(1)
+
+
+class MultiTaskNet(nn.Module):
+    """An Atari net whose body has more policy heads than its own, one for each other task."""
+
+    def __init__(self, student: AtariNet, outputs: Mapping[str, int]) -> None:
+        """Add heads.
+
+        Args:
+            student: Body and own heads.
+            outputs: Task -> number of its logits.
+        """
+        super().__init__()
+        self.student = student
+        hidden: int = student.arch["hidden"]
+        self.policies = nn.ModuleDict({task: nn.Linear(hidden, count) for task, count in outputs.items()})
+
+    def forward(self, obs: Tensor, task: str | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, A) of a task, or of the student's own, and the values (B,) of its own."""
+        h = self.student.embed(obs)
+        policy = self.student.policy if task is None else self.policies[task]
+        return policy(h), self.student.value(h).squeeze(1)

@@ -121,7 +121,7 @@ def test_a_teacher_without_an_atari_nets_layers_is_refused(
 ) -> None:
     odd = mlp(3, 2)
     odd.arch = {}
-    with pytest.raises(UserError, match="'breakout' is a Sequential, which cannot be a column"):
+    with pytest.raises(UserError, match="'breakout' is a Sequential: expected convolutions"):
         make().build(SPEC, [teacher(odd, ("NOOP", "FIRE"))])
 
 
