@@ -73,10 +73,11 @@ def settings(record: RunRecord) -> dict[str, Any]:
 def _unread(config: TrainConfig) -> set[str]:
     """Settings, and groups of them, that this run does not read."""
     groups = {field.name for field in fields(config) if is_dataclass(getattr(config, field.name))}
-    sources = {"source_games": bool(config.source_names), "source_steps": config.source_steps is not None}
-    return groups - {config.algo, *get_method(config.method_name).config_groups} | {
-        name for name, given in sources.items() if not given
-    }
+    if not config.source_names:
+        groups.add("source_games")
+    if config.source_steps is None:
+        groups.add("source_steps")
+    return groups - {config.algo, *get_method(config.method_name).config_groups}
 
 
 def varying(facts: Sequence[Facts]) -> list[str]:

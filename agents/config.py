@@ -64,6 +64,17 @@ class FlowConfig:
 
 
 @dataclass(frozen=True)
+class DistralConfig:
+    """Distral. c_Ent is --entropy-coef; alpha = c_KL / (c_KL + c_Ent), beta = 1 / (c_KL + c_Ent)."""
+
+    columns: Literal[1, 2] = 2
+    """1: a game's policy is its own net. 2: it is the shared policy's logits, times alpha, plus those of its own
+    net."""
+    c_kl: NonNegative = 0.01
+    """Weight of the divergence of a game's policy from the shared one."""
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """What --algo ppo adds: a clipped objective, several passes over a rollout, and GAE."""
 
@@ -138,8 +149,8 @@ class TrainConfig:
     source_games: str = ""
     """Games that are learned before this one or beside it, comma-separated, for methods that take them."""
     method: str | None = None
-    """a3c, actor-mimic, fine-tune, knowledge-flow, policy-distillation, progressive. Default: knowledge-flow with
-    teachers, a3c without."""
+    """a3c, actor-mimic, distral, fine-tune, knowledge-flow, policy-distillation, progressive. Default: knowledge-flow
+    with teachers, a3c without."""
     steps: Count = 10_000_000
     """Agent steps of all workers together; a step is 4 frames. The paper: 40M. Source games count apart."""
     source_steps: Count | None = None
@@ -163,7 +174,7 @@ class TrainConfig:
     gamma: Fraction = 0.99
     """Discount."""
     entropy_coef: NonNegative = 0.01
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus; Distral's c_Ent."""
     value_loss_coef: NonNegative = 0.5
     """Weight of the value loss 1/2 (R - V)^2."""
     max_grad_norm: Positive | None = None
@@ -190,6 +201,7 @@ class TrainConfig:
     worker_timeout: Positive = 300.0
     """A worker without a step for this many seconds is hung and stops the run."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    distral: DistralConfig = field(default_factory=DistralConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)

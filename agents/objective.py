@@ -34,7 +34,7 @@ def a3c_terms(
     logits, values = rollout.outputs or method.forward(net, obs, rollout.context)
     batch = Batch(obs, rollout.context, logits, values, rollout.episodes, num_envs)
     returns = n_step_returns(
-        method.rewards(net, batch, rollout.rewards),
+        method.rewards(net, batch, rollout.actions, rollout.rewards),
         rollout.terminated,
         rollout.truncated,
         rollout.truncated_values,

@@ -89,7 +89,7 @@ class ActorMimic(PolicyDistillation):
         if not self.imitates:
             return {}
         obs, targets, features = self.remembered(batch)
-        h = net.student.embed(obs)
+        h = net.student.body(obs)
         logits = in_order(net.policies[MIMIC](h), ALL_ACTIONS, self.task.actions)
         distance = (net.regressors[self.task.game](h) - features).square().sum(1)
         steps = len(batch.values) / batch.num_envs

@@ -77,6 +77,8 @@ class ParameterGroup:
 
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0
+    lazy: bool = False
+    """Left alone by an update whose gradient is 0 throughout: an optimiser with momentum would move it all the same."""
 
 
 class Method:
@@ -176,7 +178,7 @@ class Method:
     def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
         """What the optimiser updates in this phase: all that is not frozen.
 
-        All other tensors of the net are one copy for all processes.
+        All other tensors of the net's `state_dict` are one copy for all processes.
         """
         return [ParameterGroup(tuple(p for p in net.parameters() if p.requires_grad))]
 
@@ -198,8 +200,11 @@ class Method:
         output: tuple[Tensor, Tensor] = net(obs)
         return output
 
-    def rewards(self, net: nn.Module, batch: Batch, rewards: Tensor) -> Tensor:
-        """The rewards (T, K) that the n-step returns of a3c and a2c are made of; `batch` is the same rollout."""
+    def rewards(self, net: nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
+        """The rewards that the n-step returns of a3c and a2c are made of: (T, K); so are `actions` and `rewards`.
+
+        `losses` follows with the same batch.
+        """
         return rewards
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # By path, so that a command's help can list nets without importing torch.
 FAMILIES = {
     "atari": "kfrl.nets.atari:AtariNet",
+    "columns": "kfrl.nets.columns:ColumnNet",
     "progressive": "kfrl.nets.progressive:from_arch",
 }
 """Family -> the class, called as `net(outputs, **fields)`."""

@@ -83,19 +83,19 @@ class AtariNet(nn.Module):
         self.value: nn.Module = MaxQ() if head == "q" else nn.Linear(hidden, 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def embed(self, obs: Tensor) -> Tensor:
-        """The last hidden activations: (B, stack, H, W) uint8 -> (B, hidden)."""
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Map observations (B, stack, H, W) uint8 to logits (B, A), or Q values, and values (B,)."""
+        h = self.body(obs)
+        logits = self.policy(h)
+        return logits, self.value(logits if self.head == "q" else h).squeeze(1)
+
+    def body(self, obs: Tensor) -> Tensor:
+        """What the heads see: observations (B, stack, H, W) uint8 -> (B, hidden)."""
         h = torch.mul(obs.contiguous(memory_format=torch.channels_last), 1 / 255)
         for name in self._convs:
             h = F.relu(self.get_submodule(name)(h))
         # Flattened in NCHW order, the order of every published weight file.
         return F.relu(self.fc(h.flatten(1)))
-
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Map observations (B, stack, H, W) uint8 to logits (B, A), or Q values, and values (B,)."""
-        h = self.embed(obs)
-        logits = self.policy(h)
-        return logits, self.value(logits if self.head == "q" else h).squeeze(1)
 
 
 class MultiTaskNet(nn.Module):
@@ -115,6 +115,6 @@ class MultiTaskNet(nn.Module):
 
     def forward(self, obs: Tensor, task: str | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, A) of a task, or of the student's own, and the values (B,) of its own."""
-        h = self.student.embed(obs)
+        h = self.student.body(obs)
         policy = self.student.policy if task is None else self.policies[task]
         return policy(h), self.student.value(h).squeeze(1)

@@ -146,8 +146,8 @@ def test_ppo_takes_means_over_samples_of_a_methods_terms_too() -> None:
 class Taxed(Method):
     """Takes a point from every reward, and leaves the entropy out."""
 
-    def rewards(self, net: torch.nn.Module, batch: Batch, rewards: Tensor) -> Tensor:
-        assert batch.values.shape == (rewards.numel(),)
+    def rewards(self, net: torch.nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
+        assert actions.shape == rewards.shape == (T, batch.num_envs)
         return rewards - 1.0
 
     def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -148,6 +148,23 @@ def test_a_group_has_its_own_learning_rate() -> None:
     assert shared.adam_steps.tolist() == [3.0, 3.0]
 
 
+def test_a_lazy_group_without_a_gradient_is_left_alone_with_its_statistics() -> None:
+    eager, lazy = scalars(1.0, 1.0), scalars(1.0, 1.0)
+    groups = [ParameterGroup(tuple(eager.parameters())), ParameterGroup(tuple(lazy.parameters()), lazy=True)]
+    shared = SharedModel.create(groups, 1)
+    optimiser = SharedAdam(shared, groups, NO_CLIPPING)
+    optimiser.push(torch.ones(4), 0.1)
+    before = {name: getattr(shared, name).clone() for name in ("parameters", "exp_avg", "exp_avg_sq")}
+    optimiser.push(torch.zeros(4), 0.1)
+    for name, old in before.items():
+        new = getattr(shared, name)
+        assert torch.equal(new[2:], old[2:]), name
+        assert not torch.equal(new[:2], old[:2]), name
+    assert shared.adam_steps.tolist() == [2.0, 1.0]
+    optimiser.push(torch.tensor([0.0, 0.0, 0.0, 1.0]), 0.1)
+    assert not (shared.parameters[2:] == before["parameters"][2:]).any(), "one gradient moves the whole group"
+
+
 # --- shared -------------------------------------------------------------------------------------------------
 
 

@@ -59,7 +59,7 @@ def test_policy_and_feature_regression_by_hand(teachers: list[Teacher], obs: Ten
     terms = imitate(method, net, one)
     theirs = teachers[0].net
     assert isinstance(theirs, AtariNet)
-    h, h_e = net.student.embed(one), theirs.embed(one)
+    h, h_e = net.student.body(one), theirs.body(one)
     # RIGHT, NOOP, FIRE in the teacher's order and in that of the 18.
     p = softmax(theirs(one)[0][0, [2, 0, 1]] / 0.5)
     own = [ALL_ACTIONS.index(name) for name in PONG.actions]
@@ -81,7 +81,7 @@ def test_the_direction_is_the_difference_of_the_policies_and_invalid_actions_do_
     gradient = net.policies[MIMIC].bias.grad  # type: ignore[union-attr]
     assert isinstance(gradient, Tensor)
     own = [ALL_ACTIONS.index(name) for name in PONG.actions]
-    q = softmax(net.policies[MIMIC](net.student.embed(one))[0, own])
+    q = softmax(net.policies[MIMIC](net.student.body(one))[0, own])
     p = softmax(teachers[0].net(one)[0][0, [2, 0, 1]])
     np.testing.assert_allclose(gradient[own].numpy(), q - p, atol=1e-5)
     others = [index for index in range(18) if index not in own]

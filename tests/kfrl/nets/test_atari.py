@@ -117,7 +117,7 @@ def test_an_arch_block_that_describes_no_net_is_refused(arch: dict[str, object],
 def test_more_heads_share_the_body_and_the_values(obs: Tensor) -> None:
     student = AtariNet(3, ((4, 8, 8),), 8)
     net = MultiTaskNet(student, {"pong": 6, "alien": 18})
-    h = student.embed(obs)
+    h = student.body(obs)
     assert h.shape == (2, 8)
     assert float(h.detach().min()) == 0.0
     for task, actions in (("pong", 6), ("alien", 18)):
