@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from agents.methods.base import Batch, Context, NetSpec, Phase, atari_net
+from agents.methods.base import Batch, Context, NetSpec, Phase
 from agents.methods.policy_distillation import PolicyDistillation
 from envs.atari import ALL_ACTIONS
 from kfrl.losses.distillation import cross_entropy
@@ -45,7 +45,7 @@ class ActorMimic(PolicyDistillation):
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
         """The student of the own game, with what it needs to imitate."""
         self.take(teachers, spec.sources)
-        units = {teacher.card.game: atari_net(teacher).arch["hidden"] for teacher in teachers}
+        units = {teacher.card.game: teacher.card.arch["hidden"] for teacher in teachers}
         return MimicNet(self.student(spec), units)
 
     @property

@@ -57,20 +57,6 @@ class Batch:
     """K. Losses are summed over time and averaged over environments: `loss.sum() / num_envs`."""
 
 
-def atari_net(teacher: Teacher) -> AtariNet:
-    """The teacher's net, for methods that read more of it than flow does.
-
-    Raises:
-        UserError: it is no Atari net.
-    """
-    if not isinstance(teacher.net, AtariNet):
-        raise UserError(
-            f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}: expected convolutions, one fully connected "
-            "layer and heads on Atari screens."
-        )
-    return teacher.net
-
-
 @dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that share a learning rate, `lr_scale` times the run's."""

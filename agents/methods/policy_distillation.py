@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
-from agents.methods.base import Batch, Context, Method, NetSpec, Phase, atari_net
+from agents.methods.base import Batch, Context, Method, NetSpec, Phase
 from kfrl.errors import UserError
 from kfrl.flow.taps import layer_outputs
 from kfrl.losses.distillation import kl_divergence, negative_log_likelihood, squared_error
@@ -67,7 +67,7 @@ class PolicyDistillation(Method):
                 f"{', '.join(f'{teacher.name} for {teacher.card.game}' for teacher in teachers)}."
             )
         for teacher in teachers:
-            atari_net(teacher)
+            _layers(teacher)
         for spec in specs:
             if spec.game not in self._teachers:
                 raise UserError(
@@ -88,8 +88,8 @@ class PolicyDistillation(Method):
 
     def read(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's logits in the order of the game's actions (B, A), and its last hidden activations (B, H)."""
-        net = atari_net(self.teacher)
-        hidden, policy = net.hidden_layers[-1], net.head_layers[0]
+        net = self.teacher.net
+        hidden, policy = _layers(self.teacher)
         seen = layer_outputs(net, (hidden, policy), obs)
         return in_order(seen[policy], self.teacher.card.actions, self.task.actions), seen[hidden].relu()
 
@@ -143,6 +143,21 @@ class PolicyDistillation(Method):
         """The body with the heads of the run's own game."""
         assert isinstance(net, MultiTaskNet)
         return super().export(net.student)
+
+
+def _layers(teacher: Teacher) -> tuple[str, str]:
+    """The names of the layers whose outputs are its last hidden pre-activations and its logits.
+
+    Raises:
+        UserError: the net does not name them.
+    """
+    hidden, heads = getattr(teacher.net, "hidden_layers", ()), getattr(teacher.net, "head_layers", ())
+    if not (hidden and heads):
+        raise UserError(
+            f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}, which does not say which of its layers are "
+            "hidden and which are its heads: there is nothing to imitate."
+        )
+    return hidden[-1], heads[0]
 
 
 METHOD = PolicyDistillation

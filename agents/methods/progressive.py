@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from agents.methods.base import Context, Method, NetSpec, atari_net
+from agents.methods.base import Context, Method, NetSpec
 from kfrl.nets.progressive import ProgressiveNet
 from kfrl.teachers.formats import Teacher
 
@@ -22,7 +22,7 @@ class Progressive(Method):
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> ProgressiveNet:
         """The student's column beside the teachers' nets themselves, which stay where they are in memory."""
-        columns = {teacher.name: atari_net(teacher) for teacher in teachers}
+        columns = {teacher.name: teacher.net for teacher in teachers}
         config = self.config
         scalar = config.progressive.initial_scalar
         return ProgressiveNet(len(spec.actions), columns, config.convs, config.hidden, initial_scalar=scalar)

@@ -56,7 +56,7 @@ class AtariNet(nn.Module):
         super().__init__()
         if head not in ("actor-critic", "q"):
             raise ValueError(f"Expected head 'actor-critic' or 'q', got {head!r}.")
-        self.head, self.num_actions = head, num_actions
+        self.head = head
         self.arch: dict[str, Any] = {
             "family": "atari",
             "convs": [list(conv) for conv in convs],

@@ -15,6 +15,7 @@ from envs.atari import AtariEnvs
 from envs.protocols import get_protocol
 from kfrl.errors import UserError
 from kfrl.nets.atari import AtariNet, MultiTaskNet
+from kfrl.nets.columns import ColumnNet
 from kfrl.teachers.formats import Teacher
 
 PONG = NetSpec("pong", ("NOOP", "FIRE", "RIGHT"))
@@ -71,7 +72,7 @@ def test_the_loss_is_the_papers_on_actions_of_the_same_meaning(expert: Teacher, 
     expected = {
         "kl": float((p * np.log(p / q[:3])).sum()),
         "nll": -math.log(q[int(known.argmax())]),
-        "mse": float((known - net.student(obs[:1])[0][0, :3]).square().sum()),
+        "mse": float((known - net.student(obs[:1])[0][0, :3]).detach().square().sum()),
     }
     assert list(term) == ["distillation"]
     assert term["distillation"].item() == pytest.approx(2 * expected[loss], rel=1e-4)
@@ -210,3 +211,18 @@ def test_the_value_which_nobody_teaches_does_not_train(expert: Teacher) -> None:
 def test_teachers_that_do_not_fit_are_refused(expert: Teacher, spec: NetSpec, names: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         start(spec, [expert for _ in names])
+
+
+def test_a_teacher_that_does_not_name_its_layers_is_refused(
+    teacher: Callable[..., Teacher], mlp: Callable[..., nn.Sequential]
+) -> None:
+    odd = mlp(3, 2)
+    odd.arch = {}
+    with pytest.raises(UserError, match="'breakout' is a Sequential, which does not say which of its layers"):
+        start(ALONE, [teacher(odd, ALONE.actions)])
+
+
+def test_a_teacher_may_be_of_another_family(teacher: Callable[..., Teacher], obs: Tensor) -> None:
+    net = ColumnNet(4, ((4, 8, 8),), 5)
+    method, student = start(ALONE, [teacher(net, ALONE.actions)])
+    torch.testing.assert_close(method.observe(student, obs)[0], net(obs)[0])
