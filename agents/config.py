@@ -127,6 +127,26 @@ class ProgressiveConfig:
 
 
 @dataclass(frozen=True)
+class DistillationConfig:
+    """Policy distillation and actor-mimic."""
+
+    distill_loss: Literal["kl", "nll", "mse"] = "kl"
+    """policy-distillation alone: KL to the teacher's policy, log-likelihood of its best action, or squared error of its
+    logits or Q values. The paper compares all three; KL is its best."""
+    temperature: Positive | None = None
+    """Teachers' logits are divided by it. Default: 1; 0.01 for Q values under policy-distillation (the papers)."""
+    distill_actor: Literal["teacher", "student"] | None = None
+    """Who plays the games that are imitated. Default: the teacher under policy-distillation, the student, who meets its
+    own mistakes, under actor-mimic (the papers)."""
+    replay_reuse: Positive = 2.0
+    """Samples of an update for each sample of a rollout, drawn from memory."""
+    replay_memory: Count = 16_384
+    """Samples that all workers together remember; 28 KB each."""
+    feature_coef: NonNegative = 0.01
+    """actor-mimic alone: lambda, the weight of the regression on the teacher's last hidden layer."""
+
+
+@dataclass(frozen=True)
 class Shape:
     """The settings whose defaults follow from the algorithm, the preset and the machine; all in force."""
 
@@ -149,8 +169,8 @@ class TrainConfig:
     source_games: str = ""
     """Games that are learned before this one or beside it, comma-separated, for methods that take them."""
     method: str | None = None
-    """a3c, distral, fine-tune, knowledge-flow, pathnet, progressive. Default: knowledge-flow with teachers, a3c
-    without."""
+    """a3c, actor-mimic, distral, fine-tune, knowledge-flow, pathnet, policy-distillation, progressive. Default:
+    knowledge-flow with teachers, a3c without."""
     steps: Count = 10_000_000
     """Agent steps of all workers together; a step is 4 frames. The paper: 40M. Source games count apart."""
     source_steps: Count | None = None
@@ -206,6 +226,7 @@ class TrainConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     @property
     def shape(self) -> Shape:

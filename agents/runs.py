@@ -163,7 +163,7 @@ def resolve(config: TrainConfig) -> Run:
         game=game.title,
         teachers=",".join(exact),
         source_games=",".join(Game(rom).title for rom in sources) if config.source_names else "",
-        source_steps=config.source_steps or config.steps if method.takes_sources in ("before", "teachers") else None,
+        source_steps=config.source_steps or config.steps if method.takes_sources.endswith("before") else None,
         method=config.method_name,
     )
     folder = RunFolder(config.run_dir or _default_folder(config, game.rom, teachers))
@@ -186,8 +186,10 @@ def _source_games(
     config: TrainConfig, method: type[Method], game: Game, teachers: Sequence[Teacher]
 ) -> tuple[str, ...]:
     """The ROMs of the run's source games, in the order given."""
-    if method.takes_sources == "teachers":
-        return tuple(dict.fromkeys(teacher.card.game for teacher in teachers))
+    if method.takes_sources.startswith("teachers"):
+        beside = method.takes_sources.endswith("beside")
+        played = dict.fromkeys(teacher.card.game for teacher in teachers)
+        return tuple(rom for rom in played if not (beside and rom == game.rom))
     roms = [find_game(name).rom for name in config.source_names]
     for index, rom in enumerate(roms):
         if rom in (game.rom, *roms[:index]):

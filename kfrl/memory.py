@@ -34,7 +34,4 @@ class Memory:
         share = -(-count // parts)
         rows = [torch.randint(len(batch[0]), (share,)) for batch in chosen]
         fields = zip(*chosen, strict=True)
-        return tuple(
-            torch.cat([part[picked.to(part.device)] for part, picked in zip(field, rows, strict=True)])
-            for field in fields
-        )
+        return tuple(torch.cat([part[picked] for part, picked in zip(field, rows, strict=True)]) for field in fields)

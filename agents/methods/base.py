@@ -77,8 +77,8 @@ class Method:
     takes_teachers = "none"
     """`none`, `one` or `some`."""
     takes_sources = "none"
-    """`none`; `beside` or `before`: --source-games, at the same time or in phases before; `teachers`: in phases before,
-    the games that its teachers play."""
+    """`none`; `beside` or `before`: --source-games, at the same time or in phases before; `teachers-beside` or
+    `teachers-before`: the games that its teachers play, likewise."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo")
     """The values of `--algo` that it runs under."""
     config_groups: tuple[str, ...] = ()
@@ -121,9 +121,9 @@ class Method:
         if given and not count:
             raise UserError(f"Method {name} needs source games: --source-games NAME[,NAME]; `kfrl games` lists them.")
         if not given and count:
-            why = ": its source games are those of its teachers" if cls.takes_sources == "teachers" else ""
+            why = ": its source games are those of its teachers" if cls.takes_sources.startswith("teachers") else ""
             raise UserError(f"Method {name} takes no --source-games, got {count}{why}.")
-        if cls.takes_sources in ("none", "beside") and steps is not None:
+        if not cls.takes_sources.endswith("before") and steps is not None:
             raise UserError(f"Method {name} learns no game before its own, so --source-steps {steps:,} means nothing.")
 
     @classmethod
@@ -192,6 +192,10 @@ class Method:
         `losses` follows with the same batch.
         """
         return rewards
+
+    def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
+        """The logits (B, A) that actions are drawn from; `logits` are the net's own."""
+        return logits
 
     def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """What is kept of the actor-critic's own terms: policy, value, entropy."""

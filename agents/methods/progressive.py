@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from agents.methods.base import Context, Method, NetSpec
-from kfrl.errors import UserError
-from kfrl.nets.atari import AtariNet
 from kfrl.nets.progressive import ProgressiveNet
 from kfrl.teachers.formats import Teacher
 
@@ -24,14 +22,7 @@ class Progressive(Method):
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> ProgressiveNet:
         """The student's column beside the teachers' nets themselves, which stay where they are in memory."""
-        columns = {}
-        for teacher in teachers:
-            if not isinstance(teacher.net, AtariNet):
-                raise UserError(
-                    f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}, which cannot be a column: expected "
-                    "convolutions, one fully connected layer and heads on Atari screens."
-                )
-            columns[teacher.name] = teacher.net
+        columns = {teacher.name: teacher.net for teacher in teachers}
         config = self.config
         scalar = config.progressive.initial_scalar
         return ProgressiveNet(len(spec.actions), columns, config.convs, config.hidden, initial_scalar=scalar)

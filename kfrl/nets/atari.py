@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -56,7 +56,7 @@ class AtariNet(nn.Module):
         super().__init__()
         if head not in ("actor-critic", "q"):
             raise ValueError(f"Expected head 'actor-critic' or 'q', got {head!r}.")
-        self.head, self.num_actions = head, num_actions
+        self.head = head
         self.arch: dict[str, Any] = {
             "family": "atari",
             "convs": [list(conv) for conv in convs],
@@ -96,3 +96,25 @@ class AtariNet(nn.Module):
             h = F.relu(self.get_submodule(name)(h))
         # Flattened in NCHW order, the order of every published weight file.
         return F.relu(self.fc(h.flatten(1)))
+
+
+class MultiTaskNet(nn.Module):
+    """An Atari net whose body has more policy heads than its own, one for each other task."""
+
+    def __init__(self, student: AtariNet, outputs: Mapping[str, int]) -> None:
+        """Add heads.
+
+        Args:
+            student: Body and own heads.
+            outputs: Task -> number of its logits.
+        """
+        super().__init__()
+        self.student = student
+        hidden: int = student.arch["hidden"]
+        self.policies = nn.ModuleDict({task: nn.Linear(hidden, count) for task, count in outputs.items()})
+
+    def forward(self, obs: Tensor, task: str | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, A) of a task, or of the student's own, and the values (B,) of its own."""
+        h = self.student.body(obs)
+        policy = self.student.policy if task is None else self.policies[task]
+        return policy(h), self.student.value(h).squeeze(1)

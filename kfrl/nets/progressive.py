@@ -67,7 +67,7 @@ class ProgressiveNet(AtariNet):
     def __init__(
         self,
         num_actions: int,
-        columns: Mapping[str, AtariNet],
+        columns: Mapping[str, nn.Module],
         convs: Sequence[Sequence[int]] = PAPER_CONVS,
         hidden: int = 256,
         frame_stack: int = 4,
@@ -91,11 +91,13 @@ class ProgressiveNet(AtariNet):
         super().__init__(num_actions, convs, hidden, frame_stack, screen_size)
         if not columns:
             raise UserError("A progressive net needs at least one frozen column.")
+        example = torch.zeros(1, frame_stack, screen_size, screen_size, dtype=torch.uint8)
         self.arch = {
             **{name: value for name, value in self.arch.items() if name != "head"},
             "family": "progressive",
             "columns": [
-                {"name": name, "outputs": column.num_actions, "arch": column.arch} for name, column in columns.items()
+                {"name": name, "outputs": column(example)[0].shape[1], "arch": column.arch}
+                for name, column in columns.items()
             ],
         }
         self.columns = nn.ModuleList(columns.values()).requires_grad_(False)
@@ -103,12 +105,10 @@ class ProgressiveNet(AtariNet):
         self._taps = [[link.layer for link in links if link.teacher == name] for name in columns]
         self._readers: dict[str, int] = {}
         """Layer with laterals -> the position of the layer before it among the hidden ones."""
-        self._add_laterals(initial_scalar)
+        self._add_laterals(example, initial_scalar)
         self.train(self.training)
 
-    def _add_laterals(self, initial_scalar: float) -> None:
-        size, stack = self.arch["screen_size"], self.arch["frame_stack"]
-        example = torch.zeros(1, stack, size, size, dtype=torch.uint8)
+    def _add_laterals(self, example: Tensor, initial_scalar: float) -> None:
         depth = len(self.hidden_layers)
         with torch.no_grad():
             own = list(layer_outputs(self, self.hidden_layers, example).values())
@@ -181,8 +181,5 @@ def from_arch(num_actions: int, columns: Sequence[Mapping[str, Any]], **fields: 
     return ProgressiveNet(num_actions, dict(_column(**column) for column in columns), **fields)
 
 
-def _column(name: str, outputs: int, arch: dict[str, Any]) -> tuple[str, AtariNet]:
-    net = build_net(arch, outputs)
-    if not isinstance(net, AtariNet):
-        raise TypeError(f"column {name} is a {type(net).__name__}, which sees no Atari screens")
-    return name, net
+def _column(name: str, outputs: int, arch: dict[str, Any]) -> tuple[str, nn.Module]:
+    return name, build_net(arch, outputs)

@@ -256,7 +256,7 @@ def test_beside_its_own_game_a_run_counts_steps_in_others_apart(
         ("beside", {}, "learns no game before its own, so --source-steps 40 means nothing"),
         ("before", {"source_games": ""}, "needs source games: --source-games"),
         ("beside", {"source_games": "", "source_steps": None}, "needs source games: --source-games"),
-        ("teachers", {}, "got 2: its source games are those of its teachers"),
+        ("teachers-before", {}, "got 2: its source games are those of its teachers"),
         ("before", {"source_games": "Pong,Brekout"}, "Did you mean 'Breakout'"),
         ("before", {"source_games": "Pong,breakout"}, "Breakout is the run's own game"),
         ("before", {"source_games": "Pong,pong"}, "Pong is given twice"),

@@ -12,8 +12,8 @@ from agents.methods.progressive import Progressive
 from agents.rollout import Collector
 from envs.atari import AtariEnvs
 from envs.protocols import get_protocol
-from kfrl.errors import UserError
 from kfrl.nets.atari import AtariNet
+from kfrl.nets.columns import ColumnNet
 from kfrl.nets.progressive import ProgressiveNet
 from kfrl.teachers.formats import Card, Teacher, load_agent, save_agent
 
@@ -116,13 +116,11 @@ def test_it_teaches_in_its_turn(teachers: list[Teacher], obs: Tensor, tmp_path: 
     assert pupil(obs)[0].shape == (2, 3)
 
 
-def test_a_teacher_without_an_atari_nets_layers_is_refused(
-    teacher: Callable[..., Teacher], mlp: Callable[..., nn.Sequential]
-) -> None:
-    odd = mlp(3, 2)
-    odd.arch = {}
-    with pytest.raises(UserError, match="'breakout' is a Sequential, which cannot be a column"):
-        make().build(SPEC, [teacher(odd, ("NOOP", "FIRE"))])
+def test_a_column_may_be_of_another_family(teacher: Callable[..., Teacher], obs: Tensor, tmp_path: Path) -> None:
+    method = make()
+    net = method.build(SPEC, [teacher(ColumnNet(3, ((4, 8, 8),), 5), SPEC.actions)])
+    save_agent(tmp_path / "p.safetensors", method.export(net), Card("pong", SPEC.actions, net.arch))
+    assert torch.equal(load_agent(tmp_path / "p.safetensors").net(obs)[0], net(obs)[0])
 
 
 def test_the_scalars_are_logged(teachers: list[Teacher]) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from kfrl.errors import UserError
 from kfrl.nets import build_net
-from kfrl.nets.atari import AtariNet
+from kfrl.nets.atari import AtariNet, MultiTaskNet
 
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 
@@ -112,3 +112,19 @@ def test_an_arch_block_builds_the_same_net(obs: Tensor) -> None:
 def test_an_arch_block_that_describes_no_net_is_refused(arch: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words.replace("[", r"\[")):
         build_net(arch, 4)
+
+
+def test_more_heads_share_the_body_and_the_values(obs: Tensor) -> None:
+    student = AtariNet(3, ((4, 8, 8),), 8)
+    net = MultiTaskNet(student, {"pong": 6, "alien": 18})
+    h = student.body(obs)
+    assert h.shape == (2, 8)
+    assert float(h.detach().min()) == 0.0
+    for task, actions in (("pong", 6), ("alien", 18)):
+        logits, values = net(obs, task)
+        head = net.policies[task]
+        assert logits.shape == (2, actions)
+        torch.testing.assert_close(logits, F.linear(h, head.weight, head.bias))
+        assert torch.equal(values, student(obs)[1])
+    for ours, theirs in zip(net(obs), student(obs), strict=True):
+        assert torch.equal(ours, theirs)
