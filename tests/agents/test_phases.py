@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agents.a3c.worker import _build
 from agents.config import TrainConfig
 from agents.engines import ENGINES
 from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
@@ -246,6 +247,10 @@ def test_beside_its_own_game_a_run_counts_steps_in_others_apart(
     # Nothing but the net of its own game trains in this method; the rest is one copy for all.
     assert {name.split(".")[1] for name in jobs[0].fixed if name != "passed"} == {"pong", "ms_pacman"}
     assert all(tensor.is_shared() for tensor in jobs[0].fixed.values())
+    copies = [_build(Together(run.config), jobs[0]) for _ in range(2)]
+    for name, tensor in trainer.net.state_dict().items():
+        same = {copy.state_dict()[name].data_ptr() for copy in copies} == {tensor.data_ptr()}
+        assert same == (name in jobs[0].fixed), name
 
 
 @pytest.mark.parametrize(
