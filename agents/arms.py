@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from agents.config import TrainConfig
+from agents.methods import get_method
 from agents.records import RunRecord
 from kfrl.errors import UserError, unknown
 
@@ -70,9 +71,13 @@ def settings(record: RunRecord) -> dict[str, Any]:
 
 
 def _unread(config: TrainConfig) -> set[str]:
-    """Groups of settings that this run does not read."""
-    read = {"flow": config.method_name == "knowledge-flow", "ppo": config.algo == "ppo"}
-    return {name for name, used in read.items() if not used}
+    """Settings, and groups of them, that this run does not read."""
+    groups = {field.name for field in fields(config) if is_dataclass(getattr(config, field.name))}
+    if not config.source_names:
+        groups.add("source_games")
+    if config.source_steps is None:
+        groups.add("source_steps")
+    return groups - {config.algo, *get_method(config.method_name).config_groups}
 
 
 def varying(facts: Sequence[Facts]) -> list[str]:
@@ -140,7 +145,7 @@ def _names(members: Sequence[Sequence[RunRecord]], apart: Sequence[str]) -> list
 def _short_name(record: RunRecord) -> str:
     if record.group is not None:
         return record.group
-    return _add(record.config.label, "+".join(record.card.teachers))
+    return _add(record.config.label, "+".join((*record.card.teachers, *record.config.source_names)))
 
 
 def _add(name: str, words: str) -> str:

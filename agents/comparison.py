@@ -315,6 +315,7 @@ def _notes(
         *_difference_notes(arms),
         *_version_notes(records),
         *_teacher_notes(records),
+        *_source_notes(records),
         *skipped_notes(skipped),
     ]
     return tuple(found)
@@ -411,6 +412,12 @@ def _teacher_notes(records: Sequence[RunRecord]) -> list[str]:
     if any(record.teacher_frames is None for record in taught):
         note += " Unknown: a teacher's file does not say, or is not here."
     return [note]
+
+
+def _source_notes(records: Sequence[RunRecord]) -> list[str]:
+    if not any(record.source_frames for record in records):
+        return []
+    return ["Frames of source games are not part of the budget; they are counted apart."]
 
 
 def skipped_notes(skipped: Sequence[Skipped]) -> list[str]:

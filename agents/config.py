@@ -64,6 +64,37 @@ class FlowConfig:
 
 
 @dataclass(frozen=True)
+class DistralConfig:
+    """Distral. c_Ent is --entropy-coef; alpha = c_KL / (c_KL + c_Ent), beta = 1 / (c_KL + c_Ent)."""
+
+    columns: Literal[1, 2] = 2
+    """1: a game's policy is its own net. 2: it is the shared policy's logits, times alpha, plus those of its own
+    net."""
+    c_kl: NonNegative = 0.01
+    """Weight of the divergence of a game's policy from the shared one."""
+
+
+@dataclass(frozen=True)
+class PathNetConfig:
+    """PathNet. L is the number of --module-convs and one fully connected layer."""
+
+    modules: Count = 10
+    """M, modules in each layer."""
+    active_modules: Count = 4
+    """N, the most of them that a path uses."""
+    module_convs: tuple[tuple[int, int, int], ...] = ((8, 8, 4), (8, 4, 2), (8, 3, 1))
+    """A module in each layer but the last: (filters, kernel, stride)."""
+    module_units: Count = 256
+    """Units of a module in the last layer."""
+    population: Count = 64
+    """P, genotypes; a worker plays its share of them in turn."""
+    tournament_episodes: Count = 10
+    """T, games that a genotype plays before each tournament; rounded up to a multiple of a worker's games."""
+    rivals: Count = 10
+    """B, others whose scores it then meets."""
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """What --algo ppo adds: a clipped objective, several passes over a rollout, and GAE."""
 
@@ -75,6 +106,44 @@ class PPOConfig:
     """The ratio of new to old probabilities is clipped to 1 -+ this."""
     gae_lambda: Fraction = 0.95
     """lambda of generalised advantage estimation; 1 is the Monte Carlo end."""
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """Fine-tuning."""
+
+    heads_only: bool = False
+    """The teacher's body stays as it is, and the new policy and value heads alone are trained (the progressive nets
+    paper's baseline 2; training everything is its baseline 3)."""
+
+
+@dataclass(frozen=True)
+class ProgressiveConfig:
+    """Progressive nets."""
+
+    initial_scalar: Positive = 0.1
+    """alpha at the start: the learned scalar that a frozen column's activations are multiplied by (the paper samples
+    1, 0.1, 0.01)."""
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Policy distillation and actor-mimic."""
+
+    distill_loss: Literal["kl", "nll", "mse"] = "kl"
+    """policy-distillation alone: KL to the teacher's policy, log-likelihood of its best action, or squared error of its
+    logits or Q values. The paper compares all three; KL is its best."""
+    temperature: Positive | None = None
+    """Teachers' logits are divided by it. Default: 1; 0.01 for Q values under policy-distillation (the papers)."""
+    distill_actor: Literal["teacher", "student"] | None = None
+    """Who plays the games that are imitated. Default: the teacher under policy-distillation, the student, who meets its
+    own mistakes, under actor-mimic (the papers)."""
+    replay_reuse: Positive = 2.0
+    """Samples of an update for each sample of a rollout, drawn from memory."""
+    replay_memory: Count = 16_384
+    """Samples that all workers together remember; 28 KB each."""
+    feature_coef: NonNegative = 0.01
+    """actor-mimic alone: lambda, the weight of the regression on the teacher's last hidden layer."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +166,15 @@ class TrainConfig:
     teachers: str = ""
     """Teachers, comma-separated: the game of one of your runs or of the zoo, a file of kfrl, or one of another program
     (FILE@GAME, hub:owner/repo/file@GAME; docs/teachers.md)."""
+    source_games: str = ""
+    """Games that are learned before this one or beside it, comma-separated, for methods that take them."""
     method: str | None = None
-    """a3c, fine-tune, knowledge-flow. Default: knowledge-flow with teachers, a3c without."""
+    """a3c, actor-mimic, distral, fine-tune, knowledge-flow, pathnet, policy-distillation, progressive. Default:
+    knowledge-flow with teachers, a3c without."""
     steps: Count = 10_000_000
-    """Agent steps of all workers together; a step is 4 frames. The paper: 40M."""
+    """Agent steps of all workers together; a step is 4 frames. The paper: 40M. Source games count apart."""
+    source_steps: Count | None = None
+    """Agent steps of each phase of source games that comes before the game. Default: as many as --steps."""
     algo: Literal["a3c", "a2c", "ppo"] = "a3c"
     """a3c: asynchronous workers on the CPU. a2c, ppo: one learner, all games in step, on CPU or GPU."""
     preset: Literal["paper", "fast"] = "paper"
@@ -120,7 +194,7 @@ class TrainConfig:
     gamma: Fraction = 0.99
     """Discount."""
     entropy_coef: NonNegative = 0.01
-    """Weight of the entropy bonus."""
+    """Weight of the entropy bonus; Distral's c_Ent."""
     value_loss_coef: NonNegative = 0.5
     """Weight of the value loss 1/2 (R - V)^2."""
     max_grad_norm: Positive | None = None
@@ -147,7 +221,12 @@ class TrainConfig:
     worker_timeout: Positive = 300.0
     """A worker without a step for this many seconds is hung and stops the run."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    distral: DistralConfig = field(default_factory=DistralConfig)
+    pathnet: PathNetConfig = field(default_factory=PathNetConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     @property
     def shape(self) -> Shape:
@@ -182,6 +261,11 @@ class TrainConfig:
     def teacher_names(self) -> tuple[str, ...]:
         """`teachers` split at its commas."""
         return tuple(name.strip() for name in self.teachers.split(",") if name.strip())
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """`source_games` split at its commas."""
+        return tuple(name.strip() for name in self.source_games.split(",") if name.strip())
 
     @property
     def method_name(self) -> str:

@@ -25,6 +25,7 @@ from kfrl.atomic import replacing
 from kfrl.errors import UserError
 from kfrl.seeding import stream
 from kfrl.stats import REFERENCE_SOURCE, Summary, human_normalised, reference_scores, summarise
+from kfrl.teachers.actions import epsilon_greedy, in_order
 from kfrl.teachers.preprocessing import ALE, Preprocessing
 
 Policy = Callable[[torch.Tensor], torch.Tensor]
@@ -164,15 +165,11 @@ def policy_of(net: nn.Module, actions: tuple[str, ...], played: tuple[str, ...])
             f"them, without {', '.join(strange)}. Evaluate it under the protocol that it was trained with (leave "
             "--protocol out)."
         )
-    order = [actions.index(name) if name in actions else -1 for name in played]
     greedy = getattr(net, "head", "") == "q"
 
     def policy(obs: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = net(obs)[0]
-        if greedy:
-            best = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
-            logits = ((1 - EPSILON) * best + EPSILON / logits.shape[1]).log()
-        return torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)[:, order]
+        return in_order(epsilon_greedy(logits, EPSILON) if greedy else logits, actions, played)
 
     return policy
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method
 from agents.rollout import Rollout
+from envs.atari import Episode
 from kfrl.losses.actor_critic import (
     clipped_policy_loss,
     entropy,
@@ -31,8 +32,9 @@ def a3c_terms(
     num_envs = rollout.actions.shape[1]
     obs = rollout.obs.flatten(0, 1)
     logits, values = rollout.outputs or method.forward(net, obs, rollout.context)
+    batch = Batch(obs, rollout.context, logits, values, rollout.episodes, num_envs)
     returns = n_step_returns(
-        rollout.rewards,
+        method.rewards(net, batch, rollout.actions, rollout.rewards),
         rollout.terminated,
         rollout.truncated,
         rollout.truncated_values,
@@ -45,9 +47,7 @@ def a3c_terms(
         "value": config.value_loss_coef * value_loss(values, returns).sum() / num_envs,
         "entropy": -config.entropy_coef * entropy(logits).sum() / num_envs,
     }
-    scores = tuple(episode.score for episode in rollout.episodes)
-    batch = Batch(obs, rollout.context, logits, values, scores, num_envs)
-    return terms | method.losses(net, batch, progress)
+    return method.rl_terms(terms) | method.losses(net, batch, progress)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def ppo_terms(
     method: Method,
     net: nn.Module,
     samples: Samples,
-    scores: tuple[float, ...],
+    episodes: tuple[Episode, ...],
     progress: float,
     config: TrainConfig,
 ) -> dict[str, Tensor]:
@@ -129,5 +129,5 @@ def ppo_terms(
         "entropy": -config.entropy_coef * entropy(logits).mean(),
     }
     # One "environment" a sample makes the method's sums over time and means over environments plain means.
-    batch = Batch(samples.obs, samples.context, logits, values, scores, len(samples))
-    return terms | method.losses(net, batch, progress)
+    batch = Batch(samples.obs, samples.context, logits, values, episodes, len(samples))
+    return method.rl_terms(terms) | method.losses(net, batch, progress)

@@ -39,6 +39,8 @@ class FinalScores:
     """The most probable action was taken, not a sampled one."""
     protocol: dict[str, Any]
     versions: dict[str, str]
+    source_steps: Annotated[int, Ge(0)] = 0
+    """Agent steps in source games, which no budget contains."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class RunRecord:
     def game(self) -> str:
         """The ROM's name."""
         return self.protocol.game
+
+    @property
+    def source_frames(self) -> int:
+        """Emulator frames of its source games, which the budget does not contain."""
+        return self.final.source_steps * self.protocol.frame_skip
 
     @property
     def score(self) -> float:

@@ -39,7 +39,7 @@ class Rollout:
     episodes: tuple[Episode, ...]
     """The games that ended, with raw scores."""
     logits: Tensor
-    """(T K, A) of the acting policy."""
+    """(T K, A) of the net's policy, which acts unless the method has another act."""
     values: Tensor
     """(T K,) likewise."""
 
@@ -90,7 +90,7 @@ class Collector:
             context = self.method.observe(self.net, self._obs)
             with torch.set_grad_enabled(self._keep_graph):
                 step_logits, step_values = self.method.forward(self.net, self._obs, context)
-            action = sample(step_logits.detach(), self._generator)
+            action = sample(self.method.acting_logits(step_logits.detach(), context), self._generator)
             transition = self.envs.step(action.cpu().numpy())
             if transition.final_obs is not None and transition.truncated.any():
                 truncated_values[t] = self._value(self._screens(transition.final_obs))

@@ -14,9 +14,9 @@ from torch import nn
 
 from agents.config import Shape, TrainConfig
 from agents.methods import get_method
-from agents.methods.base import Method, NetSpec
+from agents.methods.base import Method, NetSpec, Phase
 from envs.atari import action_set, identify
-from envs.games import find_game
+from envs.games import Game, find_game
 from envs.protocols import Protocol, get_protocol
 from kfrl.atomic import write_text
 from kfrl.config import dump_config, load_config
@@ -70,6 +70,10 @@ class RunFolder:
         """What was printed."""
         return self.path / "log.txt"
 
+    def source(self, phase: int) -> Path:
+        """Where a phase of source games has its learning curves."""
+        return self.path / f"source-{phase + 1}"
+
     @classmethod
     def of_run(cls, path: Path) -> RunFolder:
         """The folder of an existing run.
@@ -100,6 +104,15 @@ class Run:
         """A fresh instance of the run's method."""
         return get_method(self.config.method_name)(self.config)
 
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What is learned, in turn; the last phase has the run's own game."""
+        return self.method().phases(self.spec)
+
+    def rules(self, task: NetSpec) -> Protocol:
+        """The protocol that a game of this run is learned under: the same rules for all."""
+        return replace(self.protocol, game=task.game)
+
     def card(self, steps: int, net: nn.Module, evaluation: dict[str, Any] | None = None) -> Card:
         """What the student's file says of it."""
         return Card(
@@ -129,7 +142,7 @@ class Run:
 
 
 def resolve(config: TrainConfig) -> Run:
-    """Look up the game, the protocol, the method and the teachers.
+    """Look up the game, the protocol, the method, the source games and the teachers.
 
     Raises:
         UserError: one of them does not exist, or they do not fit together. Nothing has been written.
@@ -140,19 +153,25 @@ def resolve(config: TrainConfig) -> Run:
     protocol = get_protocol(config.protocol, game.rom)
     method = get_method(config.method_name)
     method.check_teachers(config.method_name, len(config.teacher_names))
+    method.check_sources(config.method_name, len(config.source_names), config.source_steps)
     method.check_algo(config.method_name, config.algo)
     _check_engine(config)
     teachers, exact = load_teachers(config.teacher_names, RUNS, identify)
+    sources = _source_games(config, method, game, teachers)
     config = replace(
         config.with_shape(),
         game=game.title,
         teachers=",".join(exact),
+        source_games=",".join(Game(rom).title for rom in sources) if config.source_names else "",
+        source_steps=config.source_steps or config.steps if method.takes_sources.endswith("before") else None,
         method=config.method_name,
     )
     folder = RunFolder(config.run_dir or _default_folder(config, game.rom, teachers))
     config = replace(config, run_dir=folder.path)
-    spec = NetSpec(game.rom, action_set(protocol))
+    specs = [NetSpec(rom, action_set(replace(protocol, game=rom))) for rom in sources]
+    spec = NetSpec(game.rom, action_set(protocol), tuple(specs))
     run = Run(config, protocol, spec, teachers, folder)
+    _check_workers(run)
     try:
         run.method().build(spec, teachers)
     except (RuntimeError, ValueError) as error:
@@ -161,6 +180,33 @@ def resolve(config: TrainConfig) -> Run:
             f"{protocol.frame_stack} x {protocol.screen_size} x {protocol.screen_size} screens: {error}"
         ) from None
     return run
+
+
+def _source_games(
+    config: TrainConfig, method: type[Method], game: Game, teachers: Sequence[Teacher]
+) -> tuple[str, ...]:
+    """The ROMs of the run's source games, in the order given."""
+    if method.takes_sources.startswith("teachers"):
+        beside = method.takes_sources.endswith("beside")
+        played = dict.fromkeys(teacher.card.game for teacher in teachers)
+        return tuple(rom for rom in played if not (beside and rom == game.rom))
+    roms = [find_game(name).rom for name in config.source_names]
+    for index, rom in enumerate(roms):
+        if rom in (game.rom, *roms[:index]):
+            why = "the run's own game" if rom == game.rom else "given twice"
+            raise UserError(f"--source-games {config.source_games}: {Game(rom).title} is {why}. Name other games.")
+    return tuple(roms)
+
+
+def _check_workers(run: Run) -> None:
+    """Refuse fewer workers than games that are learned at the same time."""
+    workers = run.config.shape.workers
+    most = max(len(phase.games) for phase in run.phases)
+    if workers < most:
+        raise UserError(
+            f"Method {run.config.method_name} learns {most} games at the same time here, and a worker plays one: give "
+            f"--workers {most} or more, got {workers}."
+        )
 
 
 def _check_engine(config: TrainConfig) -> None:
@@ -208,7 +254,8 @@ def _check_batch_size(shape: Shape, batch_size: int) -> None:
 
 
 def _default_folder(config: TrainConfig, rom: str, teachers: Sequence[Teacher]) -> Path:
-    names = "+".join(teacher.name for teacher in teachers) or "none"
+    roms = [find_game(name).rom for name in config.source_names]
+    names = "+".join([teacher.name for teacher in teachers] or roms) or "none"
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return RUNS / rom / config.label / f"{names}-s{config.seed}-{stamp}"
 

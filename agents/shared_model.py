@@ -50,6 +50,13 @@ def bind(groups: Sequence[ParameterGroup], flat: Tensor, grads: Tensor | None = 
             parameter.grad = view
 
 
+def untrained(net: nn.Module, groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
+    """The tensors of a net's `state_dict` that no group trains, by name; no copies."""
+    trained = {id(parameter) for group in groups for parameter in group.parameters}
+    held = net.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in held.items() if id(tensor) not in trained}
+
+
 def named_views(net: nn.Module, groups: Sequence[ParameterGroup], flat: Tensor) -> dict[str, Tensor]:
     """Views of a flat tensor under the parameters' names, e.g. of Adam's statistics for a checkpoint."""
     names = {id(parameter): name for name, parameter in net.named_parameters()}
@@ -69,7 +76,9 @@ class SharedModel:
     adam_steps: Tensor
     """(groups,) Adam's step counts."""
     steps: Tensor
-    """(1 + workers,) int64: agent steps of the run before it was resumed, then of each worker."""
+    """(1 + workers,) int64: agent steps of the phase before it was resumed, then of each worker."""
+    other_steps: Tensor
+    """(1 + workers,) int64: agent steps that the phase's budget does not count; first all those before."""
     updates: Tensor
     """(1 + workers,) int64: updates, likewise."""
     dropped: Tensor
@@ -81,7 +90,7 @@ class SharedModel:
     def create(cls, groups: Sequence[ParameterGroup], num_workers: int) -> SharedModel:
         """Allocate shared memory, or memory of the parameters' own device, and copy the parameters into it."""
         flat = flatten(groups)
-        counters = (torch.zeros(1 + num_workers, dtype=torch.int64) for _ in range(3))
+        counters = (torch.zeros(1 + num_workers, dtype=torch.int64) for _ in range(4))
         tensors = (
             flat,
             torch.zeros_like(flat),
@@ -96,7 +105,7 @@ class SharedModel:
 
     @property
     def global_step(self) -> int:
-        """Agent steps of all workers, earlier sessions of the run included."""
+        """Agent steps that the phase's budget counts, earlier sessions of the run included."""
         return int(self.steps.sum())
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -15,9 +15,11 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from agents.evaluator import Evaluator, Snapshot
+from agents.methods.base import NetSpec
 from agents.runs import Run
 from agents.shared_model import SharedModel, bind, named_views
 from agents.update import Report
+from envs.games import Game
 from kfrl.checkpoint import Checkpoint, save_checkpoint
 from kfrl.metrics import MetricsWriter
 from kfrl.nets import arch_of
@@ -34,6 +36,7 @@ class Status:
     """Where a run stands, for whoever shows it."""
 
     step: int
+    """Of the phase, as its budget counts."""
     steps: int
     steps_per_sec: float
     recent_return: float | None
@@ -43,6 +46,10 @@ class Status:
     metrics: dict[str, float]
     """The method's own, e.g. p per layer."""
     dropped: int
+    phase: str = ""
+    """Which one it is, in words; empty where a run has one."""
+    source_returns: Mapping[str, float] = field(default_factory=dict)
+    """As `recent_return`, by source game."""
 
     @property
     def eta_sec(self) -> float | None:
@@ -67,6 +74,9 @@ class Outcome:
     net: nn.Module
     """The net that trained, links and all."""
     step: int
+    """Agent steps in the run's own game."""
+    source_steps: int = 0
+    """Agent steps in its source games."""
     stopped_by: int | None = None
     """The signal that stopped it."""
     failure: str | None = None
@@ -79,37 +89,52 @@ class _Window:
 
     step: int
     report: Report = field(default_factory=Report)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    """Of the games that ended, by ROM."""
     since: float = field(default_factory=time.monotonic)
 
 
 class Trainer(ABC):
-    """One run of one model; an engine says how its updates come about."""
+    """One run of one model, phase by phase; an engine says how its updates come about."""
 
     def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
         """Build the model, from a checkpoint if there is one."""
         self.run, self.display = run, display
-        config = run.config
-        seed_everything(stream(config.seed, 0))
+        seed_everything(stream(run.config.seed, 0))
         self.method = run.method()
         self.net = self.method.build(run.spec, run.teachers)
-        self.place()
-        self.groups = self.method.parameter_groups(self.net)
-        self.shared = SharedModel.create(self.groups, config.shape.workers)
-        bind(self.groups, self.shared.parameters)
+        self.phases = run.phases
         self.session, self._elapsed = 0, 0.0
-        if checkpoint is not None:
-            self._restore(checkpoint)
         self._started = self._saved = time.monotonic()
-        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self._student_return: float | None = None
-        self._window = _Window(self.shared.global_step)
         self._rate = 0.0
-        self._metrics = MetricsWriter(run.folder.path, None if checkpoint is None else self.shared.global_step)
-        self._row = _Every(config.steps, ROWS, self.shared.global_step)
-        self._curve = _Every(config.steps, config.curve_points, self.shared.global_step - 1)
         self._evaluator: Evaluator | None = None
         self._signal: int | None = None
         self._failure: str | None = None
+        if checkpoint is None:
+            self._enter(0)
+        else:
+            self._restore(checkpoint)
+        self._open_logs(resumed=checkpoint is not None)
+
+    def _enter(self, index: int) -> None:
+        """Take up phase `index`, with an optimiser that knows nothing yet."""
+        self.phase_index, self.phase = index, self.phases[index]
+        self.place()
+        self.method.begin(self.net, index, self.phase.games[0], rank=0)
+        self.groups = self.method.parameter_groups(self.net)
+        self.shared = SharedModel.create(self.groups, self.run.config.shape.workers)
+        bind(self.groups, self.shared.parameters)
+
+    def _open_logs(self, *, resumed: bool) -> None:
+        """The metrics of a phase of source games are its own: the run's count steps in the run's own game."""
+        folder, step, steps = self.run.folder, self.shared.global_step, self.phase.steps
+        directory = folder.path if self.on_target else folder.source(self.phase_index)
+        self._metrics = MetricsWriter(directory, step if resumed else None)
+        self._window = _Window(step)
+        self._row = _Every(steps, ROWS, step)
+        self._curve = _Every(steps, self.run.config.curve_points if self.on_target else 0, step - 1)
 
     @abstractmethod
     def place(self) -> None:
@@ -117,12 +142,31 @@ class Trainer(ABC):
 
     @abstractmethod
     def learn(self) -> None:
-        """Update until the steps are done or `stopping`; `take` what the learners report, and `tick` often."""
+        """Update until the phase's steps are done or `stopping`; `take` what the learners report, and `tick` often."""
+
+    @property
+    def on_target(self) -> bool:
+        """Whether the run's own game is learned now, which the last phase does."""
+        return self.phase_index == len(self.phases) - 1
+
+    def counts(self, task: NetSpec) -> bool:
+        """Whether steps in a game are part of the phase's budget."""
+        return not self.on_target or task.game == self.run.spec.game
+
+    @property
+    def step(self) -> int:
+        """Agent steps in the run's own game."""
+        return self.shared.global_step if self.on_target else 0
+
+    @property
+    def source_steps(self) -> int:
+        """Agent steps in the source games, all phases together."""
+        return int(self.shared.other_steps.sum()) + (0 if self.on_target else self.shared.global_step)
 
     @property
     def progress(self) -> float:
-        """Share of the run's steps that are done."""
-        return min(1.0, self.shared.global_step / self.run.config.steps)
+        """Share of the phase's steps that are done."""
+        return min(1.0, self.shared.global_step / self.phase.steps)
 
     @property
     def stopping(self) -> bool:
@@ -130,7 +174,7 @@ class Trainer(ABC):
         return self._signal is not None or self._failure is not None
 
     def train(self) -> Outcome:
-        """Learn until the steps are done, a signal comes or a learner fails; then save."""
+        """Learn, phase by phase, until the steps are done, a signal comes or a learner fails; then save."""
         config = self.run.config
         with self._signals():
             if config.curve_points:
@@ -138,13 +182,33 @@ class Trainer(ABC):
                 self._evaluator = Evaluator(self.run.protocol, config.curve_episodes, seed)
             try:
                 self.learn()
+                while not self.on_target and not self.stopping:
+                    self._next_phase()
+                    self.learn()
             finally:
                 if self._evaluator is not None:
                     self._evaluator.close()
-        self._log_row()
-        self._metrics.close()
+        self._close_logs()
         self.save()
-        return Outcome(self.net, self.shared.global_step, self._signal, self._failure)
+        return Outcome(self.net, self.step, self.source_steps, self._signal, self._failure)
+
+    def _next_phase(self) -> None:
+        self._close_logs()
+        self.method.end_phase(self.net)
+        before = self.source_steps
+        self._enter(self.phase_index + 1)
+        self.shared.other_steps[0] = before
+        self._open_logs(resumed=False)
+        self.save()
+        self.display.say(f"Phase {self.phase_title}")
+
+    @property
+    def phase_title(self) -> str:
+        """Which phase it is, in words; empty where a run has one."""
+        if len(self.phases) == 1:
+            return ""
+        games = ", ".join(Game(task.game).title for task in self.phase.games)
+        return f"{self.phase_index + 1} of {len(self.phases)}, {games}"
 
     def take(self, report: Report) -> None:
         """Count what a learner reports."""
@@ -152,8 +216,9 @@ class Trainer(ABC):
         window.updates += report.updates
         for name, value in report.sums.items():
             window.sums[name] = window.sums.get(name, 0.0) + value
-        window.episodes += report.episodes
-        self._recent.extend(episode.score for episode in report.episodes)
+        scores = [episode.score for episode in report.episodes]
+        self._window.scores.setdefault(report.game, []).extend(scores)
+        self._recent[report.game].extend(scores)
 
     def fail(self, reason: str | None) -> None:
         """Keep the first reason to stop; the others follow from it."""
@@ -191,10 +256,12 @@ class Trainer(ABC):
         return Snapshot(step, arch_of(student), len(self.run.spec.actions), weights)
 
     def save(self) -> None:
-        """Write a checkpoint and the student as it is."""
-        step = self.shared.global_step
+        """Write a checkpoint and, once the run's own game is learned, the student as it is."""
         state = {
-            "global_step": step,
+            "phase": self.phase_index,
+            "phase_step": self.shared.global_step,
+            "global_step": self.step,
+            "source_steps": self.source_steps,
             "updates": int(self.shared.updates.sum()),
             "dropped": int(self.shared.dropped.sum()),
             "session": self.session,
@@ -205,21 +272,27 @@ class Trainer(ABC):
             views = named_views(self.net, self.groups, getattr(self.shared, name))
             tensors |= {f"{name}.{parameter}": view for parameter, view in views.items()}
         tensors["adam_steps"] = self.shared.adam_steps
-        save_checkpoint(self.run.folder.checkpoints, step, {k: t.cpu() for k, t in tensors.items()}, state)
-        self.run.save_student(self.method.export(self.net), step)
+        played = self.step + self.source_steps
+        save_checkpoint(self.run.folder.checkpoints, played, {k: t.cpu() for k, t in tensors.items()}, state)
+        if self.on_target:
+            self.run.save_student(self.method.export(self.net), self.step)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
         self.net.load_state_dict(checkpoint.prefixed("net."))
+        # Checkpoints of before there were phases know of their only one.
+        self._enter(state.get("phase", 0))
         for name in ("exp_avg", "exp_avg_sq"):
             views = named_views(self.net, self.groups, getattr(self.shared, name))
             for parameter, saved in checkpoint.prefixed(f"{name}.").items():
                 views[parameter].copy_(saved)
         self.shared.adam_steps.copy_(checkpoint.tensors["adam_steps"])
-        self.shared.steps[0] = checkpoint.state["global_step"]
-        self.shared.updates[0] = checkpoint.state["updates"]
-        self.shared.dropped[0] = checkpoint.state["dropped"]
-        self.session = checkpoint.state["session"] + 1
-        self._elapsed = checkpoint.state["elapsed_sec"]
+        self.shared.steps[0] = state.get("phase_step", state["global_step"])
+        self.shared.other_steps[0] = state.get("source_steps", 0) - self.source_steps
+        self.shared.updates[0] = state["updates"]
+        self.shared.dropped[0] = state["dropped"]
+        self.session = state["session"] + 1
+        self._elapsed = state["elapsed_sec"]
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -233,6 +306,10 @@ class Trainer(ABC):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _close_logs(self) -> None:
+        self._log_row()
+        self._metrics.close()
+
     def _log_row(self) -> None:
         window, step, now = self._window, self.shared.global_step, time.monotonic()
         if step == window.step:
@@ -240,10 +317,9 @@ class Trainer(ABC):
         self._rate = (step - window.step) / (now - window.since)
         report = window.report
         values = {name: value / report.updates for name, value in report.sums.items()}
-        if report.episodes:
-            values["charts/episodic_return"] = sum(e.score for e in report.episodes) / len(report.episodes)
+        for task in self.phase.games:
+            values |= self._scores(task.game, window.scores.get(task.game, []))
         values |= {
-            "charts/episodes": float(len(report.episodes)),
             "charts/learning_rate": self.run.config.shape.lr * (1.0 - self.progress),
             "charts/updates": float(self.shared.updates.sum()),
             "charts/dropped_updates": float(self.shared.dropped.sum()),
@@ -253,24 +329,33 @@ class Trainer(ABC):
         self._metrics.log(step, values | self._method_metrics())
         self._window = _Window(step)
 
+    def _scores(self, game: str, scores: Sequence[float]) -> dict[str, float]:
+        """What the games that ended say; those of a source game under its name."""
+        suffix = "" if game == self.run.spec.game else f"/{game}"
+        mean = {f"charts/episodic_return{suffix}": sum(scores) / len(scores)} if scores else {}
+        return mean | {f"charts/episodes{suffix}": float(len(scores))}
+
     def _method_metrics(self) -> dict[str, float]:
         self.method.before_rollout(self.net, self.progress)
         return self.method.metrics(self.net)
 
     def _status(self) -> Status:
+        recent = {game: sum(scores) / len(scores) for game, scores in self._recent.items() if scores}
         return Status(
             step=self.shared.global_step,
-            steps=self.run.config.steps,
+            steps=self.phase.steps,
             steps_per_sec=self._rate,
-            recent_return=sum(self._recent) / len(self._recent) if self._recent else None,
+            recent_return=recent.pop(self.run.spec.game, None),
             student_return=self._student_return,
             metrics=self._method_metrics(),
             dropped=int(self.shared.dropped.sum()),
+            phase=self.phase_title,
+            source_returns=recent,
         )
 
 
 class _Every:
-    """Says when the next of `count` even parts of a run is over."""
+    """Says when the next of `count` even parts of a phase is over."""
 
     def __init__(self, total: int, count: int, start: int) -> None:
         self._part = max(1, total // count) if count else 0

@@ -20,6 +20,8 @@ MAX_CONSECUTIVE_DROPS = 50
 class Report:
     """What a learner tells now and then."""
 
+    game: str = ""
+    """The ROM that it plays."""
     episodes: list[Episode] = field(default_factory=list)
     """The games that ended."""
     sums: dict[str, float] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agents.a3c.worker import Job, run_worker
 from agents.processes import process_context
+from agents.shared_model import untrained
 from agents.training import Trainer
 from agents.update import Report
 
@@ -36,12 +37,11 @@ class A3CTrainer(Trainer):
     @contextmanager
     def _processes(self) -> Iterator[dict[Connection, BaseProcess]]:
         context = process_context()
-        run = self.run
         workers: dict[Connection, BaseProcess] = {}
         try:
-            for rank in range(run.config.shape.workers):
+            for rank in range(self.run.config.shape.workers):
                 ours, theirs = context.Pipe(duplex=False)
-                job = Job(rank, run.config, run.protocol, run.spec, run.teachers, self.shared, self.session)
+                job = self._job(rank)
                 process: BaseProcess = context.Process(
                     target=run_worker, args=(job, theirs), daemon=True, name=f"worker {rank}"
                 )
@@ -56,9 +56,31 @@ class A3CTrainer(Trainer):
                     process.kill()
                 process.join()
 
+    def _job(self, rank: int) -> Job:
+        run, shared = self.run, self.shared
+        task = self.phase.games[rank % len(self.phase.games)]
+        # What does not train is in shared memory once, as the teachers are.
+        fixed = untrained(self.net, self.groups)
+        for tensor in fixed.values():
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return Job(
+            rank=rank,
+            config=run.config,
+            protocol=run.rules(task),
+            spec=run.spec,
+            teachers=run.teachers,
+            phase=self.phase_index,
+            task=task,
+            budget=self.phase.steps,
+            counter=shared.steps if self.counts(task) else shared.other_steps,
+            fixed=fixed,
+            shared=shared,
+            session=self.session,
+        )
+
     def _watch(self, workers: dict[Connection, BaseProcess]) -> None:
         """Take reports until all workers are done or something ends the run."""
-        watchdog = _Watchdog(self.shared.steps, self.run.config.worker_timeout)
+        watchdog = _Watchdog(self.shared.updates, self.run.config.worker_timeout)
         running = set(workers)
         while running and not self.stopping:
             for ready in multiprocessing.connection.wait(list(running), timeout=0.2):
@@ -96,7 +118,7 @@ class A3CTrainer(Trainer):
 
 
 class _Watchdog:
-    """Notices a worker whose step counter stands still while this process runs.
+    """Notices a worker whose counter stands still while this process runs.
 
     The time since the last look counts for at most `LONGEST_LOOK` seconds: when the whole run was suspended (Ctrl-Z, a
     laptop's lid), nobody hung.
@@ -104,17 +126,17 @@ class _Watchdog:
 
     LONGEST_LOOK = 5.0
 
-    def __init__(self, steps: Tensor, timeout: float) -> None:
-        self._steps, self._timeout = steps, timeout
-        self._last = steps[1:].clone()
+    def __init__(self, counts: Tensor, timeout: float) -> None:
+        self._counts, self._timeout = counts, timeout
+        self._last = counts[1:].clone()
         self._still = torch.zeros(self._last.shape)
         self._looked = time.monotonic()
 
     def complaint(self) -> str | None:
-        now, steps = time.monotonic(), self._steps[1:].clone()
+        now, counts = time.monotonic(), self._counts[1:].clone()
         self._still += min(now - self._looked, self.LONGEST_LOOK)
-        self._still[steps != self._last] = 0.0
-        self._looked, self._last = now, steps
+        self._still[counts != self._last] = 0.0
+        self._looked, self._last = now, counts
         hung = (self._still > self._timeout).nonzero()
         if not len(hung):
             return None

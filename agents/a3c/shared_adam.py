@@ -25,7 +25,7 @@ class SharedAdam:
     ) -> None:
         """Train the parameters of `shared`, whose slices have the groups' rates."""
         self._max_grad_norm, self._eps = max_grad_norm, eps
-        self._scales = [group.lr_scale for group in groups]
+        self._groups = groups
         self._sizes = [sum(p.numel() for p in group.parameters) for group in groups]
         self._parameters, self._exp_avg, self._exp_avg_sq = (
             torch.split(tensor, self._sizes) for tensor in (shared.parameters, shared.exp_avg, shared.exp_avg_sq)
@@ -46,8 +46,10 @@ class SharedAdam:
         norm = clipped_norm(grads, self._max_grad_norm)
         if norm is None:
             return None
-        self._steps += 1
-        for index, grad in enumerate(torch.split(grads, self._sizes)):
+        for index, (group, grad) in enumerate(zip(self._groups, torch.split(grads, self._sizes), strict=True)):
+            if group.lazy and not grad.any():
+                continue
+            self._steps[index] += 1
             torch._fused_adam_(
                 [self._parameters[index]],
                 [grad],
@@ -55,7 +57,7 @@ class SharedAdam:
                 [self._exp_avg_sq[index]],
                 [],
                 [self._steps[index]],
-                lr=lr * self._scales[index],
+                lr=lr * group.lr_scale,
                 beta1=BETAS[0],
                 beta2=BETAS[1],
                 weight_decay=0.0,

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import torch
+from torch import Tensor, nn
 
 from agents.a3c.shared_adam import SharedAdam
 from agents.config import TrainConfig
 from agents.methods import get_method
-from agents.methods.base import NetSpec
+from agents.methods.base import Method, NetSpec
 from agents.objective import a3c_terms
 from agents.processes import keep_memory, launcher_alive
 from agents.rollout import Collector
@@ -36,15 +37,26 @@ class Job:
     rank: int
     config: TrainConfig
     protocol: Protocol
+    """The rules of the game that it plays."""
     spec: NetSpec
+    """The run's own game."""
     teachers: tuple[Teacher, ...]
+    phase: int
+    task: NetSpec
+    """The game that it plays."""
+    budget: int
+    """Steps of the phase."""
+    counter: Tensor
+    """(1 + workers,) where it counts its steps."""
+    fixed: dict[str, Tensor]
+    """What of the net does not train, by name, in shared memory."""
     shared: SharedModel
     session: int
     """How often the run was resumed: later sessions see other random numbers."""
 
 
 def run_worker(job: Job, connection: Connection) -> None:
-    """Train until the run's steps are done or the launcher says stop. Entry point of a spawned process."""
+    """Train until the phase's steps are done or the launcher says stop. Entry point of a spawned process."""
     # Ctrl-C reaches the whole process group; the launcher decides, the workers finish their rollout.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -61,35 +73,42 @@ def run_worker(job: Job, connection: Connection) -> None:
 
 def _train(job: Job, connection: Connection) -> None:
     config, shape, shared = job.config, job.config.shape, job.shared
-    seed = stream(config.seed, 1 + job.rank + 1000 * job.session)
+    seed = stream(config.seed, 1 + job.rank + 1000 * job.session + 1_000_000 * job.phase)
     seed_everything(seed)
     method = get_method(config.method_name)(config)
-    net = method.build(job.spec, job.teachers)
+    net = _build(method, job)
     groups = method.parameter_groups(net)
     local, grads = flatten(groups), torch.zeros_like(shared.parameters)
     bind(groups, local, grads)
-    shared_net = method.build(job.spec, job.teachers)
-    shared_groups = method.parameter_groups(shared_net)
-    bind(shared_groups, shared.parameters)
+    shared_net = _build(method, job)
+    bind(method.parameter_groups(shared_net), shared.parameters)
     optimiser = SharedAdam(shared, groups, shape.max_grad_norm)
     updater = Updater(method, shared_net, shared, grads, optimiser, job.rank)
     envs = AtariEnvs(job.protocol, shape.envs_per_worker)
     keep_graph = shape.envs_per_worker >= MIN_ENVS_TO_KEEP_GRAPH
     collector = Collector(envs, method, net, shape.t_max, seed, keep_graph=keep_graph)
 
-    report, reported = Report(), time.monotonic()
-    while (done := shared.global_step) < config.steps and not shared.stop[0]:
+    report, reported = Report(job.task.game), time.monotonic()
+    while (done := shared.global_step) < job.budget and not shared.stop[0]:
         if not launcher_alive():
             return
-        progress = done / config.steps
+        progress = done / job.budget
         local.copy_(shared.parameters)
         method.before_rollout(net, progress)
         rollout = collector.collect()
         terms = a3c_terms(method, net, rollout, progress, config)
         updater.update(terms, shape.lr * (1.0 - progress), progress, report)
-        shared.steps[1 + job.rank] += rollout.actions.numel()
+        job.counter[1 + job.rank] += rollout.actions.numel()
         report.episodes += rollout.episodes
         if time.monotonic() - reported > REPORT_SECONDS:
             connection.send(report)
-            report, reported = Report(), time.monotonic()
+            report, reported = Report(job.task.game), time.monotonic()
     connection.send(report)
+
+
+def _build(method: Method, job: Job) -> nn.Module:
+    """The net as the phase has it, what trains still at its first values."""
+    net = method.build(job.spec, job.teachers)
+    net.load_state_dict(job.fixed, strict=False, assign=True)
+    method.begin(net, job.phase, job.task, job.rank)
+    return net

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
+from envs.atari import Episode
 from kfrl.errors import UserError
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.formats import Teacher
@@ -19,12 +20,24 @@ Context = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class NetSpec:
-    """What the student must fit."""
+    """A game, and what a net that plays it must fit."""
 
     game: str
     """The ROM's name."""
     actions: tuple[str, ...]
     """The names of the A actions, in the order of the logits."""
+    sources: tuple[NetSpec, ...] = ()
+    """The run's source games."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: games that are learned at the same time."""
+
+    games: tuple[NetSpec, ...]
+    """What the workers play, as evenly divided as can be; the run's own game first, if it is among them."""
+    steps: int
+    """Agent steps: of the run's own game if it is among them, else of all games together."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +51,8 @@ class Batch:
     """(B, A), with gradient."""
     values: Tensor
     """(B,), with gradient."""
-    scores: tuple[float, ...]
-    """Raw scores of the games that ended in the rollout."""
+    episodes: tuple[Episode, ...]
+    """The games that ended in the rollout."""
     num_envs: int
     """K. Losses are summed over time and averaged over environments: `loss.sum() / num_envs`."""
 
@@ -50,22 +63,35 @@ class ParameterGroup:
 
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0
+    lazy: bool = False
+    """Left alone by an update whose gradient is 0 throughout: an optimiser with momentum would move it all the same."""
 
 
 class Method:
     """A method with nothing to add: the base that the others override, and all that scratch A3C needs.
 
-    One instance lives in each process. `progress` is the share of the run's steps that are done, in [0, 1].
+    One instance lives in each process. `progress` is the share of the phase's steps that are done, in [0, 1]; most
+    methods have one phase.
     """
 
     takes_teachers = "none"
     """`none`, `one` or `some`."""
+    takes_sources = "none"
+    """`none`; `beside` or `before`: --source-games, at the same time or in phases before; `teachers-beside` or
+    `teachers-before`: the games that its teachers play, likewise."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo")
     """The values of `--algo` that it runs under."""
+    config_groups: tuple[str, ...] = ()
+    """The groups of settings in `TrainConfig` that it reads."""
+    phase: int = 0
+    """The index of the phase that this process is in."""
+    task: NetSpec
+    """The game that this process plays; set by `begin`."""
 
     def __init__(self, config: TrainConfig) -> None:
         """Keep the run's settings."""
         self.config = config
+        self._observed: tuple[Tensor, Context] | None = None
 
     @classmethod
     def check_teachers(cls, name: str, count: int) -> None:
@@ -85,6 +111,22 @@ class Method:
             )
 
     @classmethod
+    def check_sources(cls, name: str, count: int, steps: int | None) -> None:
+        """Refuse source games that the method cannot use, or their absence.
+
+        Raises:
+            UserError: saying what it takes.
+        """
+        given = cls.takes_sources in ("beside", "before")
+        if given and not count:
+            raise UserError(f"Method {name} needs source games: --source-games NAME[,NAME]; `kfrl games` lists them.")
+        if not given and count:
+            why = ": its source games are those of its teachers" if cls.takes_sources.startswith("teachers") else ""
+            raise UserError(f"Method {name} takes no --source-games, got {count}{why}.")
+        if not cls.takes_sources.endswith("before") and steps is not None:
+            raise UserError(f"Method {name} learns no game before its own, so --source-steps {steps:,} means nothing.")
+
+    @classmethod
     def check_algo(cls, name: str, algo: str) -> None:
         """Refuse an algorithm that the method cannot run under.
 
@@ -98,14 +140,44 @@ class Method:
         """The network that trains: obs (B, stack, H, W) uint8 -> logits (B, A), values (B,)."""
         return AtariNet(len(spec.actions), self.config.convs, self.config.hidden)
 
+    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+        """What is learned, in turn; the run's own game is among the games of the last phase only."""
+        return (Phase((spec,), self.config.steps),)
+
+    def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
+        """Take up a phase: called in every process, on every copy of the net, before anything below.
+
+        Args:
+            net: With all that its `state_dict` holds as the phase starts or was interrupted.
+            phase: Index into `phases`.
+            task: The game that this process plays.
+            rank: The learner's number.
+        """
+        self.phase, self.task = phase, task
+
+    def end_phase(self, net: nn.Module) -> None:
+        """Make the net ready for the next phase, once, in the launcher. The optimiser starts afresh by itself.
+
+        What later phases have to know of this one stands in the net, in tensors of its `state_dict`.
+        """
+
     def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
-        """What the optimiser updates."""
-        return [ParameterGroup(tuple(net.parameters()))]
+        """What the optimiser updates in this phase: all that is not frozen.
+
+        All other tensors of the net's `state_dict` are one copy for all processes.
+        """
+        return [ParameterGroup(tuple(p for p in net.parameters() if p.requires_grad))]
 
     def before_rollout(self, net: nn.Module, progress: float) -> None:
         """Bring the schedules that live in the net up to date."""
 
     def observe(self, net: nn.Module, obs: Tensor) -> Context:
+        """The `features` of `obs`; what followed the last rollout is what the next one begins with."""
+        if self._observed is None or self._observed[0] is not obs:
+            self._observed = obs, self.features(net, obs)
+        return self._observed[1]
+
+    def features(self, net: nn.Module, obs: Tensor) -> Context:
         """Compute what does not depend on the trained parameters, once per observation."""
         return ()
 
@@ -113,6 +185,21 @@ class Method:
         """Logits (B, A) and values (B,)."""
         output: tuple[Tensor, Tensor] = net(obs)
         return output
+
+    def rewards(self, net: nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
+        """The rewards that the n-step returns of a3c and a2c are made of: (T, K); so are `actions` and `rewards`.
+
+        `losses` follows with the same batch.
+        """
+        return rewards
+
+    def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
+        """The logits (B, A) that actions are drawn from; `logits` are the net's own."""
+        return logits
+
+    def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is kept of the actor-critic's own terms: policy, value, entropy."""
+        return terms
 
     def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Named terms to add to the actor-critic loss: scalars, already weighted."""
@@ -122,7 +209,7 @@ class Method:
         """Put the shared parameters back where they belong; `net` is bound to shared memory."""
 
     def export(self, net: nn.Module) -> nn.Module:
-        """The net to save, evaluate and ship: depends on no teacher."""
+        """The net to save, evaluate and ship: plays the run's own game and depends on no teacher."""
         return copy.deepcopy(net)
 
     def independent(self, net: nn.Module) -> bool:

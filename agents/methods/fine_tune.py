@@ -1,4 +1,4 @@
-"""Fine-tuning: the student starts from one teacher's body and learns new heads; everything trains."""
+"""Fine-tuning: a student starts from one teacher's body with new heads; all of it trains, or the heads alone."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ class FineTune(Method):
     """Copies conv and fully connected layers; policy and value heads start afresh."""
 
     takes_teachers = "one"
+    config_groups = ("fine_tune",)
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
         """A plain net of the teacher's shape, whatever the student's settings say of conv and hidden sizes."""
         (teacher,) = teachers
-        if not isinstance(teacher.net, AtariNet):
+        if type(teacher.net) is not AtariNet:
             raise UserError(
                 f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}, whose body does not fit an Atari student."
             )
         arch = teacher.net.arch
         net = AtariNet(len(spec.actions), arch["convs"], arch["hidden"])
         for layer in net.hidden_layers:
-            net.get_submodule(layer).load_state_dict(teacher.net.get_submodule(layer).state_dict())
+            body = net.get_submodule(layer)
+            body.load_state_dict(teacher.net.get_submodule(layer).state_dict())
+            body.requires_grad_(not self.config.fine_tune.heads_only)
         return net
 
 

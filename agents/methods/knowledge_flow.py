@@ -12,8 +12,9 @@ from torch.func import functional_call
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup
 from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
-from kfrl.flow.handover import Lessons, Memory, handover_loss
+from kfrl.flow.handover import Lessons, handover_loss
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
+from kfrl.memory import Memory
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.formats import Teacher
 
@@ -28,6 +29,7 @@ class KnowledgeFlowMethod(Method):
     """total = A3C loss + lambda_1(t) l_dep + lambda_2 l_KL (eq. 4), and a deliberate hand-over to the student."""
 
     takes_teachers = "some"
+    config_groups = ("flow",)
 
     def __init__(self, config: TrainConfig) -> None:
         """Keep the settings; theta_old is taken in the first update."""
@@ -35,7 +37,6 @@ class KnowledgeFlowMethod(Method):
         self.flow_config = config.flow
         self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
         self._previous: dict[str, Tensor] | None = None
-        self._observed: tuple[Tensor, Context] | None = None
         self._mentor: dict[str, Tensor] | None = None
         self._scores: deque[float] = deque(maxlen=RECENT)
         self._first_share = 1.0
@@ -97,14 +98,14 @@ class KnowledgeFlowMethod(Method):
         net.handover = self.hand_over(progress)
 
     def observe(self, net: nn.Module, obs: Tensor) -> Context:
-        """The teachers' features; what followed the last rollout is what the next one begins with."""
+        """The teachers' features, until independence."""
         assert isinstance(net, KnowledgeFlow)
-        if net.independent:
-            self._observed = None
-            return ()
-        if self._observed is None or self._observed[0] is not obs:
-            self._observed = obs, net.teacher_features(obs)
-        return self._observed[1]
+        return () if net.independent else super().observe(net, obs)
+
+    def features(self, net: nn.Module, obs: Tensor) -> Context:
+        """The teachers' pre-activations."""
+        assert isinstance(net, KnowledgeFlow)
+        return net.teacher_features(obs)
 
     def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The linked student's logits and values."""
@@ -141,7 +142,7 @@ class KnowledgeFlowMethod(Method):
         The distillation fades with the ramp, so that a student who outgrows its teachers is not held back, and stays
         where the student loses points without them (the idea of QDagger: Agarwal et al. 2022).
         """
-        self._scores.extend(batch.scores)
+        self._scores.extend(episode.score for episode in batch.episodes)
         if not self._scores:
             return 0.0
         score = sum(self._scores) / len(self._scores)
@@ -152,8 +153,8 @@ class KnowledgeFlowMethod(Method):
 
     def _handover(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
         """The distillation, on as many times a rollout's samples as `handover_reuse` says."""
-        self._memory.add(self._lessons(net, batch))
-        lessons = self._memory.draw(max(1, round(len(batch.values) * self.flow_config.handover_reuse)))
+        self._memory.add(*self._lessons(net, batch))
+        lessons = Lessons(*self._memory.draw(max(1, round(len(batch.values) * self.flow_config.handover_reuse))))
         logits, values = net.student(lessons.obs)
         steps = len(batch.values) / batch.num_envs
         return steps * handover_loss(logits, values, lessons).mean()

@@ -27,13 +27,13 @@ class RMSpropTF:
         eps: float = 1e-5,
     ) -> None:
         """Train the parameters of `shared`; its `exp_avg_sq` is s."""
-        self._shared, self._max_grad_norm, self._alpha, self._eps = shared, max_grad_norm, alpha, eps
-        scales = [
-            torch.full((sum(p.numel() for p in group.parameters),), group.lr_scale, device=shared.parameters.device)
-            for group in groups
-        ]
-        self._scale = torch.cat(scales) if any(group.lr_scale != 1.0 for group in groups) else 1.0
-        if not shared.adam_steps.any():
+        self._groups, self._max_grad_norm, self._alpha, self._eps = groups, max_grad_norm, alpha, eps
+        self._sizes = [sum(p.numel() for p in group.parameters) for group in groups]
+        self._parameters, self._squares = (
+            torch.split(tensor, self._sizes) for tensor in (shared.parameters, shared.exp_avg_sq)
+        )
+        self._steps = shared.adam_steps
+        if not self._steps.any():
             shared.exp_avg_sq.fill_(1.0)
 
     def push(self, grads: Tensor, lr: float) -> float | None:
@@ -41,8 +41,10 @@ class RMSpropTF:
         norm = clipped_norm(grads, self._max_grad_norm)
         if norm is None:
             return None
-        squares = self._shared.exp_avg_sq
-        squares.mul_(self._alpha).addcmul_(grads, grads, value=1.0 - self._alpha)
-        self._shared.parameters.addcdiv_(grads * self._scale, (squares + self._eps).sqrt_(), value=-lr)
-        self._shared.adam_steps.add_(1)
+        for index, (group, grad) in enumerate(zip(self._groups, torch.split(grads, self._sizes), strict=True)):
+            if group.lazy and not grad.any():
+                continue
+            squares = self._squares[index].mul_(self._alpha).addcmul_(grad, grad, value=1.0 - self._alpha)
+            self._parameters[index].addcdiv_(grad, (squares + self._eps).sqrt_(), value=-lr * group.lr_scale)
+            self._steps[index] += 1
         return norm

@@ -24,7 +24,7 @@ TICK_SECONDS = 0.2
 
 
 class SyncTrainer(Trainer):
-    """One learner in this process."""
+    """One learner in this process, on one game at a time."""
 
     keep_graph = True
     """Whether one update follows each rollout, so that the acting passes' activations serve it."""
@@ -46,22 +46,23 @@ class SyncTrainer(Trainer):
 
     def _learn(self) -> None:
         config, shape = self.run.config, self.run.config.shape
-        seed = stream(config.seed, 1 + 1000 * self.session)
+        (task,) = self.phase.games
+        seed = stream(config.seed, 1 + 1000 * self.session + 1_000_000 * self.phase_index)
         seed_everything(seed)
         keep_memory()
         grads = torch.zeros_like(self.shared.parameters)
         bind(self.groups, self.shared.parameters, grads)
         updater = Updater(self.method, self.net, self.shared, grads, self.optimiser(), rank=0)
-        envs = AtariEnvs(self.run.protocol, shape.envs_per_worker, num_threads=min(cores(), shape.envs_per_worker))
+        envs = AtariEnvs(self.run.rules(task), shape.envs_per_worker, num_threads=min(cores(), shape.envs_per_worker))
         collector = Collector(
             envs, self.method, self.net, shape.t_max, seed, keep_graph=self.keep_graph, device=config.device
         )
         ticked = time.monotonic()
-        while self.shared.global_step < config.steps and not self.stopping:
+        while self.shared.global_step < self.phase.steps and not self.stopping:
             progress = self.progress
             self.method.before_rollout(self.net, progress)
             rollout = collector.collect()
-            report = Report(episodes=list(rollout.episodes))
+            report = Report(task.game, list(rollout.episodes))
             self.update(rollout, updater, progress, report)
             self.shared.steps[1] += rollout.actions.numel()
             self.take(report)
@@ -106,10 +107,10 @@ class PPOTrainer(SyncTrainer):
         """`epochs` passes over the rollout, its samples shuffled anew for each."""
         config = self.run.config
         samples = Samples.of(rollout, config)
-        scores = tuple(episode.score for episode in rollout.episodes)
+        episodes = rollout.episodes
         for _ in range(config.ppo.epochs):
             order = torch.randperm(len(samples)).to(samples.actions.device)
             for indices in torch.split(order, config.ppo.batch_size):
-                terms = ppo_terms(self.method, self.net, samples.pick(indices), scores, progress, config)
+                terms = ppo_terms(self.method, self.net, samples.pick(indices), episodes, progress, config)
                 updater.update(terms, config.shape.lr * (1.0 - progress), progress, report)
-                scores = ()
+                episodes = ()

@@ -83,7 +83,8 @@ def main(argv: Sequence[str]) -> int:
     if linked is not None:
         answer["with_links"] = play(linked, "with its teachers' links").to_dict()
     elif agent.card.teachers:
-        console.print("The student is independent: no link is left, its score is its own.")
+        numbers = sum(tensor.numel() for tensor in agent.net.state_dict().values())
+        console.print(f"It is independent: the {numbers:,} numbers in its file are all that plays.")
     if flags.json is not None:
         write_text(flags.json, dump_json(answer))
         console.print(f"Wrote {flags.json}")
@@ -163,6 +164,7 @@ def _linked_policy(path: Path) -> Policy | None:
     net = method.build(run.spec, run.teachers)
     saved = latest_checkpoint(run.folder.checkpoints)
     net.load_state_dict(saved.prefixed("net."))
+    method.begin(net, len(run.phases) - 1, run.spec, rank=0)
     method.before_rollout(net, min(1.0, saved.state["global_step"] / run.config.steps))
     return linked_policy(run, net)
 

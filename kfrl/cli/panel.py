@@ -20,6 +20,7 @@ from rich.text import Text
 from agents.config import FAST_ENVS, TrainConfig, cores
 from agents.runs import Run
 from agents.training import Status
+from envs.games import Game
 from kfrl.checkpoint import Checkpoint
 from kfrl.flow import KnowledgeFlow
 
@@ -50,7 +51,10 @@ class TrainDisplay:
     def introduce(self, run: Run, checkpoint: Checkpoint | None) -> None:
         """Say what is about to run: rules, sizes, teachers and links."""
         config, protocol = run.config, run.protocol
-        names = ", ".join(_teacher_line(run, index) for index in range(len(run.teachers)))
+        names = ", ".join(
+            [_teacher_line(run, index) for index in range(len(run.teachers))]
+            + [f"source {Game(source.game).title}" for source in run.spec.sources]
+        )
         self._title = f"{config.game} · {config.label}" + (f" · {names}" if names else "")
         self.say(f"[bold]{self._title}[/]")
         self.say(
@@ -58,13 +62,16 @@ class TrainDisplay:
             f"{protocol.frame_skip}, {len(run.spec.actions)} actions, a lost life "
             f"{'ends' if protocol.episodic_life else 'does not end'} the learner's episode"
         )
-        for line in _engine_lines(config):
+        for line in (*_engine_lines(config), *_phase_lines(run)):
             self.say(line)
         net = run.method().build(run.spec, run.teachers)
         if isinstance(net, KnowledgeFlow):
             self.say(link_table(net))
         if checkpoint is not None:
-            self.say(f"Going on from step {checkpoint.state['global_step']:,} ({checkpoint.path.name}).")
+            state = checkpoint.state
+            phase = f" of phase {state['phase'] + 1}" if len(run.phases) > 1 else ""
+            step = state.get("phase_step", state["global_step"])
+            self.say(f"Going on from step {step:,}{phase} ({checkpoint.path.name}).")
         self.say(f"Writing to {run.folder.path}")
 
     def update(self, status: Status) -> None:
@@ -132,6 +139,15 @@ def _engine_lines(config: TrainConfig) -> Iterator[str]:
         )
 
 
+def _phase_lines(run: Run) -> Iterator[str]:
+    """What is learned when, where that is not one game from start to end."""
+    if not run.spec.sources:
+        return
+    for index, phase in enumerate(run.phases):
+        games = ", ".join(f"{Game(task.game).title} ({len(task.actions)} actions)" for task in phase.games)
+        yield f"phase {index + 1}: {games}, {phase.steps:,} steps"
+
+
 def _teacher_line(run: Run, index: int) -> str:
     teacher = run.teachers[index]
     score = teacher.card.mean_score
@@ -149,12 +165,14 @@ def _panel(title: str, status: Status) -> Panel:
 
 def _facts(status: Status) -> list[tuple[str, str]]:
     eta = "..." if status.eta_sec is None else str(timedelta(seconds=int(max(0.0, status.eta_sec))))
-    facts = [
+    facts = [("phase", status.phase)] if status.phase else []
+    facts += [
         ("steps", f"{status.step:,} of {status.steps:,}"),
         ("rate", f"{status.steps_per_sec:,.0f} steps/s"),
         ("ETA", eta),
         ("raw return", _score(status.recent_return)),
     ]
+    facts += [(f"in {Game(game).title}", _score(score)) for game, score in status.source_returns.items()]
     if status.student_return is not None:
         facts.append(("student alone", _score(status.student_return)))
     if status.dropped:

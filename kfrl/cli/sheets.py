@@ -96,7 +96,9 @@ def _score_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
 def _learning_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
     columns = ["arm", "area,\nalone", "transfer,\nalone [95 %]", "area,\ntraining", "transfer,\ntraining [95 %]"]
     columns += [f"steps to {base}'s\nscore (seeds)"] if base else []
-    columns += ["teacher\nframes", "parameters\ntrained", "parameters\ndeployed"]
+    sources = any(run.source_frames for cell in cells for run in cell.runs)
+    columns += ["teacher\nframes", *(["source\nframes"] if sources else [])]
+    columns += ["parameters\ntrained", "parameters\ndeployed"]
     rows = [
         [
             cell.arm.name,
@@ -104,6 +106,7 @@ def _learning_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
             *_area(cell.training),
             *([_steps_to_baseline(cell)] if base else []),
             frames(cell.runs),
+            *([number(run.source_frames for run in cell.runs)] if sources else []),
             number(run.trained for run in cell.runs),
             number(run.deployed for run in cell.runs),
         ]
@@ -262,6 +265,7 @@ def cell_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
             "steps_to_baseline": cell.steps_to_baseline,
             "seeds_that_reached_baseline": sum(step is not None for step in cell.reached) if cell.reached else None,
             "teacher_frames": number_cell(run.teacher_frames for run in cell.runs),
+            "source_frames": number_cell(run.source_frames for run in cell.runs),
             "trained_parameters": number_cell(run.trained for run in cell.runs),
             "deployed_parameters": number_cell(run.deployed for run in cell.runs),
         }
@@ -291,6 +295,7 @@ def run_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "protocol": run.protocol.name,
                 "fingerprint": run.protocol.fingerprint,
                 "teacher_frames": run.teacher_frames,
+                "source_frames": run.source_frames,
                 "trained_parameters": run.trained,
                 "deployed_parameters": run.deployed,
                 "commit": run.card.commit,

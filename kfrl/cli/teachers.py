@@ -129,7 +129,8 @@ def net_name(arch: dict[str, Any]) -> str:
     """An architecture in a few characters: the filters of its convolutions and its units, `16-32-256`."""
     sizes = [filters for filters, *_ in arch.get("convs", ((16,), (32,)))]
     name = "-".join(str(size) for size in (*sizes, arch.get("hidden", 256)))
-    return f"{name} Q" if arch.get("head") == "q" else name
+    columns = "".join(f" + {net_name(column['arch'])}" for column in arch.get("columns", ()))
+    return f"{name} Q" if arch.get("head") == "q" else name + columns
 
 
 def _show(command: Show) -> None:

@@ -85,15 +85,18 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
         trainer = ENGINES[run.config.algo](run, display, checkpoint)
         outcome = trainer.train()
         resume = f"kfrl train --resume {run.folder.path}"
+        place = f"step {outcome.step:,}"
+        if outcome.source_steps:
+            place += f", and {outcome.source_steps:,} steps in its source games"
         if outcome.failure is not None:
-            display.fail(f"{outcome.failure}\nSaved at step {outcome.step:,}. Resume with: {resume}")
+            display.fail(f"{outcome.failure}\nSaved at {place}. Resume with: {resume}")
             return 1
         if outcome.stopped_by is not None:
-            display.say(f"Stopped at step {outcome.step:,}; a checkpoint is written.")
+            display.say(f"Stopped at {place}; a checkpoint is written.")
             display.say(f"Resume with: {resume}")
             return 128 + outcome.stopped_by
         try:
-            _evaluate(run, trainer, outcome.step, display)
+            _evaluate(run, trainer, display)
         except KeyboardInterrupt:
             display.say(f"Stopped before the scores were in. Training is done and saved; play on with: {resume}")
             return 130
@@ -105,13 +108,13 @@ def _finished(run: Run, checkpoint: Checkpoint) -> bool:
     return trained and (run.folder.evaluation.exists() or not run.config.eval_episodes)
 
 
-def _evaluate(run: Run, trainer: Trainer, step: int, display: TrainDisplay) -> None:
+def _evaluate(run: Run, trainer: Trainer, display: TrainDisplay) -> None:
     """Play the final episodes, save the scores beside the student, say what to type next."""
     from kfrl.cli.evaluate import linked_policy, play_games
     from kfrl.plots import draw_run
 
     student = trainer.method.export(trainer.net)
-    folder, episodes = run.folder, run.config.eval_episodes
+    folder, episodes, step = run.folder, run.config.eval_episodes, trainer.step
     display.close()
     if episodes:
         policies = {"student alone": lambda obs: student(obs)[0]}
@@ -124,11 +127,14 @@ def _evaluate(run: Run, trainer: Trainer, step: int, display: TrainDisplay) -> N
         }
         alone, *others = results.values()
         answer = {"steps": step, **alone} | ({"with_links": others[0]} if others else {})
+        if run.spec.sources:
+            answer["source_steps"] = trainer.source_steps
         answer["layer_weights"] = trainer.method.metrics(trainer.net)
         run.save_student(student, step, alone)
         run.write_evaluation(answer)
     draw_run(folder.path, folder.curves)
-    display.say(f"\nThe student, alone: {folder.student}")
+    deployed = sum(parameter.numel() for parameter in student.parameters())
+    display.say(f"\nThe student, alone: {folder.student}, {deployed:,} parameters")
     display.say(f"Curves: {folder.curves}, {folder.metrics.name} beside it, or: tensorboard --logdir {folder.path}")
     display.say(f"Watch it: kfrl eval {folder.path} --video play.mp4")
     display.say(f"Let it teach: kfrl train --game NAME --teachers {run.protocol.game}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kfrl.nets.initial import HEAD_GAINS, orthogonal
 
 PAPER_CONVS = ((16, 8, 4), (32, 4, 2))
 """(filters, kernel, stride): Mnih et al. 2016 and the Knowledge Flow paper, section 4.1."""
@@ -28,9 +29,7 @@ class AtariNet(nn.Module):
     The default is the paper's net: 16 8x8/4, 32 4x4/2, 256 units; 681,027 parameters with 18 actions. Each layer is a
     sub-module of its own whose output is the PRE-activation z; ReLU follows in `forward`.
 
-    Weights start orthogonal, with gain sqrt(2), 0.01 for the policy and 1 for values, and biases at 0, as in OpenAI
-    baselines. From Torch's default, a third of that scale and nearly blind to what moves on a screen, Adam's first
-    updates, which are of one size whatever the gradient, turned most ReLUs off for good (docs/a3c.md).
+    Weights start orthogonal (`initial.orthogonal`).
     """
 
     head_layers = ("policy", "value")
@@ -85,22 +84,42 @@ class AtariNet(nn.Module):
         self.fc = nn.Linear(channels * size * size, hidden)
         self.policy = nn.Linear(hidden, num_actions)
         self.value: nn.Module = MaxQ() if head == "q" else nn.Linear(hidden, 1)
-        self._initialise()
+        orthogonal(self, {"policy": 1.0, "value": 1.0} if head == "q" else None)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def _initialise(self) -> None:
-        for name, layer in self.named_children():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                gain = {"policy": 1.0 if self.head == "q" else 0.01, "value": 1.0}.get(name, math.sqrt(2))
-                nn.init.orthogonal_(layer.weight, gain)
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Map observations (B, stack, H, W) uint8 to logits (B, A), or Q values, and values (B,)."""
+        h = self.body(obs)
+        logits = self.policy(h)
+        return logits, self.value(logits if self.head == "q" else h).squeeze(1)
+
+    def body(self, obs: Tensor) -> Tensor:
+        """What the heads see: observations (B, stack, H, W) uint8 -> (B, hidden)."""
         h = torch.mul(obs.contiguous(memory_format=torch.channels_last), 1 / 255)
         for name in self._convs:
             h = F.relu(self.get_submodule(name)(h))
         # Flattened in NCHW order, the order of every published weight file.
-        h = F.relu(self.fc(h.flatten(1)))
-        logits = self.policy(h)
-        return logits, self.value(logits if self.head == "q" else h).squeeze(1)
+        return F.relu(self.fc(h.flatten(1)))
+
+
+class MultiTaskNet(nn.Module):
+    """An Atari net whose body has more policy heads than its own, one for each other task."""
+
+    def __init__(self, student: AtariNet, outputs: Mapping[str, int]) -> None:
+        """Add heads.
+
+        Args:
+            student: Body and own heads.
+            outputs: Task -> number of its logits.
+        """
+        super().__init__()
+        self.student = student
+        hidden: int = student.arch["hidden"]
+        self.policies = nn.ModuleDict({task: nn.Linear(hidden, count) for task, count in outputs.items()})
+        orthogonal(self.policies, dict.fromkeys(outputs, HEAD_GAINS["policy"]))
+
+    def forward(self, obs: Tensor, task: str | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, A) of a task, or of the student's own, and the values (B,) of its own."""
+        h = self.student.body(obs)
+        policy = self.student.policy if task is None else self.policies[task]
+        return policy(h), self.student.value(h).squeeze(1)

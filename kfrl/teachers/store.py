@@ -110,6 +110,11 @@ def find_teacher(reference: str, runs: Path) -> Entry:
     """
     path = Path(reference).expanduser()
     if path.is_dir():
+        if (path / "checkpoint").is_dir() and not (path / STUDENT_FILE).exists():
+            raise UserError(
+                f"The run {reference} has no student yet: its own game comes after its source games. Let it go on: "
+                f"kfrl train --resume {reference}"
+            )
         path = path / STUDENT_FILE
         if not path.exists():
             raise UserError(f"{reference} is a folder without a {STUDENT_FILE}: not a run of kfrl.")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from agents.arms import Arm, check_shared, describe_kinds, find_baseline, kinds_of, make_arms
-from agents.config import FlowConfig, PPOConfig
+from agents.config import FineTuneConfig, FlowConfig, PPOConfig
 from agents.records import RunRecord, read_run
 from kfrl.errors import UserError
 
@@ -92,6 +92,15 @@ def test_two_teachers_of_one_name_are_two_arms(records: Records) -> None:
 
 def test_settings_of_knowledge_flow_do_not_part_runs_of_another_method(records: Records) -> None:
     assert names(make_arms(records({}, {"flow": FlowConfig(handover_start=0.5)}))) == {"a3c": 2}
+
+
+def test_a_methods_own_settings_part_its_runs(records: Records) -> None:
+    tuned = {"teachers": "zoo:seaquest", "method": "fine-tune"}
+    arms = make_arms(records(tuned, {**tuned, "fine_tune": FineTuneConfig(heads_only=True)}))
+    assert names(arms) == {
+        "fine-tune (seaquest, fine_tune.heads_only=False)": 1,
+        "fine-tune (seaquest, fine_tune.heads_only=True)": 1,
+    }
 
 
 def test_the_algorithm_is_part_of_the_name_where_it_is_not_a3c(records: Records) -> None:

@@ -141,3 +141,23 @@ def test_ppo_takes_means_over_samples_of_a_methods_terms_too() -> None:
     value = 0.5 * 0.5 * (samples.returns - net(samples.obs)[1]).square().mean().item()
     assert terms["value"].item() == pytest.approx(value, rel=1e-5)
     assert a3c_terms(Sum(CONFIG), net, random_rollout(4), 0.0, CONFIG)["ones"].item() == T
+
+
+class Taxed(Method):
+    """Takes a point from every reward, and leaves the entropy out."""
+
+    def rewards(self, net: torch.nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
+        assert actions.shape == rewards.shape == (T, batch.num_envs)
+        return rewards - 1.0
+
+    def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: term for name, term in terms.items() if name != "entropy"}
+
+
+def test_a_method_may_change_the_rewards_and_drop_terms() -> None:
+    net, rollout = AtariNet(6), random_rollout(2)
+    taxed = a3c_terms(Taxed(CONFIG), net, rollout, 0.0, CONFIG)
+    by_hand = a3c_terms(Method(CONFIG), net, replace(rollout, rewards=rollout.rewards - 1.0), 0.0, CONFIG)
+    assert list(taxed) == ["policy", "value"]
+    for name, term in taxed.items():
+        torch.testing.assert_close(term, by_hand[name])

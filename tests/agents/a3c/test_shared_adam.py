@@ -148,6 +148,23 @@ def test_a_group_has_its_own_learning_rate() -> None:
     assert shared.adam_steps.tolist() == [3.0, 3.0]
 
 
+def test_a_lazy_group_without_a_gradient_is_left_alone_with_its_statistics() -> None:
+    eager, lazy = scalars(1.0, 1.0), scalars(1.0, 1.0)
+    groups = [ParameterGroup(tuple(eager.parameters())), ParameterGroup(tuple(lazy.parameters()), lazy=True)]
+    shared = SharedModel.create(groups, 1)
+    optimiser = SharedAdam(shared, groups, NO_CLIPPING)
+    optimiser.push(torch.ones(4), 0.1)
+    before = {name: getattr(shared, name).clone() for name in ("parameters", "exp_avg", "exp_avg_sq")}
+    optimiser.push(torch.zeros(4), 0.1)
+    for name, old in before.items():
+        new = getattr(shared, name)
+        assert torch.equal(new[2:], old[2:]), name
+        assert not torch.equal(new[:2], old[:2]), name
+    assert shared.adam_steps.tolist() == [2.0, 1.0]
+    optimiser.push(torch.tensor([0.0, 0.0, 0.0, 1.0]), 0.1)
+    assert not (shared.parameters[2:] == before["parameters"][2:]).any(), "one gradient moves the whole group"
+
+
 # --- shared -------------------------------------------------------------------------------------------------
 
 
@@ -166,9 +183,9 @@ def test_workers_share_parameters_and_statistics() -> None:
 def test_everything_shared_is_in_shared_memory(small_net: Net) -> None:
     shared = SharedModel.create(one_group(small_net(4)), 3)
     tensors = list(vars(shared).values())
-    assert len(tensors) == 8
+    assert len(tensors) == 9
     assert all(tensor.is_shared() for tensor in tensors)
-    assert [len(t) for t in (shared.steps, shared.updates, shared.dropped)] == [4, 4, 4]
+    assert [len(t) for t in (shared.steps, shared.other_steps, shared.updates, shared.dropped)] == [4] * 4
 
 
 def test_the_global_step_is_that_of_all_workers_and_of_earlier_sessions() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.config import TrainConfig
+from agents.config import FineTuneConfig, TrainConfig
 from agents.methods.base import NetSpec
 from agents.methods.fine_tune import FineTune
 from kfrl.nets.atari import AtariNet
@@ -57,3 +57,18 @@ def test_everything_trains_and_the_teacher_does_not(expert: Teacher, obs: Tensor
     optimiser.step()
     after = expert.net.state_dict().values()
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+def test_heads_only_trains_the_heads_and_leaves_the_body_the_teachers(expert: Teacher, obs: Tensor) -> None:
+    method = FineTune(TrainConfig(fine_tune=FineTuneConfig(heads_only=True)))
+    net = method.build(SPEC, [expert])
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    (group,) = method.parameter_groups(net)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    assert {names[id(p)] for p in group.parameters} == {"policy.weight", "policy.bias", "value.weight", "value.bias"}
+    logits, values = net(obs)
+    (logits.square().sum() + values.sum()).backward()
+    torch.optim.SGD(group.parameters, lr=0.1).step()
+    moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"policy.weight", "policy.bias", "value.weight", "value.bias"}
+    assert method.export(net).state_dict().keys() == before.keys()

@@ -14,7 +14,7 @@ from agents.config import FlowConfig, LinkConfig, TrainConfig
 from agents.methods.base import Batch, NetSpec
 from agents.methods.knowledge_flow import KL_SAMPLES, KnowledgeFlowMethod
 from agents.rollout import Collector
-from envs.atari import ALL_ACTIONS, AtariEnvs, identify
+from envs.atari import ALL_ACTIONS, AtariEnvs, Episode, identify
 from envs.protocols import get_protocol
 from kfrl.flow import KnowledgeFlow
 from kfrl.nets.atari import AtariNet
@@ -55,7 +55,8 @@ def randomise(net: nn.Module) -> None:
 
 def play(method: KnowledgeFlowMethod, net: nn.Module, obs: Tensor, scores: tuple[float, ...] = ()) -> Batch:
     context = method.observe(net, obs)
-    return Batch(obs, context, *method.forward(net, obs, context), scores=scores, num_envs=ENVS)
+    episodes = tuple(Episode(0, score, 1, False) for score in scores)
+    return Batch(obs, context, *method.forward(net, obs, context), episodes, num_envs=ENVS)
 
 
 def other_obs() -> Tensor:

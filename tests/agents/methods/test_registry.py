@@ -24,7 +24,7 @@ def test_every_method_can_be_made(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["knowledge_flow", "Knowledge-Flow", "base", "", "../a3c"])
 def test_another_name_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"Unknown method.*Valid: a3c, .*fine-tune, knowledge-flow"):
+    with pytest.raises(UserError, match=r"Unknown method.*Valid: a3c, .*fine-tune, .*knowledge-flow"):
         get_method(name)
 
 
@@ -39,6 +39,9 @@ def test_an_unknown_method_names_the_nearest() -> None:
         ("a3c", 1, "a3c takes no teachers, got 1"),
         ("fine-tune", 0, "fine-tune takes exactly one teacher .* got 0"),
         ("fine-tune", 2, "fine-tune takes exactly one teacher .* got 2"),
+        ("progressive", 0, "progressive needs at least one teacher"),
+        ("policy-distillation", 0, "policy-distillation needs at least one teacher"),
+        ("actor-mimic", 0, "actor-mimic needs at least one teacher"),
         ("knowledge-flow", 0, "knowledge-flow needs at least one teacher"),
     ],
 )

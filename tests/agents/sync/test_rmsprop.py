@@ -51,3 +51,14 @@ def test_statistics_of_a_resumed_run_are_kept() -> None:
     RMSpropTF(shared, groups, max_grad_norm=1.0)
     torch.testing.assert_close(shared.exp_avg_sq, before)
     assert before.item() == pytest.approx(0.9901)
+
+
+def test_a_lazy_group_without_a_gradient_keeps_its_statistics() -> None:
+    groups = [ParameterGroup((nn.Parameter(torch.ones(1)),), lazy=lazy) for lazy in (False, True)]
+    shared = SharedModel.create(groups, 1)
+    optimiser = RMSpropTF(shared, groups, max_grad_norm=100.0, alpha=0.5)
+    optimiser.push(torch.zeros(2), lr=0.1)
+    assert shared.exp_avg_sq.tolist() == [0.5, 1.0]
+    assert shared.adam_steps.tolist() == [1.0, 0.0]
+    optimiser.push(torch.tensor([0.0, 2.0]), lr=0.1)
+    assert shared.exp_avg_sq.tolist() == [0.25, 2.5]

@@ -16,6 +16,7 @@ from agents.training import Outcome, Status
 from kfrl.checkpoint import latest_checkpoint
 from kfrl.errors import UserError
 from kfrl.metrics import read_metrics
+from kfrl.teachers.formats import load_agent
 from kfrl.teachers.store import ZOO
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,7 @@ class Silent:
 
 
 def prepare(folder: Path, algo: str, **settings: object) -> Run:
-    config = TrainConfig(game="Pong", algo=algo, ppo=PPO, run_dir=folder, **(SMALL | settings))
+    config = TrainConfig(algo=algo, ppo=PPO, run_dir=folder, **({"game": "Pong"} | SMALL | settings))
     run = resolve(TrainConfig(**{**vars(config), "t_max": config.t_max or (16 if algo == "ppo" else 5)}))
     run.write_config()
     return run
@@ -74,6 +75,29 @@ def test_knowledge_flow_runs_on_it_and_ends_independent_with_its_teacher_unchang
     row = read_metrics(run.folder.metrics)[-1]
     assert row["flow/p_student/fc"] == 1.0
     assert {"losses/policy", "losses/value", "losses/entropy", "losses/policy_kl"} <= row.keys()
+
+
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
+@pytest.mark.parametrize("method", ["fine-tune", "progressive", "policy-distillation", "actor-mimic"])
+def test_a_method_with_a_teacher_learns_leaves_it_unchanged_and_goes_on(
+    method: str, algo: str, tmp_path: Path, obs: torch.Tensor
+) -> None:
+    run = prepare(tmp_path / "run", algo, game="Seaquest", teachers="zoo:seaquest", method=method)
+    before = run.method().export(run.method().build(run.spec, run.teachers)).state_dict()
+    outcome = train(run)
+    assert outcome.failure is None
+    assert outcome.step >= 128
+    fresh = load_agent(ZOO / "seaquest.safetensors").net.state_dict()
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in run.teachers[0].net.state_dict().items())
+    student = run.method().export(outcome.net)
+    assert not torch.equal(student.state_dict()["conv1.weight"], before["conv1.weight"])
+    alone = load_agent(run.folder.student).net
+    assert torch.equal(alone(obs)[0], student(obs)[0])
+    resumed = ENGINES[algo](run, Silent(), latest_checkpoint(run.folder.checkpoints))
+    assert (resumed.step, resumed.source_steps) == (outcome.step, outcome.source_steps)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.net.parameters(), outcome.net.parameters(), strict=True))
+    # Rewards do not count where a teacher is imitated.
+    assert ("losses/policy" in read_metrics(run.folder.metrics)[-1]) == (method != "policy-distillation")
 
 
 def test_an_update_of_ppo_makes_its_epochs_and_minibatches(tmp_path: Path) -> None:

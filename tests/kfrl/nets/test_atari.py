@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from kfrl.errors import UserError
 from kfrl.nets import build_net
-from kfrl.nets.atari import AtariNet
+from kfrl.nets.atari import AtariNet, MultiTaskNet
 
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 
@@ -127,3 +127,19 @@ def test_weights_start_orthogonal(layer: str, gain: float) -> None:
 def test_action_values_start_at_the_scale_of_values() -> None:
     rows = AtariNet(6, head="q").policy.weight.detach()
     torch.testing.assert_close(rows @ rows.T, torch.eye(6), atol=1e-5, rtol=0)
+
+
+def test_more_heads_share_the_body_and_the_values(obs: Tensor) -> None:
+    student = AtariNet(3, ((4, 8, 8),), 8)
+    net = MultiTaskNet(student, {"pong": 6, "alien": 18})
+    h = student.body(obs)
+    assert h.shape == (2, 8)
+    assert float(h.detach().min()) == 0.0
+    for task, actions in (("pong", 6), ("alien", 18)):
+        logits, values = net(obs, task)
+        head = net.policies[task]
+        assert logits.shape == (2, actions)
+        torch.testing.assert_close(logits, F.linear(h, head.weight, head.bias))
+        assert torch.equal(values, student(obs)[1])
+    for ours, theirs in zip(net(obs), student(obs), strict=True):
+        assert torch.equal(ours, theirs)

@@ -1,0 +1,102 @@
+"""Actor-mimic (Parisotto et al. 2016): imitate several teachers in their games, then learn another from there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from agents.methods.base import Batch, Context, NetSpec, Phase
+from agents.methods.policy_distillation import PolicyDistillation
+from envs.atari import ALL_ACTIONS
+from kfrl.losses.distillation import cross_entropy
+from kfrl.nets.atari import AtariNet, MultiTaskNet
+from kfrl.teachers.actions import in_order
+from kfrl.teachers.formats import Teacher
+
+MIMIC = "mimic"
+
+
+class MimicNet(MultiTaskNet):
+    """A body with a head of 18 actions for all teachers' games, a feature net f_i for each of them, and its own heads.
+
+    Body and own heads are what the run's own game is learned with: the body goes over as it is, the last layer is new.
+    """
+
+    def __init__(self, student: AtariNet, features: dict[str, int]) -> None:
+        """Add the head and, game -> units of its teacher's last hidden layer, the feature nets."""
+        super().__init__(student, {MIMIC: len(ALL_ACTIONS)})
+        hidden = student.arch["hidden"]
+        self.regressors = nn.ModuleDict({game: nn.Linear(hidden, units) for game, units in features.items()})
+
+
+class ActorMimic(PolicyDistillation):
+    """L = -sum_a pi_E(a) log pi_AMN(a) + lambda ||f_i(h_AMN) - h_E||^2 in the teachers' games, then plain learning."""
+
+    takes_sources = "teachers-before"
+    teacher_acts = False
+    q_temperature = 1.0
+
+    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+        """All teachers' games at the same time, then the run's own."""
+        assert self.config.source_steps is not None
+        return (Phase(spec.sources, self.config.source_steps), Phase((spec,), self.config.steps))
+
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
+        """The student of the own game, with what it needs to imitate."""
+        self.take(teachers, spec.sources)
+        units = {teacher.card.game: teacher.card.arch["hidden"] for teacher in teachers}
+        return MimicNet(self.student(spec), units)
+
+    @property
+    def imitates(self) -> bool:
+        """Whether the teachers' games are played, not yet the run's own."""
+        return self.phase == 0
+
+    def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
+        """Train body, shared head and feature nets; then the student alone."""
+        super().begin(net, phase, task, rank)
+        assert isinstance(net, MimicNet)
+        for part in (net.policies, net.regressors):
+            part.requires_grad_(self.imitates)
+        for head in net.student.head_layers:
+            net.student.get_submodule(head).requires_grad_(not self.imitates)
+
+    def features(self, net: nn.Module, obs: Tensor) -> Context:
+        """The teacher's logits and last hidden activations."""
+        return self.read(obs) if self.imitates else ()
+
+    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Of the head of 18 actions those that the game has; in the run's own game the student's own."""
+        assert isinstance(net, MimicNet)
+        if not self.imitates:
+            output: tuple[Tensor, Tensor] = net(obs)
+            return output
+        logits, values = net(obs, MIMIC)
+        return in_order(logits, ALL_ACTIONS, self.task.actions), values
+
+    def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
+        """The student's policy, or the teacher's in the teachers' games."""
+        return super().acting_logits(logits, context) if self.imitates else logits
+
+    def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rewards count in the run's own game."""
+        return {} if self.imitates else terms
+
+    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Policy and feature regression on samples from memory, scaled as a rollout's sum."""
+        assert isinstance(net, MimicNet)
+        if not self.imitates:
+            return {}
+        obs, targets, features = self.remembered(batch)
+        h = net.student.body(obs)
+        logits = in_order(net.policies[MIMIC](h), ALL_ACTIONS, self.task.actions)
+        distance = (net.regressors[self.task.game](h) - features).square().sum(1)
+        steps = len(batch.values) / batch.num_envs
+        return {
+            "distillation": steps * cross_entropy(targets / self.temperature, logits).mean(),
+            "features": self.distillation.feature_coef * steps * distance.mean(),
+        }
+
+
+METHOD = ActorMimic

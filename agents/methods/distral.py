@@ -1,0 +1,162 @@
+"""Distral (Teh et al. 2017): several games at the same time, their policies held near one that is distilled of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from agents.config import TrainConfig
+from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
+from envs.atari import ALL_ACTIONS
+from kfrl.errors import UserError
+from kfrl.losses.actor_critic import log_prob
+from kfrl.losses.distillation import kl_divergence
+from kfrl.nets.atari import AtariNet
+from kfrl.nets.columns import Column, ColumnNet
+from kfrl.teachers.formats import Teacher
+
+
+class DistralNet(nn.Module):
+    """h(s), the logits of the distilled policy pi_0, and a net f_i with a value head for each game.
+
+    pi_0 chooses between all actions that a game of the run has; for a game its logits are those of the game's own
+    actions, found by name.
+    """
+
+    def __init__(self, specs: Sequence[NetSpec], convs: Sequence[Sequence[int]], hidden: int, alpha: float) -> None:
+        """Build it.
+
+        Args:
+            specs: The games.
+            convs: Of every net; see `AtariNet`.
+            hidden: Likewise.
+            alpha: Weight of h in a game's logits: `alpha h + f_i`; 0 makes it one column.
+        """
+        super().__init__()
+        self.alpha = alpha
+        self.actions = tuple(name for name in ALL_ACTIONS if any(name in spec.actions for spec in specs))
+        self._indices = {spec.game: [self.actions.index(name) for name in spec.actions] for spec in specs}
+        self.distilled = Column(convs, hidden)
+        self.h = nn.Linear(hidden, len(self.actions))
+        self.games = nn.ModuleDict({spec.game: AtariNet(len(spec.actions), convs, hidden) for spec in specs})
+
+    def distilled_logits(self, game: str, obs: Tensor) -> Tensor:
+        """Logits of pi_0 over the actions of `game`: (B, stack, H, W) uint8 -> (B, A)."""
+        logits: Tensor = self.h(self.distilled(obs))[:, self._indices[game]]
+        return logits
+
+    def forward(self, game: str, obs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (B, A) of pi_i, values (B,) and, with two columns, the logits (B, A) of pi_0 that are in them."""
+        logits, values = self.games[game](obs)
+        if not self.alpha:
+            return logits, values, None
+        distilled = self.distilled_logits(game, obs)
+        return logits + self.alpha * distilled, values, distilled
+
+    @torch.no_grad()
+    def export(self, game: str) -> nn.Module:
+        """The policy of `game` and its value as one net that knows no other game."""
+        own = self.games[game]
+        assert isinstance(own, AtariNet)
+        if not self.alpha:
+            return copy.deepcopy(own)
+        net = ColumnNet(own.policy.out_features, **self.distilled.arch)
+        net.distilled.load_state_dict(self.distilled.state_dict())
+        net.own.load_state_dict({k: v for k, v in own.state_dict().items() if k.split(".")[0] in own.hidden_layers})
+        net.value.load_state_dict(own.value.state_dict())
+        rows = self._indices[game]
+        net.policy.weight.copy_(torch.cat([self.alpha * self.h.weight[rows], own.policy.weight], dim=1))
+        net.policy.bias.copy_(self.alpha * self.h.bias[rows] + own.policy.bias)
+        return net
+
+
+class Distral(Method):
+    """Rewards regularised by c_KL and c_Ent inside A3C's return, and pi_0 distilled of the games' policies.
+
+    With c_KL = alpha / beta and c_Ent = (1 - alpha) / beta (Teh et al., section 2):
+
+        R_i^reg = R_i + (alpha / beta) log pi_0(a|s) - (1 / beta) log pi_i(a|s)
+    """
+
+    takes_sources = "beside"
+    algos = ("a3c",)
+    config_groups = ("distral",)
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Keep c_KL and c_Ent.
+
+        Raises:
+            UserError: both are 0, so that alpha is 0 / 0.
+        """
+        super().__init__(config)
+        self.c_kl, self.c_ent = config.distral.c_kl, config.entropy_coef
+        if not self.c_kl + self.c_ent:
+            raise UserError("Distral needs --c-kl or --entropy-coef (its c_Ent) above 0, got 0 and 0.")
+        self._seen: list[Tensor] = []
+        self._distilled: Tensor | None = None
+
+    @property
+    def alpha(self) -> float:
+        """The share of the divergence in the regularisation."""
+        return self.c_kl / (self.c_kl + self.c_ent)
+
+    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+        """All games at the same time."""
+        return (Phase((spec, *spec.sources), self.config.steps),)
+
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> DistralNet:
+        """A net for each game, and the distilled one."""
+        self.game = spec.game
+        alpha = self.alpha if self.config.distral.columns == 2 else 0.0
+        return DistralNet((spec, *spec.sources), self.config.convs, self.config.hidden, alpha)
+
+    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+        """The distilled column, which every worker trains, and the games' nets, each of which its own workers train."""
+        assert isinstance(net, DistralNet)
+        distilled = ParameterGroup((*net.distilled.parameters(), *net.h.parameters()))
+        return [distilled, *(ParameterGroup(tuple(own.parameters()), lazy=True) for own in net.games.values())]
+
+    def before_rollout(self, net: nn.Module, progress: float) -> None:
+        """Forget the last rollout's logits of pi_0."""
+        self._seen = []
+
+    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Logits and values of this worker's game.
+
+        With two columns the logits of pi_0 are there too. Those of the pass that the update goes back through, in one
+        piece or one for each step, are kept for the distillation.
+        """
+        logits, values, distilled = net(self.task.game, obs)
+        if distilled is not None and torch.is_grad_enabled():
+            self._seen.append(distilled)
+        return logits, values
+
+    def rewards(self, net: nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
+        """R_i^reg; 1 / beta is c_KL + c_Ent."""
+        assert isinstance(net, DistralNet)
+        self._distilled = torch.cat(self._seen) if self._seen else net.distilled_logits(self.task.game, batch.obs)
+        self._seen = []
+        taken = actions.flatten()
+        log_pi_0, log_pi = log_prob(self._distilled.detach(), taken), log_prob(batch.logits.detach(), taken)
+        return rewards + (self.c_kl * log_pi_0 - (self.c_kl + self.c_ent) * log_pi).view_as(rewards)
+
+    def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The entropy is in the return already."""
+        return {name: term for name, term in terms.items() if name != "entropy"}
+
+    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """c_KL D_KL[pi_i || pi_0], pi_i constant: its gradient is -(alpha / beta) sum_a (pi_i - pi_0) grad h."""
+        assert self._distilled is not None
+        loss = kl_divergence(batch.logits.detach(), self._distilled)
+        return {"distilled": self.c_kl * loss.sum() / batch.num_envs}
+
+    def export(self, net: nn.Module) -> nn.Module:
+        """The policy of the run's own game: with two columns both of them, in one net."""
+        assert isinstance(net, DistralNet)
+        return net.export(self.game)
+
+
+METHOD = Distral

@@ -1,0 +1,163 @@
+"""Policy distillation (Rusu et al. 2016): the student imitates teachers in their own games; rewards do not count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from agents.config import TrainConfig
+from agents.methods.base import Batch, Context, Method, NetSpec, Phase
+from kfrl.errors import UserError
+from kfrl.flow.taps import layer_outputs
+from kfrl.losses.distillation import kl_divergence, negative_log_likelihood, squared_error
+from kfrl.memory import Memory
+from kfrl.nets.atari import AtariNet, MultiTaskNet
+from kfrl.teachers.actions import epsilon_greedy, in_order
+from kfrl.teachers.formats import Teacher
+
+EPSILON = 0.05
+"""How often a Q-network that collects data acts at random."""
+Q_TEMPERATURE = 0.01
+"""Q values of different actions are close together; the paper sharpens them."""
+
+
+class PolicyDistillation(Method):
+    """L_KL = sum_a softmax(q_T / tau)(a) ln( softmax(q_T / tau)(a) / softmax(q_S)(a) ), or L_NLL, or L_MSE.
+
+    One teacher for each game, a head of the student for each game. Samples are drawn from a memory of each worker's
+    own game, so a batch is of one game.
+    """
+
+    takes_teachers = "some"
+    takes_sources = "teachers-beside"
+    config_groups = ("distillation",)
+    teacher_acts = True
+    """Who acts, unless the settings say."""
+    q_temperature = Q_TEMPERATURE
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Keep the settings; teachers come with `build`."""
+        super().__init__(config)
+        self.distillation = config.distillation
+        self._teachers: dict[str, Teacher] = {}
+        self._memory = Memory(self.distillation.replay_memory // config.shape.workers)
+
+    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+        """Every teacher's game at the same time."""
+        return (Phase((spec, *spec.sources), self.config.steps),)
+
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
+        """The student with a head for its own game, and one for each other teacher's."""
+        self.take(teachers, (spec, *spec.sources))
+        student = self.student(spec)
+        student.value.requires_grad_(False)
+        return MultiTaskNet(student, {source.game: len(source.actions) for source in spec.sources})
+
+    def student(self, spec: NetSpec) -> AtariNet:
+        """The configured net."""
+        return AtariNet(len(spec.actions), self.config.convs, self.config.hidden)
+
+    def take(self, teachers: Sequence[Teacher], specs: Sequence[NetSpec]) -> None:
+        """Keep the teachers by game; there has to be one for each, with actions that the game has."""
+        self._teachers = {teacher.card.game: teacher for teacher in teachers}
+        if len(self._teachers) < len(teachers):
+            raise UserError(
+                f"Method {self.config.method_name} takes one teacher for each game, got "
+                f"{', '.join(f'{teacher.name} for {teacher.card.game}' for teacher in teachers)}."
+            )
+        for teacher in teachers:
+            _layers(teacher)
+        for spec in specs:
+            if spec.game not in self._teachers:
+                raise UserError(
+                    f"No teacher plays {spec.game}, and {self.config.method_name} imitates one in its own game. Give a "
+                    f"teacher of {spec.game}, or --game one of: {', '.join(self._teachers)}."
+                )
+            teacher = self._teachers[spec.game]
+            if not set(teacher.card.actions) & set(spec.actions):
+                raise UserError(
+                    f"Teacher {teacher.name!r} has none of the actions of {spec.game} ({', '.join(spec.actions)}), "
+                    f"only {', '.join(teacher.card.actions)}."
+                )
+
+    @property
+    def teacher(self) -> Teacher:
+        """Of the game that this process plays."""
+        return self._teachers[self.task.game]
+
+    def read(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's logits in the order of the game's actions (B, A), and its last hidden activations (B, H)."""
+        net = self.teacher.net
+        hidden, policy = _layers(self.teacher)
+        seen = layer_outputs(net, (hidden, policy), obs)
+        return in_order(seen[policy], self.teacher.card.actions, self.task.actions), seen[hidden].relu()
+
+    def features(self, net: nn.Module, obs: Tensor) -> Context:
+        """The teacher's logits; -inf for an action that it has not."""
+        return self.read(obs)[:1]
+
+    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Logits of the head of the game that this process plays."""
+        assert isinstance(net, MultiTaskNet)
+        game = self.task.game
+        output: tuple[Tensor, Tensor] = net(obs, game if game in net.policies else None)
+        return output
+
+    def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
+        """The teacher's policy, or the student's own."""
+        actor = self.distillation.distill_actor
+        if actor == "student" or (actor is None and not self.teacher_acts):
+            return logits
+        return epsilon_greedy(context[0], EPSILON) if self._q_values else context[0]
+
+    def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing: rewards do not count."""
+        return {}
+
+    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The distillation on samples from memory, scaled as a rollout's sum."""
+        obs, targets = self.remembered(batch)
+        logits, _ = self.forward(net, obs, ())
+        loss = {"kl": self._kl, "nll": negative_log_likelihood, "mse": squared_error}[self.distillation.distill_loss]
+        return {"distillation": loss(targets, logits).mean() * len(batch.values) / batch.num_envs}
+
+    def remembered(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Samples of this rollout and earlier ones: observations and what the teacher made of them."""
+        self._memory.add(batch.obs, *batch.context)
+        return self._memory.draw(max(1, round(len(batch.values) * self.distillation.replay_reuse)))
+
+    def _kl(self, targets: Tensor, logits: Tensor) -> Tensor:
+        return kl_divergence(targets / self.temperature, logits)
+
+    @property
+    def temperature(self) -> float:
+        """Tau: as set, or what suits the teacher's kind."""
+        return self.distillation.temperature or (self.q_temperature if self._q_values else 1.0)
+
+    @property
+    def _q_values(self) -> bool:
+        return getattr(self.teacher.net, "head", "") == "q"
+
+    def export(self, net: nn.Module) -> nn.Module:
+        """The body with the heads of the run's own game."""
+        assert isinstance(net, MultiTaskNet)
+        return super().export(net.student)
+
+
+def _layers(teacher: Teacher) -> tuple[str, str]:
+    """The names of the layers whose outputs are its last hidden pre-activations and its logits.
+
+    Raises:
+        UserError: the net does not name them.
+    """
+    hidden, heads = getattr(teacher.net, "hidden_layers", ()), getattr(teacher.net, "head_layers", ())
+    if not (hidden and heads):
+        raise UserError(
+            f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}, which does not say which of its layers are "
+            "hidden and which are its heads: there is nothing to imitate."
+        )
+    return hidden[-1], heads[0]
+
+
+METHOD = PolicyDistillation

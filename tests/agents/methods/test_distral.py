@@ -1,0 +1,322 @@
+"""Distral against its equations (Teh et al. 2017), and as a run."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.config import DistralConfig, TrainConfig
+from agents.engines import ENGINES
+from agents.methods.base import Batch, NetSpec
+from agents.methods.distral import Distral, DistralNet
+from agents.objective import a3c_terms
+from agents.rollout import Rollout
+from agents.runs import resolve
+from agents.training import Status
+from envs.atari import action_set
+from envs.protocols import get_protocol
+from kfrl.checkpoint import latest_checkpoint
+from kfrl.errors import UserError
+from kfrl.metrics import read_metrics
+from kfrl.nets.atari import AtariNet
+from kfrl.teachers.store import find_teacher
+
+CONFIG = TrainConfig(game="Pong", convs=((4, 8, 8),), hidden=8)
+PONG = NetSpec("pong", ("NOOP", "RIGHT", "LEFT"))
+FREEWAY = NetSpec("freeway", ("NOOP", "UP", "DOWN", "LEFT"))
+SPEC = replace(PONG, sources=(FREEWAY,))
+
+
+def distral(columns: int, c_kl: float = 0.3, c_ent: float = 0.2, task: NetSpec = PONG) -> tuple[Distral, DistralNet]:
+    config = replace(CONFIG, distral=DistralConfig(columns, c_kl), entropy_coef=c_ent)  # type: ignore[arg-type]
+    method = Distral(config)
+    net = method.build(SPEC, ())
+    method.begin(net, 0, task, 0)
+    with torch.no_grad():  # far from uniform
+        for parameter in net.parameters():
+            parameter.mul_(3.0)
+    return method, net
+
+
+def rollout(obs: Tensor, actions: Tensor, rewards: Tensor) -> Rollout:
+    """Steps that all end their episode: (T, K)."""
+    nothing = torch.zeros_like(rewards)
+    return Rollout(
+        obs=obs,
+        actions=actions,
+        rewards=rewards,
+        terminated=torch.ones_like(rewards, dtype=torch.bool),
+        truncated=torch.zeros_like(rewards, dtype=torch.bool),
+        truncated_values=nothing,
+        bootstrap=nothing[0],
+        context=(),
+        episodes=(),
+        logits=nothing.flatten(),
+        values=nothing.flatten(),
+    )
+
+
+# --- equations ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("c_kl", "c_ent"), [(0.01, 0.01), (0.03, 0.01), (0.02, 0.0), (0.0, 0.01)])
+def test_alpha_and_beta_give_back_the_coefficients(c_kl: float, c_ent: float) -> None:
+    method, _ = distral(2, c_kl, c_ent)
+    beta = 1.0 / (method.c_kl + method.c_ent)
+    assert method.alpha / beta == pytest.approx(c_kl)
+    assert (1.0 - method.alpha) / beta == pytest.approx(c_ent)
+
+
+def test_the_defaults_are_kl_and_entropy_in_two_columns_with_a3cs_entropy() -> None:
+    method = Distral(TrainConfig())
+    assert (method.alpha, method.c_kl, method.c_ent, method.config.distral.columns) == (0.5, 0.01, 0.01, 2)
+
+
+def softmax(logits: list[float]) -> list[float]:
+    exponentials = [math.exp(logit) for logit in logits]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_rewards_are_regularised_by_hand(columns: int, obs: Tensor) -> None:
+    method, net = distral(columns)
+    logits, values = method.forward(net, obs, ())
+    batch = Batch(obs, (), logits, values, (), 2)
+    found = method.rewards(net, batch, torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]]))
+    assert found.shape == (1, 2)
+    for k, (action, reward) in enumerate([(2, 1.0), (0, -1.0)]):
+        h = net.h(net.distilled(obs))[k].tolist()
+        pi_0 = softmax([h[net.actions.index(name)] for name in PONG.actions])
+        f = net.games["pong"](obs)[0][k].tolist()
+        shared = [h[net.actions.index(name)] for name in PONG.actions] if columns == 2 else [0.0] * 3
+        # alpha = 0.3 / (0.3 + 0.2), beta = 1 / (0.3 + 0.2)
+        pi = softmax([0.6 * a + b for a, b in zip(shared, f, strict=True)])
+        by_hand = reward + 0.6 / 2.0 * math.log(pi_0[action]) - 1.0 / 2.0 * math.log(pi[action])
+        assert found[0, k].item() == pytest.approx(by_hand, rel=1e-4)
+
+
+def objective(f: Tensor, h: Tensor, alpha: float, beta: float, two_columns: bool, rewards: Tensor) -> Tensor:
+    """J of a game of one step, from the paper's definition and nothing of kfrl."""
+    pi_0 = torch.softmax(h, 0)
+    pi = torch.softmax(alpha * h + f, 0) if two_columns else torch.softmax(f, 0)
+    return (pi * (rewards + alpha / beta * pi_0.log() - 1.0 / beta * pi.log())).sum()
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize(("c_kl", "c_ent"), [(0.3, 0.2), (0.4, 0.0)])
+def test_the_expected_gradient_is_that_of_the_papers_objective(columns: int, c_kl: float, c_ent: float) -> None:
+    method, net = distral(columns, c_kl, c_ent)
+    own = net.games["pong"]
+    with torch.no_grad():  # logits are biases, whatever is seen
+        net.h.weight.zero_()
+        own.get_parameter("policy.weight").zero_()
+    h_bias, f_bias = net.h.bias, own.get_parameter("policy.bias")
+    indices = [net.actions.index(name) for name in PONG.actions]
+    rewards = torch.tensor([1.0, -0.5, 0.25])
+
+    f = f_bias.detach().double().requires_grad_()
+    h = h_bias.detach()[indices].double().requires_grad_()
+    beta = 1.0 / (c_kl + c_ent)
+    objective(f, h, c_kl * beta, beta, columns == 2, rewards.double()).backward()
+
+    obs = torch.randint(0, 256, (1, 1, 4, 84, 84), dtype=torch.uint8)
+    with torch.no_grad():
+        pi = method.forward(net, obs[0], ())[0].softmax(1)[0]
+    expected_f, expected_h = torch.zeros(3), torch.zeros(3)
+    for action in range(3):
+        net.zero_grad()
+        terms = a3c_terms(
+            method, net, rollout(obs, torch.tensor([[action]]), rewards[action].view(1, 1)), 0.0, method.config
+        )
+        torch.stack([terms["policy"], terms["distilled"]]).sum().backward()
+        assert f_bias.grad is not None
+        assert h_bias.grad is not None
+        expected_f -= pi[action] * f_bias.grad
+        expected_h -= pi[action] * h_bias.grad[indices]
+    assert f.grad is not None
+    assert h.grad is not None
+    torch.testing.assert_close(expected_f, f.grad.float(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(expected_h, h.grad.float(), rtol=1e-3, atol=1e-5)
+    assert h.grad.abs().max() > 1e-3
+
+
+def distilled_gradients(columns: int, obs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of h's bias by the policy term and by the distillation, pi_i - pi_0, and the policy's own gradient."""
+    method, net = distral(columns)
+    actions, rewards = torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]])
+    grads = []
+    for term in ("policy", "distilled"):
+        net.zero_grad()
+        a3c_terms(method, net, rollout(obs[None], actions, rewards), 0.0, method.config)[term].backward()
+        grads.append(torch.zeros_like(net.h.bias) if net.h.bias.grad is None else net.h.bias.grad.clone())
+        if term == "policy":
+            own = net.games["pong"].get_parameter("policy.bias").grad
+            assert own is not None
+            own = own.clone()
+    with torch.no_grad():
+        pi = method.forward(net, obs, ())[0].softmax(1)
+        difference = pi - net.distilled_logits("pong", obs).softmax(1)
+    indices = [net.actions.index(name) for name in PONG.actions]
+    return grads[0][indices], grads[1][indices], difference, own
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_both_gradient_terms_of_the_distilled_policy_by_hand(columns: int, obs: Tensor) -> None:
+    policy, distilled, difference, own = distilled_gradients(columns, obs)
+    # The loss is minus the objective, averaged over the two environments.
+    torch.testing.assert_close(distilled, -0.3 * difference.mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(policy, 0.6 * own if columns == 2 else torch.zeros(3), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_the_acting_pass_serves_the_update_as_a_pass_of_its_own_does(columns: int) -> None:
+    method, net = distral(columns)
+    played = replace(
+        rollout(torch.zeros(0), torch.tensor([[2, 0], [1, 1]]), torch.tensor([[1.0, -1.0], [0.5, 0.0]])),
+        obs=torch.randint(0, 256, (2, 2, 4, 84, 84), dtype=torch.uint8),
+        bootstrap=torch.zeros(2),
+    )
+    gradients = []
+    for keep_graph in (False, True):
+        net.zero_grad()
+        method.before_rollout(net, 0.0)
+        with torch.set_grad_enabled(keep_graph):
+            logits, values = zip(*(method.forward(net, obs, ()) for obs in played.obs), strict=True)
+        acted = replace(played, logits=torch.cat(logits), values=torch.cat(values))
+        torch.stack(list(a3c_terms(method, net, acted, 0.0, method.config).values())).sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for recomputed, kept in zip(*gradients, strict=True):
+        torch.testing.assert_close(kept, recomputed, rtol=1e-3, atol=1e-5)
+
+
+def test_the_entropy_is_counted_once_in_the_return(obs: Tensor) -> None:
+    method, net = distral(2)
+    terms = a3c_terms(method, net, rollout(obs[None], torch.tensor([[2, 0]]), torch.zeros(1, 2)), 0.0, method.config)
+    assert set(terms) == {"policy", "value", "distilled"}
+
+
+# --- the net ------------------------------------------------------------------------------------------------
+
+
+def test_actions_meet_by_meaning(obs: Tensor) -> None:
+    _, net = distral(2)
+    assert net.actions == ("NOOP", "UP", "RIGHT", "LEFT", "DOWN")
+    before = {game: net(game, obs)[0].detach() for game in ("pong", "freeway")}
+    with torch.no_grad():
+        net.h.bias[net.actions.index("LEFT")] += 1.0
+    for game, actions in (("pong", PONG.actions), ("freeway", FREEWAY.actions)):
+        moved = (net(game, obs)[0] - before[game])[0]
+        torch.testing.assert_close(moved, torch.tensor([0.6 * (name == "LEFT") for name in actions]))
+    with torch.no_grad():
+        net.h.bias[net.actions.index("UP")] += 1.0
+    torch.testing.assert_close(net("pong", obs)[0] - before["pong"], moved_left(PONG))
+
+
+def moved_left(spec: NetSpec) -> Tensor:
+    return torch.tensor([[0.6 * (name == "LEFT") for name in spec.actions]] * 2)
+
+
+def test_a_worker_trains_its_own_game_and_the_distilled_policy(obs: Tensor) -> None:
+    method, net = distral(2, task=FREEWAY)
+    actions = torch.tensor([[3, 1]])
+    terms = a3c_terms(method, net, rollout(obs[None], actions, torch.ones(1, 2)), 0.0, method.config)
+    torch.stack(list(terms.values())).sum().backward()
+    touched = {
+        name.split(".")[0] + "." + name.split(".")[1] for name, p in net.named_parameters() if p.grad is not None
+    }
+    assert {"games.freeway", "distilled.fc"} <= touched
+    assert "games.pong" not in touched
+    distilled, *games = method.parameter_groups(net)
+    assert not distilled.lazy
+    assert all(group.lazy for group in games)
+    assert sum(len(group.parameters) for group in (distilled, *games)) == len(list(net.parameters()))
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_the_exported_net_plays_as_the_trained_one_and_knows_no_other_game(columns: int, obs: Tensor) -> None:
+    method, net = distral(columns)
+    exported = method.export(net)
+    for ours, theirs in zip(method.forward(net, obs, ()), exported(obs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    before = exported(obs)[0]
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(exported(obs)[0], before)
+    plain = sum(p.numel() for p in AtariNet(3, CONFIG.convs, CONFIG.hidden).parameters())
+    column = sum(p.numel() for p in net.distilled.parameters())
+    held = sum(p.numel() for p in exported.parameters())
+    assert held == (plain if columns == 1 else plain + column + 8 * 3)
+
+
+# --- a run --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"source_games": ""}, "distral needs source games"),
+        ({"source_steps": 100}, "learns no game before its own"),
+        ({"algo": "ppo"}, "only under a3c"),
+        ({"workers": 1}, "2 games at the same time"),
+        ({"teachers": "zoo:seaquest"}, "takes no teachers"),
+        ({"entropy_coef": 0.0, "distral": DistralConfig(c_kl=0.0)}, "--c-kl or --entropy-coef"),
+    ],
+)
+def test_what_does_not_fit_is_refused(settings: dict[str, object], words: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, method="distral", source_games="freeway", workers=2, run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=words):
+        resolve(replace(config, **settings))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+class Silent:
+    def update(self, status: Status) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_two_games_train_at_the_same_time_and_a_checkpoint_holds_both(tmp_path: Path) -> None:
+    config = replace(CONFIG, method="distral", source_games="freeway", workers=2, steps=60, curve_points=0)
+    run = resolve(replace(config, run_dir=tmp_path / "run", eval_episodes=0))
+    run.write_config()
+    trainer = ENGINES["a3c"](run, Silent())
+    first = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
+    outcome = trainer.train()
+    assert outcome.failure is None
+    assert outcome.step >= 60
+    assert outcome.source_steps > 0
+    trained = {name for name, tensor in trainer.net.state_dict().items() if not torch.equal(tensor, first[name])}
+    assert {name.rsplit(".", 2)[0] for name in trained} == {"distilled", "h", "games.pong", "games.freeway"}
+    # Every update trains the distilled policy, and one of the games' nets.
+    distilled, pong, freeway = trainer.shared.adam_steps.tolist()
+    assert pong + freeway == trainer.shared.updates.sum()
+    assert distilled == pytest.approx(pong + freeway, abs=2), "without a lock, a count may get lost"
+    assert pong == outcome.step / 5
+    row = read_metrics(run.folder.metrics)[-1]
+    assert {"charts/episodes", "charts/episodes/freeway", "losses/distilled"} <= row.keys()
+
+    again = ENGINES["a3c"](run, Silent(), latest_checkpoint(run.folder.checkpoints))
+    assert (again.step, again.source_steps) == (outcome.step, outcome.source_steps)
+    for name in ("parameters", "exp_avg", "exp_avg_sq", "adam_steps"):
+        assert torch.equal(getattr(again.shared, name), getattr(trainer.shared, name)), name
+    agent = find_teacher(str(run.folder.path), tmp_path)
+    assert (agent.card.game, agent.card.arch["family"], agent.card.steps) == ("pong", "columns", outcome.step)
+
+
+def test_a_run_has_a_net_for_each_game(tmp_path: Path) -> None:
+    config = replace(CONFIG, method="distral", source_games="freeway,boxing", workers=4, run_dir=tmp_path / "run")
+    run = resolve(config)
+    assert [task.game for task in run.phases[0].games] == ["pong", "freeway", "boxing"]
+    net = run.method().build(run.spec, ())
+    assert isinstance(net, DistralNet)
+    for game in ("pong", "freeway", "boxing"):
+        assert net.games[game].get_parameter("policy.bias").shape == (len(action_set(get_protocol("paper", game))),)
+    assert len(net.actions) == 18
