@@ -75,6 +75,26 @@ class DistralConfig:
 
 
 @dataclass(frozen=True)
+class PathNetConfig:
+    """PathNet. L is the number of --module-convs and one fully connected layer."""
+
+    modules: Count = 10
+    """M, modules in each layer."""
+    active_modules: Count = 4
+    """N, the most of them that a path uses."""
+    module_convs: tuple[tuple[int, int, int], ...] = ((8, 8, 4), (8, 4, 2), (8, 3, 1))
+    """A module in each layer but the last: (filters, kernel, stride)."""
+    module_units: Count = 256
+    """Units of a module in the last layer."""
+    population: Count = 64
+    """P, genotypes; a worker plays its share of them in turn."""
+    tournament_episodes: Count = 10
+    """T, games that a genotype plays before each tournament; rounded up to a multiple of a worker's games."""
+    rivals: Count = 10
+    """B, others whose scores it then meets."""
+
+
+@dataclass(frozen=True)
 class PPOConfig:
     """What --algo ppo adds: a clipped objective, several passes over a rollout, and GAE."""
 
@@ -149,8 +169,8 @@ class TrainConfig:
     source_games: str = ""
     """Games that are learned before this one or beside it, comma-separated, for methods that take them."""
     method: str | None = None
-    """a3c, actor-mimic, distral, fine-tune, knowledge-flow, policy-distillation, progressive. Default: knowledge-flow
-    with teachers, a3c without."""
+    """a3c, actor-mimic, distral, fine-tune, knowledge-flow, pathnet, policy-distillation, progressive. Default:
+    knowledge-flow with teachers, a3c without."""
     steps: Count = 10_000_000
     """Agent steps of all workers together; a step is 4 frames. The paper: 40M. Source games count apart."""
     source_steps: Count | None = None
@@ -202,6 +222,7 @@ class TrainConfig:
     """A worker without a step for this many seconds is hung and stops the run."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     distral: DistralConfig = field(default_factory=DistralConfig)
+    pathnet: PathNetConfig = field(default_factory=PathNetConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)

@@ -199,15 +199,15 @@ class Trainer(ABC):
         self.shared.other_steps[0] = before
         self._open_logs(resumed=False)
         self.save()
-        self.display.say(self.phase_title)
+        self.display.say(f"Phase {self.phase_title}")
 
     @property
     def phase_title(self) -> str:
-        """The phase in words; empty where a run has one."""
+        """Which phase it is, in words; empty where a run has one."""
         if len(self.phases) == 1:
             return ""
         games = ", ".join(Game(task.game).title for task in self.phase.games)
-        return f"phase {self.phase_index + 1} of {len(self.phases)}: {games}"
+        return f"{self.phase_index + 1} of {len(self.phases)}, {games}"
 
     def take(self, report: Report) -> None:
         """Count what a learner reports."""

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
-from envs.atari import action_set
-from envs.protocols import get_protocol
+from envs.atari import Episode, Transition, action_set
+from envs.protocols import Protocol, get_protocol
 from kfrl.config import dump_config
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.formats import Card, Teacher, save_agent
@@ -56,6 +57,37 @@ def teacher() -> Callable[..., Teacher]:
         return Teacher(name or game, net.eval().requires_grad_(False), card, Path("nowhere.safetensors"))
 
     return build
+
+
+class NoiseEnvs:
+    """Stands in for `AtariEnvs`: screens of noise, games of 8 steps and 8 points, and no emulator to start."""
+
+    LENGTH = 8
+
+    def __init__(self, protocol: Protocol, num_envs: int, num_threads: int = 1) -> None:
+        self.num_envs = num_envs
+        self._steps = 0
+        self._noise = np.random.default_rng(0)
+
+    def _obs(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return self._noise.integers(0, 256, (self.num_envs, 4, 84, 84), dtype=np.uint8)
+
+    def reset(self, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return self._obs()
+
+    def step(self, actions: np.ndarray[Any, Any]) -> Transition:
+        self._steps += 1
+        over = self._steps % self.LENGTH == 0
+        games = [Episode(k, 8.0, self.LENGTH, False) for k in range(self.num_envs)] if over else []
+        flags = np.full(self.num_envs, over)
+        rewards = np.ones(self.num_envs, dtype=np.float32)
+        return Transition(self._obs(), rewards, flags, np.zeros_like(flags), None, tuple(games))
+
+
+@pytest.fixture
+def noise_games(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The synchronous engines play noise."""
+    monkeypatch.setattr("agents.sync.trainer.AtariEnvs", NoiseEnvs)
 
 
 Curve = Mapping[int, tuple[float, float]]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "atari": "kfrl.nets.atari:AtariNet",
     "columns": "kfrl.nets.columns:ColumnNet",
+    "pathnet": "kfrl.nets.pathnet:ModularNet",
     "progressive": "kfrl.nets.progressive:from_arch",
 }
 """Family -> the class, called as `net(outputs, **fields)`."""

@@ -1,0 +1,225 @@
+"""PathNet (Fernando et al. 2017): a population of paths through a net of modules, which evolves while they train."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from agents.config import TrainConfig
+from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
+from kfrl.errors import UserError
+from kfrl.nets.pathnet import ModularNet, Path, PathNet
+from kfrl.teachers.formats import Teacher
+
+MUTATION_REACH = 2
+"""A mutated element moves by a number from -2 to 2."""
+
+
+def path_of(genotype: Tensor) -> Path:
+    """The distinct modules of each layer: (L, N) -> L lists of at most N."""
+    return [sorted(set(layer)) for layer in genotype.tolist()]
+
+
+def mutate(genotype: Tensor, modules: int) -> Tensor:
+    """A copy of (L, N) in which each element, with probability 1 / (N L), has moved by -2 to 2, modulo M."""
+    chosen = torch.rand(genotype.shape) < 1.0 / genotype.numel()
+    moves = torch.randint(-MUTATION_REACH, MUTATION_REACH + 1, genotype.shape)
+    return (genotype.cpu() + moves * chosen) % modules
+
+
+class Population(nn.Module):
+    """P genotypes and what each scored; in shared memory, where each worker writes its own share only."""
+
+    genotypes: Tensor
+    """(P, L, N) int64: a module's index."""
+    fitness: Tensor
+    """(P,) the mean return of its last games; -inf while it has not played."""
+
+    def __init__(self, size: int, layers: int, width: int, modules: int) -> None:
+        """Draw random genotypes: P, L, N, M."""
+        super().__init__()
+        self.modules_per_layer = modules
+        self.register_buffer("genotypes", torch.zeros(size, layers, width, dtype=torch.int64))
+        self.register_buffer("fitness", torch.zeros(size))
+        self.renew()
+
+    def renew(self) -> None:
+        """Draw a new population, which nobody has played."""
+        self.genotypes.copy_(torch.randint(self.modules_per_layer, self.genotypes.shape))
+        self.fitness.fill_(-math.inf)
+
+    @property
+    def best(self) -> Path:
+        """The path of the fittest genotype."""
+        return path_of(self.genotypes[int(self.fitness.argmax())])
+
+    def compete(self, index: int, fitness: float, rivals: int) -> None:
+        """Genotype `index` has scored `fitness`; the first of B random others that is no worse takes its place.
+
+        What overwrites it is a mutated copy, which has yet to play.
+        """
+        self.fitness[index] = fitness
+        others = [other for other in torch.randperm(len(self.fitness)).tolist() if other != index]
+        for rival in others[:rivals]:
+            if self.fitness[rival] >= fitness:
+                self.genotypes[index].copy_(mutate(self.genotypes[rival], self.modules_per_layer))
+                self.fitness[index] = -math.inf
+                return
+
+
+class EvolvingPathNet(PathNet):
+    """The modules with the population that chooses between them."""
+
+    population: Population
+
+
+class Trial:
+    """The games that a genotype plays to be scored, as many in each of a worker's environments.
+
+    Taking the first games to end would favour short ones, which in most games are the bad ones.
+    """
+
+    def __init__(self, episodes: int, num_envs: int, t_max: int) -> None:
+        """Of at least `episodes` games, in K environments, with rollouts of `t_max` steps."""
+        self._quota, self._num_envs, self._t_max = math.ceil(episodes / num_envs), num_envs, t_max
+        self._scores: dict[int, list[float]] = defaultdict(list)
+        self._rollouts = 0
+
+    def add_rollout(self) -> None:
+        """Another rollout begins."""
+        self._rollouts += 1
+
+    def add(self, batch: Batch) -> None:
+        """Count the games that ended; not those that another genotype played for a rollout or more."""
+        longest = (self._rollouts + 1) * self._t_max
+        for episode in batch.episodes:
+            if episode.steps < longest and len(self._scores[episode.env]) < self._quota:
+                self._scores[episode.env].append(episode.score)
+
+    @property
+    def fitness(self) -> float | None:
+        """The mean return; None while games are missing."""
+        scores = [score for env in self._scores.values() for score in env]
+        return sum(scores) / len(scores) if len(scores) == self._quota * self._num_envs else None
+
+
+class PathNetMethod(Method):
+    """A tournament of paths in each source game, whose best path is frozen, and then in the run's own game.
+
+    Each worker plays its share of the population in turn, a genotype for T games; A3C trains the path's modules
+    meanwhile, and no others.
+    """
+
+    takes_sources = "before"
+    config_groups = ("pathnet",)
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Keep the settings.
+
+        Raises:
+            UserError: more workers than genotypes.
+        """
+        super().__init__(config)
+        self.settings, self.workers = config.pathnet, config.shape.workers
+        if self.settings.population < self.workers:
+            raise UserError(
+                f"Each of {self.workers} workers needs a genotype of its own, got --population "
+                f"{self.settings.population}. Give fewer --workers or a larger population."
+            )
+
+    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+        """A source game after the other, then the run's own."""
+        steps = self.config.source_steps
+        assert steps is not None
+        return (*(Phase((source,), steps) for source in spec.sources), Phase((spec,), self.config.steps))
+
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> EvolvingPathNet:
+        """All modules, a pair of heads for each game, and a random population."""
+        self.game = spec.game
+        settings = self.settings
+        outputs = {task.game: len(task.actions) for task in (*spec.sources, spec)}
+        net = EvolvingPathNet(outputs, settings.modules, settings.module_convs, settings.module_units)
+        layers = len(settings.module_convs) + 1
+        net.population = Population(settings.population, layers, settings.active_modules, settings.modules)
+        return net
+
+    def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
+        """Start with the first genotype of this worker's share."""
+        assert isinstance(net, EvolvingPathNet)
+        super().begin(net, phase, task, rank)
+        net.layers.requires_grad_(False)
+        for module in net.free_modules():
+            module.requires_grad_(True)
+        self._index = rank
+        self._start_trial()
+
+    def _start_trial(self) -> None:
+        shape = self.config.shape
+        self._trial = Trial(self.settings.tournament_episodes, shape.envs_per_worker, shape.t_max)
+
+    def end_phase(self, net: nn.Module) -> None:
+        """Freeze the best path, re-initialise the other modules, and draw a new population."""
+        assert isinstance(net, EvolvingPathNet)
+        net.freeze(net.population.best)
+        net.population.renew()
+
+    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+        """The game's heads, and each module by itself, so that those off the path stay as they are."""
+        assert isinstance(net, EvolvingPathNet)
+        heads = ParameterGroup(tuple(net.heads[self.task.game].parameters()))
+        return [heads, *(ParameterGroup(tuple(module.parameters()), lazy=True) for module in net.free_modules())]
+
+    def before_rollout(self, net: nn.Module, progress: float) -> None:
+        """Take the path that plays."""
+        assert isinstance(net, EvolvingPathNet)
+        self._path = path_of(net.population.genotypes[self._index])
+        self._trial.add_rollout()
+
+    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Logits and values along this worker's path."""
+        output: tuple[Tensor, Tensor] = net(obs, self._path, self.task.game)
+        return output
+
+    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Nothing to add to A3C's; the games that ended are counted."""
+        self._trial.add(batch)
+        return {}
+
+    def after_update(self, net: nn.Module, progress: float) -> None:
+        """When the genotype has played its games: the tournament, and the next of this worker's share."""
+        assert isinstance(net, EvolvingPathNet)
+        fitness = self._trial.fitness
+        if fitness is None:
+            return
+        net.population.compete(self._index, fitness, self.settings.rivals)
+        share = range(self._index % self.workers, self.settings.population, self.workers)
+        self._index = share[(share.index(self._index) + 1) % len(share)]
+        self._start_trial()
+
+    def export(self, net: nn.Module) -> ModularNet:
+        """The best path, and nothing but its modules."""
+        assert isinstance(net, EvolvingPathNet)
+        return net.along(net.population.best, self.game)
+
+    def metrics(self, net: nn.Module) -> dict[str, float]:
+        """The population's fitness, and what the best path has of the source games' modules."""
+        assert isinstance(net, EvolvingPathNet)
+        fitness = net.population.fitness
+        played = fitness[fitness.isfinite()]
+        best = net.population.best
+        reused = sum(int(net.frozen[layer, list(active)].sum()) for layer, active in enumerate(best))
+        logged = {
+            "pathnet/played": float(len(played)),
+            "pathnet/modules": float(sum(map(len, best))),
+            "pathnet/frozen_modules": float(reused),
+        }
+        if len(played):
+            logged |= {"pathnet/best_fitness": float(played.max()), "pathnet/mean_fitness": float(played.mean())}
+        return logged
+
+
+METHOD = PathNetMethod

@@ -1,0 +1,384 @@
+"""PathNet's population, tournament, freezing and phases (Fernando et al. 2017)."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.a3c.shared_adam import SharedAdam
+from agents.config import PathNetConfig, TrainConfig
+from agents.engines import ENGINES
+from agents.methods.base import Batch, NetSpec
+from agents.methods.pathnet import EvolvingPathNet, PathNetMethod, Population, Trial, mutate, path_of
+from agents.runs import Run, resolve
+from agents.shared_model import SharedModel, bind, untrained
+from agents.training import Status, Trainer
+from envs.atari import Episode
+from kfrl.checkpoint import latest_checkpoint
+from kfrl.errors import UserError
+from kfrl.metrics import read_metrics
+from kfrl.nets.pathnet import ModularNet
+from kfrl.teachers.store import find_teacher
+
+SMALL = PathNetConfig(
+    modules=5,
+    active_modules=2,
+    module_convs=((4, 8, 8),),
+    module_units=8,
+    population=6,
+    tournament_episodes=2,
+    rivals=3,
+)
+CONFIG = TrainConfig(
+    game="Breakout",
+    method="pathnet",
+    source_games="Pong",
+    steps=60,
+    source_steps=40,
+    workers=2,
+    envs_per_worker=1,
+    curve_points=0,
+    eval_episodes=0,
+    pathnet=SMALL,
+)
+PONG = NetSpec("pong", ("NOOP", "RIGHT", "LEFT"))
+SPEC = NetSpec("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"), (PONG,))
+
+
+def start(phase: int = 0, rank: int = 0, config: TrainConfig = CONFIG) -> tuple[PathNetMethod, EvolvingPathNet]:
+    method = PathNetMethod(config)
+    net = method.build(SPEC, ())
+    method.begin(net, phase, (PONG, SPEC)[phase], rank)
+    return method, net
+
+
+# --- genotypes ----------------------------------------------------------------------------------------------
+
+
+def test_a_path_has_each_module_once() -> None:
+    assert path_of(torch.tensor([[3, 1, 3], [2, 2, 2], [0, 4, 1]])) == [[1, 3], [2], [0, 1, 4]]
+
+
+def test_elements_mutate_with_probability_1_over_nl_by_minus_2_to_2() -> None:
+    genotype, draws = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 9]]), 4_000
+    moves = torch.stack([(mutate(genotype, 10) - genotype + 5) % 10 - 5 for _ in range(draws)])
+    counts = Counter(moves.flatten().tolist())
+    assert set(counts) == {-2, -1, 0, 1, 2}
+    # 12 elements a draw, of which one is chosen on average; of its five moves one is 0.
+    for move in (-2, -1, 1, 2):
+        assert counts[move] == pytest.approx(draws / 5, rel=0.15)
+    per_draw = (moves != 0).sum((1, 2)).float()
+    assert per_draw.mean().item() == pytest.approx(0.8, rel=0.06)
+    # Independently, so about binomially: the variance is 12 x 0.8/12 x (1 - 0.8/12).
+    assert per_draw.var().item() == pytest.approx(0.8 * (1 - 0.8 / 12), rel=0.1)
+    each = (moves != 0).float().mean(0)
+    assert each.min() > 0.04
+    assert each.max() < 0.1
+
+
+def test_mutations_wrap_around() -> None:
+    genotype = torch.tensor([[0, 4]])
+    found = {element for _ in range(300) for element in mutate(genotype, 5).flatten().tolist()}
+    assert found == {0, 1, 2, 3, 4}
+    assert genotype.tolist() == [[0, 4]]
+
+
+def population(*fitness: float) -> Population:
+    held = Population(len(fitness), 3, 2, 1_000)
+    held.fitness.copy_(torch.tensor(fitness))
+    return held
+
+
+def changed(before: Tensor, after: Tensor) -> list[int]:
+    return [index for index, (old, new) in enumerate(zip(before, after, strict=True)) if not torch.equal(old, new)]
+
+
+def test_a_new_population_is_random_and_unplayed() -> None:
+    held = Population(64, 4, 4, 10)
+    assert held.genotypes.shape == (64, 4, 4)
+    assert set(held.genotypes.flatten().tolist()) == set(range(10))
+    assert held.fitness.tolist() == [-math.inf] * 64
+
+
+def test_a_genotype_that_beats_its_rivals_stays() -> None:
+    held = population(1.0, 2.0, 3.0, -math.inf)
+    before = held.genotypes.clone()
+    held.compete(3, 3.5, rivals=10)
+    assert changed(before, held.genotypes) == []
+    assert held.fitness.tolist() == [1.0, 2.0, 3.0, 3.5]
+
+
+@pytest.mark.parametrize("score", [3.0, 2.9])
+def test_a_rival_that_is_no_worse_overwrites_it_with_a_mutated_copy(
+    score: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.methods.pathnet.mutate", lambda genotype, modules: (genotype + 1) % modules)
+    held = population(1.0, 2.0, 3.0, -math.inf)
+    before = held.genotypes.clone()
+    held.compete(3, score, rivals=10)
+    assert changed(before, held.genotypes) == [3]
+    assert torch.equal(held.genotypes[3], (before[2] + 1) % 1_000)
+    assert held.fitness.tolist() == [1.0, 2.0, 3.0, -math.inf], "the copy has yet to play"
+
+
+def test_it_meets_b_random_others_and_loses_to_the_first_that_is_no_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.methods.pathnet.mutate", lambda genotype, modules: genotype)
+    winners: Counter[int] = Counter()
+    for _ in range(400):
+        held = population(5.0, 6.0, 1.0, 0.0)
+        before = held.genotypes.clone()
+        held.compete(3, 2.0, rivals=2)
+        winners[next((i for i in range(3) if torch.equal(held.genotypes[3], before[i])), 3)] += 1
+    # Two of three others: never only number 2, so one of the better two wins, each as often.
+    assert winners[3] == winners[2] == 0
+    assert winners[0] == pytest.approx(200, abs=45)
+    lone: Counter[bool] = Counter()
+    for _ in range(400):
+        held = population(5.0, 1.0, 1.0, 0.0)
+        held.compete(3, 2.0, rivals=1)
+        lone[math.isinf(held.fitness[3])] += 1
+    assert lone[True] == pytest.approx(400 / 3, abs=40), "it meets the better one in a third of the cases"
+
+
+# --- trials -------------------------------------------------------------------------------------------------
+
+
+def batch_of(*episodes: tuple[int, float, int]) -> Batch:
+    nothing = torch.zeros(0)
+    ended = tuple(Episode(env, score, steps, False) for env, score, steps in episodes)
+    return Batch(nothing, (), nothing, nothing, ended, 1)
+
+
+def play(trial: Trial, rollouts: int, *episodes: tuple[int, float, int]) -> float | None:
+    for _ in range(rollouts):
+        trial.add_rollout()
+    trial.add(batch_of(*episodes))
+    return trial.fitness
+
+
+def test_a_trial_is_t_games() -> None:
+    trial = Trial(3, num_envs=1, t_max=5)
+    assert play(trial, 10, (0, 6.0, 50)) is None
+    assert play(trial, 10, (0, 1.0, 50)) is None
+    assert play(trial, 10, (0, 2.0, 50), (0, 100.0, 5)) == 3.0
+
+
+def test_a_trial_takes_as_many_games_from_each_environment() -> None:
+    trial = Trial(3, num_envs=2, t_max=5)  # 2 games in each
+    assert play(trial, 100, (0, 1.0, 9), (0, 2.0, 9), (0, 50.0, 9), (1, 3.0, 9)) is None
+    assert play(trial, 1, (1, 6.0, 9)) == 3.0
+
+
+def test_games_that_another_genotype_began_do_not_count() -> None:
+    trial = Trial(1, num_envs=1, t_max=5)
+    assert play(trial, 4, (0, 9.0, 25)) is None
+    # One that began less than a rollout before counts.
+    assert play(Trial(1, num_envs=1, t_max=5), 4, (0, 9.0, 24)) == 9.0
+
+
+def test_a_worker_plays_its_share_of_the_population_in_turn() -> None:
+    method, net = start(rank=1)
+    played = []
+    for _ in range(5):
+        method.before_rollout(net, 0.0)
+        played.append(method._index)
+        assert method._path == path_of(net.population.genotypes[method._index])
+        method.losses(net, batch_of((0, 4.0, 3), (0, 8.0, 2)), 0.0)
+        method.after_update(net, 0.0)
+    # 6 genotypes, 2 workers.
+    assert played == [1, 3, 5, 1, 3]
+    assert [bool(value) for value in net.population.fitness.isfinite()][0::2] == [False] * 3
+
+
+def test_the_path_changes_between_rollouts_only() -> None:
+    method, net = start()
+    method.before_rollout(net, 0.0)
+    path = method._path
+    method.losses(net, batch_of((0, 4.0, 3), (0, 8.0, 2)), 0.0)
+    method.after_update(net, 0.0)
+    assert method._path is path
+    assert net.population.fitness[0] == 6.0
+
+
+# --- training and phases ------------------------------------------------------------------------------------
+
+
+def step(method: PathNetMethod, net: EvolvingPathNet, shared: SharedModel, obs: Tensor) -> None:
+    """An update by Adam, as a worker's."""
+    groups, grads = method.parameter_groups(net), torch.zeros_like(shared.parameters)
+    bind(groups, shared.parameters, grads)
+    method.before_rollout(net, 0.0)
+    logits, values = method.forward(net, obs, ())
+    (logits.square().sum() + values.sum()).backward()  # type: ignore[no-untyped-call]
+    assert SharedAdam(shared, groups, 40.0).push(grads, 0.01) is not None
+
+
+def moved(net: EvolvingPathNet, before: dict[str, Tensor]) -> list[list[int]]:
+    """The modules that are not what they were, layer by layer."""
+    after = net.state_dict()
+    names = [name for name in before if name.startswith("layers.") and not torch.equal(before[name], after[name])]
+    found: list[set[int]] = [set() for _ in net.layers]
+    for name in names:
+        _, layer, index, _ = name.split(".")
+        found[int(layer)].add(int(index))
+    return [sorted(indices) for indices in found]
+
+
+def snapshot(net: EvolvingPathNet) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def test_an_update_moves_the_active_modules_and_no_other_even_by_momentum(obs: Tensor) -> None:
+    method, net = start()
+    net.population.genotypes[0] = torch.tensor([[0, 1], [2, 2]])
+    net.population.genotypes[2] = torch.tensor([[1, 4], [0, 3]])
+    shared = SharedModel.create(method.parameter_groups(net), 1)
+    before = snapshot(net)
+    step(method, net, shared, obs)
+    assert moved(net, before) == [[0, 1], [2]]
+    between = snapshot(net)
+    method._index = 2
+    step(method, net, shared, obs)
+    assert moved(net, between) == [[1, 4], [0, 3]]
+
+
+def test_after_a_phase_the_best_path_is_frozen_and_the_rest_starts_afresh(obs: Tensor) -> None:
+    method, net = start()
+    net.population.genotypes[4] = torch.tensor([[3, 3], [0, 1]])
+    net.population.fitness.copy_(torch.tensor([1.0, -math.inf, 2.0, 0.0, 9.0, 8.0]))
+    before, genotypes = snapshot(net), net.population.genotypes.clone()
+    method.end_phase(net)
+    assert moved(net, before) == [[0, 1, 2, 4], [2, 3, 4]]
+    assert net.population.fitness.tolist() == [-math.inf] * 6
+    assert not torch.equal(net.population.genotypes, genotypes)
+
+    method.begin(net, 1, SPEC, 0)
+    groups = method.parameter_groups(net)
+    trained = {id(p) for group in groups for p in group.parameters}
+    assert {id(p) for p in net.heads["breakout"].parameters()} <= trained
+    fixed = untrained(net, groups)
+    assert {name.rsplit(".", 1)[0] for name in fixed if name.startswith("layers.")} == {
+        "layers.0.3",
+        "layers.1.0",
+        "layers.1.1",
+    }
+    assert {"frozen", "population.genotypes", "population.fitness"} <= set(fixed)
+    net.population.genotypes[0] = torch.tensor([[3, 4], [0, 2]])
+    start_of_phase = snapshot(net)
+    step(method, net, SharedModel.create(groups, 1), obs)
+    assert moved(net, start_of_phase) == [[4], [2]], "the frozen modules are read but do not train"
+
+
+def test_the_exported_net_is_the_best_path_with_the_games_own_heads(obs: Tensor) -> None:
+    method, net = start(phase=1)
+    net.population.genotypes[3] = torch.tensor([[0, 4], [2, 2]])
+    net.population.fitness[3] = 1.0
+    exported = method.export(net)
+    assert exported.arch["modules"] == [2, 1]
+    torch.testing.assert_close(exported(obs)[0], net(obs, [[0, 4], [2]], "breakout")[0], rtol=1e-4, atol=1e-6)
+
+
+def test_metrics_say_how_the_population_does() -> None:
+    method, net = start(phase=1)
+    assert method.metrics(net)["pathnet/played"] == 0.0
+    net.population.genotypes[3] = torch.tensor([[0, 4], [2, 2]])
+    net.population.fitness[2:4] = torch.tensor([1.0, 4.0])
+    net.frozen[0, 4] = net.frozen[1, 0] = True
+    assert method.metrics(net) == {
+        "pathnet/played": 2.0,
+        "pathnet/modules": 3.0,
+        "pathnet/frozen_modules": 1.0,
+        "pathnet/best_fitness": 4.0,
+        "pathnet/mean_fitness": 2.5,
+    }
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+
+class Screen:
+    """Shows nothing; keeps the net as it was when the second phase began."""
+
+    trainer: Trainer | None = None
+    begun: dict[str, Tensor]
+
+    def update(self, status: Status) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        assert self.trainer is not None
+        self.begun = {name: tensor.clone() for name, tensor in self.trainer.net.state_dict().items()}
+
+
+def prepare(folder: Path, **settings: object) -> Run:
+    run = resolve(replace(CONFIG, run_dir=folder, **settings))  # type: ignore[arg-type]
+    run.write_config()
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algo": "a2c", "workers": None, "envs_per_worker": 2},
+        {"algo": "ppo", "workers": None, "envs_per_worker": 2, "t_max": 10, "batch": 10},
+        {"algo": "a3c"},
+    ],
+    ids=["a2c", "ppo", "a3c"],
+)
+def test_it_runs_under_every_engine_with_the_best_path_of_the_source_game_unchanged(
+    settings: dict[str, object], tmp_path: Path, noise_games: None
+) -> None:
+    if "batch" in settings:
+        settings = {name: value for name, value in settings.items() if name != "batch"}
+        settings["ppo"] = replace(CONFIG.ppo, epochs=2, batch_size=10)
+    run = prepare(tmp_path / "run", **settings)
+    screen = Screen()
+    screen.trainer = ENGINES[run.config.algo](run, screen)
+    outcome = screen.trainer.train()
+    assert outcome.failure is None
+    assert outcome.step >= 60
+    assert outcome.source_steps >= 40
+    net = outcome.net
+    assert isinstance(net, EvolvingPathNet)
+    assert 2 <= int(net.frozen.sum()) <= 4
+    trained = moved(net, screen.begun)
+    assert any(trained)
+    assert not any(net.frozen[layer, list(indices)].any() for layer, indices in enumerate(trained))
+    rows = read_metrics(run.folder.metrics)
+    assert "pathnet/frozen_modules" in rows[-1]
+    if run.config.algo != "a3c":
+        assert rows[-1]["pathnet/best_fitness"] == 8.0
+    teacher = find_teacher(str(run.folder.path), tmp_path)
+    assert teacher.card.arch["family"] == "pathnet"
+    checkpoint = latest_checkpoint(run.folder.checkpoints)
+    again = ENGINES[run.config.algo](run, Screen(), checkpoint)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(again.net.state_dict()[name], tensor), name
+    assert isinstance(again.method.export(again.net), ModularNet)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"source_games": ""}, "pathnet needs source games"),
+        ({"workers": 7}, r"7 workers needs a genotype of its own, got --population 6"),
+        ({"teachers": "zoo:seaquest"}, "takes no teachers"),
+        ({"pathnet": replace(SMALL, module_convs=((4, 99, 8),))}, "kernel 1 to 84"),
+    ],
+)
+def test_what_does_not_fit_is_refused(settings: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve(replace(CONFIG, run_dir=tmp_path / "run", **settings))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_source_games_come_one_after_the_other(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", source_games="Pong,Freeway")
+    games: Sequence[str] = [phase.games[0].game for phase in run.phases]
+    assert games == ["pong", "freeway", "breakout"]
