@@ -48,12 +48,13 @@ class DistralNet(nn.Module):
         logits: Tensor = self.h(self.distilled(obs))[:, self._indices[game]]
         return logits
 
-    def forward(self, game: str, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, A) of pi_i and values (B,)."""
+    def forward(self, game: str, obs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (B, A) of pi_i, values (B,) and, with two columns, the logits (B, A) of pi_0 that are in them."""
         logits, values = self.games[game](obs)
-        if self.alpha:
-            logits = logits + self.alpha * self.distilled_logits(game, obs)
-        return logits, values
+        if not self.alpha:
+            return logits, values, None
+        distilled = self.distilled_logits(game, obs)
+        return logits + self.alpha * distilled, values, distilled
 
     @torch.no_grad()
     def export(self, game: str) -> nn.Module:
@@ -94,6 +95,7 @@ class Distral(Method):
         self.c_kl, self.c_ent = config.distral.c_kl, config.entropy_coef
         if not self.c_kl + self.c_ent:
             raise UserError("Distral needs --c-kl or --entropy-coef (its c_Ent) above 0, got 0 and 0.")
+        self._seen: list[Tensor] = []
         self._distilled: Tensor | None = None
 
     @property
@@ -117,15 +119,26 @@ class Distral(Method):
         distilled = ParameterGroup((*net.distilled.parameters(), *net.h.parameters()))
         return [distilled, *(ParameterGroup(tuple(own.parameters()), lazy=True) for own in net.games.values())]
 
+    def before_rollout(self, net: nn.Module, progress: float) -> None:
+        """Forget the last rollout's logits of pi_0."""
+        self._seen = []
+
     def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Logits and values of this worker's game."""
-        output: tuple[Tensor, Tensor] = net(self.task.game, obs)
-        return output
+        """Logits and values of this worker's game.
+
+        With two columns the logits of pi_0 are there too. Those of the pass that the update goes back through, in one
+        piece or one for each step, are kept for the distillation.
+        """
+        logits, values, distilled = net(self.task.game, obs)
+        if distilled is not None and torch.is_grad_enabled():
+            self._seen.append(distilled)
+        return logits, values
 
     def rewards(self, net: nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
         """R_i^reg; 1 / beta is c_KL + c_Ent."""
         assert isinstance(net, DistralNet)
-        self._distilled = net.distilled_logits(self.task.game, batch.obs)
+        self._distilled = torch.cat(self._seen) if self._seen else net.distilled_logits(self.task.game, batch.obs)
+        self._seen = []
         taken = actions.flatten()
         log_pi_0, log_pi = log_prob(self._distilled.detach(), taken), log_prob(batch.logits.detach(), taken)
         return rewards + (self.c_kl * log_pi_0 - (self.c_kl + self.c_ent) * log_pi).view_as(rewards)

@@ -193,7 +193,6 @@ class ModularNet(nn.Module):
         shapes = list(module_shapes(convs, hidden, frame_stack, screen_size))
         if len(modules) != len(shapes) or min(modules) < 1:
             raise ValueError(f"Expected at least 1 module for each of {len(shapes)} layers, got {list(modules)}.")
-        self.num_actions = num_actions
         self.arch: dict[str, Any] = {
             "family": "pathnet",
             "modules": list(modules),

@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 from agents.config import DistralConfig, TrainConfig
+from agents.engines import ENGINES
 from agents.methods.base import Batch, NetSpec
 from agents.methods.distral import Distral, DistralNet
 from agents.objective import a3c_terms
 from agents.rollout import Rollout
 from agents.runs import resolve
+from agents.training import Status
 from envs.atari import action_set
 from envs.protocols import get_protocol
+from kfrl.checkpoint import latest_checkpoint
 from kfrl.errors import UserError
+from kfrl.metrics import read_metrics
 from kfrl.nets.atari import AtariNet
+from kfrl.teachers.store import find_teacher
 
 CONFIG = TrainConfig(game="Pong", convs=((4, 8, 8),), hidden=8)
 PONG = NetSpec("pong", ("NOOP", "RIGHT", "LEFT"))
@@ -166,6 +171,28 @@ def test_both_gradient_terms_of_the_distilled_policy_by_hand(columns: int, obs: 
     torch.testing.assert_close(policy, 0.6 * own if columns == 2 else torch.zeros(3), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+def test_the_acting_pass_serves_the_update_as_a_pass_of_its_own_does(columns: int) -> None:
+    method, net = distral(columns)
+    played = replace(
+        rollout(torch.zeros(0), torch.tensor([[2, 0], [1, 1]]), torch.tensor([[1.0, -1.0], [0.5, 0.0]])),
+        obs=torch.randint(0, 256, (2, 2, 4, 84, 84), dtype=torch.uint8),
+        bootstrap=torch.zeros(2),
+    )
+    gradients = []
+    for keep_graph in (False, True):
+        net.zero_grad()
+        method.before_rollout(net, 0.0)
+        with torch.set_grad_enabled(keep_graph):
+            logits, values = zip(*(method.forward(net, obs, ()) for obs in played.obs), strict=True)
+        acted = replace(played, logits=torch.cat(logits), values=torch.cat(values))
+        torch.stack(list(a3c_terms(method, net, acted, 0.0, method.config).values())).sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for recomputed, kept in zip(*gradients, strict=True):
+        torch.testing.assert_close(kept, recomputed, rtol=1e-3, atol=1e-5)
+
+
 def test_the_entropy_is_counted_once_in_the_return(obs: Tensor) -> None:
     method, net = distral(2)
     terms = a3c_terms(method, net, rollout(obs[None], torch.tensor([[2, 0]]), torch.zeros(1, 2)), 0.0, method.config)
@@ -178,7 +205,7 @@ def test_the_entropy_is_counted_once_in_the_return(obs: Tensor) -> None:
 def test_actions_meet_by_meaning(obs: Tensor) -> None:
     _, net = distral(2)
     assert net.actions == ("NOOP", "UP", "RIGHT", "LEFT", "DOWN")
-    before = {game: net(game, obs)[0] for game in ("pong", "freeway")}
+    before = {game: net(game, obs)[0].detach() for game in ("pong", "freeway")}
     with torch.no_grad():
         net.h.bias[net.actions.index("LEFT")] += 1.0
     for game, actions in (("pong", PONG.actions), ("freeway", FREEWAY.actions)):
@@ -245,6 +272,43 @@ def test_what_does_not_fit_is_refused(settings: dict[str, object], words: str, t
     with pytest.raises(UserError, match=words):
         resolve(replace(config, **settings))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+class Silent:
+    def update(self, status: Status) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_two_games_train_at_the_same_time_and_a_checkpoint_holds_both(tmp_path: Path) -> None:
+    config = replace(CONFIG, method="distral", source_games="freeway", workers=2, steps=60, curve_points=0)
+    run = resolve(replace(config, run_dir=tmp_path / "run", eval_episodes=0))
+    run.write_config()
+    trainer = ENGINES["a3c"](run, Silent())
+    first = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
+    outcome = trainer.train()
+    assert outcome.failure is None
+    assert outcome.step >= 60
+    assert outcome.source_steps > 0
+    trained = {name for name, tensor in trainer.net.state_dict().items() if not torch.equal(tensor, first[name])}
+    assert {name.rsplit(".", 2)[0] for name in trained} == {"distilled", "h", "games.pong", "games.freeway"}
+    # Every update trains the distilled policy, and one of the games' nets.
+    distilled, pong, freeway = trainer.shared.adam_steps.tolist()
+    assert pong + freeway == trainer.shared.updates.sum()
+    assert distilled == pytest.approx(pong + freeway, abs=2), "without a lock, a count may get lost"
+    assert pong == outcome.step / 5
+    row = read_metrics(run.folder.metrics)[-1]
+    assert {"charts/episodes", "charts/episodes/freeway", "losses/distilled"} <= row.keys()
+
+    again = ENGINES["a3c"](run, Silent(), latest_checkpoint(run.folder.checkpoints))
+    assert (again.step, again.source_steps) == (outcome.step, outcome.source_steps)
+    for name in ("parameters", "exp_avg", "exp_avg_sq", "adam_steps"):
+        assert torch.equal(getattr(again.shared, name), getattr(trainer.shared, name)), name
+    agent = find_teacher(str(run.folder.path), tmp_path)
+    assert (agent.card.game, agent.card.arch["family"], agent.card.steps) == ("pong", "columns", outcome.step)
 
 
 def test_a_run_has_a_net_for_each_game(tmp_path: Path) -> None:
