@@ -205,7 +205,7 @@ def _check_workers(run: Run) -> None:
     if workers < most:
         raise UserError(
             f"Method {run.config.method_name} learns {most} games at the same time here, and a worker plays one: give "
-            f"--workers {most} or more, got {workers}."
+            f"--algo a3c --workers {most} or more, got {run.config.algo} with {workers}."
         )
 
 

@@ -62,6 +62,11 @@ class ActorMimic(PolicyDistillation):
         for head in net.student.head_layers:
             net.student.get_submodule(head).requires_grad_(not self.imitates)
 
+    def parts_of_games(self, net: MultiTaskNet) -> list[nn.Module]:
+        """The feature nets, as long as they train."""
+        assert isinstance(net, MimicNet)
+        return list(net.regressors.values()) if self.imitates else []
+
     def features(self, net: nn.Module, obs: Tensor) -> Context:
         """The teacher's logits and last hidden activations."""
         return self.read(obs) if self.imitates else ()

@@ -81,6 +81,8 @@ class Method:
     `teachers-before`: the games that its teachers play, likewise."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo")
     """The values of `--algo` that it runs under."""
+    leans_on_teachers = False
+    """Whether a trained net may need its teachers beside what is exported; `independent` says when it does not."""
     config_groups: tuple[str, ...] = ()
     """The groups of settings in `TrainConfig` that it reads."""
     phase: int = 0

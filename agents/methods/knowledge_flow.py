@@ -29,6 +29,7 @@ class KnowledgeFlowMethod(Method):
     """total = A3C loss + lambda_1(t) l_dep + lambda_2 l_KL (eq. 4), and a deliberate hand-over to the student."""
 
     takes_teachers = "some"
+    leans_on_teachers = True
     config_groups = ("flow",)
 
     def __init__(self, config: TrainConfig) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
-from agents.methods.base import Batch, Context, Method, NetSpec, Phase
+from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
 from kfrl.errors import UserError
 from kfrl.flow.taps import layer_outputs
 from kfrl.losses.distillation import kl_divergence, negative_log_likelihood, squared_error
@@ -53,6 +53,18 @@ class PolicyDistillation(Method):
         student = self.student(spec)
         student.value.requires_grad_(False)
         return MultiTaskNet(student, {source.game: len(source.actions) for source in spec.sources})
+
+    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+        """What all games train, and lazily what each trains for itself."""
+        assert isinstance(net, MultiTaskNet)
+        own = [tuple(part.parameters()) for part in self.parts_of_games(net)]
+        apart = {id(parameter) for part in own for parameter in part}
+        shared = tuple(p for p in net.parameters() if p.requires_grad and id(p) not in apart)
+        return [ParameterGroup(shared), *(ParameterGroup(part, lazy=True) for part in own)]
+
+    def parts_of_games(self, net: MultiTaskNet) -> list[nn.Module]:
+        """The heads, where there are several."""
+        return [net.student.policy, *net.policies.values()] if len(net.policies) else []
 
     def student(self, spec: NetSpec) -> AtariNet:
         """The configured net."""

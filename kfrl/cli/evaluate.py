@@ -154,10 +154,14 @@ def protocol_of(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
 
 def _linked_policy(path: Path) -> Policy | None:
     """The policy of a run that still leans on its teachers, at its last checkpoint; None for anything else."""
+    from agents.config import TrainConfig
+    from agents.methods import get_method
     from agents.runs import RunFolder, reopen
     from kfrl.checkpoint import latest_checkpoint
+    from kfrl.config import load_config
 
-    if not RunFolder(path).config.is_file():
+    config = RunFolder(path).config
+    if not config.is_file() or not get_method(load_config(config, TrainConfig).method_name).leans_on_teachers:
         return None
     run = reopen(path)
     method = run.method()

@@ -64,7 +64,15 @@ class TrainDisplay:
         )
         for line in (*_engine_lines(config), *_phase_lines(run)):
             self.say(line)
-        net = run.method().build(run.spec, run.teachers)
+        method = run.method()
+        net = method.build(run.spec, run.teachers)
+        method.begin(net, 0, run.phases[0].games[0], rank=0)
+        trained = sum(p.numel() for group in method.parameter_groups(net) for p in group.parameters)
+        if len(run.phases) == 1:
+            deployed = sum(p.numel() for p in method.export(net).parameters())
+            self.say(f"{trained:,} parameters train, {deployed:,} are deployed")
+        else:
+            self.say(f"{trained:,} parameters train in phase 1")
         if isinstance(net, KnowledgeFlow):
             self.say(link_table(net))
         if checkpoint is not None:

@@ -46,7 +46,7 @@ class LateralLayer(nn.Module):
         """
         super().__init__()
         self.own = own
-        self.scalars = nn.Parameter(torch.full((len(column_shapes),), initial_scalar))
+        self.scalars = nn.Parameter(torch.full((len(column_shapes),), float(initial_scalar)))
         self.adapters = nn.ModuleList(build_transform("auto", column, shape) for column in column_shapes)
         self.lateral = copy.deepcopy(own)
         fill_orthogonal(self.lateral.weight, gain)

@@ -227,7 +227,10 @@ class Together(InTurn):
 def test_fewer_workers_than_games_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agents.runs.get_method", lambda name: Together)
     for settings in ({"algo": "a3c", "workers": 2}, {"algo": "a2c"}):
-        with pytest.raises(UserError, match=r"learns 3 games at the same time here.*--workers 3 or more, got [12]"):
+        with pytest.raises(
+            UserError,
+            match=r"learns 3 games at the same time here.*--algo a3c --workers 3 or more, got a[23]c with [12]",
+        ):
             prepare(tmp_path / "run", source_steps=None, **settings)
     assert prepare(tmp_path / "run", source_steps=None, algo="a3c", workers=3).config.source_steps is None
 

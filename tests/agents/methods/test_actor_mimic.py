@@ -113,10 +113,10 @@ def test_perturbing_any_teacher_changes_its_lessons_and_imitation_does_not_chang
     task = (PONG, SEAQUEST)[index]
     method, net = start(teachers, task)
     before = {name: term.item() for name, term in imitate(method, net, obs[:1]).items()}
-    (group,) = method.parameter_groups(net)
+    parameters = [p for group in method.parameter_groups(net) for p in group.parameters]
     held = checksum()
     sum(imitate(method, net, obs[:1]).values()).backward()  # type: ignore[union-attr]
-    torch.optim.SGD(group.parameters, lr=0.1).step()
+    torch.optim.SGD(parameters, lr=0.1).step()
     assert checksum() == held
     state = net.state_dict()
     with torch.no_grad():
@@ -133,8 +133,8 @@ def test_the_body_goes_over_the_last_layer_is_new_and_rewards_count_again(teache
     names = {id(parameter): name for name, parameter in net.named_parameters()}
 
     def trained() -> set[str]:
-        (group,) = method.parameter_groups(net)
-        return {names[id(p)].removesuffix(".weight").removesuffix(".bias") for p in group.parameters}
+        parameters = [p for group in method.parameter_groups(net) for p in group.parameters]
+        return {names[id(p)].removesuffix(".weight").removesuffix(".bias") for p in parameters}
 
     terms = {"policy": torch.ones(()), "value": torch.ones(())}
     assert trained() == {"student.conv1", "student.fc", "policies.mimic", "regressors.pong", "regressors.seaquest"}
@@ -151,6 +151,16 @@ def test_the_body_goes_over_the_last_layer_is_new_and_rewards_count_again(teache
     exported = method.export(net)
     assert isinstance(exported, AtariNet)
     assert torch.equal(exported(obs)[0], logits)
+
+
+def test_a_feature_net_is_left_alone_by_workers_of_other_games(teachers: list[Teacher]) -> None:
+    method, net = start(teachers, PONG)
+    shared, *own = method.parameter_groups(net)
+    assert not shared.lazy
+    assert [group.lazy for group in own] == [True, True]
+    assert [group.parameters for group in own] == [tuple(part.parameters()) for part in net.regressors.values()]
+    method.begin(net, 1, SPEC, rank=0)
+    assert [group.lazy for group in method.parameter_groups(net)] == [False]
 
 
 def test_two_teachers_of_one_game_are_refused(teachers: list[Teacher]) -> None:

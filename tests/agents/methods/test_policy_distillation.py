@@ -194,6 +194,17 @@ def test_each_game_has_its_own_teacher_and_head_on_one_body(expert: Teacher, oth
     assert torch.equal(method.export(net)(obs)[0], net.student(obs)[0])
 
 
+def test_a_head_is_left_alone_by_workers_of_other_games(expert: Teacher, other: Teacher) -> None:
+    method, net = start(BREAKOUT, [other, expert])
+    shared, *heads = method.parameter_groups(net)
+    assert not shared.lazy
+    assert [group.lazy for group in heads] == [True, True]
+    assert [group.parameters for group in heads] == [
+        tuple(head.parameters()) for head in (net.student.policy, net.policies["pong"])
+    ]
+    assert not {id(p) for p in shared.parameters} & {id(p) for group in heads for p in group.parameters}
+
+
 def test_the_value_which_nobody_teaches_does_not_train(expert: Teacher) -> None:
     method, net = start(ALONE, [expert])
     (group,) = method.parameter_groups(net)

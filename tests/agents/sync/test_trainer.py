@@ -77,8 +77,17 @@ def test_knowledge_flow_runs_on_it_and_ends_independent_with_its_teacher_unchang
     assert {"losses/policy", "losses/value", "losses/entropy", "losses/policy_kl"} <= row.keys()
 
 
-@pytest.mark.parametrize("algo", ["a2c", "ppo"])
-@pytest.mark.parametrize("method", ["fine-tune", "progressive", "policy-distillation", "actor-mimic"])
+@pytest.mark.parametrize(
+    ("method", "algo"),
+    [
+        ("fine-tune", "a2c"),
+        ("progressive", "a2c"),
+        ("progressive", "ppo"),
+        ("policy-distillation", "a2c"),
+        ("policy-distillation", "ppo"),
+        ("actor-mimic", "a2c"),
+    ],
+)
 def test_a_method_with_a_teacher_learns_leaves_it_unchanged_and_goes_on(
     method: str, algo: str, tmp_path: Path, obs: torch.Tensor
 ) -> None:

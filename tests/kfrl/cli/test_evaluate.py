@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def test_seed_decides_the_games_and_greedy_is_another_policy(agent: Path) -> Non
 def test_video_of_an_agent(agent: Path) -> None:
     assert main(["eval", str(agent), "--episodes", "1", "--video", "play.mp4"]) == 0
     assert Path("play.mp4").stat().st_size > 10_000
+
+
+def test_a_run_that_leans_on_nobody_is_scored_when_its_teachers_and_checkpoints_are_gone(
+    finished_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run(tmp_path / "run", method="progressive", teachers=str(tmp_path / "gone.safetensors"))
+    assert main(["eval", str(run), "--episodes", "1"]) == 0
+    assert "It is independent: the 4,281 numbers in its file" in capsys.readouterr().out
 
 
 def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(

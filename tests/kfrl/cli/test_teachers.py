@@ -11,6 +11,7 @@ from envs import atari, protocols
 from kfrl.cli.main import main
 from kfrl.cli.teachers import net_name, verdict
 from kfrl.nets.atari import AtariNet
+from kfrl.nets.progressive import ProgressiveNet
 from kfrl.stats import reference_scores
 from kfrl.teachers.formats import Card, load_agent, save_agent
 from kfrl.teachers.preprocessing import PRESETS
@@ -63,6 +64,7 @@ def test_the_table_shows_net_method_steps_and_scores(
         (AtariNet(4), "16-32-256"),
         (AtariNet(4, ((32, 8, 4), (64, 4, 2), (32, 3, 1)), 512), "32-64-32-512"),
         (AtariNet(4, ((4, 8, 4),), 8, head="q"), "4-8 Q"),
+        (ProgressiveNet(4, {"pong": AtariNet(6, ((4, 8, 4),), 8)}), "16-32-256 + 4-8"),
     ],
 )
 def test_a_net_is_named_by_its_sizes(net: AtariNet, name: str) -> None:

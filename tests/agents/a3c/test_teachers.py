@@ -1,0 +1,68 @@
+"""Real, short runs of worker processes with frozen teachers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.config import TrainConfig
+from agents.engines import ENGINES
+from agents.runs import resolve
+from agents.training import Status
+from envs.atari import action_set
+from envs.protocols import get_protocol
+from kfrl.metrics import read_metrics
+from kfrl.nets.atari import AtariNet
+from kfrl.teachers.formats import Card, load_agent, save_agent
+from kfrl.teachers.store import ZOO
+
+pytestmark = pytest.mark.slow
+
+
+class Silent:
+    def update(self, status: Status) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("method", ["progressive", "policy-distillation", "actor-mimic"])
+def test_workers_share_two_teachers_of_other_shapes_and_leave_them_unchanged(method: str, tmp_path: Path) -> None:
+    actions = action_set(get_protocol("paper", "pong"))
+    small = AtariNet(len(actions), ((4, 8, 8), (4, 3, 1), (4, 3, 1)), 8)
+    save_agent(tmp_path / "pong.safetensors", small, Card("pong", actions, small.arch))
+    settings = TrainConfig(
+        game="Seaquest",
+        method=method,
+        teachers=f"zoo:seaquest,{tmp_path / 'pong.safetensors'}",
+        steps=100,
+        workers=2,
+        envs_per_worker=2,
+        convs=((4, 8, 8), (4, 4, 2)),
+        hidden=8,
+        curve_points=0,
+        eval_episodes=0,
+        run_dir=tmp_path / "run",
+    )
+    run = resolve(settings)
+    run.write_config()
+    outcome = ENGINES["a3c"](run, Silent(), None).train()
+    assert outcome.failure is None
+    assert outcome.step >= 100
+    assert (outcome.source_steps > 0) == (method != "progressive")
+    for teacher, path in zip(run.teachers, (ZOO / "seaquest.safetensors", tmp_path / "pong.safetensors"), strict=True):
+        held = load_agent(path).net.state_dict()
+        assert all(torch.equal(tensor, held[name]) for name, tensor in teacher.net.state_dict().items())
+    phases = [run.folder.source(0)] if method == "actor-mimic" else []
+    logged = [
+        {name for row in read_metrics(path / "metrics.csv") for name in row} for path in (*phases, run.folder.path)
+    ]
+    expected = {
+        "progressive": [(False, True)],
+        "policy-distillation": [(True, False)],
+        "actor-mimic": [(True, False), (False, True)],
+    }
+    assert [("losses/distillation" in names, "losses/policy" in names) for names in logged] == expected[method]
+    student = load_agent(run.folder.student).net
+    assert len(student(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))[0][0]) == 18
