@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from kfrl.errors import UserError, unknown
-from kfrl.nets.atari import AtariNet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# By path, so that a command's help can list nets without importing torch.
+FAMILIES = {
+    "atari": "kfrl.nets.atari:AtariNet",
+    "mlp": "kfrl.nets.mlp:MLP",
+}
+"""Family -> the class, called as `net(outputs, **fields)`."""
 
 
 def build_net(arch: dict[str, Any], outputs: int) -> nn.Module:
@@ -18,10 +26,10 @@ def build_net(arch: dict[str, Any], outputs: int) -> nn.Module:
     """
     fields = dict(arch)
     family = str(fields.pop("family", "missing"))
-    families = {"atari": AtariNet}
-    if family not in families:
-        raise unknown("network family", family, families)
+    if family not in FAMILIES:
+        raise unknown("network family", family, FAMILIES)
+    kind: type[nn.Module] = resolve_name(FAMILIES[family])
     try:
-        return families[family](outputs, **fields)
+        return kind(outputs, **fields)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"The architecture block {arch} does not describe a net: {error}.") from None
