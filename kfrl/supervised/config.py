@@ -52,6 +52,8 @@ class ClassifierFlowConfig:
     """Weight of the distillation of the linked classifier into the student alone, until independence (+)."""
     link_heads: Literal["never", "expert", "always"] = "never"
     """Link the logits too (+): of teachers of the same classes (expert), of all, or of none."""
+    soft_targets: bool = False
+    """Learn from the soft targets of the teachers of the same classes too, with the weights of kd (Table 4)."""
     links: tuple[LinkConfig, ...] = ()
     """Links by name (YAML only); by default every hidden layer meets the one at the same relative depth."""
 

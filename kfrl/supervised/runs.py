@@ -109,7 +109,7 @@ def resolve(config: SupervisedConfig) -> Run:
         config,
         teachers=",".join(str(teacher.path.resolve()) for teacher in teachers),
         method=config.method_name,
-        net=config.net or data.net,
+        net=config.net or method.default_net(data.net, teachers),
         augment=data.augment if config.augment == "auto" else config.augment,  # type: ignore[arg-type]
     )
     folder = RunFolder(config.run_dir or _default_folder(config, data.name, teachers))

@@ -6,14 +6,16 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.errors import UserError
+from kfrl.losses.distillation import soft_target_loss
 from kfrl.nets.registry import make_net
 from kfrl.supervised.batches import Batch, Normalisation
 from kfrl.supervised.classifiers import Teacher
-from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.config import DistillationConfig, SupervisedConfig
 
 Predictor = Callable[[Tensor], Tensor]
 """Images (B, C, H, W), normalised -> logits (B, K)."""
@@ -84,6 +86,11 @@ class Method:
         self.teachers: tuple[Teacher, ...] = ()
 
     @classmethod
+    def default_net(cls, data_net: str, teachers: Sequence[Teacher]) -> str:
+        """The student where nobody says which: by default what suits the images."""
+        return data_net
+
+    @classmethod
     def check_teachers(cls, name: str, count: int) -> None:
         """Refuse a number of teachers that the method cannot use.
 
@@ -144,6 +151,24 @@ class Method:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
+
+
+def distillation_terms(
+    config: DistillationConfig, logits: Tensor, labels: Tensor, teacher_logits: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The terms of hard CE(y, z_s) + soft T^2 KL[softmax(z_t / T) || softmax(z_s / T)] (Hinton et al. 2015).
+
+    Args:
+        config: T and both weights.
+        logits: z_s, (B, K).
+        labels: y, (B,).
+        teacher_logits: z_t, (B, K) of each teacher; their soft targets are averaged.
+    """
+    soft = soft_target_loss(logits, torch.stack(list(teacher_logits)), config.temperature)
+    return {
+        "task": config.hard_weight * F.cross_entropy(logits, labels),
+        "distillation": config.soft_weight * soft.mean(),
+    }
 
 
 def check_same_classes(method: str, task: Task, teachers: Sequence[Teacher]) -> None:
