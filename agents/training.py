@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -21,6 +17,7 @@ from agents.update import Report
 from kfrl.checkpoint import Checkpoint, save_checkpoint
 from kfrl.metrics import MetricsWriter
 from kfrl.seeding import seed_everything, stream
+from kfrl.signals import noting_signals
 
 ROWS = 500
 """How many rows a run's metrics.csv gets."""
@@ -131,7 +128,7 @@ class Trainer(ABC):
     def train(self) -> Outcome:
         """Learn until the steps are done, a signal comes or a learner fails; then save."""
         config = self.run.config
-        with self._signals():
+        with noting_signals(self._note):
             if config.curve_points:
                 seed = stream(config.seed, 999_999)
                 self._evaluator = Evaluator(self.run.protocol, config.curve_episodes, seed)
@@ -221,17 +218,8 @@ class Trainer(ABC):
         self.session = checkpoint.state["session"] + 1
         self._elapsed = checkpoint.state["elapsed_sec"]
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def note(number: int, frame: FrameType | None) -> None:
-            self._signal = number
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _note(self, number: int) -> None:
+        self._signal = number
 
     def _log_row(self) -> None:
         window, step, now = self._window, self.shared.global_step, time.monotonic()

@@ -153,8 +153,9 @@ def protocol_of(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
 
 def _linked_policy(path: Path) -> Policy | None:
     """The policy of a run that still leans on its teachers, at its last checkpoint; None for anything else."""
-    from agents.runs import RunFolder, reopen
+    from agents.runs import reopen
     from kfrl.checkpoint import latest_checkpoint
+    from kfrl.runs import RunFolder
 
     if not RunFolder(path).config.is_file():
         return None

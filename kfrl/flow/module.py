@@ -117,8 +117,12 @@ class KnowledgeFlow(nn.Module):
         return self.handover >= 1.0
 
     @torch.no_grad()
-    def teacher_features(self, obs: Tensor) -> tuple[Tensor, ...]:
+    def teacher_features(self, obs: Tensor, outputs: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
         """The linked teachers' pre-activations z(l) for `obs`; they never change, so compute them once.
+
+        Args:
+            obs: A batch of what the student takes.
+            outputs: Filled with what each teacher said, by name.
 
         Returns:
             One (B, *shape) tensor for each distinct (teacher, layer); empty once the student is independent.
@@ -128,8 +132,10 @@ class KnowledgeFlow(nn.Module):
         seen: dict[tuple[str, str], Tensor] = {}
         for name, teacher in self._teachers.items():
             layers = [layer for owner, layer in self._taps if owner == name]
-            _, features = with_features(teacher, layers, obs)
+            said, features = with_features(teacher, layers, obs)
             seen |= {(name, layer): z for layer, z in features.items()}
+            if outputs is not None:
+                outputs[name] = said
         return tuple(seen[tap] for tap in self._taps)
 
     def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None) -> Any:
@@ -152,6 +158,18 @@ class KnowledgeFlow(nn.Module):
         student = torch.zeros_like(p)
         student[0] = 1.0
         return torch.lerp(p, student, self.handover)
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, float]:
+        """The effective p for logs: `flow/p_student/<layer>` and `flow/p_teacher/<teacher>/<layer>`."""
+        logged: dict[str, float] = {}
+        for layer in self.layers:
+            own, *others = self.layer_weights(layer).tolist()
+            logged[f"flow/p_student/{layer}"] = own
+            for link, p in zip(self.candidates(layer), others, strict=True):
+                key = f"flow/p_teacher/{link.teacher}/{layer}"
+                logged[key] = logged.get(key, 0.0) + p
+        return logged
 
     def candidates(self, layer: str) -> tuple[Link, ...]:
         """The teacher members of L^j, in the order of `layer_weights(layer)[1:]`."""

@@ -17,21 +17,23 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def kd_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 D_KL[softmax(teacher / T) || softmax(student / T)] (Hinton et al. 2015, section 2), per sample.
-
-    T^2 keeps the gradient's size while T changes. The paper's cross-entropy differs by a constant, the teacher's
-    entropy.
+def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T^2 KL[p || softmax(z_s / T)] with soft targets p = softmax(z_t / T) (Hinton et al. 2015, section 2.1).
 
     Args:
-        logits: (B, A) of the student.
-        teacher_logits: (B, A)
-        temperature: T.
+        student_logits: z_s, (B, K).
+        teacher_logits: z_t, (B, K), or (M, B, K) of M teachers, whose soft targets are averaged; a constant.
+        temperature: T. Its square keeps the gradient's size independent of it.
 
     Returns:
         (B,)
     """
-    return temperature**2 * kl_divergence(teacher_logits / temperature, logits / temperature)
+    targets = (teacher_logits.detach() / temperature).softmax(-1)
+    if targets.dim() == 3:
+        targets = targets.mean(0)
+    log_student = (student_logits / temperature).log_softmax(1)
+    # xlogy: 0 log 0 is 0.
+    return temperature**2 * (torch.xlogy(targets, targets) - targets * log_student).sum(1)
 
 
 def mimic_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:

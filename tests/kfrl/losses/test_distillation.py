@@ -9,10 +9,10 @@ from kfrl.losses.distillation import (
     fsp_loss,
     fsp_matrix,
     hint_loss,
-    kd_loss,
     kl_divergence,
     mimic_loss,
     mutual_loss,
+    soft_target_loss,
 )
 
 
@@ -42,16 +42,16 @@ def log(*odds: float) -> torch.Tensor:
 def test_kd_by_hand() -> None:
     # Logits log 1, log 9 at T = 2 are the odds 1 : 3, the student's log 1, log 1 stay even.
     soft = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
-    assert kd_loss(log(1, 1), log(1, 9), 2.0).tolist() == pytest.approx([4 * soft], rel=1e-5)
+    assert soft_target_loss(log(1, 1), log(1, 9), 2.0).tolist() == pytest.approx([4 * soft], rel=1e-5)
     # The teacher is the first argument of the divergence.
     swapped = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    assert kd_loss(log(1, 9), log(1, 1), 2.0).tolist() == pytest.approx([4 * swapped], rel=1e-5)
+    assert soft_target_loss(log(1, 9), log(1, 1), 2.0).tolist() == pytest.approx([4 * swapped], rel=1e-5)
 
 
 def test_kds_gradient_tends_to_that_of_the_logits_at_a_high_temperature() -> None:
     # Hinton et al. 2015, eq. 4: T^2 times (1 / (N T^2)) (z - v), for logits of mean zero.
     z, v = torch.tensor([[1.0, -3.0, 2.0]], requires_grad=True), torch.tensor([[0.5, 0.5, -1.0]])
-    kd_loss(z, v, 1000.0).sum().backward()
+    soft_target_loss(z, v, 1000.0).sum().backward()
     torch.testing.assert_close(z.grad, (z - v).detach() / 3, rtol=1e-2, atol=1e-3)
 
 
