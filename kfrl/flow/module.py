@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kfrl.flow.links import Link, check_links
 from kfrl.flow.mixing import Mixing, Variant
 from kfrl.flow.transforms import Transform, build_transform
-from kfrl.nets.features import with_features
+from kfrl.nets.features import layer_shapes, with_features
 
 
 @dataclass(frozen=True)
@@ -201,17 +201,7 @@ class KnowledgeFlow(nn.Module):
 
         return hook
 
-    @torch.no_grad()
     def _dry_run(self, example: Tensor) -> dict[tuple[str, str], tuple[int, ...]]:
-        # In training mode batch norm would take the example into its statistics.
-        modes = [(module, module.training) for module in self.student.modules()]
-        self.student.eval()
-        try:
-            _, features = with_features(self.student, [link.student for link in self.links], example)
-        finally:
-            for module, training in modes:
-                module.training = training
+        shapes = layer_shapes(self.student, [link.student for link in self.links], example)
         taken = zip(self._taps, self.teacher_features(example), strict=True)
-        return {("", layer): tuple(z.shape[1:]) for layer, z in features.items()} | {
-            tap: tuple(z.shape[1:]) for tap, z in taken
-        }
+        return {("", layer): shape for layer, shape in shapes.items()} | {tap: tuple(z.shape[1:]) for tap, z in taken}
