@@ -35,7 +35,7 @@ def parameters_before(net: nn.Module, layers: Iterable[str], example: Tensor) ->
     features = _dry_run(net, layers, example)
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     total = torch.stack([output.sum() for output in features.values()]).sum()
-    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(total, parameters, allow_unused=True)
     return tuple(p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None)
 
 

@@ -171,6 +171,26 @@ def distillation_terms(
     }
 
 
+def first_stage_epochs(method: str, epochs: int, share: float) -> int:
+    """Whole epochs of the first of two stages: `share` of all, at least one, leaving at least one.
+
+    Raises:
+        UserError: a run of one epoch.
+    """
+    if epochs < 2:
+        raise UserError(f"Method {method} has two stages, so it needs at least --epochs 2, got {epochs}.")
+    return min(max(1, round(share * epochs)), epochs - 1)
+
+
+def ensemble(nets: Sequence[nn.Module]) -> Predictor:
+    """The log of the mean of what `nets` give as probabilities."""
+
+    def predict(images: Tensor) -> Tensor:
+        return torch.stack([net(images).softmax(1) for net in nets]).mean(0).log()
+
+    return predict
+
+
 def check_same_classes(method: str, task: Task, teachers: Sequence[Teacher]) -> None:
     """Refuse teachers of other classes, for methods that compare logits.
 
