@@ -338,6 +338,11 @@ class Trainer:
             index, _, key = name.partition(".")
             held.setdefault(int(index), {})[key] = tensor
         self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": held})
+        for parameter, statistics in self._optimiser.state.items():
+            for key, value in statistics.items():
+                if value.shape == parameter.shape:
+                    # The fused kernels go through memory in order, so it has to be the parameter's order.
+                    statistics[key] = torch.empty_like(parameter).copy_(value)
         self.method.load_state({k: v.to(self.device) for k, v in checkpoint.prefixed("method.").items()})
         self._sums = {name: tensor.to(self.device) for name, tensor in checkpoint.prefixed("sums.").items()}
         torch.set_rng_state(checkpoint.tensors["rng"])
