@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from kfrl.supervised.batches import Loader
 from kfrl.supervised.methods.base import Predictor
@@ -19,6 +20,8 @@ class Evaluation:
     total: int
     per_class: tuple[float, ...]
     """Accuracy on the images of each class; NaN without one."""
+    loss: float
+    """Mean cross-entropy, in nats."""
 
     @property
     def accuracy(self) -> float:
@@ -32,19 +35,23 @@ class Evaluation:
             "error_percent": 100 * (1 - self.accuracy),
             "correct": self.correct,
             "images": self.total,
+            "loss": self.loss,
         }
 
 
 @torch.no_grad()
 def evaluate(predict: Predictor, images: Loader, classes: int) -> Evaluation:
-    """Count right answers. The nets behind `predict` have to be in evaluation mode.
+    """Count right answers, and take the mean cross-entropy. The nets behind `predict` have to be in evaluation mode.
 
     Whatever `predict` draws at random leaves torch's generator as it was.
     """
     right, total = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
+    loss = 0.0
     with torch.random.fork_rng():
         for batch in images.ordered():
-            hits = predict(batch.images).argmax(1) == batch.labels
+            logits = predict(batch.images)
+            loss += float(F.cross_entropy(logits.float(), batch.labels, reduction="sum"))
+            hits = logits.argmax(1) == batch.labels
             total += torch.bincount(batch.labels, minlength=classes).cpu()
             right += torch.bincount(batch.labels[hits], minlength=classes).cpu()
-    return Evaluation(int(right.sum()), int(total.sum()), tuple((right / total).tolist()))
+    return Evaluation(int(right.sum()), int(total.sum()), tuple((right / total).tolist()), loss / int(total.sum()))

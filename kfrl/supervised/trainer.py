@@ -239,9 +239,10 @@ class Trainer:
         """Evaluate on the validation images, and keep the student if it is the best so far."""
         if not len(self.run.validation):
             return {}
-        values = {}
+        values: dict[str, float] = {}
         for name, result in self.evaluate_on_validation().items():
-            values[f"val/accuracy{'_' * bool(name)}{name}"] = result.accuracy
+            suffix = f"_{name}" * bool(name)
+            values |= {f"val/accuracy{suffix}": result.accuracy, f"val/loss{suffix}": result.loss}
         self._last_validation = accuracy = values["val/accuracy"]
         in_last_stage = self._stage == len(self.stages) - 1
         if self.config.keep == "best" and in_last_stage and (self._best is None or accuracy > self._best):

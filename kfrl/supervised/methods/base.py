@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -186,7 +187,7 @@ def ensemble(nets: Sequence[nn.Module]) -> Predictor:
     """The log of the mean of what `nets` give as probabilities."""
 
     def predict(images: Tensor) -> Tensor:
-        return torch.stack([net(images).softmax(1) for net in nets]).mean(0).log()
+        return torch.stack([net(images).log_softmax(1) for net in nets]).logsumexp(0) - math.log(len(nets))
 
     return predict
 
