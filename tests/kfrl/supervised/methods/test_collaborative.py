@@ -1,9 +1,11 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from kfrl.config import load_config
 from kfrl.errors import UserError
 from kfrl.supervised.config import CollaborativeConfig, EdgeConfig, NodeConfig, SupervisedConfig
 from kfrl.supervised.methods.base import Progress
@@ -122,3 +124,10 @@ def test_names_that_a_module_could_not_have_are_fine(task, batch) -> None:
     method, net = collaborative(task, [], name, EdgeConfig("labels", "wide.net"))
     assert isinstance(net, nn.ModuleDict)
     assert list(method.loss(net, batch, Progress(0, 0.0, 0.0))) == ["labels_to_wide.net"]
+
+
+def test_the_shipped_graph_is_sound() -> None:
+    config = load_config(Path(__file__).parents[4] / "configs/supervised/collaborative.yaml", SupervisedConfig)
+    check_graph(config.collaborative, config.teacher_names)
+    assert [node.name for node in config.collaborative.nodes] == ["student", "large", "pretrained"]
+    assert {edge.gate for edge in config.collaborative.edges} == {"through", "linear", "correct", "cutoff"}
