@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -157,8 +157,3 @@ def split_off(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[torch.cat(kept_back)] = True
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
-
-
-def class_counts(labels: Tensor, classes: Sequence[str]) -> list[int]:
-    """Images of each class."""
-    return torch.bincount(labels, minlength=len(classes)).tolist()
