@@ -73,6 +73,11 @@ class Normalisation:
             std.append(float((weights * (levels - average).square()).sum().sqrt()) or 1.0)
         return cls(tuple(mean), tuple(std))
 
+    @classmethod
+    def none(cls, channels: int) -> Normalisation:
+        """Leaves pixels in [0, 1]."""
+        return cls((0.0,) * channels, (1.0,) * channels)
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float."""
         scale = torch.tensor([1 / (255 * std) for std in self.std], device=pixels.device)
