@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from kfrl.flow.links import Link, check_links
 from kfrl.flow.mixing import Mixing, Variant
 from kfrl.flow.transforms import Transform, build_transform
+from kfrl.nets.features import layer_shapes, with_features
 
 
 @dataclass(frozen=True)
@@ -130,17 +130,12 @@ class KnowledgeFlow(nn.Module):
         if self.independent:
             return ()
         seen: dict[tuple[str, str], Tensor] = {}
-        handles: list[RemovableHandle] = []
-        for name, layer in self._taps:
-            module = self._teachers[name].get_submodule(layer)
-            handles.append(module.register_forward_hook(_keep(seen, (name, layer))))
-        try:
-            said = {name: teacher(obs) for name, teacher in self._teachers.items()}
-        finally:
-            for handle in handles:
-                handle.remove()
-        if outputs is not None:
-            outputs |= said
+        for name, teacher in self._teachers.items():
+            layers = [layer for owner, layer in self._taps if owner == name]
+            said, features = with_features(teacher, layers, obs)
+            seen |= {(name, layer): z for layer, z in features.items()}
+            if outputs is not None:
+                outputs[name] = said
         return tuple(seen[tap] for tap in self._taps)
 
     def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None) -> Any:
@@ -206,31 +201,7 @@ class KnowledgeFlow(nn.Module):
 
         return hook
 
-    @torch.no_grad()
     def _dry_run(self, example: Tensor) -> dict[tuple[str, str], tuple[int, ...]]:
-        seen: dict[tuple[str, str], Tensor] = {}
-        wanted = [("", link.student) for link in self.links] + list(self._taps)
-        handles = []
-        for name, layer in dict.fromkeys(wanted):
-            net = self._teachers[name] if name else self.student
-            handles.append(net.get_submodule(layer).register_forward_hook(_keep(seen, (name, layer))))
-        # In training mode batch norm would take the example into its statistics.
-        modes = [(module, module.training) for module in self.student.modules()]
-        self.student.eval()
-        try:
-            for net in (self.student, *self._teachers.values()):
-                net(example)
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module, training in modes:
-                module.training = training
-        return {key: tuple(z.shape[1:]) for key, z in seen.items()}
-
-
-def _keep(seen: dict[tuple[str, str], Tensor], key: tuple[str, str]) -> Callable[[nn.Module, Any, Tensor], None]:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        # A copy, because an activation that works in place would turn z into h.
-        seen[key] = output.clone()
-
-    return hook
+        shapes = layer_shapes(self.student, [link.student for link in self.links], example)
+        taken = zip(self._taps, self.teacher_features(example), strict=True)
+        return {("", layer): shape for layer, shape in shapes.items()} | {tap: tuple(z.shape[1:]) for tap, z in taken}

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 # By path, so that a command's help can list nets without importing torch.
 FAMILIES = {
     "atari": "kfrl.nets.atari:AtariNet",
+    "conv": "kfrl.nets.conv:ConvNet",
+    "densenet": "kfrl.nets.densenet:DenseNet",
+    "lstm": "kfrl.nets.lstm:RowLSTM",
     "mlp": "kfrl.nets.mlp:MLP",
+    "resnet": "kfrl.nets.resnet:ResNet",
+    "wrn": "kfrl.nets.resnet:WideResNet",
 }
 """Family -> the class, called as `net(outputs, **fields)`."""
 

@@ -17,6 +17,8 @@ class Classifier(nn.Module):
     head_layers = ("head",)
     hidden_layers: tuple[str, ...] = ()
     """Sub-modules whose outputs are pre-activations z, input side first: what Knowledge Flow links."""
+    flattened: dict[str, tuple[int, ...]]
+    """Parameters whose axes stand for several, e.g. a matrix that reads maps: name -> all axes, a unit's own first."""
     head: nn.Linear
 
     def __init__(self, family: str, num_classes: int, input_shape: Sequence[int], **fields: Any) -> None:
@@ -38,4 +40,13 @@ class Classifier(nn.Module):
             raise ValueError(f"Expected at least one class, got {num_classes}.")
         self.num_classes = num_classes
         self.input_shape: tuple[int, ...] = tuple(input_shape)
+        self.flattened = {}
         self.arch: dict[str, Any] = {"family": family, "input_shape": list(input_shape), **fields}
+
+
+def he_initialise(net: Classifier) -> None:
+    """Draw convolutions from N(0, 2 / fan_out) (He et al. 2015) and set the head's bias to zero."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    nn.init.zeros_(net.head.bias)

@@ -46,6 +46,7 @@ class MLP(Classifier):
         for name, (inputs, units) in zip(self.hidden_layers, pairwise([prod(input_shape), *hidden]), strict=True):
             self.add_module(name, nn.Linear(inputs, units))
         self.head = nn.Linear(hidden[-1], num_classes)
+        self.flattened = {"fc1.weight": (hidden[0], *input_shape)}
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B, num_classes)."""

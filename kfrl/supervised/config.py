@@ -59,6 +59,96 @@ class ClassifierFlowConfig:
 
 
 @dataclass(frozen=True)
+class FitNetsConfig:
+    """FitNets: hints from the middle of the teacher, then soft targets."""
+
+    hint_share: Fraction = 0.25
+    """Share of the epochs that the hint stage takes, at least one of them."""
+    hint_layer: str | None = None
+    """The teacher's layer that gives the hint. Default: its middle one."""
+    guided_layer: str | None = None
+    """The student's layer that is guided. Default: its middle one."""
+    hint_weight: Positive = 100.0
+    """Weight of the hint loss, a mean over a map."""
+    soft_start: NonNegative = 4.0
+    """lambda, the weight of the soft targets, when the second stage begins; it falls linearly."""
+    soft_end: NonNegative = 1.0
+    """lambda when it ends."""
+
+
+@dataclass(frozen=True)
+class FspConfig:
+    """FSP: the flow between layers first, then the labels."""
+
+    fsp_share: Fraction = 0.25
+    """Share of the epochs that the first stage takes, at least one of them."""
+    fsp_weight: Positive = 50.0
+    """Weight of the FSP loss, a mean over a matrix."""
+    fsp_pool: Literal["max", "avg", "none"] = "max"
+    """What brings the larger of two maps to the size of the smaller: max pooling (paper), average pooling, or nothing,
+    which refuses such maps."""
+
+
+@dataclass(frozen=True)
+class MutualConfig:
+    """Deep mutual learning."""
+
+    peers: str = ""
+    """The nets that learn beside the student, by name, comma-separated. Default: one like it."""
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """A net of a knowledge transfer graph."""
+
+    name: str
+    net: str | None = None
+    """By name; the student's by default."""
+    teacher: str | None = None
+    """One of --teachers: pre-trained and frozen."""
+
+
+@dataclass(frozen=True)
+class EdgeConfig:
+    """Knowledge that goes from one node to another."""
+
+    source: str
+    """A node's name, or `labels`."""
+    target: str
+    gate: str = "through"
+    """through, cutoff, linear or correct."""
+
+
+@dataclass(frozen=True)
+class CollaborativeConfig:
+    """Deep collaborative learning. The graph is given in YAML."""
+
+    nodes: tuple[NodeConfig, ...] = ()
+    """The first is the target: the student."""
+    edges: tuple[EdgeConfig, ...] = ()
+    edge_temperature: Positive = 1.0
+    """T of the edges between nets."""
+
+
+@dataclass(frozen=True)
+class BornAgainConfig:
+    """Born-again nets."""
+
+    generations: Count = 3
+    """Students after the first net, each the pupil of the one before; each takes --epochs epochs."""
+
+
+@dataclass(frozen=True)
+class GrowthConfig:
+    """Anti-distillation: a trained net grown wider."""
+
+    extension: Literal["zero", "uniform"] = "zero"
+    """What the new weights start from."""
+    theta: Positive = 0.01
+    """uniform: U[0, theta]."""
+
+
+@dataclass(frozen=True)
 class SupervisedConfig:
     """Train an image classifier, alone or with frozen teachers."""
 
@@ -109,6 +199,12 @@ class SupervisedConfig:
     """Seconds between checkpoints."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     flow: ClassifierFlowConfig = field(default_factory=ClassifierFlowConfig)
+    fitnets: FitNetsConfig = field(default_factory=FitNetsConfig)
+    fsp: FspConfig = field(default_factory=FspConfig)
+    mutual: MutualConfig = field(default_factory=MutualConfig)
+    collaborative: CollaborativeConfig = field(default_factory=CollaborativeConfig)
+    born_again: BornAgainConfig = field(default_factory=BornAgainConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
 
     @property
     def teacher_names(self) -> tuple[str, ...]:

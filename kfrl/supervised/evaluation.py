@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from kfrl.errors import UserError
@@ -26,6 +27,8 @@ class Evaluation:
     total: int
     per_class: tuple[float, ...]
     """Accuracy on the images of each class; NaN without one."""
+    loss: float
+    """Mean cross-entropy, in nats."""
 
     @property
     def accuracy(self) -> float:
@@ -41,23 +44,27 @@ class Evaluation:
             "error_percent": 100 * (1 - self.accuracy),
             "correct": self.correct,
             "images": self.total,
+            "loss": self.loss,
             **per_class,
         }
 
 
 @torch.no_grad()
 def evaluate(predict: Predictor, images: Loader, classes: int) -> Evaluation:
-    """Count right answers. The nets behind `predict` have to be in evaluation mode.
+    """Count right answers, and take the mean cross-entropy. The nets behind `predict` have to be in evaluation mode.
 
     Whatever `predict` draws at random leaves torch's generator as it was.
     """
     right, total = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
+    loss = 0.0
     with torch.random.fork_rng():
         for batch in images.ordered():
-            hits = predict(batch.images).argmax(1) == batch.labels
+            logits = predict(batch.images)
+            loss += float(F.cross_entropy(logits.float(), batch.labels, reduction="sum"))
+            hits = logits.argmax(1) == batch.labels
             total += torch.bincount(batch.labels, minlength=classes).cpu()
             right += torch.bincount(batch.labels[hits], minlength=classes).cpu()
-    return Evaluation(int(right.sum()), int(total.sum()), tuple((right / total).tolist()))
+    return Evaluation(int(right.sum()), int(total.sum()), tuple((right / total).tolist()), loss / int(total.sum()))
 
 
 def score_classifier(classifier: Teacher, data: Data) -> Evaluation:

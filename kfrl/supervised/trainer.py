@@ -238,9 +238,10 @@ class Trainer:
         """Evaluate on the validation images, and keep the student if it is the best so far."""
         if not len(self.run.validation):
             return {}
-        values = {}
+        values: dict[str, float] = {}
         for name, result in self.evaluate_on_validation().items():
-            values[f"val/accuracy{'_' * bool(name)}{name}"] = result.accuracy
+            suffix = f"_{name}" * bool(name)
+            values |= {f"val/accuracy{suffix}": result.accuracy, f"val/loss{suffix}": result.loss}
         self._last_validation = accuracy = values["val/accuracy"]
         in_last_stage = self._stage == len(self.stages) - 1
         if self.config.keep == "best" and in_last_stage and (self._best is None or accuracy > self._best):
@@ -336,6 +337,11 @@ class Trainer:
             index, _, key = name.partition(".")
             held.setdefault(int(index), {})[key] = tensor
         self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": held})
+        for parameter, statistics in self._optimiser.state.items():
+            for key, value in statistics.items():
+                if value.shape == parameter.shape:
+                    # The fused kernels go through memory in order, so it has to be the parameter's order.
+                    statistics[key] = torch.empty_like(parameter).copy_(value)
         self.method.load_state({k: v.to(self.device) for k, v in checkpoint.prefixed("method.").items()})
         self._sums = {name: tensor.to(self.device) for name, tensor in checkpoint.prefixed("sums.").items()}
         torch.set_rng_state(checkpoint.tensors["rng"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -169,6 +170,26 @@ def distillation_terms(
         "task": config.hard_weight * F.cross_entropy(logits, labels),
         "distillation": config.soft_weight * soft.mean(),
     }
+
+
+def first_stage_epochs(method: str, epochs: int, share: float) -> int:
+    """Whole epochs of the first of two stages: `share` of all, at least one, leaving at least one.
+
+    Raises:
+        UserError: a run of one epoch.
+    """
+    if epochs < 2:
+        raise UserError(f"Method {method} has two stages, so it needs at least --epochs 2, got {epochs}.")
+    return min(max(1, round(share * epochs)), epochs - 1)
+
+
+def ensemble(nets: Sequence[nn.Module]) -> Predictor:
+    """The log of the mean of what `nets` give as probabilities."""
+
+    def predict(images: Tensor) -> Tensor:
+        return torch.stack([net(images).log_softmax(1) for net in nets]).logsumexp(0) - math.log(len(nets))
+
+    return predict
 
 
 def check_same_classes(method: str, task: Task, teachers: Sequence[Teacher]) -> None:
