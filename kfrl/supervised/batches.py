@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,11 @@ class Normalisation:
             # Images of one colour have nothing to scale.
             std.append(float((weights * (levels - average).square()).sum().sqrt()) or 1.0)
         return cls(tuple(mean), tuple(std))
+
+    @classmethod
+    def none(cls, channels: int) -> Normalisation:
+        """Leaves pixels in [0, 1]."""
+        return cls((0.0,) * channels, (1.0,) * channels)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> float."""
@@ -157,8 +162,3 @@ def split_off(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[torch.cat(kept_back)] = True
     return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
-
-
-def class_counts(labels: Tensor, classes: Sequence[str]) -> list[int]:
-    """Images of each class."""
-    return torch.bincount(labels, minlength=len(classes)).tolist()

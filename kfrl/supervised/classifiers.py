@@ -52,6 +52,8 @@ class Teacher:
     net: nn.Module
     card: Card
     path: Path
+    adapted: tuple[str, ...] = ()
+    """What is done to the student's images before it sees them, in words."""
 
 
 def save_classifier(path: Path, net: nn.Module, card: Card) -> None:

@@ -44,9 +44,9 @@ class ClassifierFlowConfig:
     """p of the student at the start; by default an equal share with each linked teacher layer."""
     layer_weights_lr: Positive = 1.0
     """Learning rate of w as a multiple of --lr (+)."""
-    independence_at: Fraction | None = 0.6
+    independence_at: Fraction | None = 0.4
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
-    handover_start: Fraction = 0.2
+    handover_start: Fraction = 0.0
     """Share of the run at which p of the student begins its forced way to 1 (+)."""
     handover_coef: NonNegative = 1.0
     """Weight of the distillation of the linked classifier into the student alone, until independence (+)."""

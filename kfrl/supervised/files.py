@@ -29,7 +29,9 @@ class File:
         return digest.hexdigest() == expected
 
 
-def fetch(name: str, folder: str, files: Sequence[File], data_dir: Path | None) -> tuple[dict[str, Path], list[str]]:
+def fetch(
+    name: str, folder: str, files: Sequence[File], data_dir: Path | None
+) -> tuple[dict[str, Path], tuple[str, ...]]:
     """Find every file of a data set, or download it.
 
     Args:
@@ -46,7 +48,7 @@ def fetch(name: str, folder: str, files: Sequence[File], data_dir: Path | None) 
         UserError: a file is neither there nor to be had.
     """
     if not files:
-        return {}, []
+        return {}, ()
     import pooch
 
     here = (data_dir or Path(pooch.os_cache("kfrl"))).expanduser() / folder
@@ -59,11 +61,11 @@ def fetch(name: str, folder: str, files: Sequence[File], data_dir: Path | None) 
             differing.append(file.name)
         paths[file.name] = path
     if not differing:
-        return paths, []
-    return paths, [
+        return paths, ()
+    return paths, (
         f"{', '.join(differing)} in {here}: not the official files (another checksum), but whole: the right numbers of "
-        "images and labels, in the right shapes"
-    ]
+        "images and labels, in the right shapes",
+    )
 
 
 def _download(name: str, file: File, path: Path) -> None:

@@ -96,7 +96,7 @@ def resolve(config: SupervisedConfig) -> Run:
     check_device(config.device)
     method = get_method(config.method_name)
     method.check_teachers(config.method_name, len(config.teacher_names))
-    data = load_data(config.data, config.data_dir)
+    data = load_data(config.data, config.data_dir, config.image_size)
     rows, kept_back = split_off(data.train.labels, config.validation)
     train, validation = data.train.take(rows), data.train.take(kept_back)
     normalisation = Normalisation.of(train.pixels)

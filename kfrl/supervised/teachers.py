@@ -123,7 +123,7 @@ def adapt(teacher: Teacher, shape: tuple[int, int, int], own: Normalisation) -> 
     adapter = Adapter(shape, own, teacher.card)
     if adapter.steps:
         teacher.net.register_forward_pre_hook(adapter)
-    return teacher
+    return replace(teacher, adapted=tuple(adapter.steps))
 
 
 @torch.no_grad()

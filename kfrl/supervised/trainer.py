@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from kfrl.seeding import seed_everything, stream
 from kfrl.signals import noting_signals
 from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import load_classifier
-from kfrl.supervised.evaluation import Evaluation, evaluate
+from kfrl.supervised.evaluation import Evaluation, evaluate, use_channels_last
 from kfrl.supervised.methods.base import Predictor, Progress
 from kfrl.supervised.runs import Run
 
@@ -90,12 +89,12 @@ class Trainer:
         seed_everything(stream(run.config.seed, 0))
         self.method = run.method()
         self.net = self.method.build(run.task, run.teachers).to(self.device)
-        has_maps = any(parameter.dim() == 4 for parameter in self.net.parameters())
-        if has_maps:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.images = run.loader(run.train, has_maps, augmented=True)
-        self.validation = run.loader(run.validation, has_maps)
-        self.test = run.loader(run.data.test, has_maps)
+        channels_last = use_channels_last(self.net)
+        for teacher in run.teachers:
+            use_channels_last(teacher.net)
+        self.images = run.loader(run.train, channels_last, augmented=True)
+        self.validation = run.loader(run.validation, channels_last)
+        self.test = run.loader(run.data.test, channels_last)
         self.stages = list(self.method.stages(self.net))
         self.epochs = sum(stage.epochs for stage in self.stages)
         self.updates, self._epoch, self._batch = 0, 0, 0
@@ -269,15 +268,14 @@ class Trainer:
         kept = load_classifier(self.run.folder.student)
         self.net.eval()
         student = kept.net.to(self.device)
-        if self.test.channels_last:
-            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        use_channels_last(student)
         classes = self.run.task.classes
         alone = evaluate(student, self.test, len(classes))
         others = {
             name: evaluate(predict, self.test, len(classes)).to_dict()
             for name, predict in self.method.others(self.net, final=True).items()
         }
-        test = alone.to_dict() | {"per_class_percent": dict(zip(classes, _percent(alone.per_class), strict=True))}
+        test = alone.to_dict(classes)
         self.run.save_student(kept.net, kept.card.epochs, kept.card.validation_accuracy, test)
         result = {
             "epochs": self._epoch,
@@ -378,8 +376,3 @@ class Trainer:
             best=self._best,
             metrics=self.method.metrics(self.net),
         )
-
-
-def _percent(shares: Iterable[float]) -> list[float | None]:
-    """Shares in percent; None for a class without an image."""
-    return [None if math.isnan(share) else 100 * share for share in shares]
