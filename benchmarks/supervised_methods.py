@@ -160,12 +160,10 @@ def anti_distillation(options: argparse.Namespace) -> None:
         augment="none",
         keep="last",
     )
-    scores: list[list[Any]] = []
-    figures = {1: plt.subplots(2, len(NETS), figsize=(4 * len(NETS), 6), squeeze=False)}
-    figures[2] = plt.subplots(2, len(NETS), figsize=(4 * len(NETS), 6), squeeze=False)
-    for column, (kind, (small, large)) in enumerate(NETS.items()):
-        arms: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-        for seed in range(1, options.seeds + 1):
+    arms: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
+    # Seed by seed, so that a study that is broken off has every kind of layer.
+    for seed in range(1, options.seeds + 1):
+        for kind, (small, large) in NETS.items():
             folder = options.out / "anti-distillation" / f"{small}-s{seed}"
             train(replace(common, net=small, method="baseline", seed=seed, run_dir=folder / "teacher"))
             grown = replace(common, net=large, method="anti-distillation", teachers=str(folder / "teacher"), seed=seed)
@@ -178,15 +176,23 @@ def anti_distillation(options: argparse.Namespace) -> None:
                 },
             }.items():
                 path = folder / name.replace(" ", "-")
-                arms.setdefault(name, []).append((path, train(replace(config, run_dir=path), corruption=CORRUPTION)))
-        for name, runs in arms.items():
-            _draw(figures[1][1][:, column], name, *_learning(runs))
-            _draw(figures[2][1][:, column], name, *_corrupted(runs))
-            for percent in CORRUPTION:
-                found = [result["corruption"][str(percent)] for _, result in runs]
-                scores.append([kind, name, percent, *_summary(found, "accuracy"), *_summary(found, "loss")])
-        for figure in figures.values():
-            figure[1][0, column].set_title(f"{kind}: {small} grown to {large}", fontsize=9)
+                result = train(replace(config, run_dir=path), corruption=CORRUPTION)
+                arms.setdefault((kind, name), []).append((path, result))
+    _figures(options.out, arms)
+
+
+def _figures(out: Path, arms: Mapping[tuple[str, str], Sequence[tuple[Path, dict[str, Any]]]]) -> None:
+    scores: list[list[Any]] = []
+    figures = {number: plt.subplots(2, len(NETS), figsize=(4 * len(NETS), 6), squeeze=False) for number in (1, 2)}
+    for (kind, name), runs in arms.items():
+        column = list(NETS).index(kind)
+        _draw(figures[1][1][:, column], name, *_learning(runs))
+        _draw(figures[2][1][:, column], name, *_corrupted(runs))
+        for percent in CORRUPTION:
+            found = [result["corruption"][str(percent)] for _, result in runs]
+            scores.append([kind, name, percent, *_summary(found, "accuracy"), *_summary(found, "loss")])
+        for _, axes in figures.values():
+            axes[0, column].set_title(f"{kind}: {NETS[kind][0]} grown to {NETS[kind][1]}", fontsize=9)
     for number, (figure, axes) in figures.items():
         axes[0, 0].set_ylabel("accuracy (%)")
         axes[1, 0].set_ylabel("cross-entropy")
@@ -194,9 +200,9 @@ def anti_distillation(options: argparse.Namespace) -> None:
             axis.set_xlabel("epoch" if number == 1 else "corrupted pixels (%)")
         axes[0, 0].legend(fontsize=8)
         figure.tight_layout()
-        figure.savefig(options.out / f"anti-distillation-figure-{number}.png", dpi=110)
+        figure.savefig(out / f"anti-distillation-figure-{number}.png", dpi=110)
     header = ["layers", "weights", "corrupted (%)", "accuracy", "std", "cross-entropy", "std"]
-    with (options.out / "anti-distillation.csv").open("w", newline="") as file:
+    with (out / "anti-distillation.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *scores])
     print(tabulate([row for row in scores if row[2] in (0, 20, 50)], header, tablefmt="github", floatfmt=".2f"))
 

@@ -82,7 +82,7 @@ class FspConfig:
 
     fsp_share: Fraction = 0.25
     """Share of the epochs that the first stage takes, at least one of them."""
-    fsp_weight: Positive = 50.0
+    fsp_weight: Positive = 1.0
     """Weight of the FSP loss, a mean over a matrix."""
     fsp_pool: Literal["max", "avg", "none"] = "max"
     """What brings the larger of two maps to the size of the smaller: max pooling (paper), average pooling, or nothing,
