@@ -38,7 +38,7 @@ class Study:
     data_dir: Path | None = None
     """Where the images are. Default: the user's cache folder."""
     seeds: int = 3
-    teacher_epochs: int = 5
+    teacher_epochs: int = 10
     """Of the MNIST teacher."""
     table4_epochs: int = 4
     """Of its students."""
@@ -50,7 +50,7 @@ class Study:
         yield self._config(
             "teachers/mnist-1200",
             data="mnist",
-            net="mlp-1200-1200-dropout",
+            net="mlp-1200-1200",
             augment="shift",
             pad=2,
             epochs=self.teacher_epochs,

@@ -12,6 +12,7 @@ from kfrl.checkpoint import latest_checkpoint
 from kfrl.metrics import read_metrics
 from kfrl.supervised.config import (
     BornAgainConfig,
+    ClassifierFlowConfig,
     CollaborativeConfig,
     EdgeConfig,
     MutualConfig,
@@ -38,9 +39,14 @@ SETTINGS = {
     "collaborative": {"collaborative": GRAPH},
     "born-again": {"born_again": BornAgainConfig(generations=2), "epochs": 1},
     "mimic": {"lr": 0.01},
+    "kd": {},
+    "fine-tune": {"net": "mlp-24"},
+    "knowledge-flow": {"net": "mlp-16-dropout", "flow": ClassifierFlowConfig(independence_at=0.9)},
     "anti-distillation": {"net": "mlp-30"},
 }
-TAUGHT = {"fitnets": "mlp", "fsp": "resnet", "collaborative": "mlp", "mimic": "mlp", "anti-distillation": "mlp"}
+TAUGHT = {"fsp": "resnet"} | dict.fromkeys(
+    ("fitnets", "collaborative", "mimic", "kd", "fine-tune", "knowledge-flow", "anti-distillation"), "mlp"
+)
 
 
 def train(run: Run, resume: bool = False) -> Trainer:
