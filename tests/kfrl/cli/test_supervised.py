@@ -75,7 +75,7 @@ def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatc
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("supervised trian", "Unknown command 'trian'. Did you mean 'train'?"),
+        ("supervised trainn", "Unknown command 'trainn'. Did you mean 'train'?"),
         ("supervised train", "Which images? Give --data NAME"),
         ("supervised train --data cifar10", "Did you mean 'cifar-10'?"),
         ("supervised train --data digits --method fitnet --teachers x", "Did you mean 'fitnets'?"),

@@ -80,8 +80,6 @@ def test_what_is_not_whole_is_named_and_left_out(finished: Build, tmp_path: Path
     (paths[2] / "eval.json").write_text('{"test": 3}')
     wrong = {"test": {"error_percent": 120, "images": 3}, "trained_parameters": 1, "deployed_parameters": 1}
     (paths[3] / "eval.json").write_text(json.dumps(wrong))
-        '{"test": {"error_percent": 120, "images": 3}, "trained_parameters": 1, "deployed_parameters": 1}'
-    )
     (paths[4] / "student.safetensors").write_bytes(b"nothing")
     found = compare(*collect([str(tmp_path / "runs")]))
     assert [len(arm.runs) for arm in found.arms] == [1]

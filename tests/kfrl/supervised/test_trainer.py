@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(r
     ("settings", "message"),
     [
         ({"data": "mnits"}, "Unknown data set 'mnits'. Did you mean 'mnist'?"),
-        ({"method": "basline"}, "Did you mean 'baseline'?"),
+        ({"method": "baselin"}, "Did you mean 'baseline'?"),
         ({"net": "mpl-800"}, "Did you mean 'mlp-800-800'?"),
         ({"method": "kd"}, "needs at least one teacher"),
         ({"method": "baseline", "teachers": "digits"}, "takes no teachers"),
