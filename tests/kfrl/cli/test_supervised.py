@@ -53,7 +53,7 @@ def test_a_student_of_an_earlier_run_from_end_to_end(here: Path, capsys: pytest.
 
 
 def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, count = Trainer._update, 0
+    plain, count = Trainer.update, 0
 
     def pressed(trainer: Trainer, batch: object) -> None:
         nonlocal count
@@ -62,7 +62,7 @@ def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatc
         if count == 25:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Trainer, "_update", pressed)
+    monkeypatch.setattr(Trainer, "update", pressed)
     assert main(["supervised", "train", *SMALL, "--run-dir", "run"]) == 130
     said = capsys.readouterr().out
     assert "Stopped in epoch 2" in said

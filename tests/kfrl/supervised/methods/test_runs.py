@@ -86,7 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_ships_a_plain_net(
     run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     whole = train(run(method, "whole"))
-    broken, plain, count = run(method, "broken"), Trainer._update, 0
+    broken, plain, count = run(method, "broken"), Trainer.update, 0
 
     def stopped(trainer: Trainer, batch: object) -> None:
         nonlocal count
@@ -97,7 +97,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_ships_a_plain_net(
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", stopped)
+        patch.setattr(Trainer, "update", stopped)
         first = train(broken)
     assert not first.finished
     torch.manual_seed(99)
