@@ -3,8 +3,8 @@
     python benchmarks/supervised_study.py run --data-dir ~/data --out study
     kfrl supervised compare study --output study/tables
 
-`run` trains the teachers, then every arm with the first seed, then with the second, and so on; finished runs are
-skipped and broken ones resumed, so that it can be stopped and started again. `list` says what there is to do.
+`run` trains the teachers, then every arm of a study with the first seed, then with the second, and so on; finished runs
+are skipped and broken ones resumed, so that it can be stopped and started again. `list` says what there is to do.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Study:
     data_dir: Path | None = None
     """Where the images are. Default: the user's cache folder."""
     seeds: int = 3
-    teacher_epochs: int = 5
+    teacher_epochs: int = 10
     """Of the MNIST teacher."""
     table4_epochs: int = 4
     """Of its students."""
@@ -50,7 +50,7 @@ class Study:
         yield self._config(
             "teachers/mnist-1200",
             data="mnist",
-            net="mlp-1200-1200-dropout",
+            net="mlp-1200-1200",
             augment="shift",
             pad=2,
             epochs=self.teacher_epochs,
@@ -59,8 +59,19 @@ class Study:
             # A seed that no student has: the expert is another net than the baseline.
             yield self._config(f"teachers/{data}", data=data, net="mnist-mlp", epochs=self.transfer_epochs, seed=100)
 
-    def students(self, seed: int) -> Iterator[SupervisedConfig]:
-        """Every arm of both studies."""
+    def transfer(self, seed: int) -> Iterator[SupervisedConfig]:
+        """Fashion-MNIST, alone and from every teacher."""
+        plain = self._config(
+            f"fashion/alone-s{seed}", data="fashion-mnist", net="mnist-mlp", epochs=self.transfer_epochs, seed=seed
+        )
+        yield plain
+        for method in ("fine-tune", "knowledge-flow"):
+            for teacher in ("fashion-mnist", "fashion-mnist-half", "mnist"):
+                folder = self.out / f"fashion/{method}-{teacher}-s{seed}"
+                yield replace(plain, method=method, teachers=str(self.out / "teachers" / teacher), run_dir=folder)
+
+    def table4(self, seed: int) -> Iterator[SupervisedConfig]:
+        """MNIST and MNIST without the digit 3, alone and from the large net."""
         soft = DistillationConfig(temperature=TEMPERATURE)
         flow = ClassifierFlowConfig(soft_targets=True)
         large = str(self.out / "teachers/mnist-1200")
@@ -72,23 +83,16 @@ class Study:
             yield plain
             yield replace(taught, method="kd", run_dir=self.out / f"{data}/kd-s{seed}")
             yield replace(taught, method="knowledge-flow", flow=flow, run_dir=self.out / f"{data}/flow-s{seed}")
-        plain = self._config(
-            f"fashion/alone-s{seed}", data="fashion-mnist", net="mnist-mlp", epochs=self.transfer_epochs, seed=seed
-        )
-        yield plain
-        for method in ("fine-tune", "knowledge-flow"):
-            for teacher in ("fashion-mnist", "fashion-mnist-half", "mnist"):
-                folder = self.out / f"fashion/{method}-{teacher}-s{seed}"
-                yield replace(plain, method=method, teachers=str(self.out / "teachers" / teacher), run_dir=folder)
 
     def _config(self, folder: str, **settings: object) -> SupervisedConfig:
         return SupervisedConfig(data_dir=self.data_dir, run_dir=self.out / folder, **settings)  # type: ignore[arg-type]
 
     def all(self) -> Iterator[SupervisedConfig]:
-        """Teachers first, then seed by seed."""
+        """Teachers first, then each study seed by seed."""
         yield from self.teachers()
-        for seed in range(1, self.seeds + 1):
-            yield from self.students(seed)
+        for students in (self.transfer, self.table4):
+            for seed in range(1, self.seeds + 1):
+                yield from students(seed)
 
 
 def run(config: SupervisedConfig) -> str:

@@ -160,7 +160,7 @@ class SupervisedConfig:
     method: str | None = None
     """How to learn; docs/supervised.md has them all. Default: knowledge-flow with teachers, baseline without."""
     net: str | None = None
-    """The student: mlp-800-800, cifar-conv, resnet-20, densenet-100-24, ... Default: what suits the images."""
+    """The student: mlp-800-800, cifar-conv-128, resnet-20, densenet-100-24, ... Default: what suits the images."""
     epochs: Count = 20
     """Passes over the training images."""
     batch_size: Count = 128

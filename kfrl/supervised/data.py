@@ -246,7 +246,7 @@ SETS: dict[str, ImageSet] = {
         10,
         (50_000, 10_000),
         "crop-flip",
-        "cifar-conv",
+        "cifar-conv-128",
     ),
     "cifar-100": ImageSet(
         "CIFAR-100",
@@ -257,9 +257,9 @@ SETS: dict[str, ImageSet] = {
         100,
         (50_000, 10_000),
         "crop-flip",
-        "cifar-conv",
+        "cifar-conv-128",
     ),
-    "svhn": ImageSet("SVHN", "svhn", _SVHN, _svhn, _COLOUR, 10, (73_257, 26_032), "none", "cifar-conv"),
+    "svhn": ImageSet("SVHN", "svhn", _SVHN, _svhn, _COLOUR, 10, (73_257, 26_032), "none", "cifar-conv-128"),
     "stl-10": ImageSet(
         "STL-10, its labelled images",
         "stl-10",
@@ -269,7 +269,7 @@ SETS: dict[str, ImageSet] = {
         10,
         (5_000, 8_000),
         "crop-flip",
-        "stl-conv",
+        "stl-conv-32",
     ),
     "tiny-imagenet": ImageSet(
         "Tiny-ImageNet, tested on its val part",
@@ -355,7 +355,7 @@ def _load_folder(path: Path, image_size: int | None) -> Data:
     name = path.resolve().name
     for suffix in ARCHIVES:
         name = name.removesuffix(suffix)
-    net = "mnist-mlp" if train.shape[0] == 1 else "cifar-conv" if train.shape[1:] == (32, 32) else "resnet-20"
+    net = "mnist-mlp" if train.shape[0] == 1 else "cifar-conv-128" if train.shape[1:] == (32, 32) else "resnet-20"
     augment = "none" if train.shape[0] == 1 else "crop-flip"
     notes = (f"{len(train):,} training and {len(test):,} test images of {len(classes)} classes in {path}",)
     return Data(name, name, classes, train, test, augment, net, notes)

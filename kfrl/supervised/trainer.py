@@ -155,7 +155,7 @@ class Trainer:
     def _run_epoch(self) -> None:
         self.method.train_mode(self.net, self._stage)
         for batch in self.images.epoch(self.config.seed, self._epoch, self._batch):
-            self._update(batch)
+            self.update(batch)
             if self._batch % CHECK_EVERY == 0 or self._batch == len(self.images):
                 self._check_losses()
             self._tick()
@@ -164,7 +164,8 @@ class Trainer:
         if self._failure is None and self._batch == len(self.images):
             self._end_epoch()
 
-    def _update(self, batch: Batch) -> None:
+    def update(self, batch: Batch) -> None:
+        """One step of the optimiser on one batch."""
         progress = self.progress()
         self.method.before_update(self.net, progress)
         for group in self._optimiser.param_groups:

@@ -117,15 +117,16 @@ class KnowledgeFlowMethod(Method):
 
     def _kl(self, net: KnowledgeFlow, images: Tensor, features: tuple[Tensor, ...], logits: Tensor) -> Tensor:
         """l_KL against the previous iteration's parameters, without their dropout and batch statistics."""
-        first = not self._previous
-        if first:
+        if not self._previous:
             self._previous = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
             return logits.new_zeros(())
         modes = [module for module in net.student.modules() if module.training]
         net.student.eval()
         with torch.no_grad():
             old_logits = functional_call(net, self._previous, (images, features))
-            torch._foreach_copy_(list(self._previous.values()), list(net.parameters()))
+            # By name: a checkpoint gives them in another order.
+            names, now = zip(*net.named_parameters(), strict=True)
+            torch._foreach_copy_([self._previous[name] for name in names], list(now))
         for module in modes:
             module.training = True
         return policy_kl_loss(logits, old_logits).mean()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.io import savemat
 
 from kfrl.errors import UserError
+from kfrl.nets.registry import make_net
 from kfrl.supervised import data
 from kfrl.supervised.data import CIFAR_100, SETS, Data, load_data
 from kfrl.supervised.files import File
@@ -180,6 +181,14 @@ def test_every_file_of_the_table_has_an_address_that_ends_in_its_name_and_an_md5
         assert file.url.endswith(f"/{file.name}")
         algorithm, _, digest = file.checksum.partition(":")
         assert (algorithm, len(digest)) == ("md5", 32)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_usual_net_of_a_set_takes_its_images(name: str) -> None:
+    known = SETS[name]
+    with torch.device("meta"):
+        net = make_net(known.net, known.shape, known.num_classes)
+        assert net(torch.empty(2, *known.shape)).shape == (2, known.num_classes)
 
 
 # --- parts of a set -----------------------------------------------------------------------------------------

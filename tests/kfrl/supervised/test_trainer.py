@@ -35,7 +35,7 @@ class InterruptAt(Silent):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, update: int) -> None:
         self.count = 0
-        plain = Trainer._update
+        plain = Trainer.update
 
         def counted(trainer: Trainer, batch: object) -> None:
             plain(trainer, batch)  # type: ignore[arg-type]
@@ -43,7 +43,7 @@ class InterruptAt(Silent):
             if self.count == update:
                 signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr(Trainer, "_update", counted)
+        monkeypatch.setattr(Trainer, "update", counted)
 
 
 def train(run: Run, resume: bool = False) -> tuple[Trainer, Outcome]:
@@ -124,7 +124,7 @@ def test_a_stage_trains_its_own_parameters_alone_and_begins_its_schedule_anew(
     trainer = Trainer(made, Silent())
     start = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
     rates = []
-    plain = Trainer._update
+    plain = Trainer.update
 
     def watched(self: Trainer, batch: object) -> None:
         plain(self, batch)  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ def test_a_stage_trains_its_own_parameters_alone_and_begins_its_schedule_anew(
             assert not torch.equal(middle["fc1.weight"], start["fc1.weight"])
             start["fc1.weight"] = middle["fc1.weight"].clone()
 
-    monkeypatch.setattr(Trainer, "_update", watched)
+    monkeypatch.setattr(Trainer, "update", watched)
     trainer.train()
     assert trainer.epochs == 2
     assert torch.equal(trainer.net.state_dict()["fc1.weight"], start["fc1.weight"])
@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(r
     ("settings", "message"),
     [
         ({"data": "mnits"}, "Unknown data set 'mnits'. Did you mean 'mnist'?"),
-        ({"method": "basline"}, "Did you mean 'baseline'?"),
+        ({"method": "baselin"}, "Did you mean 'baseline'?"),
         ({"net": "mpl-800"}, "Did you mean 'mlp-800-800'?"),
         ({"method": "kd"}, "needs at least one teacher"),
         ({"method": "baseline", "teachers": "digits"}, "takes no teachers"),

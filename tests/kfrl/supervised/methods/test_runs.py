@@ -12,6 +12,7 @@ from kfrl.checkpoint import latest_checkpoint
 from kfrl.metrics import read_metrics
 from kfrl.supervised.config import (
     BornAgainConfig,
+    ClassifierFlowConfig,
     CollaborativeConfig,
     EdgeConfig,
     MutualConfig,
@@ -38,9 +39,14 @@ SETTINGS = {
     "collaborative": {"collaborative": GRAPH},
     "born-again": {"born_again": BornAgainConfig(generations=2), "epochs": 1},
     "mimic": {"lr": 0.01},
+    "kd": {},
+    "fine-tune": {"net": "mlp-24"},
+    "knowledge-flow": {"net": "mlp-16-dropout", "flow": ClassifierFlowConfig(independence_at=0.9)},
     "anti-distillation": {"net": "mlp-30"},
 }
-TAUGHT = {"fitnets": "mlp", "fsp": "resnet", "collaborative": "mlp", "mimic": "mlp", "anti-distillation": "mlp"}
+TAUGHT = {"fsp": "resnet"} | dict.fromkeys(
+    ("fitnets", "collaborative", "mimic", "kd", "fine-tune", "knowledge-flow", "anti-distillation"), "mlp"
+)
 
 
 def train(run: Run, resume: bool = False) -> Trainer:
@@ -80,7 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_ships_a_plain_net(
     run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     whole = train(run(method, "whole"))
-    broken, plain, count = run(method, "broken"), Trainer._update, 0
+    broken, plain, count = run(method, "broken"), Trainer.update, 0
 
     def stopped(trainer: Trainer, batch: object) -> None:
         nonlocal count
@@ -91,7 +97,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_ships_a_plain_net(
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_update", stopped)
+        patch.setattr(Trainer, "update", stopped)
         first = train(broken)
     assert not first.finished
     torch.manual_seed(99)
