@@ -95,8 +95,8 @@ def test_distillation_is_a_graph_of_two_nodes(task, taught, batch, says) -> None
         ((A, LEARNS, EdgeConfig("label", "a")), "Did you mean 'labels'"),
         ((A, LEARNS, EdgeConfig("a", "c")), "Unknown target of an edge from 'a' 'c'"),
         (
-            (A, EdgeConfig("labels", "a", "trough")),
-            "Unknown gate .* 'trough'. Did you mean 'through'",
+            (A, EdgeConfig("labels", "a", "thr")),
+            "Unknown gate .* 'thr'. Did you mean 'through'",
         ),
         ((A, LEARNS, NodeConfig("z", teacher="cats")), "Unknown teacher of node 'z' 'cats'"),
         ((A, B, LEARNS, EdgeConfig("a", "b", "cutoff")), "Node 'b' learns from nothing"),
