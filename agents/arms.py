@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -12,8 +11,7 @@ from agents.config import TrainConfig
 from agents.methods import get_method
 from agents.records import RunRecord
 from kfrl.errors import UserError, unknown
-
-Facts = Mapping[str, Any]
+from kfrl.facts import Facts, add_words, show, unique_names, varying
 
 SCRATCH = "a3c"
 """The method that learns without teachers, which others are measured by."""
@@ -80,12 +78,6 @@ def _unread(config: TrainConfig) -> set[str]:
     return groups - {config.algo, *get_method(config.method_name).config_groups}
 
 
-def varying(facts: Sequence[Facts]) -> list[str]:
-    """The keys of facts that do not all have the same value; a key that some lack is no difference."""
-    names = dict.fromkeys(name for fact in facts for name in fact)
-    return [name for name in names if len({repr(fact[name]) for fact in facts if name in fact}) > 1]
-
-
 def make_arms(records: Sequence[RunRecord]) -> list[Arm]:
     """Sort runs into arms, scratch first.
 
@@ -133,25 +125,14 @@ def _by_game(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def _names(members: Sequence[Sequence[RunRecord]], apart: Sequence[str]) -> list[str]:
     """A short name for each arm: method and teachers, and only such settings as tell it from its namesakes."""
-    names = [_short_name(runs[0]) for runs in members]
-    for name in {name for name in names if names.count(name) > 1}:
-        namesakes = [index for index, other in enumerate(names) if other == name]
-        facts = [_telling(members[index][0], apart) for index in namesakes]
-        for index, words in zip(namesakes, _telling_words(facts), strict=True):
-            names[index] = _add(name, words)
-    return names
+    firsts = [runs[0] for runs in members]
+    return unique_names([_short_name(run) for run in firsts], [_telling(run, apart) for run in firsts])
 
 
 def _short_name(record: RunRecord) -> str:
     if record.group is not None:
         return record.group
-    return _add(record.config.label, "+".join((*record.card.teachers, *record.config.source_names)))
-
-
-def _add(name: str, words: str) -> str:
-    if not words:
-        return name
-    return f"{name[:-1]}, {words})" if name.endswith(")") else f"{name} ({words})"
+    return add_words(record.config.label, "+".join((*record.card.teachers, *record.config.source_names)))
 
 
 def _telling(record: RunRecord, apart: Sequence[str]) -> dict[str, Any]:
@@ -159,28 +140,6 @@ def _telling(record: RunRecord, apart: Sequence[str]) -> dict[str, Any]:
     facts = {name: shared[name] for name in apart} | settings(record)
     # Last: paths are long, and most namesakes differ in a setting.
     return facts | {"teachers": record.config.teachers}
-
-
-def _telling_words(facts: Sequence[Facts]) -> list[str]:
-    """The fewest differing settings that tell all of `facts` apart, as words."""
-    names = varying(facts)
-    for size in range(1, len(names) + 1):
-        for chosen in itertools.combinations(names, size):
-            words = [", ".join(f"{name}={show(fact.get(name))}" for name in chosen) for fact in facts]
-            if len(set(words)) == len(words):
-                return words
-    return [str(index + 1) for index in range(len(facts))]
-
-
-def show(value: Any) -> str:
-    """A setting's value, short."""
-    if isinstance(value, bool) or value is None:
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
 
 
 def check_shared(records: Sequence[RunRecord]) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from agents.arms import Arm, check_shared, describe_kinds, find_baseline, kinds_of, make_arms, settings, show, varying
-from agents.records import RunRecord, Skipped
+from agents.arms import Arm, check_shared, describe_kinds, find_baseline, kinds_of, make_arms, settings
+from agents.records import RunRecord
 from envs.games import Game
 from kfrl.errors import UserError
+from kfrl.facts import show, varying
 from kfrl.plots import STUDENT, TRAINING, series, smooth
+from kfrl.runs import Skipped
 from kfrl.stats import (
     Scores,
     Strata,

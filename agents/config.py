@@ -7,24 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Lt
 
-Fraction = Annotated[float, Ge(0.0), Le(1.0)]
-Positive = Annotated[float, Gt(0.0)]
-NonNegative = Annotated[float, Ge(0.0)]
-Count = Annotated[int, Ge(1)]
-
-
-@dataclass(frozen=True)
-class LinkConfig:
-    """One link given by name."""
-
-    student: str
-    """The student's layer: conv1, conv2, fc, policy or value."""
-    teacher: str
-    """The teacher's name."""
-    layer: str
-    """The teacher's layer."""
+from kfrl.config import Count, Fraction, LinkConfig, NonNegative, Positive, split_names
 
 
 @dataclass(frozen=True)
@@ -60,7 +45,8 @@ class FlowConfig:
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
     meaning."""
     links: tuple[LinkConfig, ...] = ()
-    """Links by name (YAML only); by default every hidden layer meets the one at the same relative depth."""
+    """Links by name (YAML only), between conv1, conv2, fc, policy and value; by default every hidden layer meets the
+    one at the same relative depth."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +246,7 @@ class TrainConfig:
     @property
     def teacher_names(self) -> tuple[str, ...]:
         """`teachers` split at its commas."""
-        return tuple(name.strip() for name in self.teachers.split(",") if name.strip())
+        return split_names(self.teachers)
 
     @property
     def source_names(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,12 +14,12 @@ from annotated_types import Ge, MinLen
 from safetensors import SafetensorError, safe_open
 
 from agents.config import TrainConfig
-from agents.runs import RunFolder
 from envs.games import find_game
 from envs.protocols import Protocol
 from kfrl.config import load_config, validated
 from kfrl.errors import UserError
 from kfrl.metrics import STEP, read_metrics
+from kfrl.runs import RunFolder, Skipped, find_runs
 from kfrl.teachers.formats import Card, read_card
 from kfrl.teachers.store import ZOO, ZOO_PREFIX
 
@@ -84,70 +84,20 @@ class RunRecord:
         return max(row[STEP] for row in self.rows)
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A folder that is not part of the comparison."""
-
-    path: Path
-    reason: str
-
-
 def collect(arguments: Iterable[str]) -> tuple[list[RunRecord], list[Skipped]]:
-    """Read every run that the arguments mean; a run that two of them mean is read once.
-
-    Args:
-        arguments: Folders of runs, folders that hold such folders at any depth, or `name=folder`, where `name` is
-            what to call the arm of all runs found there.
+    """Read every run that the arguments of `find_runs` mean; a folder that is not whole is named and left out.
 
     Raises:
         UserError: a folder that does not exist or cannot be looked into.
     """
+    found, skipped = find_runs(arguments)
     records: list[RunRecord] = []
-    skipped: list[Skipped] = []
-    seen = set()
-    for argument in arguments:
-        group, root = _split(argument)
+    for path, group in found:
         try:
-            found = list(_candidates(root))
-        except OSError as error:
-            raise UserError(f"Could not look into {root}: {error}.") from None
-        if not found:
-            skipped.append(Skipped(root, "holds no run"))
-        for path in found:
-            if path.resolve() in seen:
-                continue
-            seen.add(path.resolve())
-            try:
-                records.append(read_run(path, group))
-            except UserError as error:
-                skipped.append(Skipped(path, str(error)))
+            records.append(read_run(path, group))
+        except UserError as error:
+            skipped.append(Skipped(path, str(error)))
     return records, skipped
-
-
-def _split(argument: str) -> tuple[str | None, Path]:
-    group, equals, folder = argument.partition("=")
-    named = bool(group and equals) and not Path(argument).exists()
-    path = Path(folder if named else argument)
-    if not path.exists():
-        raise UserError(f"There is no folder {path}.")
-    return group if named else None, path
-
-
-def _candidates(path: Path) -> Iterator[Path]:
-    """Folders that hold a file of a run, and what is given by name or empty, so that the user hears of it."""
-    if not path.is_dir():
-        yield path
-        return
-    folder = RunFolder(path)
-    if any(file.exists() for file in (folder.config, folder.evaluation, folder.student, folder.metrics)):
-        yield path
-        return
-    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    if not inside:
-        yield path
-    for entry in inside:
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _candidates(entry)
 
 
 def read_run(path: Path, group: str | None = None) -> RunRecord:
@@ -157,18 +107,7 @@ def read_run(path: Path, group: str | None = None) -> RunRecord:
         UserError: the folder is empty, unfinished or damaged; the message says in what.
     """
     folder = RunFolder(path)
-    if not path.is_dir():
-        raise UserError("not a folder")
-    if not any(path.iterdir()):
-        raise UserError("empty")
-    for file, meaning in (
-        (folder.config, "not the folder of a run"),
-        (folder.evaluation, f"unfinished or never evaluated; finish it: kfrl train --resume {path}"),
-        (folder.student, "its student is gone"),
-        (folder.metrics, "its learning curve is gone"),
-    ):
-        if not file.is_file():
-            raise UserError(f"no {file.name}: {meaning}")
+    folder.check_finished("kfrl train --resume")
     try:
         return _read(folder, group)
     except (OSError, ValueError, csv.Error, SafetensorError) as error:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from agents.config import Shape, TrainConfig
@@ -20,74 +19,13 @@ from envs.games import Game, find_game
 from envs.protocols import Protocol, get_protocol
 from kfrl.atomic import write_text
 from kfrl.config import dump_config, load_config
+from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.nets import arch_of
 from kfrl.provenance import commit
+from kfrl.runs import RUNS, RunFolder
 from kfrl.teachers.formats import Card, Teacher, save_agent
-from kfrl.teachers.store import STUDENT_FILE, load_teachers
-
-RUNS = Path("runs")
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The files of a run, by name."""
-
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """Every setting, resolved; `kfrl train --config` on it runs the same run again."""
-        return self.path / "config.yaml"
-
-    @property
-    def student(self) -> Path:
-        """The student alone."""
-        return self.path / STUDENT_FILE
-
-    @property
-    def checkpoints(self) -> Path:
-        """What `--resume` needs."""
-        return self.path / "checkpoint"
-
-    @property
-    def metrics(self) -> Path:
-        """The learning curves."""
-        return self.path / "metrics.csv"
-
-    @property
-    def curves(self) -> Path:
-        """The same, drawn."""
-        return self.path / "curves.png"
-
-    @property
-    def evaluation(self) -> Path:
-        """The final scores."""
-        return self.path / "eval.json"
-
-    @property
-    def log(self) -> Path:
-        """What was printed."""
-        return self.path / "log.txt"
-
-    def source(self, phase: int) -> Path:
-        """Where a phase of source games has its learning curves."""
-        return self.path / f"source-{phase + 1}"
-
-    @classmethod
-    def of_run(cls, path: Path) -> RunFolder:
-        """The folder of an existing run.
-
-        Raises:
-            UserError: there is none.
-        """
-        folder = cls(path)
-        if not folder.config.is_file():
-            raise UserError(
-                f"{path} is not the folder of a run: it has no config.yaml. A run's folder looks like "
-                "runs/<game>/<method>/<teachers>-s<seed>-<time>."
-            )
-        return folder
+from kfrl.teachers.store import load_teachers
 
 
 @dataclass(frozen=True)
@@ -223,23 +161,9 @@ def _check_engine(config: TrainConfig) -> None:
             f"--algo {config.algo} has one learner, got --workers {config.workers}. "
             "--envs-per-worker says how many games it plays side by side."
         )
-    _check_device(config.device)
+    check_device(config.device)
     if config.algo == "ppo":
         _check_batch_size(config.shape, config.ppo.batch_size)
-
-
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"Unknown device {name!r}. Expected cpu, cuda or cuda:N; here: {', '.join(here)}.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {name}: PyTorch {torch.__version__} finds no such GPU. Devices here: {', '.join(here)}."
-        )
 
 
 def _check_batch_size(shape: Shape, batch_size: int) -> None:

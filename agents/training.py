@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -24,6 +21,7 @@ from kfrl.checkpoint import Checkpoint, save_checkpoint
 from kfrl.metrics import MetricsWriter
 from kfrl.nets import arch_of
 from kfrl.seeding import seed_everything, stream
+from kfrl.signals import noting_signals
 
 ROWS = 500
 """How many rows a run's metrics.csv gets."""
@@ -176,7 +174,7 @@ class Trainer(ABC):
     def train(self) -> Outcome:
         """Learn, phase by phase, until the steps are done, a signal comes or a learner fails; then save."""
         config = self.run.config
-        with self._signals():
+        with noting_signals(self._note):
             if config.curve_points:
                 seed = stream(config.seed, 999_999)
                 self._evaluator = Evaluator(self.run.protocol, config.curve_episodes, seed)
@@ -294,17 +292,8 @@ class Trainer(ABC):
         self.session = state["session"] + 1
         self._elapsed = state["elapsed_sec"]
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def note(number: int, frame: FrameType | None) -> None:
-            self._signal = number
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _note(self, number: int) -> None:
+        self._signal = number
 
     def _close_logs(self) -> None:
         self._log_row()

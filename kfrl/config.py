@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import yaml
+from annotated_types import Ge, Gt, Le
 
 from kfrl.errors import UserError
 
 T = TypeVar("T")
+
+Fraction = Annotated[float, Ge(0.0), Le(1.0)]
+Positive = Annotated[float, Gt(0.0)]
+NonNegative = Annotated[float, Ge(0.0)]
+Count = Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """One link given by name."""
+
+    student: str
+    """The student's layer."""
+    teacher: str
+    """The teacher's name."""
+    layer: str
+    """The teacher's layer."""
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Names that stand between commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def load_config(path: Path, kind: type[T]) -> T:

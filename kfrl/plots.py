@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,19 @@ from kfrl.metrics import STEP, read_metrics
 
 Rows = Sequence[Mapping[str, float]]
 TRAINING = "charts/episodic_return"
+VALIDATION = "val/accuracy"
+EPOCH = "charts/epoch"
 STUDENT = "eval/mean_return"
 P_STUDENT = "flow/p_student/"
 P_TEACHER = "flow/p_teacher/"
+
+
+@dataclass(frozen=True)
+class Time:
+    """What a run's length is drawn in."""
+
+    label: str
+    scale: float = 1.0
 
 
 def series(rows: Rows, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -58,7 +69,7 @@ def smooth(rows: Rows, name: str, grid: NDArray[np.float64], weight: str | None 
 
 
 def draw_run(directory: Path, target: Path) -> None:
-    """Draw one run: its returns, and p of the student and of each teacher per layer (the paper's Figure 1(c)).
+    """Draw one run: its returns or its accuracy, and p of the student and of each teacher per layer (Figure 1(c)).
 
     Raises:
         UserError: the folder holds no metrics.
@@ -70,11 +81,30 @@ def draw_run(directory: Path, target: Path) -> None:
     figure, axes = plt.subplots(
         1, 1 + len(layers), figsize=(4.4 + 2.3 * len(layers), 3.2), squeeze=False, layout="constrained"
     )
-    _draw_returns(axes[0, 0], rows, with_links=bool(layers))
+    if any(EPOCH in row for row in rows):
+        rows, time = [{**row, STEP: row[EPOCH]} for row in rows if EPOCH in row], Time("epochs")
+        _draw_accuracies(axes[0, 0], rows)
+    else:
+        time = Time("million agent steps", 1e-6)
+        _draw_returns(axes[0, 0], rows, with_links=bool(layers))
     for axis, layer in zip(axes[0, 1:], layers, strict=True):
-        _draw_weights(axis, rows, layer)
+        _draw_weights(axis, rows, layer, time)
     figure.suptitle("/".join(directory.resolve().parts[-3:]), fontsize=8)
     save_figure(figure, target)
+
+
+def _draw_accuracies(axis: Any, rows: Rows) -> None:
+    """Of the student alone and of whatever else was evaluated beside it."""
+    names = [
+        VALIDATION,
+        *sorted(name for name in {n for row in rows for n in row} if name.startswith(f"{VALIDATION}_")),
+    ]
+    for name in names:
+        epochs, values = series(rows, name)
+        label = name.removeprefix(f"{VALIDATION}_") if name != VALIDATION else "student alone"
+        axis.plot(epochs, 100 * values, "o-", markersize=3, label=label)
+    axis.set(xlabel="epochs", ylabel="validation accuracy, %")
+    axis.legend(fontsize=7)
 
 
 def _draw_returns(axis: Any, rows: Rows, with_links: bool) -> None:
@@ -121,15 +151,15 @@ def _draw_spread(axis: Any, grid: NDArray[np.float64], curves: Sequence[NDArray[
     return lines
 
 
-def _draw_weights(axis: Any, rows: Rows, layer: str) -> None:
+def _draw_weights(axis: Any, rows: Rows, layer: str, time: Time) -> None:
     steps, own = series(rows, P_STUDENT + layer)
-    axis.plot(steps / 1e6, own, label="student", color="black")
+    axis.plot(steps * time.scale, own, label="student", color="black")
     for name in _names(rows, P_TEACHER):
         teacher, fed = name.removeprefix(P_TEACHER).split("/", 1)
         if fed == layer:
             steps, p = series(rows, name)
-            axis.plot(steps / 1e6, p, label=teacher)
-    axis.set(title=layer, ylim=(-0.03, 1.03), xlabel="million agent steps")
+            axis.plot(steps * time.scale, p, label=teacher)
+    axis.set(title=layer, ylim=(-0.03, 1.03), xlabel=time.label)
     axis.legend(fontsize=7)
 
 

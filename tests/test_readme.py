@@ -25,7 +25,16 @@ def commands() -> list[list[str]]:
 def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     ran = commands()
-    assert {words[0] for words in ran} == {"train", "eval", "compare", "plot", "teachers", "games", "bench"}
+    assert {words[0] for words in ran} == {
+        "train",
+        "eval",
+        "compare",
+        "plot",
+        "teachers",
+        "games",
+        "bench",
+        "supervised",
+    }
     for words in ran:
         more = [] if "--resume" in words else SMALLER.get(words[0], SMALLER.get(" ".join(words[:2]), []))
         finished = subprocess.run(

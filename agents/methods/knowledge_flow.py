@@ -207,15 +207,7 @@ class KnowledgeFlowMethod(Method):
     def metrics(self, net: nn.Module) -> dict[str, float]:
         """The weights p of the student and of each teacher, per layer."""
         assert isinstance(net, KnowledgeFlow)
-        logged: dict[str, float] = {}
-        with torch.no_grad():
-            for layer in net.layers:
-                own, *others = net.layer_weights(layer).tolist()
-                logged[f"flow/p_student/{layer}"] = own
-                for link, p in zip(net.candidates(layer), others, strict=True):
-                    key = f"flow/p_teacher/{link.teacher}/{layer}"
-                    logged[key] = logged.get(key, 0.0) + p
-        return logged
+        return net.weights()
 
 
 def _teachers_share(p_student: Sequence[Tensor]) -> float:

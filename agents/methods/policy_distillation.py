@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
 from kfrl.errors import UserError
-from kfrl.flow.taps import layer_outputs
 from kfrl.losses.distillation import kl_divergence, negative_log_likelihood, squared_error
 from kfrl.memory import Memory
 from kfrl.nets.atari import AtariNet, MultiTaskNet
+from kfrl.nets.features import with_features
 from kfrl.teachers.actions import epsilon_greedy, in_order
 from kfrl.teachers.formats import Teacher
 
@@ -102,7 +102,7 @@ class PolicyDistillation(Method):
         """The teacher's logits in the order of the game's actions (B, A), and its last hidden activations (B, H)."""
         net = self.teacher.net
         hidden, policy = _layers(self.teacher)
-        seen = layer_outputs(net, (hidden, policy), obs)
+        _, seen = with_features(net, (hidden, policy), obs)
         return in_order(seen[policy], self.teacher.card.actions, self.task.actions), seen[hidden].relu()
 
     def features(self, net: nn.Module, obs: Tensor) -> Context:

@@ -156,9 +156,10 @@ def _linked_policy(path: Path) -> Policy | None:
     """The policy of a run that still leans on its teachers, at its last checkpoint; None for anything else."""
     from agents.config import TrainConfig
     from agents.methods import get_method
-    from agents.runs import RunFolder, reopen
+    from agents.runs import reopen
     from kfrl.checkpoint import latest_checkpoint
     from kfrl.config import load_config
+    from kfrl.runs import RunFolder
 
     config = RunFolder(path).config
     if not config.is_file() or not get_method(load_config(config, TrainConfig).method_name).leans_on_teachers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kfrl.errors import UserError, unknown
 
@@ -16,13 +16,14 @@ COMMANDS = {
     "teachers": "kfrl.cli.teachers",
     "plot": "kfrl.cli.plot",
     "games": "kfrl.cli.games",
+    "supervised": "kfrl.cli.supervised",
     "bench": "kfrl.cli.bench",
 }
 
 USAGE = """\
 usage: kfrl COMMAND [OPTIONS]
 
-Transfer knowledge between deep nets in reinforcement learning.
+Transfer knowledge between deep nets in reinforcement and supervised learning.
 
   train      train a student on a game, alone or with frozen teachers
   eval       score a run or an agent file: 30 no-op episodes
@@ -31,10 +32,12 @@ Transfer knowledge between deep nets in reinforcement learning.
   plot       draw a run: returns, and p of student and teachers per layer
   games      list the games
   bench      measure how fast this machine emulates, trains and evaluates
+  supervised train, eval and compare image classifiers
 
 `kfrl COMMAND --help` explains one. For example:
 
   kfrl train --game Alien --teachers seaquest
+  kfrl supervised train --data mnist
 """
 
 
@@ -46,12 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # Read when PyTorch is imported. Threads that spin while they wait would take the emulator's cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    command, rest = arguments[0], arguments[1:]
     try:
-        if command not in COMMANDS:
-            raise unknown("command", command, COMMANDS)
-        code: int = importlib.import_module(COMMANDS[command]).main(rest)
-        return code
+        return run_command(arguments, COMMANDS)
     except UserError as error:
         print(f"kfrl: {error}", file=sys.stderr)
         return 2
@@ -60,6 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+
+
+def run_command(arguments: Sequence[str], commands: Mapping[str, str]) -> int:
+    """Run the module of `commands` that the first argument names, with the others; returns its exit code.
+
+    Raises:
+        UserError: no such command, with the nearest one.
+    """
+    command, *rest = arguments
+    if command not in commands:
+        raise unknown("command", command, commands)
+    code: int = importlib.import_module(commands[command]).main(rest)
+    return code
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agents.runs import Run
     from agents.training import Trainer
     from kfrl.checkpoint import Checkpoint
-    from kfrl.cli.panel import TrainDisplay
+    from kfrl.cli.display import RunDisplay
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ def _parse(argv: Sequence[str]) -> TrainFlags:
 
 def _train(run: Run, checkpoint: Checkpoint | None) -> int:
     from agents.engines import ENGINES
-    from kfrl.cli.panel import open_display
+    from kfrl.cli.display import open_display
+    from kfrl.cli.panel import introduce, view
 
-    with open_display(run.folder.log) as display:
+    with open_display(run.folder.log, view) as display:
         if checkpoint is not None and _finished(run, checkpoint):
             display.say(f"{run.folder.path} is finished. Its scores: {run.folder.evaluation}")
             return 0
-        display.introduce(run, checkpoint)
+        introduce(display, run, checkpoint)
         trainer = ENGINES[run.config.algo](run, display, checkpoint)
         outcome = trainer.train()
         resume = f"kfrl train --resume {run.folder.path}"
@@ -108,7 +109,7 @@ def _finished(run: Run, checkpoint: Checkpoint) -> bool:
     return trained and (run.folder.evaluation.exists() or not run.config.eval_episodes)
 
 
-def _evaluate(run: Run, trainer: Trainer, display: TrainDisplay) -> None:
+def _evaluate(run: Run, trainer: Trainer, display: RunDisplay) -> None:
     """Play the final episodes, save the scores beside the student, say what to type next."""
     from kfrl.cli.evaluate import linked_policy, play_games
     from kfrl.plots import draw_run

@@ -41,9 +41,11 @@ def links_by_depth(student: nn.Module, teachers: Mapping[str, nn.Module]) -> lis
     Layer j of L_0 takes layer round(j L_m / L_0) of a teacher with L_m layers, at least the first.
 
     Raises:
-        UserError: a teacher without hidden layers.
+        UserError: a student or a teacher without hidden layers.
     """
     student_layers = hidden_layers(student)
+    if not student_layers:
+        raise UserError(f"The student, a {type(student).__name__}, has no hidden layer to which a link could lead.")
     links = []
     for depth, layer in enumerate(student_layers, start=1):
         for name, teacher in teachers.items():

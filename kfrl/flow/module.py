@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kfrl.flow.links import Link, check_links
 from kfrl.flow.mixing import Mixing, Variant
-from kfrl.flow.taps import layer_outputs
 from kfrl.flow.transforms import Transform, build_transform
+from kfrl.nets.features import layer_shapes, with_features
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,25 @@ class KnowledgeFlow(nn.Module):
         return self.handover >= 1.0
 
     @torch.no_grad()
-    def teacher_features(self, obs: Tensor) -> tuple[Tensor, ...]:
+    def teacher_features(self, obs: Tensor, outputs: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
         """The linked teachers' pre-activations z(l) for `obs`; they never change, so compute them once.
+
+        Args:
+            obs: A batch of what the student takes.
+            outputs: Filled with what each teacher said, by name.
 
         Returns:
             One (B, *shape) tensor for each distinct (teacher, layer); empty once the student is independent.
         """
         if self.independent:
             return ()
-        seen = self._read_teachers(obs)
+        seen: dict[tuple[str, str], Tensor] = {}
+        for name, teacher in self._teachers.items():
+            layers = [layer for owner, layer in self._taps if owner == name]
+            said, features = with_features(teacher, layers, obs)
+            seen |= {(name, layer): z for layer, z in features.items()}
+            if outputs is not None:
+                outputs[name] = said
         return tuple(seen[tap] for tap in self._taps)
 
     def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None) -> Any:
@@ -148,6 +158,18 @@ class KnowledgeFlow(nn.Module):
         student = torch.zeros_like(p)
         student[0] = 1.0
         return torch.lerp(p, student, self.handover)
+
+    @torch.no_grad()
+    def weights(self) -> dict[str, float]:
+        """The effective p for logs: `flow/p_student/<layer>` and `flow/p_teacher/<teacher>/<layer>`."""
+        logged: dict[str, float] = {}
+        for layer in self.layers:
+            own, *others = self.layer_weights(layer).tolist()
+            logged[f"flow/p_student/{layer}"] = own
+            for link, p in zip(self.candidates(layer), others, strict=True):
+                key = f"flow/p_teacher/{link.teacher}/{layer}"
+                logged[key] = logged.get(key, 0.0) + p
+        return logged
 
     def candidates(self, layer: str) -> tuple[Link, ...]:
         """The teacher members of L^j, in the order of `layer_weights(layer)[1:]`."""
@@ -179,23 +201,7 @@ class KnowledgeFlow(nn.Module):
 
         return hook
 
-    def _read_teachers(self, obs: Tensor) -> dict[tuple[str, str], Tensor]:
-        seen: dict[tuple[str, str], Tensor] = {}
-        for name, teacher in self._teachers.items():
-            layers = [layer for tapped, layer in self._taps if tapped == name]
-            seen |= {(name, layer): z for layer, z in layer_outputs(teacher, layers, obs).items()}
-        return seen
-
-    @torch.no_grad()
     def _dry_run(self, example: Tensor) -> dict[tuple[str, str], tuple[int, ...]]:
-        # In training mode batch norm would take the example into its statistics.
-        modes = [(module, module.training) for module in self.student.modules()]
-        self.student.eval()
-        try:
-            seen = self._read_teachers(example)
-            own = layer_outputs(self.student, (link.student for link in self.links), example)
-        finally:
-            for module, training in modes:
-                module.training = training
-        seen |= {("", layer): z for layer, z in own.items()}
-        return {key: tuple(z.shape[1:]) for key, z in seen.items()}
+        shapes = layer_shapes(self.student, [link.student for link in self.links], example)
+        taken = zip(self._taps, self.teacher_features(example), strict=True)
+        return {("", layer): shape for layer, shape in shapes.items()} | {tap: tuple(z.shape[1:]) for tap, z in taken}

@@ -1,7 +1,14 @@
-"""Losses that pull one distribution towards another. A logit of -inf stands for an action that cannot be taken."""
+"""Losses that pull one net's outputs, features or their relations towards another's.
+
+Which side is a constant is for the caller to say, with `detach`. A logit of -inf stands for an action that cannot be
+taken.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import torch
 from torch import Tensor
 
 
@@ -33,3 +40,112 @@ def squared_error(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 def _expectation(log_p: Tensor, values: Tensor) -> Tensor:
     """Sum p v, (B, A), (B, A) -> (B,); what never happens counts nothing, were it infinite."""
     return (log_p.exp() * values.masked_fill(log_p.isneginf(), 0.0)).sum(1)
+
+
+def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T^2 KL[p || softmax(z_s / T)] with soft targets p = softmax(z_t / T) (Hinton et al. 2015, section 2.1).
+
+    Args:
+        student_logits: z_s, (B, K).
+        teacher_logits: z_t, (B, K), or (M, B, K) of M teachers, whose soft targets are averaged; a constant.
+        temperature: T. Its square keeps the gradient's size independent of it.
+
+    Returns:
+        (B,)
+    """
+    targets = (teacher_logits.detach() / temperature).softmax(-1)
+    if targets.dim() == 3:
+        targets = targets.mean(0)
+    log_student = (student_logits / temperature).log_softmax(1)
+    # xlogy: 0 log 0 is 0.
+    return temperature**2 * (torch.xlogy(targets, targets) - targets * log_student).sum(1)
+
+
+def mimic_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """1/2 ||g(x) - z||^2 over the logits (Ba and Caruana 2014, eq. 1), per sample: (B, A), (B, A) -> (B,)."""
+    return 0.5 * (logits - teacher_logits).square().sum(1)
+
+
+def hint_loss(guided: Tensor, hint: Tensor) -> Tensor:
+    """1/2 ||u_h(x) - r(v_g(x))||^2 (FitNets, eq. 3), per sample: (B, ...), (B, ...) -> (B,).
+
+    The mean over a layer's elements, not their sum, so that the learning rate does not depend on the size of the map.
+    """
+    return 0.5 * (guided - hint).square().flatten(1).mean(1)
+
+
+def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
+    """G_ij = sum_st F1_sti F2_stj / (h w), the flow between two maps of one size (Yim et al. 2017, eq. 1).
+
+    Args:
+        first: (B, C1, h, w)
+        second: (B, C2, h, w)
+
+    Returns:
+        (B, C1, C2)
+
+    Raises:
+        ValueError: maps of different size.
+    """
+    if first.shape[2:] != second.shape[2:]:
+        raise ValueError(f"Expected maps of one size, got {tuple(first.shape[2:])} and {tuple(second.shape[2:])}.")
+    flow: Tensor = torch.einsum("bihw,bjhw->bij", first, second) / (first.shape[2] * first.shape[3])
+    return flow
+
+
+def fsp_loss(matrices: Sequence[Tensor], teacher_matrices: Sequence[Tensor]) -> Tensor:
+    """Sum_i of the mean of (G_i^T - G_i^S)^2 (Yim et al. 2017, eq. 2, with lambda_i = 1 / (C1 C2)), per sample.
+
+    Args:
+        matrices: (B, C1, C2) each, of the student.
+        teacher_matrices: Of the same shapes.
+
+    Returns:
+        (B,)
+    """
+    distances = [
+        (own - wanted).square().flatten(1).mean(1) for own, wanted in zip(matrices, teacher_matrices, strict=True)
+    ]
+    return torch.stack(distances).sum(0)
+
+
+def mutual_loss(logits: Tensor, peers: Sequence[Tensor]) -> Tensor:
+    """1/(K - 1) sum_j D_KL[p_j || p_i] from K - 1 peers (Zhang et al. 2018, eq. 7), per sample.
+
+    Args:
+        logits: (B, A) of net i.
+        peers: (B, A) of each other net j.
+
+    Returns:
+        (B,)
+    """
+    return torch.stack([kl_divergence(peer, logits) for peer in peers]).mean(0)
+
+
+def _through(loss: Tensor, progress: float, source_correct: Tensor) -> Tensor:
+    return loss
+
+
+def _cutoff(loss: Tensor, progress: float, source_correct: Tensor) -> Tensor:
+    return torch.zeros_like(loss)
+
+
+def _linear(loss: Tensor, progress: float, source_correct: Tensor) -> Tensor:
+    return progress * loss
+
+
+def _correct(loss: Tensor, progress: float, source_correct: Tensor) -> Tensor:
+    return loss * source_correct
+
+
+GATES: dict[str, Callable[[Tensor, float, Tensor], Tensor]] = {
+    "through": _through,
+    "cutoff": _cutoff,
+    "linear": _linear,
+    "correct": _correct,
+}
+"""The gates of the knowledge transfer graph (Minami et al. 2019, section 3.3).
+
+Each maps a loss per sample (B,), the part k / k_end of the training that is done, and whether the edge's source is
+right about a sample (B,) bool, to a loss per sample: a, 0, (k / k_end) a, and a where the source is right.
+"""

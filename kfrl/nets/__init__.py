@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 FAMILIES = {
     "atari": "kfrl.nets.atari:AtariNet",
     "columns": "kfrl.nets.columns:ColumnNet",
+    "conv": "kfrl.nets.conv:ConvNet",
+    "densenet": "kfrl.nets.densenet:DenseNet",
+    "lstm": "kfrl.nets.lstm:RowLSTM",
+    "mlp": "kfrl.nets.mlp:MLP",
     "pathnet": "kfrl.nets.pathnet:ModularNet",
     "progressive": "kfrl.nets.progressive:from_arch",
+    "resnet": "kfrl.nets.resnet:ResNet",
+    "wrn": "kfrl.nets.resnet:WideResNet",
 }
 """Family -> the class, called as `net(outputs, **fields)`."""
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from kfrl.errors import UserError
 from kfrl.flow.links import links_by_depth
-from kfrl.flow.taps import layer_outputs
 from kfrl.flow.transforms import build_transform
 from kfrl.nets import build_net
 from kfrl.nets.atari import PAPER_CONVS, AtariNet
+from kfrl.nets.features import layer_shapes, with_features
 from kfrl.nets.initial import HEAD_GAINS, HIDDEN_GAIN, fill_orthogonal
 
 Shape = tuple[int, ...]
@@ -117,12 +117,11 @@ class ProgressiveNet(AtariNet):
 
     def _add_laterals(self, example: Tensor, initial_scalar: float) -> None:
         depth = len(self.hidden_layers)
-        with torch.no_grad():
-            own = list(layer_outputs(self, self.hidden_layers, example).values())
+        own = list(layer_shapes(self, self.hidden_layers, example).values())
         theirs = self.features(example)
         following = [(name,) for name in self.hidden_layers[1:]] + [self.head_layers]
         for position, names in enumerate(following):
-            shape, columns = tuple(own[position].shape[1:]), [tuple(h.shape[1:]) for h in theirs[position::depth]]
+            shape, columns = own[position], [tuple(h.shape[1:]) for h in theirs[position::depth]]
             for name in names:
                 layer: Any = self.get_submodule(name)
                 gain = HEAD_GAINS.get(name, HIDDEN_GAIN)
@@ -138,7 +137,7 @@ class ProgressiveNet(AtariNet):
         """
         found: list[Tensor] = []
         for column, layers in zip(self.columns, self._taps, strict=True):
-            seen = layer_outputs(column, layers, obs)
+            _, seen = with_features(column, layers, obs)
             found += [seen[layer].relu() for layer in layers]
         return tuple(found)
 

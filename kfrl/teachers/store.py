@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kfrl.errors import UserError, missing_file, unknown
+from kfrl.runs import STUDENT_FILE
 from kfrl.teachers.foreign import FORMATS, TABLE_SUFFIXES, ForeignAgent, read_foreign
 from kfrl.teachers.formats import Card, Teacher, is_native, load_agent, read_card
 from kfrl.teachers.hub import download
@@ -16,7 +17,6 @@ from kfrl.teachers.hub import download
 ZOO = Path(__file__).parent / "zoo"
 ZOO_PREFIX = "zoo:"
 HUB_PREFIX = "hub:"
-STUDENT_FILE = "student.safetensors"
 SUFFIXES = (".safetensors", ".zip", ".pt", ".pth", ".bin", ".cleanrl_model", *TABLE_SUFFIXES)
 """What ends like this is meant as a file, not as a game."""
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from agents.comparison import Area, Cell, Comparison, Estimate, compare, estimate
-from agents.records import RunRecord, Skipped, read_run
+from agents.records import RunRecord, read_run
 from kfrl.errors import UserError
+from kfrl.runs import Skipped
 from kfrl.stats import bootstrap_interval, human_normalised, mean_over_games, stratified_interval
 
 Build = Callable[..., Path]

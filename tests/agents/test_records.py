@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.records import Skipped, collect, read_run
+from agents.records import collect, read_run
 from kfrl.checkpoint import save_checkpoint
 from kfrl.errors import UserError
+from kfrl.runs import Skipped
 from kfrl.teachers.store import find_teacher
 
 Build = Callable[..., Path]

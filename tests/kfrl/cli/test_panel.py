@@ -1,7 +1,8 @@
 from rich.console import Console
 
 from agents.training import Status
-from kfrl.cli.panel import _line, _panel
+from kfrl.cli.display import panel, plain_line
+from kfrl.cli.panel import view
 
 STATUS = Status(
     step=1_500,
@@ -16,7 +17,7 @@ STATUS = Status(
 
 def test_the_panel_has_a_line_for_each_fact_and_each_layer() -> None:
     console = Console(width=80, record=True, color_system=None, force_terminal=True)
-    console.print(_panel("Pong", STATUS))
+    console.print(panel("Pong", view(STATUS)))
     lines = console.export_text().splitlines()
     shown = [next(line for line in lines if name in line) for name in ("steps  ", "rate", "ETA", "p conv1", "p fc")]
     for line, value in zip(shown, ("1,500 of 6,000", "50 steps/s", "0:01:30", "0.530", "0.400"), strict=True):
@@ -26,6 +27,6 @@ def test_the_panel_has_a_line_for_each_fact_and_each_layer() -> None:
 
 
 def test_the_plain_line_says_the_same() -> None:
-    assert _line(STATUS) == (
+    assert plain_line(view(STATUS)) == (
         "steps 1,500 of 6,000 · rate 50 steps/s · ETA 0:01:30 · raw return 12.5 · dropped updates 3 · p 0.53 0.40"
     )

@@ -7,6 +7,7 @@ from kfrl.errors import UserError
 from kfrl.flow import Link, hidden_layers, links_by_depth
 from kfrl.flow.links import check_links
 from kfrl.nets.atari import AtariNet
+from kfrl.nets.registry import make_net
 
 Mlp = Callable[..., nn.Sequential]
 
@@ -53,6 +54,11 @@ def test_a_very_shallow_teacher_feeds_every_layer(mlp: Mlp) -> None:
 def test_every_teacher_is_linked_to_every_layer(mlp: Mlp) -> None:
     links = links_by_depth(mlp(3, 4, 5, 2), {"a": mlp(3, 6, 7, 2), "b": mlp(3, 8, 2)})
     assert links == [Link("0", "a", "0"), Link("0", "b", "0"), Link("2", "a", "2"), Link("2", "b", "0")]
+
+
+def test_a_student_without_hidden_layers_is_refused(mlp: Mlp) -> None:
+    with pytest.raises(UserError, match="The student, a RowLSTM, has no hidden layer"):
+        by_depth(make_net("lstm-4", (1, 8, 8), 3), mlp(64, 4, 2))
 
 
 def test_a_teacher_without_hidden_layers_is_refused(mlp: Mlp) -> None:

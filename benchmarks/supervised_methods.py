@@ -1,0 +1,253 @@
+"""Small studies of the methods between classifiers, on Fashion-MNIST: the tables and pictures of docs.
+
+    python benchmarks/supervised_methods.py rows             every method once, at the budget of the baseline
+    python benchmarks/supervised_methods.py anti-distillation    the paper's figures 1 and 2
+
+Finished runs are read, not repeated: delete a folder below --out to have it run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from kfrl.metrics import read_metrics
+from kfrl.supervised.batches import split_off
+from kfrl.supervised.classifiers import load_classifier
+from kfrl.supervised.config import (
+    BornAgainConfig,
+    CollaborativeConfig,
+    EdgeConfig,
+    GrowthConfig,
+    NodeConfig,
+    SupervisedConfig,
+)
+from kfrl.supervised.evaluation import evaluate
+from kfrl.supervised.robustness import corrupted
+from kfrl.supervised.runs import Run, resolve
+from kfrl.supervised.trainer import Silent, Trainer
+
+CORRUPTION = (0, 5, 10, 20, 30, 40, 50)
+"""Percent of the pixels."""
+
+
+def train(config: SupervisedConfig, images: int | None = None, corruption: Iterable[int] = ()) -> dict[str, Any]:
+    """Train unless it is done; what `eval.json` holds, the processor time, and the scores under corruption."""
+    folder = config.run_dir
+    assert folder is not None
+    record = folder / "study.json"
+    if record.exists():
+        return json.loads(record.read_text())
+    run = resolve(config)
+    if images is not None:
+        run = _first(run, images)
+    run.write_config()
+    started = time.process_time()
+    trainer = Trainer(run, Silent())
+    outcome = trainer.train()
+    if outcome.failure or outcome.stopped_by:
+        raise SystemExit(f"{folder}: {outcome.failure or 'stopped'}")
+    seconds = time.process_time() - started
+    result = trainer.finish() | {"cpu_seconds": seconds, "corruption": _corruption(run, corruption)}
+    record.write_text(json.dumps(result, indent=1))
+    print(f"{folder.name}: {result['test']['accuracy_percent']:.2f} %, {seconds:.0f} s", flush=True)
+    return result
+
+
+def _first(run: Run, images: int) -> Run:
+    """Only so many training images, the same share of every class, and a tenth as many for validation."""
+
+    def some(part: Any, count: int) -> Any:
+        return part.take(split_off(part.labels, count / len(part))[1])
+
+    return replace(run, train=some(run.train, images), validation=some(run.validation, images // 10))
+
+
+def _corruption(run: Run, percents: Iterable[int]) -> dict[str, dict[str, float]]:
+    net = load_classifier(run.folder.student).net
+    found = {}
+    for percent in percents:
+        images = run.loader(corrupted(run.data.test, percent / 100), channels_last=False)
+        result = evaluate(net, images, len(run.task.classes))
+        found[str(percent)] = {"accuracy": 100 * result.accuracy, "loss": result.loss}
+    return found
+
+
+# --- every method once --------------------------------------------------------------------------------------
+
+
+def rows(options: argparse.Namespace) -> None:
+    """ResNet-8 on 10,000 images for a few epochs; the teacher, where there is one, is a ResNet-14."""
+    common = SupervisedConfig(
+        data="fashion-mnist",
+        data_dir=options.data_dir,
+        net="resnet-8",
+        epochs=options.epochs,
+        batch_size=64,
+        lr=0.05,
+        augment="none",
+    )
+    table = []
+    for seed in range(1, options.seeds + 1):
+        folder = options.out / "rows" / f"s{seed}"
+        teacher = replace(common, net="resnet-14", method="baseline", seed=seed, run_dir=folder / "teacher")
+        train(teacher, options.images)
+        taught = str(folder / "teacher")
+        graph = CollaborativeConfig(
+            (NodeConfig("student"), NodeConfig("peer"), NodeConfig("teacher", teacher="fashion-mnist")),
+            (
+                EdgeConfig("labels", "student"),
+                EdgeConfig("labels", "peer"),
+                EdgeConfig("teacher", "student", "linear"),
+                EdgeConfig("peer", "student", "correct"),
+                EdgeConfig("student", "peer"),
+            ),
+        )
+        methods: dict[str, dict[str, Any]] = {
+            "baseline": {},
+            "kd": {"teachers": taught},
+            "mimic": {"teachers": taught, "lr": 0.01},
+            "fitnets": {"teachers": taught},
+            "fsp": {"teachers": taught},
+            "mutual": {},
+            "collaborative": {"teachers": taught, "collaborative": graph},
+            "born-again": {"born_again": BornAgainConfig(generations=2)},
+        }
+        for method, settings in methods.items():
+            config = replace(common, method=method, seed=seed, run_dir=folder / method, **settings)
+            result = train(config, options.images)
+            others = {name: round(other["accuracy_percent"], 2) for name, other in result["others"].items()}
+            row = [method, seed, round(result["test"]["accuracy_percent"], 2), round(result["cpu_seconds"])]
+            table.append([*row, ", ".join(f"{name} {value}" for name, value in others.items())])
+    print(tabulate(table, ["method", "seed", "test accuracy (%)", "CPU seconds", "others (%)"], tablefmt="github"))
+
+
+# --- anti-distillation --------------------------------------------------------------------------------------
+
+NETS = {
+    "fully connected": ("mlp-64", "mlp-256"),
+    "convolutional": ("conv-8-8", "conv-16-32"),
+    "LSTM": ("lstm-32", "lstm-64"),
+}
+"""Layers -> the teacher, and what it grows into."""
+
+
+def anti_distillation(options: argparse.Namespace) -> None:
+    """Fresh weights beside grown ones, for each kind of layer: learning curves, and accuracy under corruption."""
+    common = SupervisedConfig(
+        data="fashion-mnist",
+        data_dir=options.data_dir,
+        epochs=options.epochs,
+        batch_size=128,
+        optimizer="adam",
+        lr=0.001,
+        weight_decay=0.0,
+        schedule="constant",
+        augment="none",
+        keep="last",
+    )
+    arms: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
+    # Seed by seed, so that a study that is broken off has every kind of layer.
+    for seed in range(1, options.seeds + 1):
+        for kind, (small, large) in NETS.items():
+            folder = options.out / "anti-distillation" / f"{small}-s{seed}"
+            train(replace(common, net=small, method="baseline", seed=seed, run_dir=folder / "teacher"))
+            grown = replace(common, net=large, method="anti-distillation", teachers=str(folder / "teacher"), seed=seed)
+            for name, config in {
+                "fresh weights": replace(common, net=large, method="baseline", seed=seed),
+                "zero": grown,
+                **{
+                    f"U[0, {theta:g}]": replace(grown, growth=GrowthConfig("uniform", theta))
+                    for theta in options.thetas
+                },
+            }.items():
+                path = folder / name.replace(" ", "-")
+                result = train(replace(config, run_dir=path), corruption=CORRUPTION)
+                arms.setdefault((kind, name), []).append((path, result))
+    _figures(options.out, arms)
+
+
+def _figures(out: Path, arms: Mapping[tuple[str, str], Sequence[tuple[Path, dict[str, Any]]]]) -> None:
+    scores: list[list[Any]] = []
+    figures = {number: plt.subplots(2, len(NETS), figsize=(4 * len(NETS), 6), squeeze=False) for number in (1, 2)}
+    for (kind, name), runs in arms.items():
+        column = list(NETS).index(kind)
+        _draw(figures[1][1][:, column], name, *_learning(runs))
+        _draw(figures[2][1][:, column], name, *_corrupted(runs))
+        for percent in CORRUPTION:
+            found = [result["corruption"][str(percent)] for _, result in runs]
+            scores.append([kind, name, percent, *_summary(found, "accuracy"), *_summary(found, "loss")])
+        for _, axes in figures.values():
+            axes[0, column].set_title(f"{kind}: {NETS[kind][0]} grown to {NETS[kind][1]}", fontsize=9)
+    for number, (figure, axes) in figures.items():
+        axes[0, 0].set_ylabel("accuracy (%)")
+        axes[1, 0].set_ylabel("cross-entropy")
+        for axis in axes[1]:
+            axis.set_xlabel("epoch" if number == 1 else "corrupted pixels (%)")
+        axes[0, 0].legend(fontsize=8)
+        figure.tight_layout()
+        figure.savefig(out / f"anti-distillation-figure-{number}.png", dpi=110)
+    header = ["layers", "weights", "corrupted (%)", "accuracy", "std", "cross-entropy", "std"]
+    with (out / "anti-distillation.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([header, *scores])
+    print(tabulate([row for row in scores if row[2] in (0, 20, 50)], header, tablefmt="github", floatfmt=".2f"))
+
+
+def _learning(runs: Sequence[tuple[Path, Any]]) -> tuple[list[float], np.ndarray, np.ndarray]:
+    rows = [read_metrics(path / "metrics.csv") for path, _ in runs]
+    epochs = [row["charts/epoch"] for row in rows[0]]
+    accuracy, loss = (np.array([[row[key] for row in run] for run in rows]) for key in ("val/accuracy", "val/loss"))
+    return epochs, 100 * accuracy, loss
+
+
+def _corrupted(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> tuple[list[float], np.ndarray, np.ndarray]:
+    accuracy, loss = (
+        np.array([[result["corruption"][str(percent)][key] for percent in CORRUPTION] for _, result in runs])
+        for key in ("accuracy", "loss")
+    )
+    return list(map(float, CORRUPTION)), accuracy, loss
+
+
+def _draw(axes: Sequence[Any], name: str, x: list[float], accuracy: np.ndarray, loss: np.ndarray) -> None:
+    for axis, values in zip(axes, (accuracy, loss), strict=True):
+        mean, spread = values.mean(0), values.std(0)
+        axis.plot(x, mean, label=name)
+        axis.fill_between(x, mean - spread, mean + spread, alpha=0.2)
+
+
+def _summary(found: Iterable[Mapping[str, float]], key: str) -> tuple[float, float]:
+    values = np.array([one[key] for one in found])
+    return float(values.mean()), float(values.std())
+
+
+def main() -> None:
+    """Read the arguments and run a study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=["rows", "anti-distillation"])
+    parser.add_argument("--out", type=Path, default=Path("runs/supervised-methods"), help="where runs and results go")
+    parser.add_argument("--data-dir", type=Path, help="where Fashion-MNIST is")
+    parser.add_argument("--images", type=int, default=10_000, help="training images (rows)")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--thetas", type=float, nargs="*", default=[0.01, 0.1], help="of U[0, theta]")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    {"rows": rows, "anti-distillation": anti_distillation}[options.study](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""What a run shows: one live panel in a terminal, plain lines elsewhere, and a log file in both cases."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from kfrl.flow import KnowledgeFlow
+
+LINE_SECONDS = 10.0
+P_STUDENT = "flow/p_student/"
+
+
+@dataclass(frozen=True)
+class View:
+    """A run's status as it is shown."""
+
+    done: float
+    total: float
+    facts: Sequence[tuple[str, str]]
+    """Names and values, a line each."""
+    p: Mapping[str, float] = field(default_factory=dict)
+    """p of the student by layer."""
+
+
+class RunDisplay:
+    """Shows statuses as they come; every line also goes to the run's log."""
+
+    def __init__(self, console: Console, log: IO[str], view: Callable[[Any], View]) -> None:
+        """Show on `console`, and write lines to `log`; `view` says what of a status is shown."""
+        self.console = console
+        self.title = ""
+        """Of the panel."""
+        self._log = Console(file=log, width=140)
+        self._view = view
+        self._live: Live | None = None
+        self._printed = 0.0
+
+    def say(self, text: RenderableType) -> None:
+        """Print a line, or anything rich can render."""
+        self.console.print(text, soft_wrap=isinstance(text, str), highlight=False)
+        self._log.print(text, soft_wrap=isinstance(text, str), highlight=False)
+
+    def fail(self, text: str) -> None:
+        """Print what went wrong to standard error."""
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"kfrl: {text}")
+        self._log.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def update(self, status: Any) -> None:
+        """Show where the run stands."""
+        if self.console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+                self._live.start()
+            self._live.update(panel(self.title, self._view(status)))
+        elif time.monotonic() - self._printed > LINE_SECONDS and (view := self._view(status)).done:
+            self._printed = time.monotonic()
+            self.say(plain_line(view))
+
+    def close(self) -> None:
+        """Take the live panel down."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+@contextmanager
+def open_display(log: Path, view: Callable[[Any], View]) -> Iterator[RunDisplay]:
+    """A display on standard output that also appends to `log`."""
+    with log.open("a") as file:
+        display = RunDisplay(Console(file=sys.stdout), file, view)
+        try:
+            yield display
+        finally:
+            display.close()
+
+
+def p_of(metrics: Mapping[str, float]) -> dict[str, float]:
+    """P of the student by layer, out of a run's metrics."""
+    return {name.removeprefix(P_STUDENT): p for name, p in metrics.items() if name.startswith(P_STUDENT)}
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds."""
+    return "..." if seconds is None else str(timedelta(seconds=int(max(0.0, seconds))))
+
+
+def link_table(net: KnowledgeFlow) -> Table:
+    """Every link with its shapes, transform and parameters."""
+    table = Table("student", "shape", "teacher", "layer", "shape", "Q", "parameters", "MB", title="Links")
+    for row in net.link_table():
+        table.add_row(
+            row.link.student,
+            _shape(row.student_shape),
+            row.link.teacher,
+            row.link.layer,
+            _shape(row.teacher_shape),
+            row.transform,
+            f"{row.parameters:,}",
+            f"{4e-6 * row.parameters:,.1f}",
+        )
+    return table
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+def panel(title: str, view: View) -> Panel:
+    """For a terminal."""
+    facts = Table.grid(padding=(0, 2))
+    for name, value in view.facts:
+        facts.add_row(Text(name, style="dim"), value)
+    bar = Table.grid(expand=True)  # a bare bar does not end its line
+    bar.add_row(ProgressBar(total=view.total, completed=min(view.done, view.total)))
+    return Panel(Group(bar, facts, *_weights(view.p)), title=title, title_align="left")
+
+
+def _weights(p: Mapping[str, float]) -> list[RenderableType]:
+    if not p:
+        return []
+    table = Table.grid(padding=(0, 2))
+    for layer, weight in p.items():
+        table.add_row(
+            Text(f"p {layer}", style="dim"), ProgressBar(total=1.0, completed=weight, width=30), f"{weight:.3f}"
+        )
+    return [table]
+
+
+def plain_line(view: View) -> str:
+    """The same in one plain line."""
+    parts = [f"{name} {value}" for name, value in view.facts]
+    if view.p:
+        parts.append("p " + " ".join(f"{value:.2f}" for value in view.p.values()))
+    return " · ".join(parts)

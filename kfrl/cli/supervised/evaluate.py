@@ -1,0 +1,75 @@
+"""`kfrl supervised eval`: errors of a classifier on test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from kfrl.errors import UserError
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """Count a classifier's errors on the test images of its data set, or of another with the same classes."""
+
+    classifier: tyro.conf.Positional[str]
+    """A run's folder, a file, or a data set: its best run."""
+    data: str | None = None
+    """Other images than those that it learned."""
+    data_dir: Path | None = None
+    """Where the images are. Default: as the run has it, or else the user's cache folder."""
+    corrupt: tuple[float, ...] = ()
+    """Also with so many percent of the pixels of every image replaced by noise: --corrupt 10 20 30."""
+    json: Path | None = None
+    """Also write the result here."""
+    runs: Path = Path("runs")
+    """Where your runs are."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    flags = tyro.cli(EvalFlags, prog="kfrl supervised eval", args=list(argv))
+    _check_percents(flags.corrupt)
+    import json
+
+    from kfrl.atomic import write_text
+    from kfrl.config import load_config
+    from kfrl.provenance import sha256
+    from kfrl.supervised.classifiers import load_classifier
+    from kfrl.supervised.config import SupervisedConfig
+    from kfrl.supervised.data import load_data
+    from kfrl.supervised.evaluation import score_classifier
+    from kfrl.supervised.robustness import corrupted
+    from kfrl.supervised.teachers import find_classifier
+
+    path = find_classifier(flags.classifier, flags.runs)
+    loaded = load_classifier(path)
+    settings = path.parent / "config.yaml"
+    config = load_config(settings, SupervisedConfig) if settings.is_file() else SupervisedConfig(data=loaded.card.data)
+    data = load_data(flags.data or config.data, flags.data_dir or config.data_dir, config.image_size)
+    result = score_classifier(loaded, data)
+    print(f"{path}: {loaded.card.net} by {loaded.card.method}, {loaded.card.epochs} epochs")
+    for note in data.notes:
+        print(f"Note: {note}")
+    wrong = result.total - result.correct
+    print(f"{wrong:,} of {result.total:,} test images of {data.name} wrong: {100 * (1 - result.accuracy):.2f} % error")
+    noisy = {}
+    for percent in flags.corrupt:
+        images = replace(data, test=corrupted(data.test, percent / 100))
+        noisy[f"{percent:g}"] = score_classifier(load_classifier(path), images)
+        print(f"{percent:g} % of the pixels noise: {100 * (1 - noisy[f'{percent:g}'].accuracy):.2f} % error")
+    if flags.json is not None:
+        answer = {"classifier": str(path), "sha256": sha256(path), "data": data.name, **result.to_dict(data.classes)}
+        answer["corrupted"] = {percent: noise.to_dict() for percent, noise in noisy.items()}
+        write_text(flags.json, json.dumps(answer, indent=1) + "\n")
+        print(f"Wrote {flags.json}")
+    return 0
+
+
+def _check_percents(percents: Sequence[float]) -> None:
+    wrong = [percent for percent in percents if not 0 <= percent <= 100]
+    if wrong:
+        raise UserError(f"--corrupt takes percents of an image's pixels, 0 to 100, got {wrong[0]:g}.")

@@ -1,0 +1,167 @@
+"""`kfrl supervised train`: images, teachers, and a classifier that stands alone at the end."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from kfrl.config import checked, load_config
+from kfrl.errors import UserError
+from kfrl.supervised.config import SupervisedConfig
+
+if TYPE_CHECKING:
+    from kfrl.checkpoint import Checkpoint
+    from kfrl.cli.display import RunDisplay, View
+    from kfrl.supervised.runs import Run
+    from kfrl.supervised.trainer import Status, Trainer
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """Train an image classifier, alone or with frozen teachers.
+
+    The result is runs/<data>/<method>/...: the student, its learning curves, and its errors on the test images.
+    """
+
+    config: Path | None = None
+    """A YAML file of settings; flags override it. Every run writes one, config.yaml."""
+    resume: Path | None = None
+    """The folder of a run to go on with, with its own settings."""
+    settings: SupervisedConfig = field(default_factory=SupervisedConfig)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    flags = _parse(argv)
+    from kfrl.checkpoint import latest_checkpoint
+    from kfrl.supervised.runs import reopen, resolve
+
+    if flags.resume is not None:
+        run = reopen(flags.resume)
+        return _train(run, latest_checkpoint(run.folder.checkpoints))
+    run = resolve(checked(flags.settings))
+    if run.folder.path.exists():
+        raise UserError(
+            f"The run folder {run.folder.path} exists. Give another --run-dir, or go on with that run: "
+            f"kfrl supervised train --resume {run.folder.path}"
+        )
+    run.write_config()
+    return _train(run, None)
+
+
+def _parse(argv: Sequence[str]) -> TrainFlags:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--resume", type=Path)
+    early, others = first.parse_known_args(list(argv))
+    if early.resume is not None and (others or early.config) and "--help" not in others:
+        raise UserError(
+            f"--resume goes on with a run's own settings and takes no other flag, got {' '.join(others) or '--config'}."
+        )
+    settings = SupervisedConfig() if early.config is None else load_config(early.config, SupervisedConfig)
+    return tyro.cli(
+        TrainFlags,
+        prog="kfrl supervised train",
+        args=list(argv),
+        default=TrainFlags(settings=settings),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+
+
+def _train(run: Run, checkpoint: Checkpoint | None) -> int:
+    from kfrl.cli.display import open_display
+    from kfrl.supervised.trainer import Trainer
+
+    folder = run.folder
+    resume = f"kfrl supervised train --resume {folder.path}"
+    with open_display(folder.log, view) as display:
+        trainer = Trainer(run, display, checkpoint)
+        if trainer.finished and folder.evaluation.exists():
+            display.say(f"{folder.path} is finished. Its scores: {folder.evaluation}")
+            return 0
+        _introduce(display, run, trainer, checkpoint)
+        outcome = trainer.train()
+        display.close()
+        if outcome.failure is not None:
+            again = f" Its last checkpoint: {resume}" if any(folder.checkpoints.glob("*")) else ""
+            display.fail(f"{outcome.failure}{again}")
+            return 1
+        if outcome.stopped_by is not None:
+            display.say(f"Stopped in epoch {outcome.epoch + 1}; a checkpoint is written.")
+            display.say(f"Resume with: {resume}")
+            return 128 + outcome.stopped_by
+        _conclude(display, run, trainer.finish())
+    return 0
+
+
+def _introduce(display: RunDisplay, run: Run, trainer: Trainer, checkpoint: Checkpoint | None) -> None:
+    from kfrl.cli.display import link_table
+    from kfrl.flow import KnowledgeFlow
+
+    config, data = run.config, run.data
+    taught = f" · {', '.join(f'teacher {teacher.name}' for teacher in run.teachers)}" if run.teachers else ""
+    display.title = f"{data.name} · {config.method_name}{taught}"
+    display.say(f"[bold]{display.title}[/]")
+    shape = "x".join(map(str, data.shape))
+    display.say(
+        f"{data.title}: {len(run.train):,} images for training, {len(run.validation):,} for validation, "
+        f"{len(data.test):,} for the test, {shape}, {len(data.classes)} classes; augmentation: {config.augment}"
+    )
+    for line in (*(f"[yellow]Note: {note}[/]" for note in data.notes), *_teacher_lines(run)):
+        display.say(line)
+    parameters = sum(parameter.numel() for parameter in trainer.method.export(trainer.net).parameters())
+    stages = ", ".join(f"{stage.name} {stage.epochs}" for stage in trainer.stages)
+    display.say(
+        f"student {config.net}, {parameters:,} parameters; epochs: {stages}; {config.optimizer}, learning rate "
+        f"{config.lr:g} ({config.schedule}), batch {config.batch_size}, on {config.device}"
+    )
+    if isinstance(trainer.net, KnowledgeFlow):
+        display.say(link_table(trainer.net))
+    if checkpoint is not None:
+        display.say(f"Going on from epoch {checkpoint.state['epoch'] + 1} ({checkpoint.path.name}).")
+    display.say(f"Writing to {run.folder.path}")
+
+
+def _teacher_lines(run: Run) -> Iterator[str]:
+    for teacher in run.teachers:
+        adapted = f"; images {', '.join(teacher.adapted)}" if teacher.adapted else ""
+        score = teacher.card.validation_accuracy
+        known = "" if score is None else f", {100 * score:.2f} % right on its own validation images"
+        yield f"teacher {teacher.name}: {teacher.card.net}, {len(teacher.card.classes)} classes{known}{adapted}"
+
+
+def view(status: Status) -> View:
+    """What of a status is shown."""
+    from kfrl.cli.display import View, duration, p_of
+
+    facts = [
+        ("epoch", f"{status.epoch:.2f} of {status.epochs} ({status.stage})"),
+        ("rate", f"{status.images_per_sec:,.0f} images/s"),
+        ("ETA", duration(status.eta_sec)),
+        ("losses", ", ".join(f"{name} {value:.4f}" for name, value in status.losses.items()) or "..."),
+        ("student alone", "..." if status.validation is None else f"{100 * status.validation:.2f} % on validation"),
+    ]
+    if status.best is not None:
+        facts.append(("best", f"{100 * status.best:.2f} %"))
+    return View(status.epoch, status.epochs, facts, p_of(status.metrics))
+
+
+def _conclude(display: RunDisplay, run: Run, result: dict[str, Any]) -> None:
+    from kfrl.plots import draw_run
+
+    folder, test = run.folder, result["test"]
+    draw_run(folder.path, folder.curves)
+    display.say(
+        f"\nTest error of the student, alone: [bold]{test['error_percent']:.2f} %[/] "
+        f"({test['images'] - test['correct']:,} of {test['images']:,} images), kept from epoch {result['kept_epoch']}"
+    )
+    for name, other in result["others"].items():
+        display.say(f"{name}: {other['error_percent']:.2f} %")
+    display.say(f"The student: {folder.student}")
+    display.say(f"Curves: {folder.curves}, {folder.metrics.name} beside it, or: tensorboard --logdir {folder.path}")
+    display.say(f"Let it teach: kfrl supervised train --data NAME --teachers {folder.path}")

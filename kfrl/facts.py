@@ -1,0 +1,54 @@
+"""Settings that tell runs apart, and short names made of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Facts = Mapping[str, Any]
+
+
+def varying(facts: Sequence[Facts]) -> list[str]:
+    """The keys of facts that do not all have the same value; a key that some lack is no difference."""
+    names = dict.fromkeys(name for fact in facts for name in fact)
+    return [name for name in names if len({repr(fact[name]) for fact in facts if name in fact}) > 1]
+
+
+def unique_names(names: Sequence[str], facts: Sequence[Facts]) -> list[str]:
+    """Add to each name that several share the fewest differing facts that tell it from its namesakes."""
+    unique = list(names)
+    for name in {name for name in names if list(names).count(name) > 1}:
+        namesakes = [index for index, other in enumerate(names) if other == name]
+        for index, words in zip(namesakes, _telling_words([facts[index] for index in namesakes]), strict=True):
+            unique[index] = add_words(name, words)
+    return unique
+
+
+def add_words(name: str, words: str) -> str:
+    """`name (words)`, within the brackets that a name may have."""
+    if not words:
+        return name
+    return f"{name[:-1]}, {words})" if name.endswith(")") else f"{name} ({words})"
+
+
+def _telling_words(facts: Sequence[Facts]) -> list[str]:
+    """The fewest differing settings that tell all of `facts` apart, as words."""
+    names = varying(facts)
+    for size in range(1, len(names) + 1):
+        for chosen in itertools.combinations(names, size):
+            words = [", ".join(f"{name}={show(fact.get(name))}" for name in chosen) for fact in facts]
+            if len(set(words)) == len(words):
+                return words
+    return [str(index + 1) for index in range(len(facts))]
+
+
+def show(value: Any) -> str:
+    """A setting's value, short."""
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)

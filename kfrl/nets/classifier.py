@@ -1,0 +1,52 @@
+"""What every image classifier of kfrl is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+
+class Classifier(nn.Module):
+    """A net from images (B, C, H, W) float to logits (B, num_classes).
+
+    Its last layer is called `head`; everything before it may be carried over to a task with other classes.
+    """
+
+    head_layers = ("head",)
+    hidden_layers: tuple[str, ...] = ()
+    """Sub-modules whose outputs are pre-activations z, input side first: what Knowledge Flow links."""
+    flattened: dict[str, tuple[int, ...]]
+    """Parameters whose axes stand for several, e.g. a matrix that reads maps: name -> all axes, a unit's own first."""
+    head: nn.Linear
+
+    def __init__(self, family: str, num_classes: int, input_shape: Sequence[int], **fields: Any) -> None:
+        """Note how the net is built again.
+
+        Args:
+            family: The net's name in `build_net`.
+            num_classes: Number of logits.
+            input_shape: (C, H, W).
+            **fields: The family's own arguments, plain values.
+
+        Raises:
+            ValueError: an input shape that is not three positive numbers, or no class.
+        """
+        super().__init__()
+        if len(input_shape) != 3 or min(input_shape) < 1:
+            raise ValueError(f"Expected an input shape of channels, height and width, got {tuple(input_shape)}.")
+        if num_classes < 1:
+            raise ValueError(f"Expected at least one class, got {num_classes}.")
+        self.num_classes = num_classes
+        self.input_shape: tuple[int, ...] = tuple(input_shape)
+        self.flattened = {}
+        self.arch: dict[str, Any] = {"family": family, "input_shape": list(input_shape), **fields}
+
+
+def he_initialise(net: Classifier) -> None:
+    """Draw convolutions from N(0, 2 / fan_out) (He et al. 2015) and set the head's bias to zero."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    nn.init.zeros_(net.head.bias)

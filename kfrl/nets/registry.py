@@ -1,0 +1,92 @@
+"""Image classifiers by name: the published nets, and every size of their families."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from kfrl.errors import UserError, unknown
+from kfrl.nets import build_net
+
+if TYPE_CHECKING:
+    from kfrl.nets.classifier import Classifier
+
+NAMES = (
+    "mlp-1200-1200-dropout",
+    "mlp-800-800",
+    "mnist-mlp",
+    "cifar-conv-128",
+    "stl-conv-32",
+    "conv-16-32",
+    "lstm-128",
+    "resnet-20",
+    "resnet-32",
+    "resnet-110",
+    "wrn-16-2",
+    "wrn-28-2",
+    "wrn-40-2",
+    "densenet-100-24",
+    "densenet-bc-100-12",
+    "densenet-bc-190-40",
+)
+"""The nets of the papers. The numbers in a name may be others: `mlp-300`, `resnet-56`."""
+
+# A name's numbers and what else it says -> the architecture block.
+_FAMILIES: dict[str, Callable[[list[int], str | None], dict[str, Any]]] = {
+    # Rates of Hinton et al. 2012, which the distillation paper's large net is trained with.
+    r"mlp((?:-\d+)+)(-dropout)?": lambda hidden, dropout: {
+        "family": "mlp",
+        "hidden": hidden,
+        **({"dropout": 0.5, "input_dropout": 0.2} if dropout else {}),
+    },
+    r"mnist-mlp()()": lambda *_: {"family": "mlp", "hidden": [256, 256], "dropout": 0.2},
+    r"cifar-conv-(\d+)()": lambda n, _: _playground([[1, 1], [2, 2], [4, 4], [8]], n[0]),
+    r"stl-conv-(\d+)()": lambda n, _: _playground([[1], [2], [4], [4], [8, 8]], n[0]),
+    r"conv((?:-\d+)+)()": lambda widths, _: {"family": "conv", "blocks": [[width] for width in widths]},
+    r"lstm((?:-\d+)+)()": lambda hidden, _: {"family": "lstm", "hidden": hidden},
+    r"resnet-(\d+)()": lambda n, _: {"family": "resnet", "depth": n[0]},
+    r"wrn(-\d+-\d+)()": lambda n, _: {"family": "wrn", "depth": n[0], "widen": n[1]},
+    r"densenet(?=-(?:bc-)?(\d+-\d+))(-bc)?-\d+-\d+": lambda n, bc: {
+        "family": "densenet",
+        "depth": n[0],
+        "growth": n[1],
+        "bottleneck": bool(bc),
+    },
+}
+
+
+def _playground(blocks: list[list[int]], channels: int) -> dict[str, Any]:
+    widths = [[width * channels for width in block] for block in blocks]
+    return {"family": "conv", "blocks": widths, "batch_norm": True, "global_pool": True}
+
+
+def arch_of(name: str) -> dict[str, Any]:
+    """The architecture block of a net's name, without the input shape.
+
+    Raises:
+        UserError: no such net.
+    """
+    for pattern, fields in _FAMILIES.items():
+        if match := re.fullmatch(pattern, name):
+            return fields([int(number) for number in re.findall(r"\d+", match[1])], match[2])
+    raise unknown("net", name, NAMES, "The numbers may be others, e.g. mlp-300 or resnet-56.")
+
+
+def make_net(name: str, input_shape: Sequence[int], num_classes: int) -> Classifier:
+    """Build a net with fresh weights.
+
+    Args:
+        name: One of `NAMES`, or a name with other numbers.
+        input_shape: (C, H, W) of the images.
+        num_classes: Number of logits.
+
+    Raises:
+        UserError: no such net, or one that cannot be built on such images.
+    """
+    arch = {**arch_of(name), "input_shape": list(input_shape)}
+    try:
+        return cast("Classifier", build_net(arch, num_classes))
+    except UserError as error:
+        shape = " x ".join(map(str, input_shape))
+        raise UserError(f"There is no net {name!r} for images of {shape}. {error}") from None

@@ -1,0 +1,154 @@
+"""The folder that a run writes, whatever was trained, and finding such folders again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from kfrl.errors import UserError
+
+RUNS = Path("runs")
+STUDENT_FILE = "student.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run, by name."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Every setting, resolved; `--config` on it runs the same run again."""
+        return self.path / "config.yaml"
+
+    @property
+    def student(self) -> Path:
+        """The student alone."""
+        return self.path / STUDENT_FILE
+
+    @property
+    def checkpoints(self) -> Path:
+        """What `--resume` needs."""
+        return self.path / "checkpoint"
+
+    @property
+    def metrics(self) -> Path:
+        """The learning curves."""
+        return self.path / "metrics.csv"
+
+    @property
+    def curves(self) -> Path:
+        """The same, drawn."""
+        return self.path / "curves.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """The final scores."""
+        return self.path / "eval.json"
+
+    @property
+    def log(self) -> Path:
+        """What was printed."""
+        return self.path / "log.txt"
+
+    def source(self, phase: int) -> Path:
+        """Where a phase of source games has its learning curves."""
+        return self.path / f"source-{phase + 1}"
+
+    @classmethod
+    def of_run(cls, path: Path) -> RunFolder:
+        """The folder of an existing run.
+
+        Raises:
+            UserError: there is none.
+        """
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise UserError(
+                f"{path} is not the folder of a run: it has no config.yaml. A run's folder looks like "
+                "runs/<game or data>/<method>/<teachers>-s<seed>-<time>."
+            )
+        return folder
+
+    def check_finished(self, resume: str) -> None:
+        """Refuse a folder that lacks something of a finished run.
+
+        Args:
+            resume: The command that goes on with a run, without its folder.
+
+        Raises:
+            UserError: saying what is missing.
+        """
+        if not self.path.is_dir():
+            raise UserError("not a folder")
+        if not any(self.path.iterdir()):
+            raise UserError("empty")
+        for file, meaning in (
+            (self.config, "not the folder of a run"),
+            (self.evaluation, f"unfinished or never evaluated; finish it: {resume} {self.path}"),
+            (self.student, "its student is gone"),
+            (self.metrics, "its learning curve is gone"),
+        ):
+            if not file.is_file():
+                raise UserError(f"no {file.name}: {meaning}")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A folder that is not part of a comparison."""
+
+    path: Path
+    reason: str
+
+
+def find_runs(arguments: Iterable[str]) -> tuple[list[tuple[Path, str | None]], list[Skipped]]:
+    """The folders of all runs that the arguments mean, each once, with the name that the user gave their arm.
+
+    Args:
+        arguments: Folders of runs, folders that hold such folders at any depth, or `name=folder`, where `name` is
+            what to call the arm of all runs found there.
+
+    Raises:
+        UserError: a folder that does not exist or cannot be looked into.
+    """
+    found: dict[Path, tuple[Path, str | None]] = {}
+    skipped = []
+    for argument in arguments:
+        group, root = _split(argument)
+        try:
+            inside = list(_candidates(root))
+        except OSError as error:
+            raise UserError(f"Could not look into {root}: {error}.") from None
+        if not inside:
+            skipped.append(Skipped(root, "holds no run"))
+        for path in inside:
+            found.setdefault(path.resolve(), (path, group))
+    return list(found.values()), skipped
+
+
+def _split(argument: str) -> tuple[str | None, Path]:
+    group, equals, folder = argument.partition("=")
+    named = bool(group and equals) and not Path(argument).exists()
+    path = Path(folder if named else argument)
+    if not path.exists():
+        raise UserError(f"There is no folder {path}.")
+    return group if named else None, path
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    """Folders that hold a file of a run, and what is given by name or empty, so that the user hears of it."""
+    if not path.is_dir():
+        yield path
+        return
+    folder = RunFolder(path)
+    if any(file.exists() for file in (folder.config, folder.evaluation, folder.student, folder.metrics)):
+        yield path
+        return
+    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    if not inside:
+        yield path
+    for entry in inside:
+        if entry.is_dir() and not entry.is_symlink():
+            yield from _candidates(entry)

@@ -1,0 +1,1 @@
+"""Image classifiers: data, one training loop, and a file a method."""

@@ -1,0 +1,217 @@
+"""Every setting of a classifier's training. Imports no torch, so that `--help` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from kfrl.config import Count, Fraction, LinkConfig, NonNegative, Positive, split_names
+
+Share = Annotated[float, Ge(0.0), Lt(1.0)]
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Soft targets: what every method that imitates a teacher's logits reads."""
+
+    temperature: Positive = 4.0
+    """T of softmax(logits / T)."""
+    soft_weight: NonNegative = 0.9
+    """Weight of T^2 KL[teacher || student]."""
+    hard_weight: NonNegative = 0.1
+    """Weight of the cross-entropy with the labels."""
+
+
+@dataclass(frozen=True)
+class ClassifierFlowConfig:
+    """Knowledge Flow between classifiers. Settings marked (+) go beyond the paper."""
+
+    dependence_coef: NonNegative = 0.1
+    """lambda_1 at the end of the run; it starts at 0 and grows linearly."""
+    kl_coef: NonNegative = 0.01
+    """lambda_2, holds the classifier near the previous iteration's."""
+    transform: Literal["auto", "conv1x1", "dense", "low-rank"] = "auto"
+    """Q. dense is the paper's literal matrix; auto is conv1x1 between maps, dense for vectors."""
+    transform_rank: Count = 64
+    """Rank of the low-rank Q."""
+    mixing: Literal["softmax", "simplex"] = "softmax"
+    """p = softmax(w) (paper), or p trained itself and re-normalised after each step (reproduction, whose Q is also
+    constant)."""
+    student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = None
+    """p of the student at the start; by default an equal share with each linked teacher layer."""
+    layer_weights_lr: Positive = 1.0
+    """Learning rate of w as a multiple of --lr (+)."""
+    independence_at: Fraction | None = 0.4
+    """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
+    handover_start: Fraction = 0.0
+    """Share of the run at which p of the student begins its forced way to 1 (+)."""
+    handover_coef: NonNegative = 1.0
+    """Weight of the distillation of the linked classifier into the student alone, until independence (+)."""
+    link_heads: Literal["never", "expert", "always"] = "never"
+    """Link the logits too (+): of teachers of the same classes (expert), of all, or of none."""
+    soft_targets: bool = False
+    """Learn from the soft targets of the teachers of the same classes too, with the weights of kd (Table 4)."""
+    links: tuple[LinkConfig, ...] = ()
+    """Links by name (YAML only); by default every hidden layer meets the one at the same relative depth."""
+
+
+@dataclass(frozen=True)
+class FitNetsConfig:
+    """FitNets: hints from the middle of the teacher, then soft targets."""
+
+    hint_share: Fraction = 0.25
+    """Share of the epochs that the hint stage takes, at least one of them."""
+    hint_layer: str | None = None
+    """The teacher's layer that gives the hint. Default: its middle one."""
+    guided_layer: str | None = None
+    """The student's layer that is guided. Default: its middle one."""
+    hint_weight: Positive = 100.0
+    """Weight of the hint loss, a mean over a map."""
+    soft_start: NonNegative = 4.0
+    """lambda, the weight of the soft targets, when the second stage begins; it falls linearly."""
+    soft_end: NonNegative = 1.0
+    """lambda when it ends."""
+
+
+@dataclass(frozen=True)
+class FspConfig:
+    """FSP: the flow between layers first, then the labels."""
+
+    fsp_share: Fraction = 0.25
+    """Share of the epochs that the first stage takes, at least one of them."""
+    fsp_weight: Positive = 1.0
+    """Weight of the FSP loss, a mean over a matrix."""
+    fsp_pool: Literal["max", "avg", "none"] = "max"
+    """What brings the larger of two maps to the size of the smaller: max pooling (paper), average pooling, or nothing,
+    which refuses such maps."""
+
+
+@dataclass(frozen=True)
+class MutualConfig:
+    """Deep mutual learning."""
+
+    peers: str = ""
+    """The nets that learn beside the student, by name, comma-separated. Default: one like it."""
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """A net of a knowledge transfer graph."""
+
+    name: str
+    net: str | None = None
+    """By name; the student's by default."""
+    teacher: str | None = None
+    """One of --teachers: pre-trained and frozen."""
+
+
+@dataclass(frozen=True)
+class EdgeConfig:
+    """Knowledge that goes from one node to another."""
+
+    source: str
+    """A node's name, or `labels`."""
+    target: str
+    gate: str = "through"
+    """through, cutoff, linear or correct."""
+
+
+@dataclass(frozen=True)
+class CollaborativeConfig:
+    """Deep collaborative learning. The graph is given in YAML."""
+
+    nodes: tuple[NodeConfig, ...] = ()
+    """The first is the target: the student."""
+    edges: tuple[EdgeConfig, ...] = ()
+    edge_temperature: Positive = 1.0
+    """T of the edges between nets."""
+
+
+@dataclass(frozen=True)
+class BornAgainConfig:
+    """Born-again nets."""
+
+    generations: Count = 3
+    """Students after the first net, each the pupil of the one before; each takes --epochs epochs."""
+
+
+@dataclass(frozen=True)
+class GrowthConfig:
+    """Anti-distillation: a trained net grown wider."""
+
+    extension: Literal["zero", "uniform"] = "zero"
+    """What the new weights start from."""
+    theta: Positive = 0.01
+    """uniform: U[0, theta]."""
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """Train an image classifier, alone or with frozen teachers."""
+
+    data: str = ""
+    """The images to learn: mnist, emnist-letters, fashion-mnist, cifar-10, ...; NAME-no-CLASS leaves one class out of
+    the training images, NAME-half keeps the first half of the classes; or a folder of images by class."""
+    teachers: str = ""
+    """Teachers, comma-separated: the data set of one of your runs, or the path of a run."""
+    method: str | None = None
+    """How to learn; docs/supervised.md has them all. Default: knowledge-flow with teachers, baseline without."""
+    net: str | None = None
+    """The student: mlp-800-800, cifar-conv-128, resnet-20, densenet-100-24, ... Default: what suits the images."""
+    epochs: Count = 20
+    """Passes over the training images."""
+    batch_size: Count = 128
+    """Images of an update."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """sgd has Nesterov momentum."""
+    lr: Positive = 0.05
+    """Learning rate at the start."""
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    """How the learning rate falls: to 0 along a cosine, or to a tenth at each of --milestones."""
+    milestones: tuple[Fraction, ...] = (0.5, 0.75)
+    """Shares of the epochs at which `steps` falls."""
+    momentum: Share = 0.9
+    """Of sgd."""
+    weight_decay: NonNegative = 1e-4
+    """L2 penalty on all weights."""
+    augment: Literal["auto", "none", "shift", "crop-flip"] = "auto"
+    """shift: a random crop after padding; crop-flip: that, and a flip at random; auto: what is usual for the images."""
+    pad: Count = 4
+    """Pixels of padding before the crop."""
+    validation: Share = 0.1
+    """Share of the training images, the same of every class, that is kept back for choices."""
+    keep: Literal["best", "last"] = "best"
+    """Which epoch's student is kept: the best on the validation images, or the last."""
+    seed: Annotated[int, Ge(0)] = 1
+    """Seed of the initial weights and of the order of the images. The validation images do not depend on it."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1."""
+    data_dir: Path | None = None
+    """Where the images are, or are downloaded to. Default: the user's cache folder."""
+    image_size: Count | None = None
+    """Resize the images of a folder to this height and width."""
+    run_dir: Path | None = None
+    """The run's folder. Default: runs/<data>/<method>/<teachers>-s<seed>-<time>."""
+    checkpoint_every: Positive = 300.0
+    """Seconds between checkpoints."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    flow: ClassifierFlowConfig = field(default_factory=ClassifierFlowConfig)
+    fitnets: FitNetsConfig = field(default_factory=FitNetsConfig)
+    fsp: FspConfig = field(default_factory=FspConfig)
+    mutual: MutualConfig = field(default_factory=MutualConfig)
+    collaborative: CollaborativeConfig = field(default_factory=CollaborativeConfig)
+    born_again: BornAgainConfig = field(default_factory=BornAgainConfig)
+    growth: GrowthConfig = field(default_factory=GrowthConfig)
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """`teachers` split at its commas."""
+        return split_names(self.teachers)
+
+    @property
+    def method_name(self) -> str:
+        """The method in force."""
+        return self.method or ("knowledge-flow" if self.teacher_names else "baseline")

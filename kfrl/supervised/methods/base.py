@@ -1,0 +1,208 @@
+"""What a method is: a module that trains, in stages, by a loss of named terms."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kfrl.errors import UserError
+from kfrl.losses.distillation import soft_target_loss
+from kfrl.nets.registry import make_net
+from kfrl.supervised.batches import Batch, Normalisation
+from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.config import DistillationConfig, SupervisedConfig
+
+Predictor = Callable[[Tensor], Tensor]
+"""Images (B, C, H, W), normalised -> logits (B, K)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the student must fit."""
+
+    data: str
+    """The data set's name."""
+    classes: tuple[str, ...]
+    """K names, in the order of the logits."""
+    shape: tuple[int, int, int]
+    """(C, H, W)"""
+    normalisation: Normalisation
+    """Of the student's images."""
+    net: str
+    """The student's net, by name."""
+
+    def make_net(self, name: str | None = None) -> nn.Module:
+        """A fresh net for this task: the student's, or another by name."""
+        return make_net(name or self.net, self.shape, len(self.classes))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands."""
+
+    stage: int
+    in_stage: float
+    """Share of the stage's updates that are done, in [0, 1]."""
+    in_run: float
+    """Share of the run's, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a learning rate, `lr_scale` times the run's."""
+
+    parameters: tuple[nn.Parameter, ...]
+    lr_scale: float = 1.0
+    weight_decay: bool = True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the run with its own parameters, its own optimiser and its own learning-rate schedule."""
+
+    name: str
+    epochs: int
+    groups: tuple[ParameterGroup, ...]
+    """What trains; everything else has no gradient while the stage lasts."""
+
+
+class Method:
+    """A method with nothing to add: the base that the others override, and all that a baseline needs.
+
+    Build returns one module, which may hold several nets. Frozen teachers stay out of it, as attributes of the method.
+    """
+
+    takes_teachers = "none"
+    """`none`, `one`, `some` (at least one) or `any` (also none)."""
+
+    def __init__(self, config: SupervisedConfig) -> None:
+        """Keep the run's settings."""
+        self.config = config
+        self.teachers: tuple[Teacher, ...] = ()
+
+    @classmethod
+    def default_net(cls, data_net: str, teachers: Sequence[Teacher]) -> str:
+        """The student where nobody says which: by default what suits the images."""
+        return data_net
+
+    @classmethod
+    def check_teachers(cls, name: str, count: int) -> None:
+        """Refuse a number of teachers that the method cannot use.
+
+        Raises:
+            UserError: saying how many it takes.
+        """
+        if cls.takes_teachers == "none" and count:
+            raise UserError(f"Method {name} takes no teachers, got {count}. Use --method knowledge-flow, for one.")
+        if cls.takes_teachers == "one" and count != 1:
+            raise UserError(f"Method {name} takes exactly one teacher (--teachers NAME), got {count}.")
+        if cls.takes_teachers == "some" and not count:
+            raise UserError(
+                f"Method {name} needs at least one teacher: --teachers NAME[,NAME...], where NAME is the data set of "
+                "an earlier run, or the path of one."
+            )
+
+    def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
+        """The module that trains. Teachers take the student's images: `adapt` has seen to that."""
+        self.teachers = tuple(teachers)
+        return task.make_net()
+
+    def stages(self, net: nn.Module) -> Sequence[Stage]:
+        """What trains when; by default everything, for all of the run's epochs."""
+        return (Stage("train", self.config.epochs, (ParameterGroup(tuple(net.parameters())),)),)
+
+    def train_mode(self, net: nn.Module, stage: int) -> None:
+        """Set the modes of the nets for training; called when a stage or an epoch begins."""
+        net.train()
+
+    def before_update(self, net: nn.Module, progress: Progress) -> None:
+        """Bring the schedules that live in the net up to date."""
+
+    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The named terms of the loss: scalars, already weighted; their sum is minimised."""
+        return {"task": F.cross_entropy(net(batch.images), batch.labels)}
+
+    def after_update(self, net: nn.Module, progress: Progress) -> None:
+        """Put parameters back where they belong."""
+
+    def export(self, net: nn.Module) -> nn.Module:
+        """The net to save, evaluate and ship: a copy that depends on no teacher and has an `arch`."""
+        return copy.deepcopy(net)
+
+    def others(self, net: nn.Module, final: bool) -> Mapping[str, Predictor]:
+        """What is worth evaluating beside the exported net, by name: peers, ensembles, the student with its links.
+
+        On the validation images after every epoch, and once on the test images (`final`) when the run is over.
+        """
+        return {}
+
+    def metrics(self, net: nn.Module) -> dict[str, float]:
+        """What to log beside the losses."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs beyond the net's own tensors, by name."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+
+
+def distillation_terms(
+    config: DistillationConfig, logits: Tensor, labels: Tensor, teacher_logits: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The terms of hard CE(y, z_s) + soft T^2 KL[softmax(z_t / T) || softmax(z_s / T)] (Hinton et al. 2015).
+
+    Args:
+        config: T and both weights.
+        logits: z_s, (B, K).
+        labels: y, (B,).
+        teacher_logits: z_t, (B, K) of each teacher; their soft targets are averaged.
+    """
+    soft = soft_target_loss(logits, torch.stack(list(teacher_logits)), config.temperature)
+    return {
+        "task": config.hard_weight * F.cross_entropy(logits, labels),
+        "distillation": config.soft_weight * soft.mean(),
+    }
+
+
+def first_stage_epochs(method: str, epochs: int, share: float) -> int:
+    """Whole epochs of the first of two stages: `share` of all, at least one, leaving at least one.
+
+    Raises:
+        UserError: a run of one epoch.
+    """
+    if epochs < 2:
+        raise UserError(f"Method {method} has two stages, so it needs at least --epochs 2, got {epochs}.")
+    return min(max(1, round(share * epochs)), epochs - 1)
+
+
+def ensemble(nets: Sequence[nn.Module]) -> Predictor:
+    """The log of the mean of what `nets` give as probabilities."""
+
+    def predict(images: Tensor) -> Tensor:
+        return torch.stack([net(images).log_softmax(1) for net in nets]).logsumexp(0) - math.log(len(nets))
+
+    return predict
+
+
+def check_same_classes(method: str, task: Task, teachers: Sequence[Teacher]) -> None:
+    """Refuse teachers of other classes, for methods that compare logits.
+
+    Raises:
+        UserError: naming the first such teacher.
+    """
+    for teacher in teachers:
+        if teacher.card.classes != task.classes:
+            raise UserError(
+                f"Method {method} compares logits, so a teacher needs the student's classes: {task.data} has "
+                f"{len(task.classes)} ({', '.join(task.classes[:4])}, ...), teacher {teacher.name!r} "
+                f"{len(teacher.card.classes)} ({', '.join(teacher.card.classes[:4])}, ...). "
+                "--method knowledge-flow and fine-tune take teachers of any classes."
+            )

@@ -1,0 +1,72 @@
+"""Born-again nets (Furlanello et al., ICML 2018): the same net again and again, each taught by the one before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kfrl.losses.distillation import soft_target_loss
+from kfrl.supervised.batches import Batch
+from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.methods.base import Method, ParameterGroup, Predictor, Progress, Stage, Task, ensemble
+
+
+class BornAgain(Method):
+    """Generation 0 learns from the labels, generation k from the labels and from generation k - 1, at T = 1."""
+
+    def __init__(self, config: SupervisedConfig) -> None:
+        """Start with generation 0."""
+        super().__init__(config)
+        self._generation = 0
+
+    def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.ModuleList:
+        """All generations, each with fresh weights."""
+        return nn.ModuleList(task.make_net() for _ in range(self.config.born_again.generations + 1))
+
+    def stages(self, net: nn.Module) -> Sequence[Stage]:
+        """A generation after the other, `epochs` each."""
+        assert isinstance(net, nn.ModuleList)
+        return tuple(
+            Stage(f"generation {index}", self.config.epochs, (ParameterGroup(tuple(member.parameters())),))
+            for index, member in enumerate(net)
+        )
+
+    def train_mode(self, net: nn.Module, stage: int) -> None:
+        """Only the running generation trains; the one before is its frozen teacher."""
+        assert isinstance(net, nn.ModuleList)
+        self._generation = stage
+        net.eval()
+        net[stage].train()
+
+    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """L(y, f_k) + L(f_{k-1}, f_k); the second up to a constant, the teacher's entropy."""
+        assert isinstance(net, nn.ModuleList)
+        logits = net[progress.stage](batch.images)
+        terms = {"task": F.cross_entropy(logits, batch.labels)}
+        if progress.stage > 0:
+            with torch.no_grad():
+                taught = net[progress.stage - 1](batch.images)
+            terms["born_again"] = soft_target_loss(logits, taught, 1.0).mean()
+        return terms
+
+    def export(self, net: nn.Module) -> nn.Module:
+        """The running generation, in the end the last."""
+        assert isinstance(net, nn.ModuleList)
+        return copy.deepcopy(net[self._generation])
+
+    def others(self, net: nn.Module, final: bool) -> Mapping[str, Predictor]:
+        """At the end every earlier generation, and the ensembles of generations 1 to k."""
+        assert isinstance(net, nn.ModuleList)
+        if not final:
+            return {}
+        members = list(net)
+        earlier: dict[str, Predictor] = {f"generation_{index}": member for index, member in enumerate(members[:-1])}
+        return earlier | {f"ensemble_{k}": ensemble(members[1 : k + 1]) for k in range(2, len(members))}
+
+
+METHOD = BornAgain

@@ -1,0 +1,129 @@
+"""Deep collaborative learning (Minami et al. 2019): nets that teach each other along the edges of a graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kfrl.errors import UserError, unknown
+from kfrl.losses.distillation import GATES, soft_target_loss
+from kfrl.supervised.batches import Batch
+from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.config import CollaborativeConfig, EdgeConfig
+from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, check_same_classes
+from kfrl.supervised.teachers import teacher_logits
+
+LABELS = "labels"
+
+
+class Collaborative(Method):
+    """L_t = sum over the edges s -> t of the mean over the batch of G_st(KL[p_s || p_t]); p of the labels is one-hot.
+
+    Frozen nodes are teachers; the others train together. The first node is the student.
+    """
+
+    takes_teachers = "any"
+
+    def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.ModuleDict:
+        """A fresh net for every node that trains.
+
+        Raises:
+            UserError: a graph that cannot be, see `check_graph`; an unknown net; teachers of other classes.
+        """
+        self.teachers = tuple(teachers)
+        self.graph = self.config.collaborative
+        check_same_classes("collaborative", task, teachers)
+        check_graph(self.graph, [teacher.name for teacher in teachers])
+        by_name = {teacher.name: teacher for teacher in teachers}
+        self.frozen = {node.name: by_name[node.teacher] for node in self.graph.nodes if node.teacher}
+        # Numbered, because a ModuleDict refuses some names, e.g. those with a dot.
+        self.trained = {node.name: f"node_{i}" for i, node in enumerate(self.graph.nodes) if not node.teacher}
+        return nn.ModuleDict(
+            {self.trained[node.name]: task.make_net(node.net) for node in self.graph.nodes if not node.teacher}
+        )
+
+    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """A term an edge. What a source says is a constant."""
+        assert isinstance(net, nn.ModuleDict)
+        logits = {name: teacher_logits(teacher, batch.images) for name, teacher in self.frozen.items()}
+        logits |= {name: net[key](batch.images) for name, key in self.trained.items()}
+        return {
+            f"{edge.source}_to_{edge.target}": self._edge(edge, logits, batch.labels, progress.in_run)
+            for edge in self.graph.edges
+            if edge.gate != "cutoff"
+        }
+
+    def _edge(self, edge: EdgeConfig, logits: Mapping[str, Tensor], labels: Tensor, progress: float) -> Tensor:
+        target = logits[edge.target]
+        if edge.source == LABELS:
+            loss, right = F.cross_entropy(target, labels, reduction="none"), torch.ones_like(labels, dtype=torch.bool)
+        else:
+            source = logits[edge.source]
+            loss = soft_target_loss(target, source, self.graph.edge_temperature)
+            right = source.argmax(1) == labels
+        return GATES[edge.gate](loss, progress, right).mean()
+
+    def export(self, net: nn.Module) -> nn.Module:
+        """The target node's net."""
+        assert isinstance(net, nn.ModuleDict)
+        return copy.deepcopy(net[self.trained[self.graph.nodes[0].name]])
+
+    def others(self, net: nn.Module, final: bool) -> Mapping[str, Predictor]:
+        """The other nodes that train."""
+        assert isinstance(net, nn.ModuleDict)
+        return {name: net[key] for name, key in list(self.trained.items())[1:]}
+
+
+def check_graph(graph: CollaborativeConfig, teachers: Sequence[str]) -> None:
+    """Refuse a graph along which nothing can be learned.
+
+    Raises:
+        UserError: no graph; a name given twice; an unknown teacher, gate, source or target; a frozen target; an edge
+            into a frozen node; a node that learns from nothing.
+    """
+    if not graph.nodes:
+        raise UserError(
+            "collaborative needs a graph, given in a config: see configs/supervised/collaborative.yaml and "
+            "docs/supervised-methods.md."
+        )
+    names = [node.name for node in graph.nodes]
+    twice = sorted({name for name in names if names.count(name) > 1 or name == LABELS})
+    if twice:
+        raise UserError(f"Every node of a graph needs a name of its own, and not {LABELS!r}; got {', '.join(names)}.")
+    frozen = {node.name for node in graph.nodes if node.teacher}
+    for node in graph.nodes:
+        if node.teacher and node.teacher not in teachers:
+            raise unknown(f"teacher of node {node.name!r}", node.teacher, teachers, "Name it in --teachers.")
+    if names[0] in frozen:
+        raise UserError(
+            f"The first node of a graph is the student, but {names[0]!r} is frozen (teacher {graph.nodes[0].teacher!r})"
+            " and learns nothing. Put a node without a teacher first."
+        )
+    for edge in graph.edges:
+        _check_edge(edge, names, frozen)
+    taught = {edge.target for edge in graph.edges if edge.gate != "cutoff"}
+    idle = [name for name in names if name not in frozen | taught]
+    if idle:
+        raise UserError(
+            f"Node {idle[0]!r} learns from nothing: give it an edge, e.g. from {LABELS}, or name a teacher for it."
+        )
+
+
+def _check_edge(edge: EdgeConfig, names: Sequence[str], frozen: set[str]) -> None:
+    if edge.gate not in GATES:
+        raise unknown(f"gate of the edge {edge.source} -> {edge.target}", edge.gate, GATES)
+    if edge.source not in (*names, LABELS):
+        raise unknown(f"source of an edge to {edge.target!r}", edge.source, (*names, LABELS))
+    if edge.target not in names:
+        raise unknown(f"target of an edge from {edge.source!r}", edge.target, names)
+    if edge.source == edge.target:
+        raise UserError(f"The edge {edge.source} -> {edge.target} leads nowhere: a node teaches others, not itself.")
+    if edge.target in frozen and edge.gate != "cutoff":
+        raise UserError(f"Node {edge.target!r} is frozen: the edge from {edge.source!r} can teach it nothing.")
+
+
+METHOD = Collaborative

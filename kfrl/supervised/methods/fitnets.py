@@ -1,0 +1,131 @@
+"""FitNets (Romero et al., ICLR 2015): a hint from the middle of the teacher, then soft targets of falling weight."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kfrl.errors import UserError, unknown
+from kfrl.flow import hidden_layers
+from kfrl.losses.distillation import hint_loss, soft_target_loss
+from kfrl.nets.features import layer_shapes, parameters_before, with_features
+from kfrl.supervised.batches import Batch
+from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.methods.base import (
+    Method,
+    ParameterGroup,
+    Progress,
+    Stage,
+    Task,
+    check_same_classes,
+    first_stage_epochs,
+)
+from kfrl.supervised.teachers import teacher_logits
+
+Shape = tuple[int, ...]
+
+
+class FitNet(nn.Module):
+    """A student, and the regressor of its guided layer."""
+
+    def __init__(self, student: nn.Module, regressor: nn.Module) -> None:
+        """Put them together."""
+        super().__init__()
+        self.student, self.regressor = student, regressor
+
+
+class FitNets(Method):
+    """Stage 1: the student up to its guided layer learns the hint; stage 2: all of it, labels and soft targets."""
+
+    takes_teachers = "one"
+
+    def build(self, task: Task, teachers: Sequence[Teacher]) -> FitNet:
+        """The student and a regressor from its guided layer to the teacher's hint.
+
+        Raises:
+            UserError: other classes, a layer that does not exist, or layers that no regressor of the paper joins.
+        """
+        check_same_classes("fitnets", task, teachers)
+        student = super().build(task, teachers).to(self.config.device)
+        (teacher,) = teachers
+        config = self.config.fitnets
+        self.guided = _layer(student, config.guided_layer, "student's layer")
+        self.hint = _layer(teacher.net, config.hint_layer, "teacher's layer")
+        self.example = torch.zeros(2, *task.shape, device=self.config.device)
+        guided = layer_shapes(student, [self.guided], self.example)[self.guided]
+        hint = layer_shapes(teacher.net, [self.hint], self.example)[self.hint]
+        return FitNet(student, _regressor(f"{self.guided} -> {self.hint}", guided, hint))
+
+    def stages(self, net: nn.Module) -> Sequence[Stage]:
+        """The hint, then the soft targets."""
+        assert isinstance(net, FitNet)
+        epochs = first_stage_epochs("fitnets", self.config.epochs, self.config.fitnets.hint_share)
+        below = parameters_before(net.student, [self.guided], self.example)
+        return (
+            Stage("hint", epochs, (ParameterGroup((*below, *net.regressor.parameters())),)),
+            Stage("soft targets", self.config.epochs - epochs, (ParameterGroup(tuple(net.student.parameters())),)),
+        )
+
+    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Eq. 3, then eq. 2 of the paper."""
+        assert isinstance(net, FitNet)
+        return self._hint(net, batch) if progress.stage == 0 else self._soft(net.student, batch, progress.in_stage)
+
+    def _hint(self, net: FitNet, batch: Batch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            _, taught = with_features(self.teachers[0].net, [self.hint], batch.images)
+        _, own = with_features(net.student, [self.guided], batch.images)
+        # Both sides behind the same non-linearity, as the paper asks.
+        guided = F.relu(net.regressor(F.relu(own[self.guided])))
+        return {"hint": self.config.fitnets.hint_weight * hint_loss(guided, F.relu(taught[self.hint])).mean()}
+
+    def _soft(self, student: nn.Module, batch: Batch, in_stage: float) -> dict[str, Tensor]:
+        config, temperature = self.config.fitnets, self.config.distillation.temperature
+        logits = student(batch.images)
+        soft = soft_target_loss(logits, teacher_logits(self.teachers[0], batch.images), temperature)
+        weight = config.soft_start + in_stage * (config.soft_end - config.soft_start)
+        return {
+            "task": F.cross_entropy(logits, batch.labels),
+            # The paper has no T^2.
+            "distillation": weight / temperature**2 * soft.mean(),
+        }
+
+    def export(self, net: nn.Module) -> nn.Module:
+        """The student without the regressor."""
+        assert isinstance(net, FitNet)
+        return copy.deepcopy(net.student)
+
+
+def _layer(net: nn.Module, name: str | None, kind: str) -> str:
+    layers = hidden_layers(net)
+    if not layers:
+        raise UserError(f"fitnets needs a net with hidden layers, and a {type(net).__name__} names none.")
+    if name is None:
+        return layers[(len(layers) - 1) // 2]
+    if name not in layers:
+        raise unknown(kind, name, layers)
+    return name
+
+
+def _regressor(link: str, guided: Shape, hint: Shape) -> nn.Module:
+    """The paper's regressor: a convolution without padding whose output is as large as the hint; a matrix for vectors.
+
+    Raises:
+        UserError: a map and a vector, or a guided map smaller than the hint.
+    """
+    if len(guided) == len(hint) == 1:
+        return nn.Linear(guided[0], hint[0])
+    kernel = [own - theirs + 1 for own, theirs in zip(guided[1:], hint[1:], strict=False)]
+    if len(guided) != 3 or len(hint) != 3 or min(kernel) < 1:
+        raise UserError(
+            f"The regressor of fitnets is a convolution that makes a map no larger, or a matrix between vectors: it "
+            f"cannot turn {guided} into {hint} ({link}). Name other layers with --guided-layer and --hint-layer."
+        )
+    return nn.Conv2d(guided[0], hint[0], (kernel[0], kernel[1]))
+
+
+METHOD = FitNets

@@ -1,0 +1,31 @@
+"""Knowledge distillation (Hinton et al. 2015): the student imitates the softened output of frozen teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from kfrl.supervised.batches import Batch
+from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.methods.base import Method, Progress, Task, check_same_classes, distillation_terms
+from kfrl.supervised.teachers import teacher_logits
+
+
+class KnowledgeDistillation(Method):
+    """The labels and the teachers' soft targets, see `distillation_terms`."""
+
+    takes_teachers = "some"
+
+    def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
+        """A plain student."""
+        check_same_classes("kd", task, teachers)
+        return super().build(task, teachers)
+
+    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Both terms."""
+        targets = [teacher_logits(teacher, batch.images) for teacher in self.teachers]
+        return distillation_terms(self.config.distillation, net(batch.images), batch.labels, targets)
+
+
+METHOD = KnowledgeDistillation

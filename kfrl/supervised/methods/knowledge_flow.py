@@ -1,0 +1,169 @@
+"""Knowledge Flow (Liu et al., ICLR 2019) between image classifiers (sections 3 and 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
+from kfrl.losses.distillation import kl_divergence
+from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
+from kfrl.supervised.batches import Batch
+from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.methods.base import (
+    Method,
+    ParameterGroup,
+    Predictor,
+    Progress,
+    Stage,
+    Task,
+    check_same_classes,
+    distillation_terms,
+)
+from kfrl.supervised.teachers import teacher_logits
+
+SAMPLES = 32
+"""At most so many images of a batch, drawn at random, estimate l_KL and the hand-over: each needs a further pass."""
+
+
+class KnowledgeFlowMethod(Method):
+    """total = cross-entropy + lambda_1(t) l_dep + lambda_2 l_KL (eq. 3), and a deliberate hand-over to the student."""
+
+    takes_teachers = "some"
+
+    def __init__(self, config: SupervisedConfig) -> None:
+        """Keep the settings; theta_old is taken in the first update."""
+        super().__init__(config)
+        self.flow = config.flow
+        self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
+        self._previous: dict[str, Tensor] = {}
+        self._experts: tuple[Teacher, ...] = ()
+
+    def build(self, task: Task, teachers: Sequence[Teacher]) -> KnowledgeFlow:
+        """The student, linked to every teacher; shapes, classes and data may all differ."""
+        config, device = self.flow, torch.device(self.config.device)
+        student = super().build(task, teachers).to(device)
+        self._experts = tuple(teacher for teacher in teachers if teacher.card.classes == task.classes)
+        if config.soft_targets and not self._experts:
+            check_same_classes("knowledge-flow with --soft-targets", task, teachers)
+        nets = {teacher.name: teacher.net for teacher in teachers}
+        links = [Link(link.student, link.teacher, link.layer) for link in config.links]
+        flow = KnowledgeFlow(
+            student,
+            nets,
+            links or [*links_by_depth(student, nets), *self._head_links(student, teachers)],
+            torch.zeros(2, *task.shape, device=device),
+            transform=config.transform,
+            rank=config.transform_rank,
+            mixing=config.mixing,
+            student_weight=config.student_weight,
+        )
+        return flow.to(device)
+
+    def _head_links(self, student: nn.Module, teachers: Sequence[Teacher]) -> list[Link]:
+        linked = {"never": (), "expert": self._experts, "always": teachers}[self.flow.link_heads]
+        return [
+            Link(own, teacher.name, theirs)
+            for teacher in linked
+            for own, theirs in zip(_heads(student), _heads(teacher.net), strict=True)
+        ]
+
+    def stages(self, net: nn.Module) -> Sequence[Stage]:
+        """One, with student and Q at the run's rate, and w at its own, without weight decay, which would even p out."""
+        assert isinstance(net, KnowledgeFlow)
+        # The reproduction's Q is constant.
+        trained = [net.student] if self.flow.mixing == "simplex" else [net.student, net.transforms]
+        body = tuple(parameter for part in trained for parameter in part.parameters())
+        weights = ParameterGroup(tuple(net.mixing.parameters()), self.flow.layer_weights_lr, weight_decay=False)
+        return (Stage("train", self.config.epochs, (ParameterGroup(body), weights)),)
+
+    def before_update(self, net: nn.Module, progress: Progress) -> None:
+        """Move the forced hand-over on."""
+        assert isinstance(net, KnowledgeFlow)
+        net.handover = self.hand_over(progress.in_run)
+
+    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The task, lambda_1(t) l_dep (eq. 5), lambda_2 l_KL (eq. 6) and, until independence, the hand-over."""
+        assert isinstance(net, KnowledgeFlow)
+        said: dict[str, Any] = {}
+        features = net.teacher_features(batch.images, said)
+        logits = net(batch.images, features)
+        terms = self._task(logits, batch, said)
+        rows = torch.randperm(len(batch.labels))[:SAMPLES].to(logits.device)
+        if self.flow.kl_coef:
+            kl = self._kl(net, batch.images[rows], tuple(part[rows] for part in features), logits[rows])
+            terms["kl"] = self.flow.kl_coef * kl
+        if net.independent:
+            return terms
+        p_student = [net.mixing(layer)[0] for layer in net.layers]
+        terms["dependence"] = dependence_weight(progress.in_run, self.flow.dependence_coef) * dependence_loss(p_student)
+        if self.flow.handover_coef:
+            alone = net.student(batch.images[rows])
+            terms["handover"] = self.flow.handover_coef * kl_divergence(logits[rows].detach(), alone).mean()
+        return terms
+
+    def _task(self, logits: Tensor, batch: Batch, said: Mapping[str, Any]) -> dict[str, Tensor]:
+        if not self.flow.soft_targets:
+            return {"task": F.cross_entropy(logits, batch.labels)}
+        # Once the student is independent, nothing has asked the teachers.
+        targets = [said[t.name] if t.name in said else teacher_logits(t, batch.images) for t in self._experts]
+        return distillation_terms(self.config.distillation, logits, batch.labels, targets)
+
+    def _kl(self, net: KnowledgeFlow, images: Tensor, features: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        """l_KL against the previous iteration's parameters, without their dropout and batch statistics."""
+        if not self._previous:
+            self._previous = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+            return logits.new_zeros(())
+        modes = [module for module in net.student.modules() if module.training]
+        net.student.eval()
+        with torch.no_grad():
+            old_logits = functional_call(net, self._previous, (images, features))
+            # By name: a checkpoint gives them in another order.
+            names, now = zip(*net.named_parameters(), strict=True)
+            torch._foreach_copy_([self._previous[name] for name in names], list(now))
+        for module in modes:
+            module.training = True
+        return policy_kl_loss(logits, old_logits).mean()
+
+    def after_update(self, net: nn.Module, progress: Progress) -> None:
+        """Reproduction variant: p back on the simplex."""
+        assert isinstance(net, KnowledgeFlow)
+        net.mixing.renormalise()
+
+    def export(self, net: nn.Module) -> nn.Module:
+        """The student alone."""
+        assert isinstance(net, KnowledgeFlow)
+        return net.export()
+
+    def others(self, net: nn.Module, final: bool) -> Mapping[str, Predictor]:
+        """The student with its teachers' help, while it has any."""
+        assert isinstance(net, KnowledgeFlow)
+        return {} if net.independent else {"with_links": net}
+
+    def metrics(self, net: nn.Module) -> dict[str, float]:
+        """The weights p of the student and of each teacher, per layer."""
+        assert isinstance(net, KnowledgeFlow)
+        return net.weights()
+
+    def state(self) -> dict[str, Tensor]:
+        """theta_old."""
+        return dict(self._previous)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take theta_old up."""
+        self._previous = dict(state)
+
+
+def _heads(net: nn.Module) -> tuple[str, ...]:
+    """The layers that give logits."""
+    heads: tuple[str, ...] = net.head_layers  # type: ignore[assignment]
+    return heads
+
+
+METHOD = KnowledgeFlowMethod

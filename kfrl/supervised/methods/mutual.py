@@ -1,0 +1,54 @@
+"""Deep mutual learning (Zhang et al., CVPR 2018): nets that learn from the labels and from each other."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kfrl.config import split_names
+from kfrl.losses.distillation import mutual_loss
+from kfrl.supervised.batches import Batch
+from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, ensemble
+
+
+class Mutual(Method):
+    """L_i = CE_i + 1/(K - 1) sum_j KL[p_j || p_i], for the student (net 1) and its K - 1 peers at once."""
+
+    def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.ModuleList:
+        """The student first, then the peers.
+
+        Raises:
+            UserError: a peer of an unknown net.
+        """
+        peers = split_names(self.config.mutual.peers) or (task.net,)
+        return nn.ModuleList(task.make_net(name) for name in (task.net, *peers))
+
+    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Eq. 8 of the paper for every net; what the others say is a constant."""
+        assert isinstance(net, nn.ModuleList)
+        logits = [member(batch.images) for member in net]
+        said = [one.detach() for one in logits]
+        terms = {}
+        for index, own in enumerate(logits):
+            suffix = f"_{index + 1}" * (index > 0)
+            terms[f"task{suffix}"] = F.cross_entropy(own, batch.labels)
+            terms[f"mutual{suffix}"] = mutual_loss(own, said[:index] + said[index + 1 :]).mean()
+        return terms
+
+    def export(self, net: nn.Module) -> nn.Module:
+        """The student."""
+        assert isinstance(net, nn.ModuleList)
+        return copy.deepcopy(net[0])
+
+    def others(self, net: nn.Module, final: bool) -> Mapping[str, Predictor]:
+        """The peers, and at the end all nets together."""
+        assert isinstance(net, nn.ModuleList)
+        peers: dict[str, Predictor] = {f"net_{index}": peer for index, peer in enumerate(net[1:], start=2)}
+        return {**peers, "ensemble": ensemble(list(net))} if final else peers
+
+
+METHOD = Mutual

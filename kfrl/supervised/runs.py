@@ -1,0 +1,140 @@
+"""A run: what a config resolves to."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kfrl.atomic import write_text
+from kfrl.config import dump_config, load_config
+from kfrl.devices import check_device
+from kfrl.errors import UserError
+from kfrl.provenance import commit
+from kfrl.runs import RUNS, RunFolder
+from kfrl.supervised.batches import Images, Loader, Normalisation, split_off
+from kfrl.supervised.classifiers import Card, Teacher, save_classifier
+from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.data import Data, load_data
+from kfrl.supervised.methods import get_method
+from kfrl.supervised.methods.base import Method, Task
+from kfrl.supervised.teachers import adapt, load_classifiers
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config with everything that it names looked up and loaded. Nothing is written yet."""
+
+    config: SupervisedConfig
+    data: Data
+    task: Task
+    train: Images
+    validation: Images
+    teachers: tuple[Teacher, ...]
+    folder: RunFolder
+
+    def method(self) -> Method:
+        """A fresh instance of the run's method."""
+        return get_method(self.config.method_name)(self.config)
+
+    def loader(self, images: Images, channels_last: bool, augmented: bool = False) -> Loader:
+        """Batches of some of the data's images, on the run's device."""
+        kind = self.config.augment if augmented else "none"
+        return Loader(
+            images.to(torch.device(self.config.device)),
+            self.config.batch_size,
+            self.task.normalisation,
+            channels_last,
+            self.config.pad if kind != "none" else 0,
+            flip=kind == "crop-flip",
+        )
+
+    def save_student(self, net: nn.Module, epochs: int, validation: float | None, test: dict[str, Any]) -> None:
+        """Write the student alone, as a teacher for the next run."""
+        arch: dict[str, Any] = net.arch  # type: ignore[assignment]
+        card = Card(
+            data=self.data.name,
+            classes=self.task.classes,
+            arch=arch,
+            input_shape=self.task.shape,
+            mean=self.task.normalisation.mean,
+            std=self.task.normalisation.std,
+            net=self.task.net,
+            method=self.config.method_name,
+            epochs=epochs,
+            seed=self.config.seed,
+            teachers=tuple(teacher.name for teacher in self.teachers),
+            validation_accuracy=validation,
+            evaluation=test,
+            commit=commit(),
+        )
+        save_classifier(self.folder.student, net, card)
+
+    def write_config(self) -> None:
+        """Write `config.yaml`."""
+        write_text(self.folder.config, dump_config(self.config))
+
+    def write_evaluation(self, result: dict[str, Any]) -> None:
+        """Write `eval.json`."""
+        write_text(self.folder.evaluation, json.dumps(result, indent=1) + "\n")
+
+
+def resolve(config: SupervisedConfig) -> Run:
+    """Look up the data, the method and the teachers, and see that they fit together.
+
+    Raises:
+        UserError: one of them does not exist, or they do not fit. Nothing has been written.
+    """
+    if not config.data:
+        raise UserError("Which images? Give --data NAME, e.g. --data mnist; `kfrl supervised data` lists them.")
+    check_device(config.device)
+    method = get_method(config.method_name)
+    method.check_teachers(config.method_name, len(config.teacher_names))
+    data = load_data(config.data, config.data_dir, config.image_size)
+    rows, kept_back = split_off(data.train.labels, config.validation)
+    train, validation = data.train.take(rows), data.train.take(kept_back)
+    normalisation = Normalisation.of(train.pixels)
+    teachers = tuple(
+        adapt(teacher, data.shape, normalisation) for teacher in load_classifiers(config.teacher_names, RUNS)
+    )
+    for teacher in teachers:
+        teacher.net.to(torch.device(config.device))
+    config = replace(
+        config,
+        teachers=",".join(str(teacher.path.resolve()) for teacher in teachers),
+        method=config.method_name,
+        net=config.net or method.default_net(data.net, teachers),
+        augment=data.augment if config.augment == "auto" else config.augment,  # type: ignore[arg-type]
+    )
+    folder = RunFolder(config.run_dir or _default_folder(config, data.name, teachers))
+    config = replace(config, run_dir=folder.path)
+    assert config.net is not None
+    task = Task(data.name, data.classes, data.shape, normalisation, config.net)
+    run = Run(config, data, task, train, validation, teachers, folder)
+    try:
+        run.method().build(task, teachers)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"The student {config.net} and its teachers cannot be put together: {error}") from None
+    return run
+
+
+def _default_folder(config: SupervisedConfig, data: str, teachers: Sequence[Teacher]) -> Path:
+    names = "+".join(teacher.name for teacher in teachers) or "none"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return RUNS / data / config.method_name / f"{names}-s{config.seed}-{stamp}"
+
+
+def reopen(path: Path) -> Run:
+    """The run that an existing folder holds.
+
+    Raises:
+        UserError: not a run's folder, or something that it needs is gone.
+    """
+    folder = RunFolder.of_run(path)
+    return resolve(replace(load_config(folder.config, SupervisedConfig), run_dir=path))

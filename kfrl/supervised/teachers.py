@@ -1,0 +1,133 @@
+"""Finding a teacher among earlier runs, and showing it images as it knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kfrl.errors import UserError, missing_file, unknown
+from kfrl.runs import STUDENT_FILE
+from kfrl.supervised.batches import Normalisation
+from kfrl.supervised.classifiers import Card, Teacher, load_classifier, read_card
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G and B (ITU-R BT.601)."""
+
+
+def find_classifier(reference: str, runs: Path) -> Path:
+    """The file that `reference` means: a path of a file or of a run, or a data set among the runs below `runs`.
+
+    Of several runs on a data set, the one that is best on its validation images.
+
+    Raises:
+        UserError: nothing of that name; the message names the nearest.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        path = path / STUDENT_FILE
+        if not path.exists():
+            raise UserError(f"{reference} is a folder without a {STUDENT_FILE}: not a run of kfrl.")
+    if path.is_file():
+        return path
+    if path.suffix == ".safetensors" or "/" in reference:
+        raise missing_file(path)
+    found = _classifiers(runs)
+    same = {file: card for file, card in found.items() if card.data.casefold() == reference.casefold()}
+    if not same:
+        raise unknown(
+            "teacher",
+            reference,
+            {card.data for card in found.values()},
+            f"Train one first: kfrl supervised train --data {reference}; or give the path of a run.",
+        )
+    return max(same, key=lambda file: same[file].validation_accuracy or 0.0)
+
+
+def _classifiers(runs: Path) -> dict[Path, Card]:
+    found = {}
+    for path in sorted(runs.glob(f"*/*/*/{STUDENT_FILE}")):
+        try:
+            found[path] = read_card(path)
+        except UserError:
+            continue  # an agent of the RL side, or a file that cannot be read
+    return found
+
+
+def load_classifiers(references: Iterable[str], runs: Path) -> tuple[Teacher, ...]:
+    """Load every teacher; of two of the same data set the second is called `<data>-2`, and so on."""
+    teachers: list[Teacher] = []
+    for reference in references:
+        loaded = load_classifier(find_classifier(reference, runs))
+        same = sum(teacher.card.data == loaded.card.data for teacher in teachers)
+        teachers.append(replace(loaded, name=loaded.name + (f"-{same + 1}" if same else "")))
+    return tuple(teachers)
+
+
+class Adapter:
+    """Turns a student's normalised images into what a teacher of other images takes; a forward pre-hook."""
+
+    def __init__(self, shape: tuple[int, int, int], own: Normalisation, card: Card) -> None:
+        """Prepare for student images of `shape` (C, H, W), normalised by `own`.
+
+        Raises:
+            UserError: neither gray nor RGB on one side.
+        """
+        self.name = card.data
+        self.student_shape, self.shape = shape, card.input_shape
+        if shape[0] != card.input_shape[0] and {shape[0], card.input_shape[0]} != {1, 3}:
+            raise UserError(
+                f"Teacher {card.data!r} sees {card.input_shape[0]} channels and the student {shape[0]}: only gray (1) "
+                "and RGB (3) images are turned into each other."
+            )
+        self._own, self._theirs = own, Normalisation(card.mean, card.std)
+
+    @property
+    def steps(self) -> list[str]:
+        """What is done to an image, in words; empty if it is the teacher's already."""
+        words = []
+        if self.student_shape[0] != self.shape[0]:
+            words.append("gray shown as RGB" if self.shape[0] == 3 else "RGB made gray")
+        if self.student_shape[1:] != self.shape[1:]:
+            words.append("resized {}x{} -> {}x{}".format(*self.student_shape[1:], *self.shape[1:]))
+        if words or self._own != self._theirs:
+            words.append("normalised anew")
+        return words
+
+    def __call__(self, net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """(B, C, H, W) of the student -> (B, C', H', W') of the teacher."""
+        images: Tensor = inputs[0]
+        images = _affine(images, self._own.std, self._own.mean)
+        if self.shape[0] > images.shape[1]:
+            images = images.expand(-1, self.shape[0], -1, -1)
+        elif self.shape[0] < images.shape[1]:
+            images = (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+        if images.shape[2:] != self.shape[1:]:
+            images = F.interpolate(images, self.shape[1:], mode="bilinear", align_corners=False, antialias=True)
+        scale = [1 / std for std in self._theirs.std]
+        shift = [-mean / std for mean, std in zip(self._theirs.mean, self._theirs.std, strict=True)]
+        return (_affine(images, scale, shift),)
+
+
+def _affine(images: Tensor, scale: Iterable[float], shift: Iterable[float]) -> Tensor:
+    return images * images.new_tensor(tuple(scale))[:, None, None] + images.new_tensor(tuple(shift))[:, None, None]
+
+
+def adapt(teacher: Teacher, shape: tuple[int, int, int], own: Normalisation) -> Teacher:
+    """Let a teacher's net take the student's images; a net that can already stays as it is."""
+    adapter = Adapter(shape, own, teacher.card)
+    if adapter.steps:
+        teacher.net.register_forward_pre_hook(adapter)
+    return replace(teacher, adapted=tuple(adapter.steps))
+
+
+@torch.no_grad()
+def teacher_logits(teacher: Teacher, images: Tensor) -> Tensor:
+    """(B, classes) of a frozen teacher on the student's images."""
+    logits: Tensor = teacher.net(images)
+    return logits

@@ -1,0 +1,379 @@
+"""The loop: stages of epochs of updates, logged, evaluated, checkpointed, and stopped on a signal."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kfrl.checkpoint import Checkpoint, save_checkpoint
+from kfrl.metrics import MetricsWriter
+from kfrl.seeding import seed_everything, stream
+from kfrl.signals import noting_signals
+from kfrl.supervised.batches import Batch
+from kfrl.supervised.classifiers import load_classifier
+from kfrl.supervised.evaluation import Evaluation, evaluate, use_channels_last
+from kfrl.supervised.methods.base import Predictor, Progress
+from kfrl.supervised.runs import Run
+
+CHECK_EVERY = 50
+"""Updates between two looks at whether the loss is still a number; each waits for the device."""
+
+SHOW_EVERY = 0.25
+"""Seconds."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands, for whoever shows it."""
+
+    epoch: float
+    epochs: int
+    stage: str
+    images_per_sec: float
+    eta_sec: float | None
+    losses: dict[str, float]
+    """Means of the running epoch."""
+    validation: float | None
+    """Accuracy of the student alone on the validation images, when it was last evaluated."""
+    best: float | None
+    metrics: dict[str, float]
+    """The method's own, e.g. p per layer."""
+
+
+class Display(Protocol):
+    """Shows a run; the command line brings one."""
+
+    def update(self, status: Status) -> None:
+        """Show where the run stands."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, status: Status) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    net: nn.Module
+    """The module that trained, links and all."""
+    epoch: int
+    """Whole epochs that are done."""
+    stopped_by: int | None = None
+    """The signal that stopped it."""
+    failure: str | None = None
+    """What ended it early."""
+
+
+class Trainer:
+    """One run of one method."""
+
+    def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
+        """Build what trains, from a checkpoint if there is one."""
+        self.run, self.display, self.config = run, display, run.config
+        self.device = torch.device(run.config.device)
+        seed_everything(stream(run.config.seed, 0))
+        self.method = run.method()
+        self.net = self.method.build(run.task, run.teachers).to(self.device)
+        channels_last = use_channels_last(self.net)
+        for teacher in run.teachers:
+            use_channels_last(teacher.net)
+        self.images = run.loader(run.train, channels_last, augmented=True)
+        self.validation = run.loader(run.validation, channels_last)
+        self.test = run.loader(run.data.test, channels_last)
+        self.stages = list(self.method.stages(self.net))
+        self.epochs = sum(stage.epochs for stage in self.stages)
+        self.updates, self._epoch, self._batch = 0, 0, 0
+        self._sums: dict[str, Tensor] = {}
+        self._best: float | None = None
+        self._last_validation: float | None = None
+        self._best_epoch = 0
+        self._elapsed = 0.0
+        self._optimiser = self._begin_stage(self._stage)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self._metrics = MetricsWriter(run.folder.path, None if checkpoint is None else self.updates)
+        self._session_updates = self.updates
+        self._started = self._saved = time.monotonic()
+        self._shown = 0.0
+        self._signal: int | None = None
+        self._failure: str | None = None
+
+    # --- where it stands --------------------------------------------------------------------------------------
+
+    @property
+    def _stage(self) -> int:
+        """The stage of the running epoch; the last one when all are done."""
+        ends = [sum(stage.epochs for stage in self.stages[: index + 1]) for index in range(len(self.stages))]
+        return next((index for index, end in enumerate(ends) if self._epoch < end), len(self.stages) - 1)
+
+    def progress(self) -> Progress:
+        """Where the next update stands."""
+        per_epoch, stage = len(self.images), self._stage
+        before = sum(done.epochs for done in self.stages[:stage]) * per_epoch
+        in_stage = (self.updates - before) / (self.stages[stage].epochs * per_epoch)
+        return Progress(stage, min(1.0, in_stage), min(1.0, self.updates / (self.epochs * per_epoch)))
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self._epoch >= self.epochs
+
+    # --- training ---------------------------------------------------------------------------------------------
+
+    def train(self) -> Outcome:
+        """Update until the epochs are done, a signal comes or the loss is no number; then save."""
+        with noting_signals(self._note):
+            while not self.finished and not self._stopping:
+                self._run_epoch()
+        self._metrics.close()
+        if self._failure is None:
+            self.save()
+        return Outcome(self.net, self._epoch, self._signal, self._failure)
+
+    @property
+    def _stopping(self) -> bool:
+        return self._signal is not None or self._failure is not None
+
+    def _note(self, number: int) -> None:
+        self._signal = number
+
+    def _run_epoch(self) -> None:
+        self.method.train_mode(self.net, self._stage)
+        for batch in self.images.epoch(self.config.seed, self._epoch, self._batch):
+            self.update(batch)
+            if self._batch % CHECK_EVERY == 0 or self._batch == len(self.images):
+                self._check_losses()
+            self._tick()
+            if self._stopping:
+                break
+        if self._failure is None and self._batch == len(self.images):
+            self._end_epoch()
+
+    def update(self, batch: Batch) -> None:
+        """One step of the optimiser on one batch."""
+        progress = self.progress()
+        self.method.before_update(self.net, progress)
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["base_lr"] * self._rate(progress.in_stage)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            terms = self.method.loss(self.net, batch, progress)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        self._optimiser.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        self.method.after_update(self.net, progress)
+        for name, term in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + term.detach().double()
+        self.updates += 1
+        self._batch += 1
+
+    def _rate(self, in_stage: float) -> float:
+        """The learning rate as a share of the first."""
+        if self.config.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * in_stage))
+        if self.config.schedule == "steps":
+            return 0.1 ** sum(in_stage >= milestone for milestone in self.config.milestones)
+        return 1.0
+
+    def _check_losses(self) -> None:
+        wrong = [name for name, value in self._sums.items() if not math.isfinite(float(value))]
+        if wrong:
+            self._failure = (
+                f"The loss is no number any more ({', '.join(wrong)}), in epoch {self._epoch + 1}. A lower --lr than "
+                f"{self.config.lr:g} may help."
+            )
+
+    def _begin_stage(self, index: int) -> torch.optim.Optimizer:
+        """Freeze what this stage does not train, and start its optimiser."""
+        stage, config = self.stages[index], self.config
+        self.net.requires_grad_(False)
+        for group in stage.groups:
+            for parameter in group.parameters:
+                parameter.requires_grad_(True)
+        self.method.train_mode(self.net, index)
+        groups = [
+            {
+                "params": list(group.parameters),
+                "base_lr": config.lr * group.lr_scale,
+                "weight_decay": config.weight_decay if group.weight_decay else 0.0,
+            }
+            for group in stage.groups
+            if group.parameters
+        ]
+        if config.optimizer == "adam":
+            return torch.optim.Adam(groups, config.lr, fused=True)
+        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+    def _end_epoch(self) -> None:
+        stage = self._stage
+        values = self._validate()
+        self._epoch, self._batch = self._epoch + 1, 0
+        values |= {f"losses/{name}": float(value) / len(self.images) for name, value in self._sums.items()}
+        values |= {
+            "charts/epoch": float(self._epoch),
+            "charts/learning_rate": self._optimiser.param_groups[0]["lr"],
+            "time/images_per_sec": self._images_per_sec(),
+            "time/elapsed_sec": self._elapsed + time.monotonic() - self._started,
+        }
+        self._metrics.log(self.updates, values | self.method.metrics(self.net))
+        self._sums = {}
+        if self._stage != stage:
+            self._optimiser = self._begin_stage(self._stage)
+
+    def _validate(self) -> dict[str, float]:
+        """Evaluate on the validation images, and keep the student if it is the best so far."""
+        if not len(self.run.validation):
+            return {}
+        values: dict[str, float] = {}
+        for name, result in self.evaluate_on_validation().items():
+            suffix = f"_{name}" * bool(name)
+            values |= {f"val/accuracy{suffix}": result.accuracy, f"val/loss{suffix}": result.loss}
+        self._last_validation = accuracy = values["val/accuracy"]
+        in_last_stage = self._stage == len(self.stages) - 1
+        if self.config.keep == "best" and in_last_stage and (self._best is None or accuracy > self._best):
+            self._best, self._best_epoch = accuracy, self._epoch + 1
+            self._save_student()
+        return values
+
+    # --- evaluation -------------------------------------------------------------------------------------------
+
+    def evaluate_on_validation(self) -> dict[str, Evaluation]:
+        """Right answers of the student alone, under "", and of `Method.others` under their names."""
+        student = self.method.export(self.net).eval()
+        self.net.eval()
+        predictors: dict[str, Predictor] = {"": student, **self.method.others(self.net, final=False)}
+        classes = len(self.run.task.classes)
+        return {name: evaluate(predict, self.validation, classes) for name, predict in predictors.items()}
+
+    def finish(self) -> dict[str, Any]:
+        """Touch the test images, once: evaluate the kept student and write `eval.json`.
+
+        Returns:
+            What `eval.json` holds.
+        """
+        kept = load_classifier(self.run.folder.student)
+        self.net.eval()
+        student = kept.net.to(self.device)
+        use_channels_last(student)
+        classes = self.run.task.classes
+        alone = evaluate(student, self.test, len(classes))
+        others = {
+            name: evaluate(predict, self.test, len(classes)).to_dict()
+            for name, predict in self.method.others(self.net, final=True).items()
+        }
+        test = alone.to_dict(classes)
+        self.run.save_student(kept.net, kept.card.epochs, kept.card.validation_accuracy, test)
+        result = {
+            "epochs": self._epoch,
+            "kept_epoch": kept.card.epochs,
+            "validation_accuracy": kept.card.validation_accuracy,
+            "test": test,
+            "others": others,
+            "layer_weights": self.method.metrics(self.net),
+            "trained_parameters": self._trained(),
+            "deployed_parameters": sum(parameter.numel() for parameter in kept.net.parameters()),
+            "versions": {"torch": torch.__version__},
+        }
+        self.run.write_evaluation(result)
+        return result
+
+    def _trained(self) -> int:
+        """Parameters that any stage moves."""
+        moved = {id(p): p for stage in self.stages for group in stage.groups for p in group.parameters}
+        return sum(parameter.numel() for parameter in moved.values())
+
+    # --- saving -----------------------------------------------------------------------------------------------
+
+    def _save_student(self) -> None:
+        validation = self._best if self.config.keep == "best" else self._last_validation
+        self.run.save_student(self.method.export(self.net), self._best_epoch or self._epoch, validation, {})
+
+    def save(self) -> None:
+        """Write a checkpoint, and the student as it is unless a better one is written already."""
+        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        for index, held in self._optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{name}": value for name, value in held.items() if value is not None}
+        tensors |= {f"method.{name}": tensor for name, tensor in self.method.state().items()}
+        tensors |= {f"sums.{name}": tensor for name, tensor in self._sums.items()}
+        tensors["rng"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        state = {
+            "epoch": self._epoch,
+            "batch": self._batch,
+            "updates": self.updates,
+            "best": self._best,
+            "best_epoch": self._best_epoch,
+            "last_validation": self._last_validation,
+            "elapsed_sec": self._elapsed + time.monotonic() - self._started,
+        }
+        save_checkpoint(self.run.folder.checkpoints, self.updates, tensors, state)
+        if self._best is None:
+            self._save_student()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self._epoch, self._batch, self.updates = state["epoch"], state["batch"], state["updates"]
+        self._best, self._best_epoch, self._elapsed = state["best"], state["best_epoch"], state["elapsed_sec"]
+        self._last_validation = state["last_validation"]
+        self._optimiser = self._begin_stage(self._stage)
+        self.net.load_state_dict(checkpoint.prefixed("net."))
+        held: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.prefixed("optimiser.").items():
+            index, _, key = name.partition(".")
+            held.setdefault(int(index), {})[key] = tensor
+        self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": held})
+        for parameter, statistics in self._optimiser.state.items():
+            for key, value in statistics.items():
+                if value.shape == parameter.shape:
+                    # The fused kernels go through memory in order, so it has to be the parameter's order.
+                    statistics[key] = torch.empty_like(parameter).copy_(value)
+        self.method.load_state({k: v.to(self.device) for k, v in checkpoint.prefixed("method.").items()})
+        self._sums = {name: tensor.to(self.device) for name, tensor in checkpoint.prefixed("sums.").items()}
+        torch.set_rng_state(checkpoint.tensors["rng"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint.tensors["cuda_rng"], self.device)
+
+    # --- showing ----------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        if time.monotonic() - self._saved > self.config.checkpoint_every:
+            self.save()
+            self._saved = time.monotonic()
+        if time.monotonic() - self._shown > SHOW_EVERY:
+            self.display.update(self._status())
+            self._shown = time.monotonic()
+
+    def _images_per_sec(self) -> float:
+        done = (self.updates - self._session_updates) * self.config.batch_size
+        return done / max(time.monotonic() - self._started, 1e-9)
+
+    def _status(self) -> Status:
+        rate, per_epoch = self._images_per_sec(), len(self.images)
+        left = (self.epochs * per_epoch - self.updates) * self.config.batch_size
+        return Status(
+            epoch=self.updates / per_epoch,
+            epochs=self.epochs,
+            stage=self.stages[self._stage].name,
+            images_per_sec=rate,
+            eta_sec=left / rate if rate else None,
+            losses={name: float(value) / max(1, self._batch) for name, value in self._sums.items()},
+            validation=self._last_validation,
+            best=self._best,
+            metrics=self.method.metrics(self.net),
+        )

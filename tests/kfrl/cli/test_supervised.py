@@ -1,0 +1,121 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kfrl.cli.main import main
+from kfrl.supervised.trainer import Trainer
+
+SMALL = ["--data", "digits", "--net", "mlp-16", "--epochs", "2", "--batch-size", "64"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_student_of_an_earlier_run_from_end_to_end(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["supervised", "train", *SMALL, "--run-dir", "runs/digits/baseline/one"]) == 0
+    flags = [*SMALL, "--data", "digits-half", "--teachers", "digits", "--run-dir", "runs/half", "--seed", "2"]
+    assert main(["supervised", "train", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "digits-half · knowledge-flow · teacher digits" in said
+    assert "teacher digits: mlp-16, 10 classes" in said
+    assert "Test error of the student, alone:" in said
+    folder = here / "runs" / "half"
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.yaml",
+        "student.safetensors",
+        "checkpoint",
+        "metrics.csv",
+        "eval.json",
+        "curves.png",
+        "log.txt",
+    }
+    result = json.loads((folder / "eval.json").read_text())
+    assert result["test"]["images"] == 168
+    assert result["layer_weights"] == {"flow/p_student/fc1": 1.0, "flow/p_teacher/digits/fc1": 0.0}
+
+    assert main(["supervised", "eval", "runs/half", "--json", "again.json"]) == 0
+    again = json.loads((here / "again.json").read_text())
+    assert again["correct"] == result["test"]["correct"]
+    assert again["per_class_percent"] == result["test"]["per_class_percent"]
+    assert main(["plot", "runs/half", "--output", "p.png"]) == 0
+    assert main(["supervised", "train", "--resume", "runs/half"]) == 0
+    assert "is finished" in capsys.readouterr().out
+    # What a run wrote runs it again.
+    assert main(["supervised", "train", "--config", "runs/half/config.yaml", "--run-dir", "runs/same"]) == 0
+    assert json.loads((here / "runs" / "same" / "eval.json").read_text())["test"] == result["test"]
+
+
+def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, count = Trainer.update, 0
+
+    def pressed(trainer: Trainer, batch: object) -> None:
+        nonlocal count
+        plain(trainer, batch)  # type: ignore[arg-type]
+        count += 1
+        if count == 25:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "update", pressed)
+    assert main(["supervised", "train", *SMALL, "--run-dir", "run"]) == 130
+    said = capsys.readouterr().out
+    assert "Stopped in epoch 2" in said
+    line = next(line for line in said.splitlines() if line.startswith("Resume with: kfrl "))
+    assert main(line.removeprefix("Resume with: kfrl ").split()) == 0
+    said = capsys.readouterr().out
+    assert "Going on from epoch 2" in said and "Test error" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("supervised trainn", "Unknown command 'trainn'. Did you mean 'train'?"),
+        ("supervised train", "Which images? Give --data NAME"),
+        ("supervised train --data cifar10", "Did you mean 'cifar-10'?"),
+        ("supervised train --data digits --method fitnet --teachers x", "Did you mean 'fitnets'?"),
+        ("supervised train --resume nowhere", "nowhere is not the folder of a run"),
+        ("supervised train --resume x --lr 3", "takes no other flag, got --lr 3"),
+        ("supervised train --data digits --lr -3", "lr: Input should be greater than 0, got -3.0"),
+        ("supervised eval nothing", "Unknown teacher 'nothing'"),
+        ("supervised compare", "Which runs?"),
+        ("supervised compare nowhere", "There is no folder nowhere"),
+    ],
+)
+def test_bad_input_is_a_sentence(words: str, message: str, capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    assert main(words.split()) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("kfrl: ") and "Traceback" not in said
+    assert not list(here.iterdir()), "nothing was written"
+
+
+def test_a_classifier_of_other_classes_cannot_be_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["supervised", "train", *SMALL, "--run-dir", "run"]) == 0
+    assert main(["supervised", "eval", "run", "--data", "digits-half"]) == 2
+    assert "tells 10 classes apart" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from kfrl.cli.main import main\n"
+        "main(['supervised', '--help'])\n"
+        "for command in ('train', 'eval', 'compare', 'data'):\n"
+        "    try: main(['supervised', command, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules or 'pooch' in sys.modules)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "--teachers" in finished.stdout and "--output" in finished.stdout
+
+
+def test_the_data_sets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["supervised", "data"]) == 0
+    said = capsys.readouterr().out
+    assert "emnist-letters" in said and "124,800" in said and "knowledge-flow" in said

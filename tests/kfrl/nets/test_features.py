@@ -1,0 +1,41 @@
+import torch
+from torch import nn
+
+from kfrl.nets.features import layer_shapes, parameters_before, with_features
+from kfrl.nets.registry import make_net
+
+
+def test_features_are_what_the_layers_said_and_no_hook_is_left() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+    x = torch.randn(5, 3)
+    output, features = with_features(net, ("0", "2", "0"), x)
+    assert list(features) == ["0", "2"]
+    # Before the ReLU that works in place.
+    torch.testing.assert_close(features["0"], x @ net[0].weight.T + net[0].bias)
+    assert torch.equal(features["2"], output)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_hooks_are_taken_off_a_net_that_fails() -> None:
+    net = nn.Sequential(nn.Linear(3, 4))
+    try:
+        with_features(net, ("0",), torch.randn(5, 2))
+    except RuntimeError:
+        pass
+    assert not net[0]._forward_hooks
+
+
+def test_shapes_leave_the_net_as_it_was() -> None:
+    net = make_net("resnet-8", (1, 8, 8), 3)
+    net.stage2.eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert layer_shapes(net, ("stem", "stage3"), torch.randn(2, 1, 8, 8)) == {"stem": (16, 8, 8), "stage3": (64, 2, 2)}
+    assert net.training and not net.stage2.training and net.stage2[0].training is False
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_parameters_before_a_layer_are_its_own_and_those_that_feed_it() -> None:
+    net = make_net("resnet-8", (1, 8, 8), 3)
+    wanted = [*net.stem.parameters(), *net.stage1.parameters()]
+    assert list(map(id, parameters_before(net, ["stage1"], torch.zeros(2, 1, 8, 8)))) == list(map(id, wanted))
+    assert len(parameters_before(net, ["stem", "head"], torch.zeros(2, 1, 8, 8))) == len(list(net.parameters()))

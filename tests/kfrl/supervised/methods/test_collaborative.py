@@ -1,0 +1,134 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kfrl.config import load_config
+from kfrl.errors import UserError
+from kfrl.supervised.config import CollaborativeConfig, EdgeConfig, NodeConfig, SupervisedConfig
+from kfrl.supervised.methods.base import Progress
+from kfrl.supervised.methods.collaborative import Collaborative, check_graph
+
+A, B, OLD = NodeConfig("a"), NodeConfig("b", net="mlp-9"), NodeConfig("old", teacher="pets")
+LEARNS = EdgeConfig("labels", "a")
+
+
+def graph(*parts: NodeConfig | EdgeConfig) -> CollaborativeConfig:
+    return CollaborativeConfig(
+        tuple(part for part in parts if isinstance(part, NodeConfig)),
+        tuple(part for part in parts if isinstance(part, EdgeConfig)),
+    )
+
+
+def collaborative(task, teachers, *parts: NodeConfig | EdgeConfig):
+    method = Collaborative(SupervisedConfig(collaborative=graph(*parts)))
+    return method, method.build(task(), teachers)
+
+
+def test_every_edge_is_a_gated_divergence_by_hand(task, taught, batch, says) -> None:
+    # The frozen node is right about the first image (label 0) and wrong about the second (label 2).
+    old = taught(says(*torch.tensor([[2.0, 1.0, 1.0], [4.0, 1.0, 1.0]]).log().tolist()))
+    method, net = collaborative(
+        task,
+        [old],
+        A,
+        B,
+        OLD,
+        EdgeConfig("labels", "a", "through"),
+        EdgeConfig("labels", "b", "linear"),
+        EdgeConfig("old", "a", "correct"),
+        EdgeConfig("b", "a", "linear"),
+        EdgeConfig("a", "b", "cutoff"),
+    )
+    # The student is as good as even, yet right about the second image alone, which has to make no difference.
+    net["node_0"], net["node_1"] = says([0.0, 0.0, 1e-4], [0.0, 0.0, 1e-4]), says([0.0] * 3, [0.0] * 3)
+    terms = {name: float(t.detach()) for name, t in method.loss(net, batch, Progress(0, 0.9, 0.25)).items()}
+    kl = 0.5 * math.log(0.5 * 3) + 2 * 0.25 * math.log(0.25 * 3)
+    assert terms == pytest.approx(
+        {
+            "labels_to_a": math.log(3),
+            "labels_to_b": 0.25 * math.log(3),
+            "old_to_a": (kl + 0) / 2,
+            "b_to_a": 0.0,
+        },
+        abs=1e-3,
+    )
+
+
+def test_knowledge_goes_along_an_edge_and_not_back(task, batch) -> None:
+    method, net = collaborative(task, [], A, B, LEARNS, EdgeConfig("labels", "b"), EdgeConfig("b", "a"))
+    terms = method.loss(net, batch, Progress(0, 0.0, 0.0))
+    terms["b_to_a"].backward()
+    assert float(net["node_0"].fc1.weight.grad.abs().sum()) > 0
+    assert net["node_1"].fc1.weight.grad is None
+
+
+def test_frozen_nodes_do_not_train_and_the_first_node_is_shipped(task, taught) -> None:
+    method, net = collaborative(task, [taught()], A, OLD, B, LEARNS, EdgeConfig("old", "b"))
+    assert [member.arch["hidden"] for member in net.values()] == [[6], [9]]
+    assert torch.equal(method.export(net).fc1.weight, net["node_0"].fc1.weight)
+    assert list(method.others(net, final=True)) == ["b"]
+
+
+def test_distillation_is_a_graph_of_two_nodes(task, taught, batch, says) -> None:
+    # T^2 KL at T = 2: the teacher's softened odds are e : 1 : 1, the student's even.
+    teacher = taught(says([2.0, 0.0, 0.0], [2.0, 0.0, 0.0]))
+    parts = graph(A, OLD, EdgeConfig("old", "a"))
+    method = Collaborative(
+        SupervisedConfig(collaborative=CollaborativeConfig(parts.nodes, parts.edges, edge_temperature=2.0))
+    )
+    net = method.build(task(), [teacher])
+    net["node_0"] = says([0.0] * 3, [0.0] * 3)
+    p = torch.tensor([math.e, 1.0, 1.0]) / (math.e + 2)
+    loss = method.loss(net, batch, Progress(0, 0.0, 0.0))["old_to_a"]
+    assert float(loss.detach()) == pytest.approx(4 * float((p * (3 * p).log()).sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ((), "needs a graph, given in a config"),
+        ((OLD, A, LEARNS), "'old' is frozen .* Put a node without a teacher first"),
+        ((A, LEARNS, EdgeConfig("bb", "a")), "Unknown source of an edge to 'a' 'bb'"),
+        ((A, LEARNS, EdgeConfig("label", "a")), "Did you mean 'labels'"),
+        ((A, LEARNS, EdgeConfig("a", "c")), "Unknown target of an edge from 'a' 'c'"),
+        (
+            (A, EdgeConfig("labels", "a", "thr")),
+            "Unknown gate .* 'thr'. Did you mean 'through'",
+        ),
+        ((A, LEARNS, NodeConfig("z", teacher="cats")), "Unknown teacher of node 'z' 'cats'"),
+        ((A, B, LEARNS, EdgeConfig("a", "b", "cutoff")), "Node 'b' learns from nothing"),
+        ((A, OLD, LEARNS, EdgeConfig("a", "old")), "'old' is frozen: the edge from 'a' can teach it nothing"),
+        ((A, LEARNS, EdgeConfig("a", "a")), "a node teaches others, not itself"),
+        ((A, A, LEARNS), "a name of its own"),
+        ((NodeConfig("labels"), EdgeConfig("labels", "labels")), "not 'labels'"),
+    ],
+)
+def test_a_graph_along_which_nothing_can_be_learned_is_refused(parts, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_graph(graph(*parts), ["pets"])
+
+
+def test_a_cutoff_edge_into_a_frozen_node_is_fine() -> None:
+    check_graph(graph(A, OLD, LEARNS, EdgeConfig("a", "old", "cutoff")), ["pets"])
+
+
+def test_an_unknown_net_of_a_node_is_refused(task) -> None:
+    with pytest.raises(UserError, match="Unknown net 'mpl-9'"):
+        collaborative(task, [], NodeConfig("a", net="mpl-9"), LEARNS)
+
+
+def test_names_that_a_module_could_not_have_are_fine(task, batch) -> None:
+    name = NodeConfig("wide.net")
+    method, net = collaborative(task, [], name, EdgeConfig("labels", "wide.net"))
+    assert isinstance(net, nn.ModuleDict)
+    assert list(method.loss(net, batch, Progress(0, 0.0, 0.0))) == ["labels_to_wide.net"]
+
+
+def test_the_shipped_graph_is_sound() -> None:
+    config = load_config(Path(__file__).parents[4] / "configs/supervised/collaborative.yaml", SupervisedConfig)
+    check_graph(config.collaborative, config.teacher_names)
+    assert [node.name for node in config.collaborative.nodes] == ["student", "large", "pretrained"]
+    assert {edge.gate for edge in config.collaborative.edges} == {"through", "linear", "correct", "cutoff"}

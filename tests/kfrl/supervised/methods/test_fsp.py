@@ -1,0 +1,86 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kfrl.errors import UserError
+from kfrl.supervised.batches import Batch
+from kfrl.supervised.config import FspConfig, SupervisedConfig
+from kfrl.supervised.methods.base import Progress
+from kfrl.supervised.methods.fsp import Fsp
+
+
+def build(task, taught, student: str = "resnet-8", teacher: str = "resnet-14", **settings: object):
+    method = Fsp(SupervisedConfig(epochs=8, fsp=FspConfig(**settings)))  # type: ignore[arg-type]
+    return method, method.build(task(student), [taught(teacher)])
+
+
+def flow(first: Tensor, second: Tensor) -> Tensor:
+    """G by its definition, a sum over pixels."""
+    total = torch.zeros(len(first), first.shape[1], second.shape[1])
+    for s in range(first.shape[2]):
+        for t in range(first.shape[3]):
+            total += first[:, :, None, s, t] * second[:, None, :, s, t]
+    return total / (first.shape[2] * first.shape[3])
+
+
+def maps(net, images: Tensor) -> list[Tensor]:
+    found, h = [], images
+    for layer in ("stem", "stage1", "stage2", "stage3"):
+        h = net.get_submodule(layer)(h)
+        found.append(h.relu())
+    return found
+
+
+@pytest.mark.parametrize(("pool", "function"), [("max", F.max_pool2d), ("avg", F.avg_pool2d)])
+def test_the_first_stage_brings_the_flow_matrices_together(task, taught, batch: Batch, pool: str, function) -> None:
+    method, net = build(task, taught, fsp_pool=pool, fsp_weight=2.0)
+    net.eval()
+    expected = torch.zeros(())
+    own, wanted = maps(net, batch.images), maps(method.teachers[0].net, batch.images)
+    for i in range(3):
+        first, second = (flow(side[i] if i == 0 else function(side[i], 2), side[i + 1]) for side in (own, wanted))
+        expected = expected + (first - second).square().mean((1, 2)).mean()
+    terms = method.loss(net, batch, Progress(0, 0.0, 0.0))
+    assert set(terms) == {"fsp"}
+    torch.testing.assert_close(terms["fsp"], 2.0 * expected)
+
+
+def test_the_second_stage_is_the_task_alone(task, taught, batch: Batch) -> None:
+    method, net = build(task, taught)
+    net.eval()
+    terms = method.loss(net, batch, Progress(1, 0.0, 0.5))
+    assert set(terms) == {"task"}
+    torch.testing.assert_close(terms["task"], F.cross_entropy(net(batch.images), batch.labels))
+
+
+def test_the_head_waits_for_the_second_stage(task, taught) -> None:
+    method, net = build(task, taught)
+    first, second = method.stages(net)
+    assert {id(p) for p in net.parameters()} - {id(p) for p in first.groups[0].parameters} == {
+        id(p) for p in net.head.parameters()
+    }
+    assert len(second.groups[0].parameters) == len(list(net.parameters()))
+    assert (first.epochs, second.epochs) == (2, 6)
+
+
+def test_a_teacher_of_other_classes_will_do(task, taught) -> None:
+    Fsp(SupervisedConfig(epochs=8)).build(task("resnet-8"), [taught("resnet-8", classes=("a", "b"))])
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "settings", "words"),
+    [
+        (
+            "resnet-8",
+            "resnet-14",
+            {"fsp_pool": "none"},
+            r"stage1 of the student is 8x8 and stage2 4x4. --fsp-pool max \(the paper's\) or avg",
+        ),
+        ("resnet-8", "wrn-10-2", {}, r"stage1 of the student has 16, stage1 of teacher 'pets' 32"),
+        ("mlp-6", "resnet-8", {}, "fewer than two layers with maps"),
+    ],
+)
+def test_nets_whose_flow_cannot_be_compared_are_refused(task, taught, student, teacher, settings, words) -> None:
+    with pytest.raises(UserError, match=words):
+        build(task, taught, student, teacher, **settings)

@@ -1,0 +1,115 @@
+"""Whole runs of the methods that have stages or several nets: what they leave, and that a broken one goes on."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kfrl.checkpoint import latest_checkpoint
+from kfrl.metrics import read_metrics
+from kfrl.supervised.config import (
+    BornAgainConfig,
+    ClassifierFlowConfig,
+    CollaborativeConfig,
+    EdgeConfig,
+    MutualConfig,
+    NodeConfig,
+    SupervisedConfig,
+)
+from kfrl.supervised.runs import Run, reopen, resolve
+from kfrl.supervised.trainer import Silent, Trainer
+
+GRAPH = CollaborativeConfig(
+    (NodeConfig("small"), NodeConfig("large", net="mlp-20"), NodeConfig("old", teacher="digits")),
+    (
+        EdgeConfig("labels", "small"),
+        EdgeConfig("labels", "large"),
+        EdgeConfig("old", "small", "linear"),
+        EdgeConfig("large", "small", "correct"),
+        EdgeConfig("small", "large"),
+    ),
+)
+SETTINGS = {
+    "fitnets": {"net": "mlp-16-dropout"},
+    "fsp": {"net": "resnet-8"},
+    "mutual": {"mutual": MutualConfig(peers="mlp-12-dropout")},
+    "collaborative": {"collaborative": GRAPH},
+    "born-again": {"born_again": BornAgainConfig(generations=2), "epochs": 1},
+    "mimic": {"lr": 0.01},
+    "kd": {},
+    "fine-tune": {"net": "mlp-24"},
+    "knowledge-flow": {"net": "mlp-16-dropout", "flow": ClassifierFlowConfig(independence_at=0.9)},
+    "anti-distillation": {"net": "mlp-30"},
+}
+TAUGHT = {"fsp": "resnet"} | dict.fromkeys(
+    ("fitnets", "collaborative", "mimic", "kd", "fine-tune", "knowledge-flow", "anti-distillation"), "mlp"
+)
+
+
+def train(run: Run, resume: bool = False) -> Trainer:
+    trainer = Trainer(run, Silent(), latest_checkpoint(run.folder.checkpoints) if resume else None)
+    outcome = trainer.train()
+    assert outcome.failure is None
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run each of two small nets."""
+    folders = {}
+    for name, net in (("mlp", "mlp-24"), ("resnet", "resnet-8")):
+        folders[name] = tmp_path_factory.mktemp(name) / "run"
+        run = resolve(SupervisedConfig(data="digits", net=net, epochs=1, batch_size=64, run_dir=folders[name]))
+        run.write_config()
+        train(run)
+    return folders
+
+
+@pytest.fixture
+def run(tmp_path: Path, teachers: dict[str, Path]) -> Callable[..., Run]:
+    def build(method: str, name: str) -> Run:
+        settings = {"data": "digits", "net": "mlp-16", "epochs": 2, "batch_size": 64, **SETTINGS[method]}
+        if method in TAUGHT:
+            settings["teachers"] = str(teachers[TAUGHT[method]])
+        made = resolve(SupervisedConfig(method=method, run_dir=tmp_path / name, **settings))  # type: ignore[arg-type]
+        made.write_config()
+        return made
+
+    return build
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_a_resumed_run_equals_an_uninterrupted_one_and_ships_a_plain_net(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    whole = train(run(method, "whole"))
+    broken, plain, count = run(method, "broken"), Trainer.update, 0
+
+    def stopped(trainer: Trainer, batch: object) -> None:
+        nonlocal count
+        plain(trainer, batch)  # type: ignore[arg-type]
+        count += 1
+        # In the second epoch: the second stage of those that have stages.
+        if count == 25:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", stopped)
+        first = train(broken)
+    assert not first.finished
+    torch.manual_seed(99)
+    resumed = train(reopen(broken.folder.path), resume=True)
+    ends = [latest_checkpoint(made.run.folder.checkpoints).tensors for made in (whole, resumed)]
+    assert set(ends[0]) == set(ends[1])
+    assert not [name for name in ends[0] if not torch.equal(ends[0][name], ends[1][name])]
+    result = resumed.finish()
+    assert result["test"]["images"] == 359
+    shipped = load_file(broken.folder.student)
+    alone = broken.task.make_net()
+    alone.load_state_dict(shipped)
+    assert sum(p.numel() for p in alone.parameters()) == result["deployed_parameters"]
+    losses = [name for row in read_metrics(broken.folder.metrics) for name in row if name.startswith("losses/")]
+    assert losses

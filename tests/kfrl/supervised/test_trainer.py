@@ -1,0 +1,171 @@
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kfrl.checkpoint import latest_checkpoint
+from kfrl.errors import UserError
+from kfrl.metrics import read_metrics
+from kfrl.supervised.classifiers import load_classifier
+from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.methods.base import Method, ParameterGroup, Stage
+from kfrl.supervised.runs import Run, reopen, resolve
+from kfrl.supervised.trainer import Outcome, Silent, Trainer
+
+SETTINGS = SupervisedConfig(data="digits", net="mlp-16-dropout", epochs=3, batch_size=64, augment="crop-flip", pad=1)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Run]:
+    def build(name: str = "run", **settings: object) -> Run:
+        made = resolve(replace(SETTINGS, run_dir=tmp_path / name, **settings))  # type: ignore[arg-type]
+        made.write_config()
+        return made
+
+    return build
+
+
+class InterruptAt(Silent):
+    """Presses Ctrl-C after so many updates."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+        self.count = 0
+        plain = Trainer.update
+
+        def counted(trainer: Trainer, batch: object) -> None:
+            plain(trainer, batch)  # type: ignore[arg-type]
+            self.count += 1
+            if self.count == update:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(Trainer, "update", counted)
+
+
+def train(run: Run, resume: bool = False) -> tuple[Trainer, Outcome]:
+    trainer = Trainer(run, Silent(), latest_checkpoint(run.folder.checkpoints) if resume else None)
+    return trainer, trainer.train()
+
+
+def learned(run: Run) -> dict[str, Tensor]:
+    return load_file(run.folder.student)
+
+
+def test_a_baseline_learns_and_its_student_is_the_best_epoch(run: Callable[..., Run]) -> None:
+    made = run(net="mlp-64", epochs=8, augment="none")
+    trainer, outcome = train(made)
+    rows = read_metrics(made.folder.metrics)
+    assert outcome.epoch == 8 == len(rows)
+    kept = load_classifier(made.folder.student).card
+    best = max(row["val/accuracy"] for row in rows)
+    assert kept.validation_accuracy == best > 0.9
+    assert rows[kept.epochs - 1]["val/accuracy"] == best
+    result = trainer.finish()
+    assert result["test"]["images"] == 359
+    assert result["test"]["accuracy_percent"] > 90
+    assert result["deployed_parameters"] == 64 * 64 + 64 + 64 * 10 + 10
+
+
+def test_the_last_epoch_is_kept_if_asked(run: Callable[..., Run]) -> None:
+    made = run(keep="last", validation=0.0, schedule="constant", lr=0.01)
+    trainer, _ = train(made)
+    assert all(torch.equal(tensor, learned(made)[name]) for name, tensor in trainer.net.state_dict().items())
+    assert load_classifier(made.folder.student).card.epochs == 3
+
+
+@pytest.mark.parametrize("at", [7, 20], ids=["within an epoch", "at the end of one"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    whole = run("whole")
+    assert len(Trainer(run("other"), Silent()).images) == 20
+    train(whole)
+    broken = run("broken")
+    with monkeypatch.context() as patch:
+        display = InterruptAt(patch, at)
+        outcome = Trainer(broken, display).train()
+    assert outcome.stopped_by == signal.SIGINT
+    assert outcome.epoch < 3
+    torch.manual_seed(99)
+    _, resumed = train(reopen(broken.folder.path), resume=True)
+    assert resumed.epoch == 3
+    rows = [
+        [{name: value for name, value in row.items() if not name.startswith("time/")} for row in read_metrics(path)]
+        for path in (whole.folder.metrics, broken.folder.metrics)
+    ]
+    assert rows[0] == rows[1]
+    ours, theirs = learned(whole), learned(broken)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    states = [latest_checkpoint(made.folder.checkpoints).tensors for made in (whole, broken)]
+    assert set(states[0]) == set(states[1])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+class TwoStages(Method):
+    """The first layer, then the head."""
+
+    def stages(self, net: nn.Module) -> tuple[Stage, ...]:
+        layers = [net.get_submodule(name) for name in ("fc1", "head")]
+        return tuple(
+            Stage(str(index), 1, (ParameterGroup(tuple(layer.parameters()), lr_scale=1.0 + index),))
+            for index, layer in enumerate(layers)
+        )
+
+
+def test_a_stage_trains_its_own_parameters_alone_and_begins_its_schedule_anew(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "method", lambda made: TwoStages(made.config))
+    made = run(validation=0.0, epochs=9)
+    trainer = Trainer(made, Silent())
+    start = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
+    rates = []
+    plain = Trainer.update
+
+    def watched(self: Trainer, batch: object) -> None:
+        plain(self, batch)  # type: ignore[arg-type]
+        rates.append(self._optimiser.param_groups[0]["lr"])
+        if self.updates == 22:
+            middle = self.net.state_dict()
+            assert torch.equal(middle["head.weight"], start["head.weight"])
+            assert not torch.equal(middle["fc1.weight"], start["fc1.weight"])
+            start["fc1.weight"] = middle["fc1.weight"].clone()
+
+    monkeypatch.setattr(Trainer, "update", watched)
+    trainer.train()
+    assert trainer.epochs == 2
+    assert torch.equal(trainer.net.state_dict()["fc1.weight"], start["fc1.weight"])
+    assert not torch.equal(trainer.net.state_dict()["head.weight"], start["head.weight"])
+    assert (rates[0], rates[22]) == (0.05, 0.1)
+    assert rates[21] < 0.001
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(run: Callable[..., Run]) -> None:
+    made = run(lr=1e20, augment="none")
+    _, outcome = train(made)
+    assert outcome.failure is not None and "A lower --lr" in outcome.failure
+    with pytest.raises(UserError):
+        latest_checkpoint(made.folder.checkpoints)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data": "mnits"}, "Unknown data set 'mnits'. Did you mean 'mnist'?"),
+        ({"method": "baselin"}, "Did you mean 'baseline'?"),
+        ({"net": "mpl-800"}, "Did you mean 'mlp-800-800'?"),
+        ({"method": "kd"}, "needs at least one teacher"),
+        ({"method": "baseline", "teachers": "digits"}, "takes no teachers"),
+        ({"data": "digits-no-ten"}, "Unknown class of scikit-learn's digits 'ten'"),
+        ({"method": "kd", "teachers": "nowhere/student.safetensors"}, "There is no file"),
+        ({"device": "gpu"}, "Expected cpu, cuda"),
+    ],
+)
+def test_bad_input_is_named(run: Callable[..., Run], settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        run(**settings)
+    assert message in str(raised.value)
