@@ -26,7 +26,6 @@ import torch
 from tabulate import tabulate
 
 from kfrl.metrics import read_metrics
-from kfrl.supervised.batches import split_off
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import (
     BornAgainConfig,
@@ -45,7 +44,7 @@ CORRUPTION = (0, 5, 10, 20, 30, 40, 50)
 """Percent of the pixels."""
 
 
-def train(config: SupervisedConfig, images: int | None = None, corruption: Iterable[int] = ()) -> dict[str, Any]:
+def train(config: SupervisedConfig, corruption: Iterable[int] = ()) -> dict[str, Any]:
     """Train unless it is done; what `eval.json` holds, the processor time, and the scores under corruption."""
     folder = config.run_dir
     assert folder is not None
@@ -53,8 +52,6 @@ def train(config: SupervisedConfig, images: int | None = None, corruption: Itera
     if record.exists():
         return json.loads(record.read_text())
     run = resolve(config)
-    if images is not None:
-        run = _first(run, images)
     run.write_config()
     started = time.process_time()
     trainer = Trainer(run, Silent())
@@ -66,15 +63,6 @@ def train(config: SupervisedConfig, images: int | None = None, corruption: Itera
     record.write_text(json.dumps(result, indent=1))
     print(f"{folder.name}: {result['test']['accuracy_percent']:.2f} %, {seconds:.0f} s", flush=True)
     return result
-
-
-def _first(run: Run, images: int) -> Run:
-    """Only so many training images, the same share of every class, and a tenth as many for validation."""
-
-    def some(part: Any, count: int) -> Any:
-        return part.take(split_off(part.labels, count / len(part))[1])
-
-    return replace(run, train=some(run.train, images), validation=some(run.validation, images // 10))
 
 
 def _corruption(run: Run, percents: Iterable[int]) -> dict[str, dict[str, float]]:
@@ -96,6 +84,7 @@ def rows(options: argparse.Namespace) -> None:
         data="fashion-mnist",
         data_dir=options.data_dir,
         net="resnet-8",
+        train_images=options.images,
         epochs=options.epochs,
         batch_size=64,
         lr=0.05,
@@ -105,7 +94,7 @@ def rows(options: argparse.Namespace) -> None:
     for seed in range(1, options.seeds + 1):
         folder = options.out / "rows" / f"s{seed}"
         teacher = replace(common, net="resnet-14", method="baseline", seed=seed, run_dir=folder / "teacher")
-        train(teacher, options.images)
+        train(teacher)
         taught = str(folder / "teacher")
         graph = CollaborativeConfig(
             (NodeConfig("student"), NodeConfig("peer"), NodeConfig("teacher", teacher="fashion-mnist")),
@@ -129,7 +118,7 @@ def rows(options: argparse.Namespace) -> None:
         }
         for method, settings in methods.items():
             config = replace(common, method=method, seed=seed, run_dir=folder / method, **settings)
-            result = train(config, options.images)
+            result = train(config)
             others = {name: round(other["accuracy_percent"], 2) for name, other in result["others"].items()}
             row = [method, seed, round(result["test"]["accuracy_percent"], 2), round(result["cpu_seconds"])]
             table.append([*row, ", ".join(f"{name} {value}" for name, value in others.items())])

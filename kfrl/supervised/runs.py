@@ -97,8 +97,9 @@ def resolve(config: SupervisedConfig) -> Run:
     method = get_method(config.method_name)
     method.check_teachers(config.method_name, len(config.teacher_names))
     data = load_data(config.data, config.data_dir, config.image_size)
-    rows, kept_back = split_off(data.train.labels, config.validation)
-    train, validation = data.train.take(rows), data.train.take(kept_back)
+    images = _first(data.train, config.train_images)
+    rows, kept_back = split_off(images.labels, config.validation)
+    train, validation = images.take(rows), images.take(kept_back)
     normalisation = Normalisation.of(train.pixels)
     teachers = tuple(
         adapt(teacher, data.shape, normalisation) for teacher in load_classifiers(config.teacher_names, RUNS)
@@ -122,6 +123,18 @@ def resolve(config: SupervisedConfig) -> Run:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"The student {config.net} and its teachers cannot be put together: {error}") from None
     return run
+
+
+def _first(images: Images, count: int | None) -> Images:
+    if count is None:
+        return images
+    classes = len(set(images.labels.tolist()))
+    if not classes <= count <= len(images):
+        raise UserError(
+            f"--train-images {count:,} is not possible: there are {len(images):,} training images in {classes} "
+            f"classes. Give {classes} to {len(images):,}."
+        )
+    return images.take(split_off(images.labels, count / len(images))[1])
 
 
 def _default_folder(config: SupervisedConfig, data: str, teachers: Sequence[Teacher]) -> Path:

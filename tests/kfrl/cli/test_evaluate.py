@@ -71,6 +71,7 @@ def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
     run = resolve(config)
     run.write_config()
     net = run.method().build(run.spec, run.teachers)
+    torch.nn.init.normal_(net.student.policy.weight)  # from near uniform, links would hardly change an action
     for steps, parts in {100: 2, 1000: 1}.items():  # before the hand-over, and after it
         tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
         save_checkpoint(run.folder.checkpoints, steps, tensors, {"global_step": steps})

@@ -116,6 +116,15 @@ class TwoStages(Method):
         )
 
 
+def test_few_training_images_are_the_same_for_every_seed_and_of_every_class(run: Callable[..., Run]) -> None:
+    first, second = run("first", train_images=200, seed=1), run("second", train_images=200, seed=2)
+    assert abs(len(first.train) + len(first.validation) - 200) <= 10, "up to rounding in each class"
+    assert torch.equal(first.train.pixels, second.train.pixels)
+    shares = first.train.labels.bincount() / first.data.train.labels.bincount()
+    assert bool((shares - 0.125).abs().max() < 0.01), "200 of 1,438 images, less a tenth for validation"
+    assert len(first.data.test) == len(run("third").data.test)
+
+
 def test_a_stage_trains_its_own_parameters_alone_and_begins_its_schedule_anew(
     run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +172,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(r
         ({"data": "digits-no-ten"}, "Unknown class of scikit-learn's digits 'ten'"),
         ({"method": "kd", "teachers": "nowhere/student.safetensors"}, "There is no file"),
         ({"device": "gpu"}, "Expected cpu, cuda"),
+        ({"train_images": 5}, "there are 1,438 training images in 10 classes. Give 10 to 1,438."),
     ],
 )
 def test_bad_input_is_named(run: Callable[..., Run], settings: dict[str, object], message: str) -> None:
