@@ -20,12 +20,9 @@ import tyro
 
 from kfrl.checkpoint import latest_checkpoint
 from kfrl.runs import RunFolder
-from kfrl.supervised.config import ClassifierFlowConfig, DistillationConfig, SupervisedConfig
+from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
 from kfrl.supervised.runs import reopen, resolve
 from kfrl.supervised.trainer import Silent, Trainer
-
-TEMPERATURE = 20.0
-"""Hinton et al.'s for students of 300 units or more (section 3)."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,12 @@ class Study:
     seeds: int = 3
     teacher_epochs: int = 10
     """Of the MNIST teacher."""
-    table4_epochs: int = 4
+    table4_epochs: int = 10
     """Of its students."""
-    transfer_epochs: int = 5
-    """Of every net on Fashion-MNIST."""
+    transfer_images: int = 2000
+    """What a student has of Fashion-MNIST, validation images included; teachers have all of their images."""
+    transfer_epochs: int = 40
+    """Of such a student."""
 
     def teachers(self) -> Iterator[SupervisedConfig]:
         """Hinton's large net on MNIST; an expert, a half-expert and a non-expert for Fashion-MNIST."""
@@ -57,12 +56,17 @@ class Study:
         )
         for data in ("fashion-mnist", "fashion-mnist-half", "mnist"):
             # A seed that no student has: the expert is another net than the baseline.
-            yield self._config(f"teachers/{data}", data=data, net="mnist-mlp", epochs=self.transfer_epochs, seed=100)
+            yield self._config(f"teachers/{data}", data=data, net="mnist-mlp", epochs=5, seed=100)
 
     def transfer(self, seed: int) -> Iterator[SupervisedConfig]:
         """Fashion-MNIST, alone and from every teacher."""
         plain = self._config(
-            f"fashion/alone-s{seed}", data="fashion-mnist", net="mnist-mlp", epochs=self.transfer_epochs, seed=seed
+            f"fashion/alone-s{seed}",
+            data="fashion-mnist",
+            train_images=self.transfer_images,
+            net="mnist-mlp",
+            epochs=self.transfer_epochs,
+            seed=seed,
         )
         yield plain
         for method in ("fine-tune", "knowledge-flow"):
@@ -72,14 +76,13 @@ class Study:
 
     def table4(self, seed: int) -> Iterator[SupervisedConfig]:
         """MNIST and MNIST without the digit 3, alone and from the large net."""
-        soft = DistillationConfig(temperature=TEMPERATURE)
         flow = ClassifierFlowConfig(soft_targets=True)
         large = str(self.out / "teachers/mnist-1200")
         for data in ("mnist", "mnist-no-3"):
             plain = self._config(
                 f"{data}/alone-s{seed}", data=data, net="mlp-800-800", epochs=self.table4_epochs, seed=seed
             )
-            taught = replace(plain, teachers=large, distillation=soft)
+            taught = replace(plain, teachers=large)
             yield plain
             yield replace(taught, method="kd", run_dir=self.out / f"{data}/kd-s{seed}")
             yield replace(taught, method="knowledge-flow", flow=flow, run_dir=self.out / f"{data}/flow-s{seed}")

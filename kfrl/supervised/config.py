@@ -162,8 +162,8 @@ class SupervisedConfig:
     net: str | None = None
     """The student: mlp-800-800, cifar-conv-128, resnet-20, densenet-100-24, ... Default: what suits the images."""
     train_images: Count | None = None
-    """Learn from so many training images only, the same share of every class, up to rounding, and the same images for every seed.
-    Default: all."""
+    """Learn from so many training images only, the same share of every class, up to rounding, and the same ones for
+    every seed. Default: all."""
     epochs: Count = 20
     """Passes over the training images."""
     batch_size: Count = 128
