@@ -7,36 +7,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge
 
-from kfrl.config import Count, Fraction, LinkConfig, NonNegative, Positive, split_names
+from kfrl.config import Count, FlowSettings, Fraction, NonNegative, Positive, split_names
 
 
 @dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(FlowSettings):
     """Knowledge Flow. Settings marked (+) go beyond the paper and are off in configs/atari/paper.yaml."""
 
-    dependence_coef: NonNegative = 0.1
-    """lambda_1 at the end of the run; it starts at 0 and grows linearly (the paper samples 0.05, 0.1, 0.5)."""
     policy_kl_coef: NonNegative = 0.01
     """lambda_2, holds the policy near the previous iteration's (the paper samples 0.001, 0.01, 0.05)."""
-    transform: Literal["auto", "conv1x1", "dense", "low-rank"] = "auto"
-    """Q. dense is the paper's literal matrix: 164 MB for conv1; auto is conv1x1 between maps, dense for vectors."""
-    transform_rank: Count = 64
-    """Rank of the low-rank Q."""
-    mixing: Literal["softmax", "simplex"] = "softmax"
-    """p = softmax(w) (paper), or p trained itself and re-normalised after each step (reproduction, whose Q is also
-    constant)."""
-    student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = None
-    """p of the student at the start; by default an equal share with each linked teacher layer."""
-    layer_weights_lr: Positive = 1.0
-    """Learning rate of w as a multiple of --lr (+)."""
     independence_at: Fraction | None = 0.9
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
     handover_start: Fraction = 0.3
     """Share of the run at which p of the student begins its forced way to 1 (+)."""
-    handover_coef: NonNegative = 1.0
-    """Weight of the distillation of the linked policy and value into the student alone, until independence (+)."""
     handover_reuse: Positive = 2.0
     """Samples of this distillation for each sample of a rollout, drawn from memory (+)."""
     handover_memory: Count = 16_384
@@ -44,9 +29,6 @@ class FlowConfig:
     link_heads: Literal["never", "expert", "always"] = "expert"
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
     meaning."""
-    links: tuple[LinkConfig, ...] = ()
-    """Links by name (YAML only), between conv1, conv2, fc, policy and value; by default every hidden layer meets the
-    one at the same relative depth."""
 
 
 @dataclass(frozen=True)

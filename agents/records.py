@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from envs.protocols import Protocol
 from kfrl.config import load_config, validated
 from kfrl.errors import UserError
 from kfrl.metrics import STEP, read_metrics
-from kfrl.runs import RunFolder, Skipped, find_runs
+from kfrl.runs import RunFolder
 from kfrl.teachers.formats import Card, read_card
 from kfrl.teachers.store import ZOO, ZOO_PREFIX
 
@@ -82,22 +82,6 @@ class RunRecord:
     def last_step(self) -> float:
         """The last step of its learning curve."""
         return max(row[STEP] for row in self.rows)
-
-
-def collect(arguments: Iterable[str]) -> tuple[list[RunRecord], list[Skipped]]:
-    """Read every run that the arguments of `find_runs` mean; a folder that is not whole is named and left out.
-
-    Raises:
-        UserError: a folder that does not exist or cannot be looked into.
-    """
-    found, skipped = find_runs(arguments)
-    records: list[RunRecord] = []
-    for path, group in found:
-        try:
-            records.append(read_run(path, group))
-        except UserError as error:
-            skipped.append(Skipped(path, str(error)))
-    return records, skipped
 
 
 def read_run(path: Path, group: str | None = None) -> RunRecord:

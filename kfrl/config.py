@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from kfrl.errors import UserError
 
@@ -30,6 +30,30 @@ class LinkConfig:
     """The teacher's name."""
     layer: str
     """The teacher's layer."""
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """Knowledge Flow, whatever it trains."""
+
+    dependence_coef: NonNegative = 0.1
+    """lambda_1 at the end of the run; it starts at 0 and grows linearly (the paper samples 0.05, 0.1, 0.5)."""
+    transform: Literal["auto", "conv1x1", "dense", "low-rank"] = "auto"
+    """Q. dense is the paper's literal matrix, 164 MB for an Atari net's conv1; auto is conv1x1 between maps, dense for
+    vectors."""
+    transform_rank: Count = 64
+    """Rank of the low-rank Q."""
+    mixing: Literal["softmax", "simplex"] = "softmax"
+    """p = softmax(w) (paper), or p trained itself and re-normalised after each step (reproduction, whose Q is also
+    constant)."""
+    student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = None
+    """p of the student at the start; by default an equal share with each linked teacher layer."""
+    layer_weights_lr: Positive = 1.0
+    """Learning rate of w as a multiple of --lr (+)."""
+    handover_coef: NonNegative = 1.0
+    """Weight of the distillation of the linked net into the student alone, until independence (+)."""
+    links: tuple[LinkConfig, ...] = ()
+    """Links by name (YAML only); by default every hidden layer meets the one at the same relative depth."""
 
 
 def split_names(text: str) -> tuple[str, ...]:

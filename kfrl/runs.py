@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from kfrl.errors import UserError
 
 RUNS = Path("runs")
 STUDENT_FILE = "student.safetensors"
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,26 @@ def find_runs(arguments: Iterable[str]) -> tuple[list[tuple[Path, str | None]], 
         for path in inside:
             found.setdefault(path.resolve(), (path, group))
     return list(found.values()), skipped
+
+
+def collect(arguments: Iterable[str], read: Callable[[Path, str | None], R]) -> tuple[list[R], list[Skipped]]:
+    """Read every run that the arguments of `find_runs` mean; a folder that is not whole is named and left out.
+
+    Args:
+        arguments: See `find_runs`.
+        read: Reads the run in a folder, given the name of its arm; raises UserError where it is not whole.
+
+    Raises:
+        UserError: a folder that does not exist or cannot be looked into.
+    """
+    found, skipped = find_runs(arguments)
+    records = []
+    for path, group in found:
+        try:
+            records.append(read(path, group))
+        except UserError as error:
+            skipped.append(Skipped(path, str(error)))
+    return records, skipped
 
 
 def _split(argument: str) -> tuple[str | None, Path]:

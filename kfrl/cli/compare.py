@@ -41,9 +41,10 @@ def main(argv: Sequence[str]) -> int:
     if flags.output is not None and flags.output.exists() and not flags.output.is_dir():
         raise UserError(f"--output is a folder, and {flags.output} is a file.")
     from agents.comparison import compare
-    from agents.records import collect
+    from agents.records import read_run
+    from kfrl.runs import collect
 
-    records, skipped = collect(flags.runs)
+    records, skipped = collect(flags.runs, read_run)
     comparison = compare(records, skipped, flags.baseline, flags.allow_mixed)
     _print(comparison)
     if flags.output is not None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
-
 from agents.config import TrainConfig
-from kfrl.config import checked, load_config
-from kfrl.errors import UserError
+from kfrl.cli.runs import check_new, read_flags
 
 if TYPE_CHECKING:
     from agents.runs import Run
     from agents.training import Trainer
     from kfrl.checkpoint import Checkpoint
     from kfrl.cli.display import RunDisplay
+
+PROG = "kfrl train"
 
 
 @dataclass(frozen=True)
@@ -37,40 +35,17 @@ class TrainFlags:
 
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
-    flags = _parse(argv)
+    flags = read_flags(PROG, TrainFlags, TrainConfig, argv)
     from agents.runs import reopen, resolve
     from kfrl.checkpoint import latest_checkpoint
 
     if flags.resume is not None:
         run = reopen(flags.resume)
         return _train(run, latest_checkpoint(run.folder.checkpoints))
-    run = resolve(checked(flags.settings))
-    if run.folder.path.exists():
-        raise UserError(
-            f"The run folder {run.folder.path} exists. Give another --run-dir, or go on with that run: "
-            f"kfrl train --resume {run.folder.path}"
-        )
+    run = resolve(flags.settings)
+    check_new(run.folder.path, PROG)
     run.write_config()
     return _train(run, None)
-
-
-def _parse(argv: Sequence[str]) -> TrainFlags:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
-    first.add_argument("--resume", type=Path)
-    early, others = first.parse_known_args(list(argv))
-    if early.resume is not None and (others or early.config) and "--help" not in others:
-        raise UserError(
-            f"--resume goes on with a run's own settings and takes no other flag, got {' '.join(others) or '--config'}."
-        )
-    settings = TrainConfig() if early.config is None else load_config(early.config, TrainConfig)
-    return tyro.cli(
-        TrainFlags,
-        prog="kfrl train",
-        args=list(argv),
-        default=TrainFlags(settings=settings),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
 
 
 def _train(run: Run, checkpoint: Checkpoint | None) -> int:
@@ -85,7 +60,7 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
         introduce(display, run, checkpoint)
         trainer = ENGINES[run.config.algo](run, display, checkpoint)
         outcome = trainer.train()
-        resume = f"kfrl train --resume {run.folder.path}"
+        resume = f"{PROG} --resume {run.folder.path}"
         place = f"step {outcome.step:,}"
         if outcome.source_steps:
             place += f", and {outcome.source_steps:,} steps in its source games"

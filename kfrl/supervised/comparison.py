@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 from kfrl.config import load_config, validated
 from kfrl.errors import UserError
 from kfrl.facts import add_words, show, unique_names, varying
-from kfrl.runs import RunFolder, Skipped, find_runs
+from kfrl.runs import RunFolder, Skipped
 from kfrl.supervised.classifiers import Card, read_card
 from kfrl.supervised.config import SupervisedConfig
 
@@ -91,22 +91,6 @@ class Comparison:
     data: tuple[str, ...]
     notes: tuple[str, ...]
     """What has to be known beside the numbers, a sentence each."""
-
-
-def collect(arguments: Iterable[str]) -> tuple[list[Record], list[Skipped]]:
-    """Read every run that the arguments of `find_runs` mean; a folder that is not whole is named and left out.
-
-    Raises:
-        UserError: a folder that does not exist or cannot be looked into.
-    """
-    found, skipped = find_runs(arguments)
-    records = []
-    for path, group in found:
-        try:
-            records.append(read_run(path, group))
-        except UserError as error:
-            skipped.append(Skipped(path, str(error)))
-    return records, skipped
 
 
 def read_run(path: Path, group: str | None = None) -> Record:

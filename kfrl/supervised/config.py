@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Lt
 
-from kfrl.config import Count, Fraction, LinkConfig, NonNegative, Positive, split_names
+from kfrl.config import Count, FlowSettings, Fraction, NonNegative, Positive, split_names
 
 Share = Annotated[float, Ge(0.0), Lt(1.0)]
 
@@ -26,36 +26,19 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
-class ClassifierFlowConfig:
+class ClassifierFlowConfig(FlowSettings):
     """Knowledge Flow between classifiers. Settings marked (+) go beyond the paper."""
 
-    dependence_coef: NonNegative = 0.1
-    """lambda_1 at the end of the run; it starts at 0 and grows linearly."""
     kl_coef: NonNegative = 0.01
     """lambda_2, holds the classifier near the previous iteration's."""
-    transform: Literal["auto", "conv1x1", "dense", "low-rank"] = "auto"
-    """Q. dense is the paper's literal matrix; auto is conv1x1 between maps, dense for vectors."""
-    transform_rank: Count = 64
-    """Rank of the low-rank Q."""
-    mixing: Literal["softmax", "simplex"] = "softmax"
-    """p = softmax(w) (paper), or p trained itself and re-normalised after each step (reproduction, whose Q is also
-    constant)."""
-    student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = None
-    """p of the student at the start; by default an equal share with each linked teacher layer."""
-    layer_weights_lr: Positive = 1.0
-    """Learning rate of w as a multiple of --lr (+)."""
     independence_at: Fraction | None = 0.4
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
     handover_start: Fraction = 0.0
     """Share of the run at which p of the student begins its forced way to 1 (+)."""
-    handover_coef: NonNegative = 1.0
-    """Weight of the distillation of the linked classifier into the student alone, until independence (+)."""
     link_heads: Literal["never", "expert", "always"] = "never"
     """Link the logits too (+): of teachers of the same classes (expert), of all, or of none."""
     soft_targets: bool = False
     """Learn from the soft targets of the teachers of the same classes too, with the weights of kd (Table 4)."""
-    links: tuple[LinkConfig, ...] = ()
-    """Links by name (YAML only); by default every hidden layer meets the one at the same relative depth."""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.records import collect, read_run
+from agents.records import read_run
 from kfrl.checkpoint import save_checkpoint
 from kfrl.errors import UserError
-from kfrl.runs import Skipped
+from kfrl.runs import Skipped, collect
 from kfrl.teachers.store import find_teacher
 
 Build = Callable[..., Path]
@@ -57,7 +57,7 @@ def test_runs_are_found_at_any_depth_and_read_once(finished_run: Build, tmp_path
     for name in ("a", "deep/down/b", "deep/c"):
         finished_run(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no run")
-    records, skipped = collect([str(tmp_path / "deep"), str(tmp_path), str(tmp_path / "a")])
+    records, skipped = collect([str(tmp_path / "deep"), str(tmp_path), str(tmp_path / "a")], read_run)
     assert [record.path.name for record in records] == ["c", "b", "a"]
     assert skipped == []
 
@@ -66,7 +66,7 @@ def test_a_name_goes_to_all_runs_of_a_folder(finished_run: Build, tmp_path: Path
     finished_run(tmp_path / "mine" / "a")
     finished_run(tmp_path / "mine" / "b")
     finished_run(tmp_path / "x=y")
-    records, _ = collect([f"with expert={tmp_path / 'mine'}", str(tmp_path / "x=y")])
+    records, _ = collect([f"with expert={tmp_path / 'mine'}", str(tmp_path / "x=y")], read_run)
     assert [record.group for record in records] == ["with expert", "with expert", None]
 
 
@@ -89,7 +89,7 @@ def test_what_is_not_a_whole_run_is_named_and_left_out(finished_run: Build, tmp_
     config.write_text(config.read_text().replace("Breakout", "Pong"))
     (tmp_path / "a-file").write_text("")
 
-    records, skipped = collect([str(path) for path in sorted(tmp_path.iterdir())])
+    records, skipped = collect([str(path) for path in sorted(tmp_path.iterdir())], read_run)
     assert [record.path for record in records] == [good]
     named = reasons(skipped)
     assert len(skipped) == len(list(tmp_path.iterdir())) - 1
@@ -119,12 +119,12 @@ def test_what_is_not_a_whole_run_is_named_and_left_out(finished_run: Build, tmp_
 def test_a_folder_that_does_not_exist_is_an_error(finished_run: Build, tmp_path: Path) -> None:
     finished_run(tmp_path / "a")
     with pytest.raises(UserError, match=r"no folder .*typo"):
-        collect([str(tmp_path / "a"), str(tmp_path / "typo")])
+        collect([str(tmp_path / "a"), str(tmp_path / "typo")], read_run)
     with pytest.raises(UserError, match=r"no folder .*typo"):
-        collect([f"name={tmp_path / 'typo'}"])
+        collect([f"name={tmp_path / 'typo'}"], read_run)
 
 
 def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("")
-    assert reasons(collect([str(tmp_path / "books")])[1]) == {"books": "holds no run"}
+    assert reasons(collect([str(tmp_path / "books")], read_run)[1]) == {"books": "holds no run"}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agents.config import FlowConfig, LinkConfig, TrainConfig
-from kfrl.config import checked, dump_config, load_config, validated
+from agents.config import FlowConfig, TrainConfig
+from kfrl.config import LinkConfig, checked, dump_config, load_config, validated
 from kfrl.errors import UserError
 
 Read = Callable[[str], TrainConfig]

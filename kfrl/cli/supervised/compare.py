@@ -37,9 +37,10 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.atomic import write_text
     from kfrl.cli.sheets import csv_text
     from kfrl.cli.supervised.sheets import data_sheet, markdown, run_rows
-    from kfrl.supervised.comparison import collect, compare
+    from kfrl.runs import collect
+    from kfrl.supervised.comparison import compare, read_run
 
-    comparison = compare(*collect(flags.runs))
+    comparison = compare(*collect(flags.runs, read_run))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = WIDTH

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from kfrl.config import checked, load_config
-from kfrl.errors import UserError
+from kfrl.cli.runs import check_new, read_flags
 from kfrl.supervised.config import SupervisedConfig
 
 if TYPE_CHECKING:
@@ -19,6 +15,8 @@ if TYPE_CHECKING:
     from kfrl.cli.display import RunDisplay, View
     from kfrl.supervised.runs import Run
     from kfrl.supervised.trainer import Status, Trainer
+
+PROG = "kfrl supervised train"
 
 
 @dataclass(frozen=True)
@@ -37,40 +35,17 @@ class TrainFlags:
 
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
-    flags = _parse(argv)
+    flags = read_flags(PROG, TrainFlags, SupervisedConfig, argv)
     from kfrl.checkpoint import latest_checkpoint
     from kfrl.supervised.runs import reopen, resolve
 
     if flags.resume is not None:
         run = reopen(flags.resume)
         return _train(run, latest_checkpoint(run.folder.checkpoints))
-    run = resolve(checked(flags.settings))
-    if run.folder.path.exists():
-        raise UserError(
-            f"The run folder {run.folder.path} exists. Give another --run-dir, or go on with that run: "
-            f"kfrl supervised train --resume {run.folder.path}"
-        )
+    run = resolve(flags.settings)
+    check_new(run.folder.path, PROG)
     run.write_config()
     return _train(run, None)
-
-
-def _parse(argv: Sequence[str]) -> TrainFlags:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
-    first.add_argument("--resume", type=Path)
-    early, others = first.parse_known_args(list(argv))
-    if early.resume is not None and (others or early.config) and "--help" not in others:
-        raise UserError(
-            f"--resume goes on with a run's own settings and takes no other flag, got {' '.join(others) or '--config'}."
-        )
-    settings = SupervisedConfig() if early.config is None else load_config(early.config, SupervisedConfig)
-    return tyro.cli(
-        TrainFlags,
-        prog="kfrl supervised train",
-        args=list(argv),
-        default=TrainFlags(settings=settings),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
 
 
 def _train(run: Run, checkpoint: Checkpoint | None) -> int:
@@ -78,7 +53,7 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
     from kfrl.supervised.trainer import Trainer
 
     folder = run.folder
-    resume = f"kfrl supervised train --resume {folder.path}"
+    resume = f"{PROG} --resume {folder.path}"
     with open_display(folder.log, view) as display:
         trainer = Trainer(run, display, checkpoint)
         if trainer.finished and folder.evaluation.exists():

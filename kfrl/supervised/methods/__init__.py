@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import TYPE_CHECKING
 
-from kfrl.errors import unknown
+from kfrl.registry import method_in, names_in
 
 if TYPE_CHECKING:
     from kfrl.supervised.methods.base import Method
@@ -14,8 +12,7 @@ if TYPE_CHECKING:
 
 def method_names() -> tuple[str, ...]:
     """The names that `--method` takes."""
-    files = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name.replace("_", "-") for name in files if name != "base"))
+    return names_in(__path__)
 
 
 def get_method(name: str) -> type[Method]:
@@ -24,8 +21,5 @@ def get_method(name: str) -> type[Method]:
     Raises:
         UserError: no such method; the message names the nearest one.
     """
-    if name not in method_names():
-        raise unknown("method", name, method_names())
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    method: type[Method] = module.METHOD
+    method: type[Method] = method_in(__name__, name)
     return method

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
-from agents.config import FlowConfig, LinkConfig, TrainConfig
+from agents.config import FlowConfig, TrainConfig
 from agents.methods.base import Batch, NetSpec
 from agents.methods.knowledge_flow import KL_SAMPLES, KnowledgeFlowMethod
 from agents.rollout import Collector
 from envs.atari import ALL_ACTIONS, AtariEnvs, Episode, identify
 from envs.protocols import get_protocol
+from kfrl.config import LinkConfig
 from kfrl.flow import KnowledgeFlow
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.formats import Card, Teacher, save_agent

@@ -10,8 +10,9 @@ from kfrl.cli.supervised.compare import main
 from kfrl.config import dump_config
 from kfrl.errors import UserError
 from kfrl.nets.registry import make_net
+from kfrl.runs import collect
 from kfrl.supervised.classifiers import Card, save_classifier
-from kfrl.supervised.comparison import collect, compare
+from kfrl.supervised.comparison import compare, read_run
 from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
 
 Build = Callable[..., Path]
@@ -50,7 +51,7 @@ def test_arms_have_mean_and_spread_over_seeds(finished: Build, tmp_path: Path) -
     for seed, error in enumerate((3.0, 5.0, 4.0), start=1):
         finished(error, seed)
         finished(error / 2, seed, teachers=("mnist",))
-    records, skipped = collect([str(tmp_path / "runs")])
+    records, skipped = collect([str(tmp_path / "runs")], read_run)
     found = compare(records, skipped)
     assert [(arm.name, arm.errors) for arm in found.arms] == [
         ("baseline", [3.0, 5.0, 4.0]),
@@ -64,7 +65,7 @@ def test_runs_of_other_settings_are_other_arms_named_by_them(finished: Build, tm
     finished(3.0, 1, teachers=("mnist",))
     finished(3.0, 1, teachers=("mnist",), flow=ClassifierFlowConfig(soft_targets=True))
     finished(2.0, 1, epochs=99)
-    found = compare(*collect([str(tmp_path / "runs")]))
+    found = compare(*collect([str(tmp_path / "runs")], read_run))
     assert [arm.name for arm in found.arms] == [
         "baseline",
         "knowledge-flow (mnist, flow.soft_targets=False)",
@@ -81,7 +82,7 @@ def test_what_is_not_whole_is_named_and_left_out(finished: Build, tmp_path: Path
     wrong = {"test": {"error_percent": 120, "images": 3}, "trained_parameters": 1, "deployed_parameters": 1}
     (paths[3] / "eval.json").write_text(json.dumps(wrong))
     (paths[4] / "student.safetensors").write_bytes(b"nothing")
-    found = compare(*collect([str(tmp_path / "runs")]))
+    found = compare(*collect([str(tmp_path / "runs")], read_run))
     assert [len(arm.runs) for arm in found.arms] == [1]
     said = " ".join(found.notes)
     assert all(str(path) in said for path in paths[1:])
@@ -91,7 +92,7 @@ def test_what_is_not_whole_is_named_and_left_out(finished: Build, tmp_path: Path
 
 def test_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No run is left to compare"):
-        compare(*collect([str(tmp_path)]))
+        compare(*collect([str(tmp_path)], read_run))
 
 
 def test_the_command_prints_and_writes_tables(

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kfrl.config import LinkConfig
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow
 from kfrl.supervised.batches import Batch
-from kfrl.supervised.config import ClassifierFlowConfig, DistillationConfig, LinkConfig, SupervisedConfig
+from kfrl.supervised.config import ClassifierFlowConfig, DistillationConfig, SupervisedConfig
 from kfrl.supervised.methods.base import Progress, Task
 from kfrl.supervised.methods.knowledge_flow import KnowledgeFlowMethod
 from kfrl.supervised.teachers import adapt
