@@ -19,10 +19,18 @@ from kfrl.errors import UserError
 C = TypeVar("C")
 
 
-def write_net(path: Path, net: nn.Module, card: Any, form: str) -> None:
-    """Write the tensors of `net` and its `card`, a dataclass, as a file of format `form`: whole or not there."""
+def write_net(path: Path, net: nn.Module, card: Any, form: str, half: bool = False) -> None:
+    """Write the tensors of `net` and its `card`, a dataclass, as a file of format `form`: whole or not there.
+
+    With `half`, real numbers are stored in half precision; a net reads them into its own.
+    """
     tensors = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        name: tensor.detach().to(
+            "cpu",
+            torch.half if half and tensor.is_floating_point() else tensor.dtype,
+            copy=True,
+            memory_format=torch.contiguous_format,
+        )
         for name, tensor in net.state_dict().items()
     }
     with replacing(path) as temporary:

@@ -14,9 +14,6 @@ from kfrl.errors import UserError
 if TYPE_CHECKING:
     from agents.comparison import Comparison
 
-WIDTH = 160
-"""Columns where there is no terminal to ask."""
-
 
 @dataclass(frozen=True)
 class CompareFlags:
@@ -54,13 +51,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _print(comparison: Comparison) -> None:
-    from rich.console import Console
-
+    from kfrl.cli.console import table_console
     from kfrl.cli.sheets import QUOTED, aggregate_sheet, game_sheets, quoted_sheet
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = table_console(markup=False)
     for game in comparison.games:
         for sheet in game_sheets(comparison, game):
             console.print(sheet.rich())

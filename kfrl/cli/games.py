@@ -22,10 +22,10 @@ class GamesArgs:
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     args = tyro.cli(GamesArgs, prog="kfrl games", args=list(argv))
-    from rich.console import Console
     from rich.table import Table
 
     from envs.games import all_games
+    from kfrl.cli.console import table_console
     from kfrl.stats import REFERENCE_SOURCE, reference_scores
 
     wanted = re.sub(r"[\W_]", "", args.filter.casefold())
@@ -40,5 +40,5 @@ def main(argv: Sequence[str]) -> int:
         scores = reference_scores().get(game.rom)
         known = ("yes", f"{scores.random:,.1f}", f"{scores.human:,.1f}") if scores else ("", "", "")
         table.add_row(game.title, game.rom, *known)
-    Console().print(table)
+    table_console().print(table)
     return 0

@@ -1,10 +1,11 @@
-"""`kfrl teachers`: list, show, check and import agents that can teach."""
+"""`kfrl teachers`: list, show, check, import and pack agents that can teach."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -73,11 +74,31 @@ class Import:
     """Where it comes from, for its card."""
 
 
+@dataclass(frozen=True)
+class Pack:
+    """Make a small file of a finished run to share, as the zoo's are: half precision, learning curve on its card.
+
+    The games of its card are played with the packed weights.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    output: Path | None = None
+    """The agent file to write. Default: the game's name with .safetensors, in this folder."""
+    episodes: Annotated[int, Ge(2)] = 30
+    """Games to play."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the games and of the sampled actions; 0 is what runs score themselves with."""
+    notes: str = ""
+    """How it was trained, for its card."""
+
+
 Command = (
     Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Check, tyro.conf.subcommand("check")]
     | Annotated[Import, tyro.conf.subcommand("import")]
+    | Annotated[Pack, tyro.conf.subcommand("pack")]
 )
 
 
@@ -95,16 +116,18 @@ def main(argv: Sequence[str]) -> int:
         _show(command)
     elif isinstance(command, Check):
         _check(command)
-    else:
+    elif isinstance(command, Import):
         _import(command)
+    else:
+        _pack(command)
     return 0
 
 
 def _list(command: List) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from envs.games import find_game
+    from kfrl.cli.console import table_console
     from kfrl.stats import human_normalised
     from kfrl.teachers.store import list_teachers
 
@@ -122,7 +145,7 @@ def _list(command: List) -> None:
             "" if normalised is None else f"{normalised:.1%}",
             str(card.protocol.get("name", "")),
         )
-    Console().print(table)
+    table_console().print(table)
 
 
 def net_name(arch: dict[str, Any]) -> str:
@@ -160,6 +183,7 @@ def _show(command: Show) -> None:
         "trained under": card.protocol,
         "trained on": {name: _plain(value) for name, value in asdict(card.preprocessing).items()},
         "evaluation": card.evaluation,
+        "curve, agent steps and mean raw return": [list(point) for point in card.curve],
     }
     text = yaml.safe_dump(facts, sort_keys=False, default_flow_style=None, width=110)
     Console().print(text, highlight=False, soft_wrap=True, end="")
@@ -234,11 +258,7 @@ def _import(command: Import) -> None:
         asked = replace(asked, kind=command.format)
     if command.game:
         asked = replace(asked, game=command.game)
-    output = command.output or Path(f"{Path(asked.place).stem}.safetensors")
-    if output.exists():
-        raise UserError(f"{output} exists. Give another --output.")
-    if output.suffix != ".safetensors":
-        raise UserError(f"An agent file ends in .safetensors, got {output.name!r}.")
+    output = _new_file(command.output, Path(asked.place).stem)
     own = get_preprocessing(command.preprocessing) if command.preprocessing else None
     agent, _ = load_teacher(asked, Path(), identify)
     if is_native(agent.path):
@@ -256,3 +276,45 @@ def _import(command: Import) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _pack(command: Pack) -> None:
+    from rich.console import Console
+
+    from agents.evaluation import policy_of
+    from envs.atari import action_set
+    from kfrl.cli.evaluate import play_games, protocol_of
+    from kfrl.config import checked
+    from kfrl.metrics import read_metrics
+    from kfrl.runs import RunFolder
+    from kfrl.teachers.formats import load_agent, read_card, save_agent
+
+    command = checked(command)
+    folder = RunFolder.of_run(command.run)
+    folder.check_finished("kfrl train --resume")
+    card = read_card(folder.student)
+    output = _new_file(command.output, card.game)
+    rows = read_metrics(folder.metrics)
+    points = ((row["global_step"], row.get("eval/mean_return")) for row in rows)
+    curve = tuple((int(step), score) for step, score in points if score is not None)
+    console = Console()
+    protocol = protocol_of(None, card.game, card.protocol)
+    with TemporaryDirectory() as place:
+        packed = Path(place) / output.name
+        save_agent(packed, load_agent(folder.student).net, card, half=True)
+        net = load_agent(packed).net
+    policy = policy_of(net, card.actions, action_set(protocol))
+    result = play_games(policy, protocol, command.episodes, command.seed, False, "in half precision", console.print)
+    console.print(verdict(card, result), highlight=False, soft_wrap=True)
+    shared = replace(card, evaluation=result.to_dict(), curve=curve, notes=command.notes or card.notes)
+    save_agent(output, net, shared, half=True)
+    console.print(f"Wrote {output}, {output.stat().st_size / 1e6:.1f} MB.", highlight=False, soft_wrap=True)
+
+
+def _new_file(asked: Path | None, stem: str) -> Path:
+    output = asked or Path(f"{stem}.safetensors")
+    if output.exists():
+        raise UserError(f"{output} exists. Give another --output.")
+    if output.suffix != ".safetensors":
+        raise UserError(f"An agent file ends in .safetensors, got {output.name!r}.")
+    return output

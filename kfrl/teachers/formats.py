@@ -36,6 +36,8 @@ class Card:
     """The result of its last 30-episode evaluation: all scores, mean, interval."""
     preprocessing: Preprocessing = ALE
     """The pictures that it was trained on, and the buttons that its wrappers press for it."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """(agent steps, mean raw return of the student alone) along its training."""
     commit: str = "unknown"
     notes: str = ""
 
@@ -56,9 +58,9 @@ class Teacher:
     path: Path
 
 
-def save_agent(path: Path, net: nn.Module, card: Card) -> None:
-    """Write `net` and its `card`; the file is either whole or not there."""
-    write_net(path, net, card, FORMAT)
+def save_agent(path: Path, net: nn.Module, card: Card, half: bool = False) -> None:
+    """Write `net` and its `card`, with `half` in half precision; the file is either whole or not there."""
+    write_net(path, net, card, FORMAT, half)
 
 
 def read_card(path: Path) -> Card:

@@ -10,9 +10,6 @@ import tyro
 
 from kfrl.errors import UserError
 
-WIDTH = 160
-"""Columns where there is no terminal to ask."""
-
 
 @dataclass(frozen=True)
 class CompareFlags:
@@ -32,18 +29,15 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("Which runs? Give their folders, or folders that hold them: kfrl supervised compare runs")
     if flags.output is not None and flags.output.exists() and not flags.output.is_dir():
         raise UserError(f"--output is a folder, and {flags.output} is a file.")
-    from rich.console import Console
-
     from kfrl.atomic import write_text
+    from kfrl.cli.console import table_console
     from kfrl.cli.sheets import csv_text
     from kfrl.cli.supervised.sheets import data_sheet, markdown, run_rows
     from kfrl.runs import collect
     from kfrl.supervised.comparison import compare, read_run
 
     comparison = compare(*collect(flags.runs, read_run))
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = table_console(markup=False)
     for data in comparison.data:
         console.print(data_sheet(comparison, data).rich())
     for note in comparison.notes:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 import tyro
 
-WIDTH = 120
-"""Columns where there is no terminal to ask."""
-
 
 @dataclass(frozen=True)
 class DataFlags:
@@ -19,9 +16,9 @@ class DataFlags:
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     tyro.cli(DataFlags, prog="kfrl supervised data", args=list(argv))
-    from rich.console import Console
     from rich.table import Column, Table
 
+    from kfrl.cli.console import table_console
     from kfrl.nets.registry import NAMES
     from kfrl.supervised.data import SETS
     from kfrl.supervised.methods import method_names
@@ -40,9 +37,7 @@ def main(argv: Sequence[str]) -> int:
         shape = "x".join(map(str, known.shape))
         counts = [f"{count:,}" for count in known.counts]
         table.add_row(name, shape, str(known.num_classes), *counts, known.augment, known.net)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = table_console()
     console.print(table)
     console.print("Also NAME-half, NAME-no-CLASS, and the path of a folder of images by class.")
     console.print(f"--net: {', '.join(NAMES)}; the numbers in a name may be others.", soft_wrap=True)

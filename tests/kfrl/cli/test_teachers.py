@@ -1,10 +1,12 @@
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from agents.evaluation import Evaluation
 from envs import atari, protocols
@@ -133,6 +135,38 @@ def test_what_cannot_be_imported_is_refused_in_a_sentence_and_nothing_is_written
     assert "Traceback" not in said
     assert [word for word in words if word not in said] == [], said
     assert sorted(path.name for path in Path().iterdir()) == before
+
+
+# --- pack ---------------------------------------------------------------------------------------------------
+
+
+def test_a_packed_run_is_half_as_large_and_plays_by_what_it_holds(
+    finished_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run(Path("run"), game="Pong", curve={50: (1.0, -20.0), 100: (3.0, -18.5)})
+    own = load_agent(run / "student.safetensors").net
+    assert main(["teachers", "pack", "run", "--episodes", "2", "--notes", "short"]) == 0
+    assert "Wrote pong.safetensors" in capsys.readouterr().out
+    packed = load_agent(Path("pong.safetensors"))
+    assert packed.card.curve == ((50, -20.0), (100, -18.5))
+    assert packed.card.notes == "short"
+    assert len(packed.card.evaluation["scores"]) == 2
+    for name, tensor in own.state_dict().items():
+        assert packed.net.state_dict()[name].dtype == torch.float32
+        assert torch.equal(packed.net.state_dict()[name], tensor.half().float())
+    with safe_open("pong.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.half}
+    assert main(["teachers", "show", "pong.safetensors"]) == 0
+    assert "- [100, -18.5]" in capsys.readouterr().out
+    assert main(["teachers", "pack", "run"]) == 2
+    assert "pong.safetensors exists" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_not_packed(finished_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (finished_run(Path("run")) / "eval.json").unlink()
+    assert main(["teachers", "pack", "run"]) == 2
+    assert "kfrl train --resume run" in capsys.readouterr().err
+    assert not Path("breakout.safetensors").exists()
 
 
 # --- check --------------------------------------------------------------------------------------------------
