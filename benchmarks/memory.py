@@ -1,0 +1,79 @@
+"""Memory of 16 workers with flow from two teachers over a whole run: sum of PSS over the launcher and its workers.
+
+python benchmarks/memory.py --steps 500000 --output memory.csv
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import tyro
+
+from agents.benchmark import pss_mb
+from agents.config import TrainConfig
+from agents.engines import ENGINES
+from agents.runs import resolve
+from agents.training import Status
+
+
+@dataclass(frozen=True)
+class Options:
+    """Follow the memory of a run in the paper's shape."""
+
+    output: Path
+    """The CSV to write: a row for each of --points."""
+    teachers: str
+    """Two teachers, comma-separated."""
+    game: str = "Alien"
+    """The game to learn."""
+    steps: int = 500_000
+    """Agent steps of all workers together."""
+    points: int = 50
+    """How often memory is read."""
+
+
+class Recorder:
+    """Writes a row at every point of a run."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        """Write to `path` every so many steps."""
+        self._file = path.open("w", newline="", buffering=1)
+        self._rows = csv.writer(self._file)
+        self._rows.writerow(["global_step", "sum_mb", "launcher_mb", "largest_worker_mb"])
+        self._every, self._next = every, every
+
+    def update(self, status: Status) -> None:
+        """Read the memory when it is time."""
+        if status.step < self._next or not (held := pss_mb()):  # a process that just ends cannot be read
+            return
+        launcher, *workers = held
+        self._rows.writerow([status.step, *(f"{mb:.1f}" for mb in (launcher + sum(workers), launcher, max(workers)))])
+        self._next += self._every
+
+    def say(self, text: str) -> None:
+        """Nothing to say."""
+
+
+def main(options: Options) -> None:
+    """Train, and record."""
+    with TemporaryDirectory() as folder:
+        run = resolve(
+            TrainConfig(
+                game=options.game,
+                teachers=options.teachers,
+                steps=options.steps,
+                curve_points=0,
+                eval_episodes=0,
+                run_dir=Path(folder) / "run",
+            )
+        )
+        run.write_config()
+        ENGINES["a3c"](run, Recorder(options.output, options.steps // options.points)).train()
+    print(options.output.read_text(), end="")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
