@@ -47,7 +47,7 @@ class Recorder:
 
     def update(self, status: Status) -> None:
         """Read the memory when it is time."""
-        if status.step < self._next or not (held := pss_mb()):  # a process that just ends cannot be read
+        if status.step < self._next or len(held := pss_mb()) < 2:  # no workers, or one that is just ending
             return
         launcher, *workers = held
         self._rows.writerow([status.step, *(f"{mb:.1f}" for mb in (launcher + sum(workers), launcher, max(workers)))])
