@@ -80,3 +80,10 @@ def test_another_body_is_refused_with_what_takes_it(teacher: Callable[..., Teach
     columns = teacher(ColumnNet(4, ((4, 8, 8),), 5), ACTIONS)
     with pytest.raises(UserError, match=r"'breakout' is a ColumnNet, .*--method progressive take"):
         build(columns)
+
+
+def test_a_q_networks_body_is_taken_under_actor_critic_heads(teacher: Callable[..., Teacher], obs: Tensor) -> None:
+    q = AtariNet(4, ((4, 8, 8),), 5, head="q")
+    net = build(teacher(q, ACTIONS))
+    assert (net.head, len(list(net.parameters()))) == ("actor-critic", 8)
+    assert torch.equal(net.body(obs), q.body(obs))
