@@ -10,6 +10,7 @@ from typing import Any
 from agents.config import TrainConfig
 from agents.methods import get_method
 from agents.records import RunRecord
+from envs.games import find_game
 from kfrl.errors import UserError, unknown
 from kfrl.facts import Facts, add_words, show, unique_names, varying
 
@@ -132,7 +133,8 @@ def _names(members: Sequence[Sequence[RunRecord]], apart: Sequence[str]) -> list
 def _short_name(record: RunRecord) -> str:
     if record.group is not None:
         return record.group
-    return add_words(record.config.label, "+".join((*record.card.teachers, *record.config.source_names)))
+    sources = (find_game(name).rom for name in record.config.source_names)
+    return add_words(record.config.label, "+".join((*record.card.teachers, *sources)))
 
 
 def _telling(record: RunRecord, apart: Sequence[str]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ EPOCH = "charts/epoch"
 STUDENT = "eval/mean_return"
 P_STUDENT = "flow/p_student/"
 P_TEACHER = "flow/p_teacher/"
+LEGEND_COLUMNS = 3
+"""Of the legend below the curves of several arms."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25
         target: The picture.
         points: Of each curve.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    legend_rows = -(-len(arms) // LEGEND_COLUMNS)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4 + 0.2 * legend_rows), layout="constrained")
     for name, runs in arms.items():
         last = min(max(row[STEP] for row in rows) for rows in runs)
         grid = np.linspace(last / points, last, points)
@@ -138,9 +141,9 @@ def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25
         if all(len(steps) for steps, _ in evaluated):
             alone = [np.interp(grid, steps, values) for steps, values in evaluated]
             _draw_spread(axes[1], grid, alone, color=line.get_color())
-    axes[0].set(title="while training, with links", xlabel="million agent steps", ylabel="raw return")
+    axes[0].set(title="while training", xlabel="million agent steps", ylabel="raw return")
     axes[1].set(title="student alone", xlabel="million agent steps")
-    axes[0].legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=min(len(arms), LEGEND_COLUMNS), fontsize=8)
     save_figure(figure, target)
 
 

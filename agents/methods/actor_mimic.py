@@ -11,6 +11,7 @@ from agents.methods.policy_distillation import PolicyDistillation
 from envs.atari import ALL_ACTIONS
 from kfrl.losses.distillation import cross_entropy
 from kfrl.nets.atari import AtariNet, MultiTaskNet
+from kfrl.nets.initial import orthogonal
 from kfrl.teachers.actions import in_order
 from kfrl.teachers.formats import Teacher
 
@@ -28,6 +29,7 @@ class MimicNet(MultiTaskNet):
         super().__init__(student, {MIMIC: len(ALL_ACTIONS)})
         hidden = student.arch["hidden"]
         self.regressors = nn.ModuleDict({game: nn.Linear(hidden, units) for game, units in features.items()})
+        orthogonal(self.regressors, dict.fromkeys(features, 1.0))
 
 
 class ActorMimic(PolicyDistillation):

@@ -103,7 +103,11 @@ class Method:
             UserError: saying how many it takes.
         """
         if cls.takes_teachers == "none" and count:
-            raise UserError(f"Method {name} takes no teachers, got {count}. Use --method knowledge-flow or fine-tune.")
+            learns = cls.takes_sources in ("beside", "before")
+            instead = "It learns other games itself: --source-games NAME[,NAME]" if learns else "Leave them out"
+            raise UserError(
+                f"Method {name} takes no teachers, got {count}. {instead}, or use --method knowledge-flow or fine-tune."
+            )
         if cls.takes_teachers == "one" and count != 1:
             raise UserError(f"Method {name} takes exactly one teacher (--teachers NAME), got {count}.")
         if cls.takes_teachers == "some" and not count:
@@ -123,7 +127,12 @@ class Method:
         if given and not count:
             raise UserError(f"Method {name} needs source games: --source-games NAME[,NAME]; `kfrl games` lists them.")
         if not given and count:
-            why = ": its source games are those of its teachers" if cls.takes_sources.startswith("teachers") else ""
+            taught = cls.takes_sources.startswith("teachers")
+            why = (
+                ": its source games are those of its teachers"
+                if taught
+                else ". --method pathnet learns them before the game, --method distral beside it"
+            )
             raise UserError(f"Method {name} takes no --source-games, got {count}{why}.")
         if not cls.takes_sources.endswith("before") and steps is not None:
             raise UserError(f"Method {name} learns no game before its own, so --source-steps {steps:,} means nothing.")

@@ -16,6 +16,7 @@ from kfrl.losses.actor_critic import log_prob
 from kfrl.losses.distillation import kl_divergence
 from kfrl.nets.atari import AtariNet
 from kfrl.nets.columns import Column, ColumnNet
+from kfrl.nets.initial import HEAD_GAINS, orthogonal
 from kfrl.teachers.formats import Teacher
 
 
@@ -41,6 +42,7 @@ class DistralNet(nn.Module):
         self._indices = {spec.game: [self.actions.index(name) for name in spec.actions] for spec in specs}
         self.distilled = Column(convs, hidden)
         self.h = nn.Linear(hidden, len(self.actions))
+        orthogonal(self.h, {"": HEAD_GAINS["policy"]})
         self.games = nn.ModuleDict({spec.game: AtariNet(len(spec.actions), convs, hidden) for spec in specs})
 
     def distilled_logits(self, game: str, obs: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ class FineTune(Method):
         (teacher,) = teachers
         if type(teacher.net) is not AtariNet:
             raise UserError(
-                f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}, whose body does not fit an Atari student."
+                f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}, whose body fits no Atari student. "
+                "--method knowledge-flow and --method progressive take teachers of any shape."
             )
         arch = teacher.net.arch
         net = AtariNet(len(spec.actions), arch["convs"], arch["hidden"])

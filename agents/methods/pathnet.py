@@ -142,7 +142,9 @@ class PathNetMethod(Method):
         self.game = spec.game
         settings = self.settings
         outputs = {task.game: len(task.actions) for task in (*spec.sources, spec)}
-        net = EvolvingPathNet(outputs, settings.modules, settings.module_convs, settings.module_units)
+        net = EvolvingPathNet(
+            outputs, settings.modules, settings.active_modules, settings.module_convs, settings.module_units
+        )
         layers = len(settings.module_convs) + 1
         net.population = Population(settings.population, layers, settings.active_modules, settings.modules)
         return net

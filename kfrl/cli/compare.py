@@ -96,7 +96,9 @@ def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
 
 def _curves(comparison: Comparison, game: str) -> dict[str, list[Sequence[Mapping[str, float]]]]:
     return {
-        f"{arm.name}, {len(arm.runs[game])} seeds": [run.rows for run in arm.runs[game]]
+        f"{arm.name}, {len(arm.runs[game])} seed{'s' if len(arm.runs[game]) > 1 else ''}": [
+            run.rows for run in arm.runs[game]
+        ]
         for arm in comparison.arms
         if game in arm.runs
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,15 @@ Path = Sequence[Sequence[int]]
 def module_sum(z: Tensor, modules: int) -> Tensor:
     """A layer's output, the sum over its modules of relu(z_m): (B, modules x n, ...) -> (B, n, ...)."""
     return torch.unflatten(F.relu(z), 1, (modules, -1)).sum(1)
+
+
+def module_gain(active: int) -> float:
+    """Gain of a module's orthogonal start, where N of them stand in a sum; sqrt(2) for N = 1.
+
+    It keeps the mean square of what layers read: for z ~ N(0, g^2), E[(sum_m relu(z_m))^2] = g^2 (N / 2 +
+    N (N - 1) / (2 pi)). With sqrt(2) for every N, four layers of N = 4 begin with values of 20 to 90.
+    """
+    return 1.0 / math.sqrt(active / 2 + active * (active - 1) / (2 * math.pi))
 
 
 def module_shapes(
@@ -64,6 +74,7 @@ class PathNet(nn.Module):
         self,
         outputs: Mapping[str, int],
         modules: int = 10,
+        active_modules: int = 4,
         convs: Sequence[Sequence[int]] = PAPER_CONVS,
         hidden: int = 256,
         frame_stack: int = 4,
@@ -74,6 +85,7 @@ class PathNet(nn.Module):
         Args:
             outputs: Task -> A.
             modules: M.
+            active_modules: N, the most that a path has of each layer; modules start the smaller the more they are.
             convs: (filters, kernel, stride) of a module in each of the first L - 1 layers.
             hidden: Units of a module in the last layer.
             frame_stack: Input channels.
@@ -96,8 +108,10 @@ class PathNet(nn.Module):
                 for task, actions in outputs.items()
             }
         )
-        orthogonal(self)
+        self._gain = module_gain(active_modules)
         self.register_buffer("frozen", torch.zeros(len(self.layers), modules, dtype=torch.bool))
+        orthogonal(self.heads)
+        self._start_free_modules()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor, path: Path, task: str) -> tuple[Tensor, Tensor]:
@@ -136,8 +150,11 @@ class PathNet(nn.Module):
         """Keep the modules of a path as they are for good, and re-initialise all others."""
         for layer, active in enumerate(path):
             self.frozen[layer, list(active)] = True
+        self._start_free_modules()
+
+    def _start_free_modules(self) -> None:
         for module in self.free_modules():
-            orthogonal(module)
+            orthogonal(module, {"": self._gain})
 
     @torch.no_grad()
     def along(self, path: Path, task: str) -> ModularNet:

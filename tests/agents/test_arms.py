@@ -62,6 +62,11 @@ def test_method_and_teachers_are_the_name_and_scratch_comes_first(records: Recor
     ]
 
 
+def test_source_games_are_part_of_the_name_spelt_as_teachers_are(records: Records) -> None:
+    arms = make_arms(records({"method": "distral", "source_games": "Seaquest,MsPacman"}))
+    assert list(names(arms)) == ["distral (seaquest+ms_pacman)"]
+
+
 def test_namesakes_are_told_apart_by_as_few_settings_as_possible(records: Records) -> None:
     slow = FlowConfig(handover_start=0.5, handover_coef=0.0)
     arms = make_arms(

@@ -259,7 +259,7 @@ def test_beside_its_own_game_a_run_counts_steps_in_others_apart(
 @pytest.mark.parametrize(
     ("takes", "settings", "words"),
     [
-        ("none", {}, "takes no --source-games, got 2"),
+        ("none", {}, "takes no --source-games, got 2. --method pathnet learns them before"),
         ("none", {"source_games": ""}, "learns no game before its own, so --source-steps 40 means nothing"),
         ("beside", {}, "learns no game before its own, so --source-steps 40 means nothing"),
         ("before", {"source_games": ""}, "needs source games: --source-games"),

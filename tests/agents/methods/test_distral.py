@@ -36,8 +36,9 @@ def distral(columns: int, c_kl: float = 0.3, c_ent: float = 0.2, task: NetSpec =
     net = method.build(SPEC, ())
     method.begin(net, 0, task, 0)
     with torch.no_grad():  # far from uniform
-        for parameter in net.parameters():
-            parameter.mul_(3.0)
+        for head in (net.h, *(own.get_submodule("policy") for own in net.games.values())):
+            for parameter in head.parameters():
+                parameter.normal_()
     return method, net
 
 

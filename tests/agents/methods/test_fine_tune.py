@@ -7,7 +7,9 @@ from torch import Tensor
 from agents.config import FineTuneConfig, TrainConfig
 from agents.methods.base import NetSpec
 from agents.methods.fine_tune import FineTune
+from kfrl.errors import UserError
 from kfrl.nets.atari import AtariNet
+from kfrl.nets.columns import ColumnNet
 from kfrl.teachers.formats import Teacher
 
 SPEC = NetSpec("pong", ("NOOP", "FIRE", "RIGHT"))
@@ -72,3 +74,16 @@ def test_heads_only_trains_the_heads_and_leaves_the_body_the_teachers(expert: Te
     moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {"policy.weight", "policy.bias", "value.weight", "value.bias"}
     assert method.export(net).state_dict().keys() == before.keys()
+
+
+def test_another_body_is_refused_with_what_takes_it(teacher: Callable[..., Teacher]) -> None:
+    columns = teacher(ColumnNet(4, ((4, 8, 8),), 5), ACTIONS)
+    with pytest.raises(UserError, match=r"'breakout' is a ColumnNet, .*--method progressive take"):
+        build(columns)
+
+
+def test_a_q_networks_body_is_taken_under_actor_critic_heads(teacher: Callable[..., Teacher], obs: Tensor) -> None:
+    q = AtariNet(4, ((4, 8, 8),), 5, head="q")
+    net = build(teacher(q, ACTIONS))
+    assert (net.head, len(list(net.parameters()))) == ("actor-critic", 8)
+    assert torch.equal(net.body(obs), q.body(obs))

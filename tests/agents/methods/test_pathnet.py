@@ -103,6 +103,7 @@ def test_a_new_population_is_random_and_unplayed() -> None:
     assert held.genotypes.shape == (64, 4, 4)
     assert set(held.genotypes.flatten().tolist()) == set(range(10))
     assert held.fitness.tolist() == [-math.inf] * 64
+    assert held.best == path_of(held.genotypes[0])
 
 
 def test_a_genotype_that_beats_its_rivals_stays() -> None:

@@ -1,4 +1,8 @@
+from collections.abc import Callable
+
 import pytest
+import torch
+from torch import Tensor, nn
 
 from agents.config import TrainConfig
 from agents.methods import get_method, method_names
@@ -7,6 +11,7 @@ from agents.methods.fine_tune import FineTune
 from agents.methods.knowledge_flow import KnowledgeFlowMethod
 from kfrl.errors import UserError
 from kfrl.nets.atari import AtariNet
+from kfrl.teachers.formats import Teacher
 
 
 def test_methods_are_found_by_their_files() -> None:
@@ -36,7 +41,8 @@ def test_an_unknown_method_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("name", "count", "words"),
     [
-        ("a3c", 1, "a3c takes no teachers, got 1"),
+        ("a3c", 1, "a3c takes no teachers, got 1. Leave them out, or use --method knowledge-flow"),
+        ("pathnet", 1, "pathnet takes no teachers, got 1. It learns other games itself: --source-games"),
         ("fine-tune", 0, "fine-tune takes exactly one teacher .* got 0"),
         ("fine-tune", 2, "fine-tune takes exactly one teacher .* got 2"),
         ("progressive", 0, "progressive needs at least one teacher"),
@@ -75,3 +81,28 @@ def test_scratch_a3c_is_the_plain_net_with_nothing_added() -> None:
     exported = method.export(net)
     assert exported is not net
     assert exported.state_dict().keys() == net.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_layer_starts_orthogonal_and_every_policy_near_uniform(
+    name: str, teacher: Callable[..., Teacher], obs: Tensor
+) -> None:
+    actions = ("NOOP", "FIRE", "RIGHT")
+    taught = teacher(AtariNet(3, ((4, 8, 8),), 8), actions, game="pong")
+    pong = NetSpec("pong", actions)
+    # Policy distillation imitates the teacher in the run's own game.
+    spec = pong if name == "policy-distillation" else NetSpec("breakout", actions, (pong,))
+    method = get_method(name)(TrainConfig(method=name, source_steps=10, convs=((4, 8, 8),), hidden=8))
+    net = method.build(spec, [] if method.takes_teachers == "none" else [taught])
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}
+    assert layers
+    for layer in layers.values():
+        rows = layer.weight.detach().flatten(1)
+        square = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
+        torch.testing.assert_close(square, square[0, 0] * torch.eye(len(square)), atol=1e-5, rtol=0)
+        assert layer.bias is None or not layer.bias.any()
+    for phase, played in enumerate(method.phases(spec)):
+        method.begin(net, phase, played.games[0], rank=0)
+        method.before_rollout(net, 0.0)
+        logits, _ = method.forward(net, obs, method.observe(net, obs))
+        assert logits.softmax(1).sub(1 / 3).abs().max() < 0.05

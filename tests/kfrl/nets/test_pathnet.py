@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kfrl.nets import build_net
-from kfrl.nets.pathnet import ModularNet, PathNet
+from kfrl.nets.pathnet import ModularNet, PathNet, module_gain, module_sum
 from kfrl.teachers.formats import Card, load_agent, save_agent
 
 CONVS = ((3, 8, 8), (2, 4, 2))
@@ -15,7 +16,7 @@ PATH = [[0, 2], [1], [0, 1, 3]]
 
 @pytest.fixture
 def net() -> PathNet:
-    return PathNet({"pong": 3, "breakout": 4}, modules=4, convs=CONVS, hidden=5)
+    return PathNet({"pong": 3, "breakout": 4}, modules=4, active_modules=3, convs=CONVS, hidden=5)
 
 
 def by_hand(net: PathNet, obs: Tensor, path: list[list[int]], task: str) -> tuple[Tensor, Tensor]:
@@ -67,13 +68,24 @@ def test_freezing_keeps_a_path_and_re_initialises_the_rest(net: PathNet, obs: Te
             assert kept == (index in PATH[layer]), (layer, index)
             if not kept:
                 rows = module.weight.detach().flatten(1)
-                torch.testing.assert_close(rows @ rows.T, 2 * torch.eye(len(rows)), atol=1e-5, rtol=0)
+                torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)) / (1.5 + 3 / math.pi), atol=1e-5, rtol=0)
                 assert not module.bias.any()
     assert all(torch.equal(net.heads.state_dict()[name], tensor) for name, tensor in heads.items())
     free = {id(module) for module in net.free_modules()}
     assert free == {id(net.module(x, y)) for x in range(3) for y in range(4) if y not in PATH[x]}
     net.freeze([[1], [1], [2]])
     assert net.frozen.sum() == 6 + 2, "what was frozen stays so"
+
+
+@pytest.mark.parametrize("active", [1, 2, 4])
+def test_a_sum_of_modules_starts_with_the_mean_square_of_its_input(active: int) -> None:
+    z = module_gain(active) * torch.randn(20_000, active * 3)
+    assert module_sum(z, active).square().mean().item() == pytest.approx(1.0, rel=0.05)
+
+
+def test_values_of_a_full_path_start_near_0(obs: Tensor) -> None:
+    values = [PathNet({"pong": 6})(obs, [list(range(4))] * 4, "pong")[1].abs().max().item() for _ in range(3)]
+    assert max(values) < 5.0
 
 
 def test_a_path_becomes_a_net_with_its_modules_only(net: PathNet, obs: Tensor, tmp_path: Path) -> None:

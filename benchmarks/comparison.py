@@ -1,0 +1,187 @@
+"""All methods on two games, from the same teachers, at one budget of agent steps in the game itself.
+
+    python benchmarks/comparison.py run --out comparison
+    kfrl compare "policy-distillation (a3c)=comparison/policy-distillation" comparison --output tables
+
+`run` trains every arm with the first seed, the most important and the cheapest first, then the other seeds of those
+that have more. Finished runs are skipped and broken ones resumed, so that it can be stopped and started again. `list`
+says what there is to do.
+
+All arms have the same workers, games, learning rate and protocol, and their method's defaults, but for this:
+
+- fine-tune takes one teacher, the first.
+- policy-distillation imitates a teacher of the same game, which none of the teachers is. It gets the student of the a3c
+  run of its game and seed, so its row says how much of a scratch run a fresh net has after as many steps of imitation.
+- pathnet and distral take no teachers: they learn the teachers' games themselves. Those steps are not in the budget;
+  `kfrl compare` counts them beside it, as it does what teachers were trained on. distral learns all games at the same
+  time, so each has all the workers that the game has under the other methods.
+- pathnet's population is small enough to be played several times over in a short run.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from envs.atari import identify
+from envs.games import Game, find_game
+from kfrl.config import split_names
+from kfrl.errors import UserError
+from kfrl.runs import RUNS, RunFolder
+from kfrl.signals import noting_signals
+from kfrl.teachers.store import load_teachers
+
+METHODS = (
+    "a3c",
+    "fine-tune",
+    "knowledge-flow",
+    "progressive",
+    "policy-distillation",
+    "actor-mimic",
+    "distral",
+    "pathnet",
+)
+"""In the order in which they run."""
+MANY_SEEDS = ("a3c", "fine-tune", "knowledge-flow", "progressive")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    folder: RunFolder
+    flags: tuple[str, ...]
+
+    @property
+    def state(self) -> str:
+        """How far it is."""
+        if self.folder.evaluation.exists():
+            return "done"
+        return "broken off" if any(self.folder.checkpoints.glob("*.safetensors")) else "to do"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained where."""
+
+    what: tyro.conf.Positional[Literal["run", "list"]]
+    out: Path = Path("comparison")
+    """The runs: a folder for each method, in it one for each game and seed."""
+    games: tuple[str, ...] = ("Alien", "ChopperCommand")
+    """The games to learn."""
+    teachers: str = "zoo:seaquest,zoo:riverraid"
+    """As `kfrl train` takes them; of the student's own shape, which fine-tuning needs."""
+    only: tuple[str, ...] = ()
+    """Methods to run; default all."""
+    seeds: int = 3
+    """Of a3c, fine-tune, knowledge-flow and progressive."""
+    other_seeds: int = 1
+    """Of the other methods."""
+    steps: int = 500_000
+    """Agent steps of a run in its own game."""
+    source_steps: int | None = None
+    """Agent steps of each phase of source games before it: one for each game under pathnet, one for all of them under
+    actor-mimic. Default: as many as --steps."""
+    workers: int = 2
+    """Worker processes that play the game."""
+    envs_per_worker: int = 16
+    """Games of each."""
+    lr: float = 7e-4
+    """Learning rate of every arm: that of Mnih et al. 2016, with which the zoo's Seaquest teacher learned. It was tuned
+    for none of the methods."""
+    population: int = 8
+    """PathNet's, in place of 64."""
+    eval_episodes: int = 30
+    """Final games of the student alone."""
+
+    def jobs(self) -> Iterator[Job]:
+        """Every run, in the order in which they are made."""
+        teachers, _ = load_teachers(split_names(self.teachers), RUNS, identify)
+        played = tuple(dict.fromkeys(teacher.card.game for teacher in teachers))
+        for seed in range(1, max(self.seeds, self.other_seeds) + 1):
+            for method in METHODS:
+                wanted = self.seeds if method in MANY_SEEDS else self.other_seeds
+                if seed <= wanted and (not self.only or method in self.only):
+                    for game in map(find_game, self.games):
+                        yield self._job(method, game, seed, played)
+
+    def _job(self, method: str, game: Game, seed: int, played: tuple[str, ...]) -> Job:
+        folder = self._folder(method, game, seed)
+        sources = [Game(rom).title for rom in played if rom != game.rom]
+        together = len(sources) + 1 if method == "distral" else 1
+        return Job(
+            folder,
+            (
+                *("--game", game.title, "--method", method, "--steps", str(self.steps), "--seed", str(seed)),
+                *("--workers", str(together * self.workers), "--envs-per-worker", str(self.envs_per_worker)),
+                *("--lr", str(self.lr), "--eval-episodes", str(self.eval_episodes), "--run-dir", str(folder.path)),
+                *self._own_flags(method, self._folder("a3c", game, seed), ",".join(sources)),
+            ),
+        )
+
+    def _folder(self, method: str, game: Game, seed: int) -> RunFolder:
+        return RunFolder(self.out / method / f"{game.rom}-s{seed}")
+
+    def _own_flags(self, method: str, scratch: RunFolder, sources: str) -> tuple[str, ...]:
+        taught = ("--teachers", self.teachers)
+        before = () if self.source_steps is None else ("--source-steps", str(self.source_steps))
+        return {
+            "a3c": (),
+            "fine-tune": ("--teachers", split_names(self.teachers)[0]),
+            "knowledge-flow": taught,
+            "progressive": taught,
+            "policy-distillation": ("--teachers", str(scratch.student)),
+            "actor-mimic": (*taught, *before),
+            "distral": ("--source-games", sources),
+            "pathnet": ("--source-games", sources, *before, "--population", str(self.population)),
+        }[method]
+
+
+def run(job: Job) -> str:
+    """Train unless it is done; returns what came of it."""
+    if job.state == "done":
+        return "done before"
+    flags = job.flags
+    if job.state == "broken off":
+        flags = ("--resume", str(job.folder.path))
+    else:
+        # What was killed before its first checkpoint has nothing to go on from.
+        shutil.rmtree(job.folder.path, ignore_errors=True)
+    code = _train(flags)
+    if code < 0 or code > 128:
+        sys.exit(abs(code))
+    return "done" if code == 0 else f"FAILED with exit code {code}"
+
+
+def _train(flags: Sequence[str]) -> int:
+    """Run `kfrl train`, which ends by itself on Ctrl-C, with a checkpoint; a SIGTERM is passed on to it."""
+    child = subprocess.Popen([sys.executable, "-m", "kfrl.cli.main", "train", *flags])
+    with noting_signals(lambda number: child.terminate() if number == signal.SIGTERM else None):
+        return child.wait()
+
+
+def main(study: Annotated[Study, tyro.conf.arg(name="")]) -> None:
+    """Run or list the study."""
+    try:
+        jobs = list(study.jobs())
+    except UserError as error:
+        sys.exit(str(error))
+    failed = 0
+    for job in jobs:
+        result = run(job) if study.what == "run" else job.state
+        failed += result.startswith("FAILED")
+        print(f"{result}: kfrl train {shlex.join(job.flags)}", flush=True)
+    sys.exit(f"{failed} of {len(jobs)} runs failed." if failed else 0)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Study, description=__doc__))
