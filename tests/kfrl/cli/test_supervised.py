@@ -79,6 +79,8 @@ def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatc
         ("supervised train", "Which images? Give --data NAME"),
         ("supervised train --data cifar10", "Did you mean 'cifar-10'?"),
         ("supervised train --data digits --method fitnet --teachers x", "Did you mean 'fitnets'?"),
+        ("supervised train --data digits --net mlp-0", "at least one unit, got [0].\n"),
+        ("supervised train --data digits --teachers mnist", "No run of yours has learned mnist"),
         ("supervised train --resume nowhere", "nowhere is not the folder of a run"),
         ("supervised train --resume x --lr 3", "takes no other flag, got --lr 3"),
         ("supervised train --data digits --lr -3", "lr: Input should be greater than 0, got -3.0"),
