@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from kfrl.config import checked, load_config
+from kfrl.cli.settings import parse_settings
+from kfrl.config import checked
 from kfrl.errors import UserError
 from kfrl.supervised.config import SupervisedConfig
 
@@ -37,7 +35,7 @@ class TrainFlags:
 
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
-    flags = _parse(argv)
+    flags = parse_settings(TrainFlags, "kfrl supervised train", argv)
     from kfrl.checkpoint import latest_checkpoint
     from kfrl.supervised.runs import reopen, resolve
 
@@ -52,25 +50,6 @@ def main(argv: Sequence[str]) -> int:
         )
     run.write_config()
     return _train(run, None)
-
-
-def _parse(argv: Sequence[str]) -> TrainFlags:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
-    first.add_argument("--resume", type=Path)
-    early, others = first.parse_known_args(list(argv))
-    if early.resume is not None and (others or early.config) and "--help" not in others:
-        raise UserError(
-            f"--resume goes on with a run's own settings and takes no other flag, got {' '.join(others) or '--config'}."
-        )
-    settings = SupervisedConfig() if early.config is None else load_config(early.config, SupervisedConfig)
-    return tyro.cli(
-        TrainFlags,
-        prog="kfrl supervised train",
-        args=list(argv),
-        default=TrainFlags(settings=settings),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
 
 
 def _train(run: Run, checkpoint: Checkpoint | None) -> int:

@@ -97,6 +97,28 @@ def test_bad_input_is_a_sentence(words: str, message: str, capsys: pytest.Captur
     assert not list(here.iterdir()), "nothing was written"
 
 
+def test_a_graph_in_a_file_is_learned_and_a_wrong_gate_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, here: Path
+) -> None:
+    path = tmp_path / "graph.yaml"
+    graph = """
+method: collaborative
+collaborative:
+  nodes: [{name: student}, {name: peer}]
+  edges:
+  - {source: labels, target: student}
+  - {source: labels, target: peer}
+  - {source: peer, target: student, gate: GATE}
+"""
+    path.write_text(graph.replace("GATE", "linea"))
+    assert main(["supervised", "train", *SMALL, "--config", str(path), "--run-dir", "run"]) == 2
+    assert "gate of the edge peer -> student 'linea'. Did you mean 'linear'?" in capsys.readouterr().err
+    assert not (here / "run").exists()
+    path.write_text(graph.replace("GATE", "linear"))
+    assert main(["supervised", "train", *SMALL, "--config", str(path), "--run-dir", "run"]) == 0
+    assert "peer: " in capsys.readouterr().out
+
+
 def test_a_classifier_of_other_classes_cannot_be_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["supervised", "train", *SMALL, "--run-dir", "run"]) == 0
     assert main(["supervised", "eval", "run", "--data", "digits-half"]) == 2
