@@ -5,11 +5,14 @@
 
 Contestants take turns, so that what else the machine does hits all of them; ratios are medians over the rounds. On the
 CPU, time is that of the processor with one thread. The plain loop is what a script would do: normalised float images in
-memory, a teacher under `no_grad`, the sum of both losses, `torch.optim.SGD`.
+memory, a teacher under `no_grad`, the sum of both losses, `torch.optim.SGD`, and PyTorch's defaults for the rest: maps
+that are not `channels_last`, and float32 on a GPU too, where kfrl computes in bfloat16. torchdistill itself needs
+torchvision, whose wheel does not import beside a CPU build of torch.
 """
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -72,8 +75,9 @@ def contestants(flags: Flags, pair: str, folder: Path) -> dict[str, Callable[[],
             config, method="knowledge-flow", flow=replace(flow, independence_at=0.0, handover_start=0.0)
         ),
     }
+    # A copy, because a run lays the weights of its teachers out anew.
+    plain = _Plain(images, copy.deepcopy(teacher.net), make_net(student_net, shape, 10), config)
     made = {name: _update(_run(arm, images, teacher, folder / name)) for name, arm in arms.items()}
-    plain = _Plain(images, teacher.net, make_net(student_net, shape, 10), config)
     return made | {"plain baseline": plain.baseline, "plain kd": plain.kd, "teacher forward": plain.ask_teacher}
 
 

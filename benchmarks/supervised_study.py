@@ -2,34 +2,46 @@
 
     python benchmarks/supervised_study.py run --data-dir ~/data --out study
     kfrl supervised compare study --output study/tables
+    python benchmarks/supervised_study.py cost --images cifar-10.tar.gz
 
 `run` trains the teachers, then every arm of a study with the first seed, then with the second, and so on; finished runs
 are skipped and broken ones resumed, so that it can be stopped and started again. `list` says what there is to do.
+`cost` measures what the papers' own settings cost on the CPU, from a few updates of each on the images of a folder,
+with untrained nets as teachers.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from kfrl.checkpoint import latest_checkpoint
+from kfrl.config import load_config
+from kfrl.nets.registry import make_net
 from kfrl.runs import RunFolder
+from kfrl.supervised.batches import Normalisation
+from kfrl.supervised.classifiers import Card, save_classifier
 from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
+from kfrl.supervised.data import SETS
 from kfrl.supervised.runs import reopen, resolve
 from kfrl.supervised.trainer import Silent, Trainer
+
+CONFIGS = Path("configs/supervised")
 
 
 @dataclass(frozen=True)
 class Study:
     """What is trained where."""
 
-    what: tyro.conf.Positional[Literal["run", "list"]]
+    what: tyro.conf.Positional[Literal["run", "list", "cost"]]
     out: Path = Path("study")
     """The runs, a folder each."""
     data_dir: Path | None = None
@@ -43,6 +55,14 @@ class Study:
     """What a student has of Fashion-MNIST, validation images included; teachers have all of their images."""
     transfer_epochs: int = 40
     """Of such a student."""
+    images: Path | None = None
+    """cost: a folder or an archive of images by class."""
+    configs: tuple[str, ...] = ("reproduction", "stl-10", "collaborative", "cifar-10")
+    """cost: files of configs/supervised."""
+    batch_size: int | None = None
+    """cost: another than the config's."""
+    updates: int = 10
+    """cost: how many are timed, after one that is not."""
 
     def teachers(self) -> Iterator[SupervisedConfig]:
         """Hinton's large net on MNIST; an expert, a half-expert and a non-expert for Fashion-MNIST."""
@@ -119,8 +139,53 @@ def run(config: SupervisedConfig) -> str:
     return f"{error:.2f} % error, {time.process_time() - started:.0f} s of processor time"
 
 
+def cost(study: Study, name: str) -> None:
+    """Time updates of a config, first of its student alone."""
+    assert study.images is not None, "--images"
+    config = load_config(CONFIGS / f"{name}.yaml", SupervisedConfig)
+    known = SETS[config.data]
+    with tempfile.TemporaryDirectory() as folder:
+        paper = replace(
+            config,
+            data=str(study.images),
+            image_size=known.shape[1],
+            batch_size=study.batch_size or config.batch_size,
+            run_dir=Path(folder) / "run",
+            augment=known.augment if config.augment == "auto" else config.augment,  # type: ignore[arg-type]
+        )
+        alone = resolve(replace(paper, teachers="", method="baseline"))
+        teachers = [Path(folder) / f"{teacher}.safetensors" for teacher in config.teacher_names]
+        for path in teachers:
+            net = make_net(paper.net or known.net, known.shape, len(alone.data.classes))
+            plain = Normalisation.none(known.shape[0])
+            card = Card(path.stem, alone.data.classes, net.arch, known.shape, plain.mean, plain.std)  # type: ignore[arg-type]
+            save_classifier(path, net, card)
+        for run_ in (alone, resolve(replace(paper, teachers=",".join(map(str, teachers))))):
+            trainer = Trainer(run_, Silent())
+            batches = trainer.images.epoch(1, 0)
+            trainer.update(next(batches))
+            started, images = time.process_time(), 0
+            for _, batch in zip(range(study.updates), batches, strict=False):
+                trainer.update(batch)
+                images += len(batch.labels)
+            each = (time.process_time() - started) / images
+            images_of_epoch = round(known.counts[0] * (1 - config.validation))
+            epoch = each * images_of_epoch
+            print(
+                f"{name}, {run_.config.method_name}, {run_.config.net}, batch {paper.batch_size}: "
+                f"{1000 * each:.1f} ms of processor time an image (from {images}), {epoch / 3600:.2f} h an epoch of "
+                f"{images_of_epoch:,} images, {config.epochs * epoch / 86400:.1f} days for {config.epochs} epochs",
+                flush=True,
+            )
+
+
 def main(study: Annotated[Study, tyro.conf.arg(name="")]) -> None:
-    """Run or list the study."""
+    """Run or list the study, or measure costs."""
+    if study.what == "cost":
+        torch.set_num_threads(1)
+        for name in study.configs:
+            cost(study, name)
+        return
     for config in study.all():
         result = run(config) if study.what == "run" else ""
         print(f"{config.run_dir}: {config.method_name} on {config.data}, {config.epochs} epochs. {result}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,27 +15,21 @@ from kfrl.errors import UserError
 
 
 class Flags(Protocol):
-    """What a command that trains takes."""
+    """What a `train` command takes; a dataclass."""
 
     @property
     def settings(self) -> Any:
-        """The dataclass of settings."""
+        """A dataclass of settings."""
 
 
 F = TypeVar("F", bound=Flags)
 
 
-def read_flags(prog: str, kind: type[F], settings: type[Any], argv: Sequence[str]) -> F:
-    """Flags over the settings of `--config`, or the run of `--resume`.
-
-    Args:
-        prog: The command.
-        kind: The dataclass of its flags, whose `settings` is a `settings`.
-        settings: The dataclass that `--config` holds.
-        argv: The words after the command.
+def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
+    """The flags of `kind`, over the settings of the file that --config names.
 
     Raises:
-        UserError: a config that is wrong, a value out of range, or flags beside `--resume`.
+        UserError: a file that cannot be used, a value out of range, or --resume beside another flag.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
@@ -44,16 +39,17 @@ def read_flags(prog: str, kind: type[F], settings: type[Any], argv: Sequence[str
         raise UserError(
             f"--resume goes on with a run's own settings and takes no other flag, got {' '.join(others) or '--config'}."
         )
-    under = settings() if early.config is None else load_config(early.config, settings)
-    flags = tyro.cli(
+    flags = kind()
+    if early.config is not None:
+        flags = replace(flags, settings=load_config(early.config, type(flags.settings)))  # type: ignore[type-var]
+    parsed = tyro.cli(
         kind,
         prog=prog,
         args=list(argv),
-        default=kind(settings=under),  # type: ignore[call-arg]
+        default=replace(flags, settings=_with_lists(flags.settings, None)),  # type: ignore[type-var]
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    checked(flags.settings)
-    return flags
+    return replace(parsed, settings=checked(_with_lists(parsed.settings, flags.settings)))  # type: ignore[type-var]
 
 
 def check_new(folder: Path, prog: str) -> None:
@@ -66,3 +62,23 @@ def check_new(folder: Path, prog: str) -> None:
         raise UserError(
             f"The run folder {folder} exists. Give another --run-dir, or go on with that run: {prog} --resume {folder}"
         )
+
+
+def _with_lists(settings: Any, source: Any | None) -> Any:
+    """`settings` with the links, nodes and edges of `source`, or without any.
+
+    They stand in YAML only. tyro would make flags of every entry, all with the same names, and fail.
+    """
+    changed: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        given = None if source is None else getattr(source, field.name)
+        if is_dataclass(value):
+            changed[field.name] = _with_lists(value, given)
+        elif _is_list(value) or _is_list(given):
+            changed[field.name] = given or ()
+    return replace(settings, **changed)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, tuple) and any(map(is_dataclass, value))

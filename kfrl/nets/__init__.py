@@ -45,4 +45,4 @@ def build_net(arch: dict[str, Any], outputs: int) -> nn.Module:
     try:
         return kind(outputs, **fields)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise UserError(f"The architecture block {arch} does not describe a net: {error}.") from None
+        raise UserError(f"The architecture block {arch} does not describe a net: {str(error).rstrip('.')}.") from None

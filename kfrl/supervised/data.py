@@ -314,14 +314,22 @@ def load_data(name: str, data_dir: Path | None = None, image_size: int | None = 
 
 def _parse(name: str) -> tuple[str, bool, str]:
     """The set or path that is meant, whether it is halved, and the class that is left out."""
-    found = re.fullmatch(r"(.+?)(-half)?(?:-no-([^/]+))?", name)
-    readings = [(name, False, "")] + ([(found[1], bool(found[2]), found[3] or "")] if found else [])
-    for base, half, missing in readings:
+    for base, half, missing in _readings(name):
         if base.casefold() in SETS:
             return base.casefold(), half, missing
         if Path(base).expanduser().exists():
             return base, half, missing
     raise unknown("data set", name, SETS, "Or give the path of a folder of images by class.")
+
+
+def _readings(name: str) -> list[tuple[str, bool, str]]:
+    found = re.fullmatch(r"(.+?)(-half)?(?:-no-([^/]+))?", name)
+    return [(name, False, "")] + ([(found[1], bool(found[2]), found[3] or "")] if found else [])
+
+
+def is_data_set(name: str) -> bool:
+    """Whether `name` is one of `SETS`, or a part of one."""
+    return any(base.casefold() in SETS for base, _, _ in _readings(name))
 
 
 def _load_set(name: str, data_dir: Path | None) -> Data:

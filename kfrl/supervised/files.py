@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from kfrl.errors import UserError
 
@@ -53,10 +54,11 @@ def fetch(
 
     here = (data_dir or Path(pooch.os_cache("kfrl"))).expanduser() / folder
     paths, differing = {}, []
+    missing = [file.name for file in files if not (here / file.name).is_file()]
     for file in files:
         path = here / file.name
-        if not path.is_file():
-            _download(name, file, path)
+        if file.name in missing:
+            _download(name, file, path, missing)
         elif not file.matches(path):
             differing.append(file.name)
         paths[file.name] = path
@@ -68,14 +70,18 @@ def fetch(
     )
 
 
-def _download(name: str, file: File, path: Path) -> None:
+def _download(name: str, file: File, path: Path, missing: Sequence[str]) -> None:
     import pooch
     import requests
 
     try:
         pooch.retrieve(file.url, file.checksum, path.name, path.parent, progressbar=False)
     except (requests.RequestException, OSError, ValueError) as error:
+        # What requests says of a machine without a network is four lines about its connection pool.
+        unreachable = type(error) in (requests.ConnectionError, requests.ConnectTimeout)
+        reason = f"{urlsplit(file.url).hostname} cannot be reached from here" if unreachable else error
         raise UserError(
-            f"{file.name} of {name} is not in {path.parent} and could not be downloaded from {file.url}: {error}. "
-            f"Copy it there, or say with --data-dir where a folder {path.parent.name!r} with it is."
+            f"{file.name} of {name} is not in {path.parent} and could not be downloaded from {file.url}: {reason}. "
+            f"Copy {', '.join(missing)} there, or say with --data-dir where a folder {path.parent.name!r} with "
+            f"{'them' if len(missing) > 1 else 'it'} is."
         ) from None

@@ -38,9 +38,11 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (*damage, zipfile.BadZipFile, tarfile.TarError, MatReadError) as error:
+        # tarfile goes on to list every compression that it has tried.
+        reason = str(error).partition("\n")[0].rstrip(" .:")
         raise UserError(
-            f"{path} is damaged or only half downloaded, and was not used: {error}. Delete it, and it will be "
-            "downloaded again; or copy it here once more."
+            f"{path} is damaged or only half downloaded, and was not used: {reason}. Copy it here once more; a file of "
+            "a data set that kfrl knows is downloaded again when it is deleted."
         ) from None
 
 

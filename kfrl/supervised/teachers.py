@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kfrl.errors import UserError, missing_file, unknown
 from kfrl.runs import STUDENT_FILE
 from kfrl.supervised.batches import Normalisation
 from kfrl.supervised.classifiers import Card, Teacher, load_classifier, read_card
+from kfrl.supervised.data import SETS, is_data_set
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G and B (ITU-R BT.601)."""
@@ -40,13 +41,19 @@ def find_classifier(reference: str, runs: Path) -> Path:
     found = _classifiers(runs)
     same = {file: card for file, card in found.items() if card.data.casefold() == reference.casefold()}
     if not same:
-        raise unknown(
-            "teacher",
-            reference,
-            {card.data for card in found.values()},
-            f"Train one first: kfrl supervised train --data {reference}; or give the path of a run.",
-        )
+        raise _not_learned(reference, sorted({card.data for card in found.values()}))
     return max(same, key=lambda file: same[file].validation_accuracy or 0.0)
+
+
+def _not_learned(reference: str, learned: Sequence[str]) -> UserError:
+    so_far = f"learned so far: {', '.join(learned) or 'nothing'}"
+    if is_data_set(reference):
+        return UserError(
+            f"No run of yours has learned {reference} ({so_far}). Train one first: kfrl supervised train --data "
+            f"{reference}; or give the path of a run."
+        )
+    hint = f"A teacher is the data set of one of your runs ({so_far}), or the path of a run."
+    return unknown("teacher", reference, {*learned, *SETS}, hint)
 
 
 def _classifiers(runs: Path) -> dict[Path, Card]:

@@ -35,7 +35,7 @@ class TrainFlags:
 
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
-    flags = read_flags(PROG, TrainFlags, SupervisedConfig, argv)
+    flags = read_flags(TrainFlags, PROG, argv)
     from kfrl.checkpoint import latest_checkpoint
     from kfrl.supervised.runs import reopen, resolve
 

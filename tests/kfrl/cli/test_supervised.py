@@ -79,6 +79,8 @@ def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatc
         ("supervised train", "Which images? Give --data NAME"),
         ("supervised train --data cifar10", "Did you mean 'cifar-10'?"),
         ("supervised train --data digits --method fitnet --teachers x", "Did you mean 'fitnets'?"),
+        ("supervised train --data digits --net mlp-0", "at least one unit, got [0].\n"),
+        ("supervised train --data digits --teachers mnist", "No run of yours has learned mnist"),
         ("supervised train --resume nowhere", "nowhere is not the folder of a run"),
         ("supervised train --resume x --lr 3", "takes no other flag, got --lr 3"),
         ("supervised train --data digits --lr -3", "lr: Input should be greater than 0, got -3.0"),
@@ -93,6 +95,28 @@ def test_bad_input_is_a_sentence(words: str, message: str, capsys: pytest.Captur
     assert message in said
     assert said.startswith("kfrl: ") and "Traceback" not in said
     assert not list(here.iterdir()), "nothing was written"
+
+
+def test_a_graph_in_a_file_is_learned_and_a_wrong_gate_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, here: Path
+) -> None:
+    path = tmp_path / "graph.yaml"
+    graph = """
+method: collaborative
+collaborative:
+  nodes: [{name: student}, {name: peer}]
+  edges:
+  - {source: labels, target: student}
+  - {source: labels, target: peer}
+  - {source: peer, target: student, gate: GATE}
+"""
+    path.write_text(graph.replace("GATE", "linea"))
+    assert main(["supervised", "train", *SMALL, "--config", str(path), "--run-dir", "run"]) == 2
+    assert "gate of the edge peer -> student 'linea'. Did you mean 'linear'?" in capsys.readouterr().err
+    assert not (here / "run").exists()
+    path.write_text(graph.replace("GATE", "linear"))
+    assert main(["supervised", "train", *SMALL, "--config", str(path), "--run-dir", "run"]) == 0
+    assert "peer: " in capsys.readouterr().out
 
 
 def test_a_classifier_of_other_classes_cannot_be_counted(capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,6 +174,22 @@ def test_a_file_that_cannot_be_downloaded_says_where_to_put_it(mnist: Write, mon
         load_data("mnist", path.parents[1])
 
 
+def test_without_a_network_every_missing_file_is_named_in_a_few_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pooch
+    import requests
+
+    def retrieve(*arguments: object, **options: object) -> None:
+        raise requests.ConnectionError("HTTPSConnectionPool(host=...): Max retries exceeded")
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    with pytest.raises(UserError, match=r": ufldl\.stanford\.edu cannot be reached from here") as caught:
+        load_data("svhn", tmp_path)
+    assert "Copy train_32x32.mat, test_32x32.mat there" in str(caught.value)
+    assert "Pool" not in str(caught.value)
+
+
 def test_every_file_of_the_table_has_an_address_that_ends_in_its_name_and_an_md5() -> None:
     files: list[File] = [file for known in SETS.values() for file in known.files]
     assert len(files) > 15
@@ -361,6 +377,14 @@ def test_a_half_downloaded_archive_is_named(tmp_path: Path) -> None:
     truncate(path)
     with pytest.raises(UserError, match=r"images\.tar\.gz is damaged"):
         load_data(str(path))
+
+
+def test_an_archive_of_something_else_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "images.tar.gz"
+    path.write_bytes(b"no archive" * 500)
+    with pytest.raises(UserError, match=r"damaged .*, and was not used: [^.:]+\. Copy it here once more") as caught:
+        load_data(str(path))
+    assert "\n" not in str(caught.value)
 
 
 # --- real files ---------------------------------------------------------------------------------------------

@@ -107,11 +107,19 @@ def test_a_run_and_a_file_are_found_by_their_path(runs: Path) -> None:
     assert find_classifier(str(folder), runs) == find_classifier(str(folder / "student.safetensors"), runs)
 
 
-def test_an_unknown_teacher_names_the_nearest_and_what_to_do(runs: Path) -> None:
+@pytest.mark.parametrize(("given", "near"), [("petz", "pets"), ("emnist-digts", "emnist-digits")])
+def test_an_unknown_teacher_names_the_nearest_and_what_to_do(runs: Path, given: str, near: str) -> None:
     with pytest.raises(
-        UserError, match=r"Did you mean 'pets'\? Valid: cars, pets\..*kfrl supervised train --data petz"
-    ):
-        find_classifier("petz", runs)
+        UserError, match=rf"Did you mean '{near}'\?.*learned so far: cars, pets\), or the path"
+    ) as caught:
+        find_classifier(given, runs)
+    assert f"--data {given}" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["emnist-digits", "mnist-no-3", "emnist-letters-half"])
+def test_a_data_set_that_no_run_has_learned_says_how_to_train_one(runs: Path, given: str) -> None:
+    with pytest.raises(UserError, match=f"has learned {given} .*kfrl supervised train --data {given}"):
+        find_classifier(given, runs)
 
 
 def test_two_teachers_of_one_data_set_have_two_names(runs: Path) -> None:
