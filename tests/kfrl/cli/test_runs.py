@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from kfrl.cli.settings import parse_settings
+from kfrl.cli.runs import read_flags
 from kfrl.cli.supervised.train import TrainFlags as ClassifierFlags
 from kfrl.cli.train import TrainFlags
 from kfrl.config import LinkConfig
@@ -23,14 +23,14 @@ flow:
 def test_several_links_in_a_file_go_with_flags(kind: type, tmp_path: Path) -> None:
     path = tmp_path / "links.yaml"
     path.write_text(LINKS)
-    settings = parse_settings(kind, "kfrl", ["--config", str(path), "--seed", "3", "--transform", "low-rank"]).settings
+    settings = read_flags(kind, "kfrl", ["--config", str(path), "--seed", "3", "--transform", "low-rank"]).settings
     assert settings.flow.links == (LinkConfig("fc1", "a", "fc1"), LinkConfig("fc2", "a", "fc2"))
     assert (settings.seed, settings.flow.transform, settings.flow.dependence_coef) == (3, "low-rank", 0.5)
 
 
 def test_the_graph_of_the_example_arrives_whole() -> None:
     path = CONFIGS / "collaborative.yaml"
-    graph = parse_settings(ClassifierFlags, "kfrl", ["--config", str(path)]).settings.collaborative
+    graph = read_flags(ClassifierFlags, "kfrl", ["--config", str(path)]).settings.collaborative
     assert graph.nodes == (
         NodeConfig("student"),
         NodeConfig("large", net="resnet-110"),
