@@ -93,6 +93,13 @@ class Study:
             for teacher in ("fashion-mnist", "fashion-mnist-half", "mnist"):
                 folder = self.out / f"fashion/{method}-{teacher}-s{seed}"
                 yield replace(plain, method=method, teachers=str(self.out / "teachers" / teacher), run_dir=folder)
+        yield replace(
+            plain,
+            method="knowledge-flow",
+            teachers=str(self.out / "teachers/fashion-mnist"),
+            flow=ClassifierFlowConfig(soft_targets=True),
+            run_dir=self.out / f"fashion/knowledge-flow-soft-targets-s{seed}",
+        )
 
     def table4(self, seed: int) -> Iterator[SupervisedConfig]:
         """MNIST and MNIST without the digit 3, alone and from the large net."""
