@@ -17,7 +17,7 @@ from kfrl.nets.progressive import ProgressiveNet
 from kfrl.stats import reference_scores
 from kfrl.teachers.formats import Card, load_agent, save_agent
 from kfrl.teachers.preprocessing import PRESETS
-from kfrl.teachers.store import find_teacher
+from kfrl.teachers.store import ZOO, find_teacher
 
 
 @pytest.fixture(autouse=True)
@@ -27,15 +27,22 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_zoo_ships_a_seaquest_teacher_clearly_better_than_random(capsys: pytest.CaptureFixture[str]) -> None:
-    card = find_teacher("seaquest", Path("runs")).card
+@pytest.mark.parametrize(("game", "clearly_better"), [("pong", 15.0), ("seaquest", 350.0)])
+def test_the_zoos_teachers_are_clearly_better_than_random(
+    game: str, clearly_better: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = find_teacher(game, Path("runs")).card
     assert card.steps >= 2_000_000
     assert len(card.evaluation["scores"]) == 30
-    assert card.evaluation["ci_low"] > 5 * reference_scores()["seaquest"].random
+    assert card.evaluation["ci_low"] > clearly_better > reference_scores()[game].random
     assert card.protocol["name"] == "paper"
     assert len(card.commit) >= 40
     assert main(["teachers"]) == 0
-    assert "zoo:seaquest" in capsys.readouterr().out
+    assert f"zoo:{game}" in capsys.readouterr().out
+
+
+def test_every_teacher_of_the_zoo_is_tested() -> None:
+    assert {path.stem for path in ZOO.glob("*.safetensors")} == {"pong", "seaquest"}
 
 
 def test_show_prints_the_card(capsys: pytest.CaptureFixture[str]) -> None:
