@@ -10,6 +10,7 @@ stopped and started again. `draw` makes the table and the pictures from what is 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from rich.table import Table
 
 from kfrl.metrics import read_metrics
 from kfrl.plots import TRAINING, draw_arms, smooth
+from kfrl.signals import noting_signals
 
 PAPER = ("--independence-at", "None", "--handover-coef", "0", "--link-heads", "never")
 
@@ -103,7 +105,16 @@ def run(options: Run) -> None:
                 continue
             going_on = (folder / "config.yaml").exists()
             flags = ["--resume", str(folder)] if going_on else _flags(options, arm, seed, folder)
-            subprocess.run([sys.executable, "-m", "kfrl.cli.main", "train", *flags], check=True)
+            _train(flags)
+
+
+def _train(flags: Sequence[str]) -> None:
+    child = subprocess.Popen([sys.executable, "-m", "kfrl.cli.main", "train", *flags])
+    # Ctrl-C reaches the run as well, which ends with a checkpoint when it is left to.
+    with noting_signals(lambda number: child.send_signal(number) if number == signal.SIGTERM else None):
+        code = child.wait()
+    if code:
+        sys.exit(code)
 
 
 def _flags(options: Run, arm: Arm, seed: int, folder: Path) -> list[str]:
