@@ -157,8 +157,11 @@ def complaint(command: list[str]) -> str | None:
     elif program == "kfrl":
         if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("--help", "--version")):
             return f"kfrl has no command {' '.join(arguments[:1])!r}"
+    elif program == "python":
+        if not arguments or not (ROOT / arguments[0]).is_file():
+            return f"there is no script {' '.join(arguments[:1])!r}"
     elif program not in SHELL_WORDS:
-        return f"{program!r} is neither make, nor kfrl, nor one of {sorted(SHELL_WORDS)}"
+        return f"{program!r} is neither make, nor kfrl, nor python, nor one of {sorted(SHELL_WORDS)}"
     configs = re.findall(r"\bconfigs/[\w./-]+", " ".join(arguments))
     missing = [path for path in configs if not (ROOT / path).exists()]
     return f"there is no {missing[0]}" if missing else None
@@ -185,7 +188,9 @@ def test_commands_are_found_on_a_page(tmp_path: Path) -> None:
     assert list(commands(page)) == [["make", "train"], ["kfrl", "train", "--game", "Alien"], ["cd", "runs"]]
 
 
-@pytest.mark.parametrize("command", ["make coffee", "kfrl coffee", "coffee", "kfrl train --config configs/coffee.yaml"])
+@pytest.mark.parametrize(
+    "command", ["make coffee", "kfrl coffee", "coffee", "python coffee.py", "kfrl train --config configs/coffee.yaml"]
+)
 def test_a_command_that_does_not_exist_is_noticed(command: str) -> None:
     assert complaint(command.split())
 
