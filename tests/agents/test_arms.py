@@ -81,9 +81,9 @@ def test_namesakes_are_told_apart_by_as_few_settings_as_possible(records: Record
     assert list(names(arms)) == [
         "a3c (lr=0.0001)",
         "a3c (lr=0.001)",
-        "knowledge-flow (seaquest, t_max=20, flow.handover_start=0.5)",
-        "knowledge-flow (seaquest, t_max=5, flow.handover_start=0.3)",
-        "knowledge-flow (seaquest, t_max=5, flow.handover_start=0.5)",
+        "knowledge-flow (seaquest, t_max=20, flow.handover_coef=0)",
+        "knowledge-flow (seaquest, t_max=5, flow.handover_coef=0)",
+        "knowledge-flow (seaquest, t_max=5, flow.handover_coef=1)",
     ]
 
 
