@@ -115,7 +115,7 @@ class Study:
             yield replace(taught, method="knowledge-flow", flow=flow, run_dir=self.out / f"{data}/flow-s{seed}")
 
     def _config(self, folder: str, **settings: object) -> SupervisedConfig:
-        return SupervisedConfig(data_dir=self.data_dir, run_dir=self.out / folder, **settings)  # type: ignore[arg-type]
+        return SupervisedConfig(data_dir=self.data_dir, run_dir=self.out / folder, **settings)
 
     def all(self) -> Iterator[SupervisedConfig]:
         """Teachers first, then each study seed by seed."""
@@ -158,14 +158,14 @@ def cost(study: Study, name: str) -> None:
             image_size=known.shape[1],
             batch_size=study.batch_size or config.batch_size,
             run_dir=Path(folder) / "run",
-            augment=known.augment if config.augment == "auto" else config.augment,  # type: ignore[arg-type]
+            augment=known.augment if config.augment == "auto" else config.augment,
         )
         alone = resolve(replace(paper, teachers="", method="baseline"))
         teachers = [Path(folder) / f"{teacher}.safetensors" for teacher in config.teacher_names]
         for path in teachers:
             net = make_net(paper.net or known.net, known.shape, len(alone.data.classes))
             plain = Normalisation.none(known.shape[0])
-            card = Card(path.stem, alone.data.classes, net.arch, known.shape, plain.mean, plain.std)  # type: ignore[arg-type]
+            card = Card(path.stem, alone.data.classes, net.arch, known.shape, plain.mean, plain.std)
             save_classifier(path, net, card)
         for run_ in (alone, resolve(replace(paper, teachers=",".join(map(str, teachers))))):
             trainer = Trainer(run_, Silent())

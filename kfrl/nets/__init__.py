@@ -31,6 +31,11 @@ def arch_of(net: nn.Module) -> dict[str, Any]:
     return cast(dict[str, Any], net.arch)
 
 
+def heads_of(net: nn.Module) -> tuple[str, ...]:
+    """The layers of one of our nets that give logits or values."""
+    return cast(tuple[str, ...], net.head_layers)
+
+
 def build_net(arch: dict[str, Any], outputs: int) -> nn.Module:
     """Build the net that an `arch` block describes, with `outputs` logits.
 

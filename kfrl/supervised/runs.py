@@ -16,6 +16,7 @@ from kfrl.atomic import write_text
 from kfrl.config import dump_config, load_config
 from kfrl.devices import check_device
 from kfrl.errors import UserError
+from kfrl.nets import arch_of
 from kfrl.provenance import commit
 from kfrl.runs import RUNS, RunFolder
 from kfrl.supervised.batches import Images, Loader, Normalisation, split_off
@@ -57,11 +58,10 @@ class Run:
 
     def save_student(self, net: nn.Module, epochs: int, validation: float | None, test: dict[str, Any]) -> None:
         """Write the student alone, as a teacher for the next run."""
-        arch: dict[str, Any] = net.arch  # type: ignore[assignment]
         card = Card(
             data=self.data.name,
             classes=self.task.classes,
-            arch=arch,
+            arch=arch_of(net),
             input_shape=self.task.shape,
             mean=self.task.normalisation.mean,
             std=self.task.normalisation.std,

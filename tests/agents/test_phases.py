@@ -106,7 +106,7 @@ SETTINGS = TrainConfig(
 
 
 def prepare(folder: Path, **settings: object) -> Run:
-    run = resolve(replace(SETTINGS, run_dir=folder, **settings))  # type: ignore[arg-type]
+    run = resolve(replace(SETTINGS, run_dir=folder, **settings))
     run.write_config()
     return run
 
@@ -241,7 +241,7 @@ def test_beside_its_own_game_a_run_counts_steps_in_others_apart(
     monkeypatch.setattr("agents.runs.get_method", lambda name: Together)
     run = prepare(tmp_path / "run", source_steps=None, algo="a3c", workers=4, envs_per_worker=1)
     trainer = ENGINES["a3c"](run, Screen())
-    jobs = [trainer._job(rank) for rank in range(4)]  # type: ignore[attr-defined]
+    jobs = [trainer._job(rank) for rank in range(4)]
     assert [job.task.game for job in jobs] == ["breakout", "pong", "ms_pacman", "breakout"]
     assert [job.protocol.game for job in jobs] == [job.task.game for job in jobs]
     for rank, job in enumerate(jobs):

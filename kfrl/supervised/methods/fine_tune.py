@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from kfrl.errors import UserError
+from kfrl.nets import heads_of
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.methods.base import Method, Task
 
@@ -47,7 +48,7 @@ class FineTune(Method):
 
 
 def _body(net: nn.Module) -> dict[str, Tensor]:
-    heads: tuple[str, ...] = net.head_layers  # type: ignore[assignment]
+    heads = heads_of(net)
     return {name: tensor for name, tensor in net.state_dict().items() if name.rpartition(".")[0] not in heads}
 
 

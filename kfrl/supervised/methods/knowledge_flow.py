@@ -13,6 +13,7 @@ from torch.func import functional_call
 from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
 from kfrl.losses.distillation import kl_divergence
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
+from kfrl.nets import heads_of
 from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import SupervisedConfig
@@ -71,7 +72,7 @@ class KnowledgeFlowMethod(Method):
         return [
             Link(own, teacher.name, theirs)
             for teacher in linked
-            for own, theirs in zip(_heads(student), _heads(teacher.net), strict=True)
+            for own, theirs in zip(heads_of(student), heads_of(teacher.net), strict=True)
         ]
 
     def stages(self, net: nn.Module) -> Sequence[Stage]:
@@ -158,12 +159,6 @@ class KnowledgeFlowMethod(Method):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take theta_old up."""
         self._previous = dict(state)
-
-
-def _heads(net: nn.Module) -> tuple[str, ...]:
-    """The layers that give logits."""
-    heads: tuple[str, ...] = net.head_layers  # type: ignore[assignment]
-    return heads
 
 
 METHOD = KnowledgeFlowMethod

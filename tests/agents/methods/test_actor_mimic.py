@@ -28,7 +28,7 @@ def teachers(teacher: Callable[..., Teacher]) -> list[Teacher]:
 
 
 def start(teachers: list[Teacher], task: NetSpec, phase: int = 0, **settings: object) -> tuple[ActorMimic, MimicNet]:
-    config = DistillationConfig(**settings)  # type: ignore[arg-type]
+    config = DistillationConfig(**settings)
     method = ActorMimic(
         TrainConfig(method="actor-mimic", steps=50, source_steps=70, convs=((4, 8, 8),), hidden=8, distillation=config)
     )
@@ -66,7 +66,7 @@ def test_policy_and_feature_regression_by_hand(teachers: list[Teacher], obs: Ten
     q = softmax(net.policies[MIMIC](h)[0, own])
     assert terms["distillation"].item() == pytest.approx(-(p * np.log(q)).sum(), rel=1e-4)
     regressor = net.regressors["pong"]
-    f = h.detach().numpy() @ regressor.weight.detach().numpy().T + regressor.bias.detach().numpy()  # type: ignore[operator, union-attr]
+    f = h.detach().numpy() @ regressor.weight.detach().numpy().T + regressor.bias.detach().numpy()
     assert f.shape == (1, 6)
     expected = 0.3 * ((f - h_e.detach().numpy()) ** 2).sum()
     assert terms["features"].item() == pytest.approx(expected, rel=1e-4)
@@ -78,7 +78,7 @@ def test_the_direction_is_the_difference_of_the_policies_and_invalid_actions_do_
     method, net = start(teachers, PONG)
     one = obs[:1]
     imitate(method, net, one)["distillation"].backward()
-    gradient = net.policies[MIMIC].bias.grad  # type: ignore[union-attr]
+    gradient = net.policies[MIMIC].bias.grad
     assert isinstance(gradient, Tensor)
     own = [ALL_ACTIONS.index(name) for name in PONG.actions]
     q = softmax(net.policies[MIMIC](net.student.body(one))[0, own])
@@ -115,7 +115,7 @@ def test_perturbing_any_teacher_changes_its_lessons_and_imitation_does_not_chang
     before = {name: term.item() for name, term in imitate(method, net, obs[:1]).items()}
     parameters = [p for group in method.parameter_groups(net) for p in group.parameters]
     held = checksum()
-    sum(imitate(method, net, obs[:1]).values()).backward()  # type: ignore[union-attr]
+    sum(imitate(method, net, obs[:1]).values()).backward()
     torch.optim.SGD(parameters, lr=0.1).step()
     assert checksum() == held
     state = net.state_dict()

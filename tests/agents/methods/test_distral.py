@@ -31,7 +31,7 @@ SPEC = replace(PONG, sources=(FREEWAY,))
 
 
 def distral(columns: int, c_kl: float = 0.3, c_ent: float = 0.2, task: NetSpec = PONG) -> tuple[Distral, DistralNet]:
-    config = replace(CONFIG, distral=DistralConfig(columns, c_kl), entropy_coef=c_ent)  # type: ignore[arg-type]
+    config = replace(CONFIG, distral=DistralConfig(columns, c_kl), entropy_coef=c_ent)
     method = Distral(config)
     net = method.build(SPEC, ())
     method.begin(net, 0, task, 0)
@@ -271,7 +271,7 @@ def test_the_exported_net_plays_as_the_trained_one_and_knows_no_other_game(colum
 def test_what_does_not_fit_is_refused(settings: dict[str, object], words: str, tmp_path: Path) -> None:
     config = replace(CONFIG, method="distral", source_games="freeway", workers=2, run_dir=tmp_path / "run")
     with pytest.raises(UserError, match=words):
-        resolve(replace(config, **settings))  # type: ignore[arg-type]
+        resolve(replace(config, **settings))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -215,7 +215,7 @@ def step(method: PathNetMethod, net: EvolvingPathNet, shared: SharedModel, obs: 
     bind(groups, shared.parameters, grads)
     method.before_rollout(net, 0.0)
     logits, values = method.forward(net, obs, ())
-    (logits.square().sum() + values.sum()).backward()  # type: ignore[no-untyped-call]
+    (logits.square().sum() + values.sum()).backward()
     assert SharedAdam(shared, groups, 40.0).push(grads, 0.01) is not None
 
 
@@ -317,7 +317,7 @@ class Screen:
 
 
 def prepare(folder: Path, **settings: object) -> Run:
-    run = resolve(replace(CONFIG, run_dir=folder, **settings))  # type: ignore[arg-type]
+    run = resolve(replace(CONFIG, run_dir=folder, **settings))
     run.write_config()
     return run
 
@@ -376,7 +376,7 @@ def test_it_runs_under_every_engine_with_the_best_path_of_the_source_game_unchan
 )
 def test_what_does_not_fit_is_refused(settings: dict[str, object], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        resolve(replace(CONFIG, run_dir=tmp_path / "run", **settings))  # type: ignore[arg-type]
+        resolve(replace(CONFIG, run_dir=tmp_path / "run", **settings))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -38,7 +38,7 @@ def other(teacher: Callable[..., Teacher]) -> Teacher:
 def start(
     spec: NetSpec, teachers: list[Teacher], task: NetSpec | None = None, **settings: object
 ) -> tuple[PolicyDistillation, MultiTaskNet]:
-    config = DistillationConfig(**settings)  # type: ignore[arg-type]
+    config = DistillationConfig(**settings)
     method = PolicyDistillation(
         TrainConfig(method="policy-distillation", convs=((4, 8, 8),), hidden=8, distillation=config)
     )
@@ -96,7 +96,7 @@ def test_rewards_do_not_count(expert: Teacher) -> None:
 def test_the_temperature_suits_the_teachers_kind(
     teacher: Callable[..., Teacher], head: str, temperature: float
 ) -> None:
-    kind = teacher(AtariNet(2, ((2, 8, 8),), 5, head=head), ("NOOP", "FIRE"))  # type: ignore[arg-type]
+    kind = teacher(AtariNet(2, ((2, 8, 8),), 5, head=head), ("NOOP", "FIRE"))
     assert start(ALONE, [kind])[0].temperature == temperature
     assert start(ALONE, [kind], temperature=3.0)[0].temperature == 3.0
 
@@ -130,7 +130,7 @@ def test_a_q_network_acts_by_its_greatest_value(teacher: Callable[..., Teacher],
 def test_games_are_played_by_the_actor(expert: Teacher) -> None:
     """A teacher who is sure of one action makes the games."""
     with torch.no_grad():
-        expert.net.get_submodule("policy").bias.copy_(torch.tensor([0.0, 0.0, 0.0, 50.0]))  # type: ignore[union-attr]
+        expert.net.get_submodule("policy").bias.copy_(torch.tensor([0.0, 0.0, 0.0, 50.0]))
     method, net = start(ALONE, [expert])
     collector = Collector(AtariEnvs(get_protocol("paper", "breakout"), 2), method, net, 4, seed=1)
     assert set(collector.collect().actions.flatten().tolist()) == {1}

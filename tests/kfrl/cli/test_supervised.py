@@ -57,7 +57,7 @@ def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatc
 
     def pressed(trainer: Trainer, batch: object) -> None:
         nonlocal count
-        plain(trainer, batch)  # type: ignore[arg-type]
+        plain(trainer, batch)
         count += 1
         if count == 25:
             signal.raise_signal(signal.SIGINT)

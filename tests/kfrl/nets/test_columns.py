@@ -14,7 +14,7 @@ SHAPE = {"convs": ((4, 8, 8),), "hidden": 8}
 
 
 def test_a_column_is_a_nets_body(obs: Tensor) -> None:
-    net, column = AtariNet(3, **SHAPE), Column(**SHAPE)  # type: ignore[arg-type]
+    net, column = AtariNet(3, **SHAPE), Column(**SHAPE)
     assert set(column.state_dict()) == {name for name in net.state_dict() if name.split(".")[0] in net.hidden_layers}
     column.load_state_dict({name: net.state_dict()[name] for name in column.state_dict()})
     features = column(obs)
@@ -24,7 +24,7 @@ def test_a_column_is_a_nets_body(obs: Tensor) -> None:
 
 
 def test_the_policy_reads_both_columns_and_the_value_the_second(obs: Tensor) -> None:
-    net = ColumnNet(3, **SHAPE)  # type: ignore[arg-type]
+    net = ColumnNet(3, **SHAPE)
     logits, values = net(obs)
     left, right = net.policy.weight.split(8, dim=1)
     by_hand = net.distilled(obs) @ left.T + net.own(obs) @ right.T + net.policy.bias
@@ -34,7 +34,7 @@ def test_the_policy_reads_both_columns_and_the_value_the_second(obs: Tensor) -> 
 
 
 def test_it_is_saved_and_loaded_as_an_agent(tmp_path: Path, obs: Tensor) -> None:
-    net = ColumnNet(3, **SHAPE)  # type: ignore[arg-type]
+    net = ColumnNet(3, **SHAPE)
     assert build_net(net.arch, 3).state_dict().keys() == net.state_dict().keys()
     save_agent(tmp_path / "a.safetensors", net, Card("pong", ("NOOP", "FIRE", "UP"), net.arch))
     loaded = load_agent(tmp_path / "a.safetensors").net
@@ -43,7 +43,7 @@ def test_it_is_saved_and_loaded_as_an_agent(tmp_path: Path, obs: Tensor) -> None
 
 
 def test_a_student_can_learn_from_it(obs: Tensor) -> None:
-    teacher, student = ColumnNet(3, **SHAPE), AtariNet(3, **SHAPE)  # type: ignore[arg-type]
+    teacher, student = ColumnNet(3, **SHAPE), AtariNet(3, **SHAPE)
     flow = KnowledgeFlow(student, {"it": teacher}, links_by_depth(student, {"it": teacher}), obs)
     before = flow(obs)[0]
     with torch.no_grad():

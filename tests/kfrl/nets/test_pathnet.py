@@ -108,7 +108,7 @@ def test_a_path_becomes_a_net_with_its_modules_only(net: PathNet, obs: Tensor, t
 
 def test_the_papers_shape() -> None:
     net = PathNet({"pong": 6})
-    assert [len(layer) for layer in net.layers] == [10, 10, 10, 10]  # type: ignore[arg-type]
+    assert [len(layer) for layer in net.layers] == [10, 10, 10, 10]
     # 8 kernels of 8x8x4, 4x4x8 and 3x3x8 with their biases, and 256 units on 7 x 7 x 8.
     sizes = [sum(p.numel() for p in net.module(layer, 0).parameters()) for layer in range(4)]
     assert sizes == [2056, 1032, 584, 100_608]

@@ -29,7 +29,7 @@ def finished(tmp_path: Path) -> Build:
         config = SupervisedConfig(
             data="digits", method=method, net="mlp-3", seed=seed, teachers=",".join(teachers), run_dir=path
         )
-        config = replace(config, **settings)  # type: ignore[arg-type]
+        config = replace(config, **settings)
         net = make_net("mlp-3", (1, 8, 8), 10)
         digits = tuple("0123456789")
         card = Card(config.data, digits, net.arch, (1, 8, 8), (0.3,), (0.4,), teachers=teachers, seed=seed, epochs=2)

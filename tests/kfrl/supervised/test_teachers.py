@@ -26,7 +26,7 @@ def card(shape: tuple[int, int, int] = (1, 4, 4), **fields: object) -> Card:
         "mean": (0.1, 0.2, 0.3)[: shape[0]],
         "std": (0.5, 1.0, 2.0)[: shape[0]],
     }
-    return Card(input_shape=shape, **{**known, **fields})  # type: ignore[arg-type]
+    return Card(input_shape=shape, **{**known, **fields})
 
 
 def save(path: Path, **fields: object) -> Path:

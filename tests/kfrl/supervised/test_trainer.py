@@ -23,7 +23,7 @@ SETTINGS = SupervisedConfig(data="digits", net="mlp-16-dropout", epochs=3, batch
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Run]:
     def build(name: str = "run", **settings: object) -> Run:
-        made = resolve(replace(SETTINGS, run_dir=tmp_path / name, **settings))  # type: ignore[arg-type]
+        made = resolve(replace(SETTINGS, run_dir=tmp_path / name, **settings))
         made.write_config()
         return made
 
@@ -38,7 +38,7 @@ class InterruptAt(Silent):
         plain = Trainer.update
 
         def counted(trainer: Trainer, batch: object) -> None:
-            plain(trainer, batch)  # type: ignore[arg-type]
+            plain(trainer, batch)
             self.count += 1
             if self.count == update:
                 signal.raise_signal(signal.SIGINT)
@@ -136,7 +136,7 @@ def test_a_stage_trains_its_own_parameters_alone_and_begins_its_schedule_anew(
     plain = Trainer.update
 
     def watched(self: Trainer, batch: object) -> None:
-        plain(self, batch)  # type: ignore[arg-type]
+        plain(self, batch)
         rates.append(self._optimiser.param_groups[0]["lr"])
         if self.updates == 22:
             middle = self.net.state_dict()

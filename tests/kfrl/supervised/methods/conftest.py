@@ -45,9 +45,9 @@ def taught() -> Callable[..., Teacher]:
     def build(
         net: str | nn.Module = "mlp-6", name: str = "pets", shape: tuple[int, int, int] = (1, 8, 8), **card: object
     ) -> Teacher:
-        made = make_net(net, shape, len(card.get("classes", CLASSES))) if isinstance(net, str) else net  # type: ignore[arg-type]
+        made = make_net(net, shape, len(card.get("classes", CLASSES))) if isinstance(net, str) else net
         known = {"classes": CLASSES, "arch": {}, "mean": (0.5,), "std": (0.5,), "net": str(net), **card}
-        return Teacher(name, made.eval().requires_grad_(False), Card(name, input_shape=shape, **known), Path("x"))  # type: ignore[arg-type]
+        return Teacher(name, made.eval().requires_grad_(False), Card(name, input_shape=shape, **known), Path("x"))
 
     return build
 

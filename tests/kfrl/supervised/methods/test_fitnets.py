@@ -11,7 +11,7 @@ from kfrl.supervised.methods.fitnets import FitNet, FitNets
 
 
 def build(task, taught, student: str = "mlp-6-5-4", teacher: str = "mlp-7-8-9", epochs: int = 8, **settings: object):
-    method = FitNets(SupervisedConfig(epochs=epochs, fitnets=FitNetsConfig(**settings)))  # type: ignore[arg-type]
+    method = FitNets(SupervisedConfig(epochs=epochs, fitnets=FitNetsConfig(**settings)))
     return method, method.build(task(student), [taught(teacher)])
 
 

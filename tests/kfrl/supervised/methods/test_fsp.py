@@ -11,7 +11,7 @@ from kfrl.supervised.methods.fsp import Fsp
 
 
 def build(task, taught, student: str = "resnet-8", teacher: str = "resnet-14", **settings: object):
-    method = Fsp(SupervisedConfig(epochs=8, fsp=FspConfig(**settings)))  # type: ignore[arg-type]
+    method = Fsp(SupervisedConfig(epochs=8, fsp=FspConfig(**settings)))
     return method, method.build(task(student), [taught(teacher)])
 
 

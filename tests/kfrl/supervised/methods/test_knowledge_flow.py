@@ -22,7 +22,7 @@ ALONE = ClassifierFlowConfig(kl_coef=0.0, dependence_coef=0.0, handover_coef=0.0
 
 
 def method(**flow: object) -> KnowledgeFlowMethod:
-    return KnowledgeFlowMethod(SupervisedConfig(flow=replace(ALONE, **flow)))  # type: ignore[arg-type]
+    return KnowledgeFlowMethod(SupervisedConfig(flow=replace(ALONE, **flow)))
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def run(tmp_path: Path, teachers: dict[str, Path]) -> Callable[..., Run]:
         settings = {"data": "digits", "net": "mlp-16", "epochs": 2, "batch_size": 64, **SETTINGS[method]}
         if method in TAUGHT:
             settings["teachers"] = str(teachers[TAUGHT[method]])
-        made = resolve(SupervisedConfig(method=method, run_dir=tmp_path / name, **settings))  # type: ignore[arg-type]
+        made = resolve(SupervisedConfig(method=method, run_dir=tmp_path / name, **settings))
         made.write_config()
         return made
 
@@ -90,7 +90,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_ships_a_plain_net(
 
     def stopped(trainer: Trainer, batch: object) -> None:
         nonlocal count
-        plain(trainer, batch)  # type: ignore[arg-type]
+        plain(trainer, batch)
         count += 1
         # In the second epoch: the second stage of those that have stages.
         if count == 25:
