@@ -285,21 +285,22 @@ class Silent:
 
 @pytest.mark.slow
 def test_two_games_train_at_the_same_time_and_a_checkpoint_holds_both(tmp_path: Path) -> None:
-    config = replace(CONFIG, method="distral", source_games="freeway", workers=2, steps=60, curve_points=0)
+    # Enough steps that Freeway's worker takes part even if Pong's starts well before it.
+    config = replace(CONFIG, method="distral", source_games="freeway", workers=2, steps=1000, curve_points=0)
     run = resolve(replace(config, run_dir=tmp_path / "run", eval_episodes=0))
     run.write_config()
     trainer = ENGINES["a3c"](run, Silent())
     first = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
     outcome = trainer.train()
     assert outcome.failure is None
-    assert outcome.step >= 60
+    assert outcome.step >= 1000
     assert outcome.source_steps > 0
     trained = {name for name, tensor in trainer.net.state_dict().items() if not torch.equal(tensor, first[name])}
     assert {name.rsplit(".", 2)[0] for name in trained} == {"distilled", "h", "games.pong", "games.freeway"}
     # Every update trains the distilled policy, and one of the games' nets.
     distilled, pong, freeway = trainer.shared.adam_steps.tolist()
     assert pong + freeway == trainer.shared.updates.sum()
-    assert distilled == pytest.approx(pong + freeway, abs=2), "without a lock, a count may get lost"
+    assert distilled == pytest.approx(pong + freeway, rel=0.05), "without a lock, a count may get lost"
     assert pong == outcome.step / 5
     row = read_metrics(run.folder.metrics)[-1]
     assert {"charts/episodes", "charts/episodes/freeway", "losses/distilled"} <= row.keys()
