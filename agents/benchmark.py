@@ -149,7 +149,7 @@ class Benchmark:
         def measure(seconds: float) -> Sample:
             self._runs += 1
             run = resolve(replace(config, run_dir=self._folder / f"{name}-{self._runs}"))
-            run.write_config()
+            run.folder.write_config(run.config)
             clock = _Stopwatch(seconds)
             ENGINES[config.algo](run, clock).train()
             return clock.sample()

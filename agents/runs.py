@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +16,7 @@ from agents.methods.base import Method, NetSpec, Phase
 from envs.atari import action_set, identify
 from envs.games import Game, find_game
 from envs.protocols import Protocol, get_protocol
-from kfrl.atomic import write_text
-from kfrl.config import dump_config, load_config
+from kfrl.config import load_config
 from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.nets import arch_of
@@ -69,14 +67,6 @@ class Run:
     def save_student(self, net: nn.Module, steps: int, evaluation: dict[str, Any] | None = None) -> None:
         """Write the student alone, as a teacher for the next run."""
         save_agent(self.folder.student, net, self.card(steps, net, evaluation))
-
-    def write_config(self) -> None:
-        """Write `config.yaml`."""
-        write_text(self.folder.config, dump_config(self.config))
-
-    def write_evaluation(self, result: dict[str, Any]) -> None:
-        """Write `eval.json`."""
-        write_text(self.folder.evaluation, json.dumps(result, indent=1) + "\n")
 
 
 def resolve(config: TrainConfig) -> Run:

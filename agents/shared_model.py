@@ -100,7 +100,7 @@ class SharedModel:
             torch.zeros(1, dtype=torch.int64),
         )
         for tensor in tensors:
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
+            tensor.share_memory_()
         return cls(*tensors)
 
     @property

@@ -76,7 +76,7 @@ class Updater:
         """
         self._grads.zero_()
         losses = torch.stack(list(terms.values()))
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         norm = self._optimiser.push(self._grads, lr)
         self._shared.updates[1 + self._rank] += 1
         values = dict(zip(terms, losses.tolist(), strict=True))

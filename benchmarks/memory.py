@@ -70,7 +70,7 @@ def main(options: Options) -> None:
                 run_dir=Path(folder) / "run",
             )
         )
-        run.write_config()
+        run.folder.write_config(run.config)
         ENGINES["a3c"](run, Recorder(options.output, options.steps // options.points)).train()
     print(options.output.read_text(), end="")
 

@@ -52,7 +52,7 @@ def train(config: SupervisedConfig, corruption: Iterable[int] = ()) -> dict[str,
     if record.exists():
         return json.loads(record.read_text())
     run = resolve(config)
-    run.write_config()
+    run.folder.write_config(run.config)
     started = time.process_time()
     trainer = Trainer(run, Silent())
     outcome = trainer.train()

@@ -135,7 +135,7 @@ def run(config: SupervisedConfig) -> str:
     broken = any(folder.checkpoints.glob("*.safetensors"))
     made = reopen(folder.path) if broken else resolve(config)
     if not broken:
-        made.write_config()
+        made.folder.write_config(made.config)
     trainer = Trainer(made, Silent(), latest_checkpoint(folder.checkpoints) if broken else None)
     outcome = trainer.train()
     if outcome.failure is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,11 +16,14 @@ from kfrl.atomic import replacing
 from kfrl.config import validated
 from kfrl.errors import UserError
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 
 
-def write_net(path: Path, net: nn.Module, card: Any, form: str, half: bool = False) -> None:
-    """Write the tensors of `net` and its `card`, a dataclass, as a file of format `form`: whole or not there.
+def write_net(path: Path, net: nn.Module, card: DataclassInstance, form: str, half: bool = False) -> None:
+    """Write the tensors of `net` and its `card` as a file of format `form`: whole or not there.
 
     With `half`, real numbers are stored in half precision; a net reads them into its own.
     """

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 from kfrl.errors import UserError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Positive = Annotated[float, Gt(0.0)]
@@ -109,7 +112,7 @@ def checked(config: T) -> T:
     Raises:
         UserError: as `validated`.
     """
-    return validated(asdict(config), type(config))  # type: ignore[call-overload]
+    return validated(asdict(config), type(config))
 
 
 def _flag(location: tuple[int | str, ...]) -> str:

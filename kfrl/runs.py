@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from kfrl.atomic import write_text
+from kfrl.config import dump_config
 from kfrl.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RUNS = Path("runs")
 STUDENT_FILE = "student.safetensors"
@@ -55,6 +61,14 @@ class RunFolder:
     def log(self) -> Path:
         """What was printed."""
         return self.path / "log.txt"
+
+    def write_config(self, config: DataclassInstance) -> None:
+        """Write the settings."""
+        write_text(self.config, dump_config(config))
+
+    def write_evaluation(self, result: Mapping[str, Any]) -> None:
+        """Write the final scores."""
+        write_text(self.evaluation, json.dumps(result, indent=1) + "\n")
 
     def source(self, phase: int) -> Path:
         """Where a phase of source games has its learning curves."""

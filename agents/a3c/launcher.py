@@ -62,7 +62,7 @@ class A3CTrainer(Trainer):
         # What does not train is in shared memory once, as the teachers are.
         fixed = untrained(self.net, self.groups)
         for tensor in fixed.values():
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
+            tensor.share_memory_()
         return Job(
             rank=rank,
             config=run.config,

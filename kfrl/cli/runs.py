@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import tyro
 
 from kfrl.config import checked, load_config
 from kfrl.errors import UserError
 
+if TYPE_CHECKING:
+    from kfrl.checkpoint import Checkpoint
+    from kfrl.runs import RunFolder
 
-class Flags(Protocol):
-    """What a `train` command takes; a dataclass."""
+
+@dataclass(frozen=True)
+class RunFlags:
+    """What every command that trains takes; the settings are its own."""
+
+    config: Path | None = None
+    """A YAML file of settings; flags override it. Every run writes one, config.yaml."""
+    resume: Path | None = None
+    """The folder of a run to go on with, with its own settings."""
+    settings: Any = None
+
+
+class Run(Protocol):
+    """What its settings resolve to."""
 
     @property
-    def settings(self) -> Any:
-        """A dataclass of settings."""
+    def config(self) -> Any:
+        """The settings, resolved."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where it writes."""
 
 
-F = TypeVar("F", bound=Flags)
+F = TypeVar("F", bound=RunFlags)
+R = TypeVar("R", bound=Run)
 
 
 def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
@@ -41,27 +61,38 @@ def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
         )
     flags = kind()
     if early.config is not None:
-        flags = replace(flags, settings=load_config(early.config, type(flags.settings)))  # type: ignore[type-var]
+        flags = replace(flags, settings=load_config(early.config, type(flags.settings)))
     parsed = tyro.cli(
         kind,
         prog=prog,
         args=list(argv),
-        default=replace(flags, settings=_with_lists(flags.settings, None)),  # type: ignore[type-var]
+        default=replace(flags, settings=_with_lists(flags.settings, None)),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    return replace(parsed, settings=checked(_with_lists(parsed.settings, flags.settings)))  # type: ignore[type-var]
+    return replace(parsed, settings=checked(_with_lists(parsed.settings, flags.settings)))
 
 
-def check_new(folder: Path, prog: str) -> None:
-    """Refuse to write a run over another.
+def open_run(
+    flags: RunFlags, prog: str, resolve: Callable[[Any], R], reopen: Callable[[Path], R]
+) -> tuple[R, Checkpoint | None]:
+    """Begin a run's folder, or find the one to go on with and its latest checkpoint.
 
     Raises:
-        UserError: the folder exists.
+        UserError: settings that fit nothing, a folder that exists, or one that is no run's. Nothing has been written.
     """
+    from kfrl.checkpoint import latest_checkpoint
+
+    if flags.resume is not None:
+        run = reopen(flags.resume)
+        return run, latest_checkpoint(run.folder.checkpoints)
+    run = resolve(flags.settings)
+    folder = run.folder.path
     if folder.exists():
         raise UserError(
             f"The run folder {folder} exists. Give another --run-dir, or go on with that run: {prog} --resume {folder}"
         )
+    run.folder.write_config(run.config)
+    return run, None
 
 
 def _with_lists(settings: Any, source: Any | None) -> Any:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.config import TrainConfig
-from kfrl.cli.runs import check_new, read_flags
+from kfrl.cli.runs import RunFlags, open_run, read_flags
 
 if TYPE_CHECKING:
     from agents.runs import Run
@@ -20,16 +19,12 @@ PROG = "kfrl train"
 
 
 @dataclass(frozen=True)
-class TrainFlags:
+class TrainFlags(RunFlags):
     """Train a student on one Atari game, alone or with frozen teachers.
 
     The result is runs/<game>/<method>/...: the student, its learning curves, and its score over 30 no-op episodes.
     """
 
-    config: Path | None = None
-    """A YAML file of settings; flags override it. Every run writes one, config.yaml."""
-    resume: Path | None = None
-    """The folder of a run to go on with, with its own settings."""
     settings: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -37,15 +32,8 @@ def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     flags = read_flags(TrainFlags, PROG, argv)
     from agents.runs import reopen, resolve
-    from kfrl.checkpoint import latest_checkpoint
 
-    if flags.resume is not None:
-        run = reopen(flags.resume)
-        return _train(run, latest_checkpoint(run.folder.checkpoints))
-    run = resolve(flags.settings)
-    check_new(run.folder.path, PROG)
-    run.write_config()
-    return _train(run, None)
+    return _train(*open_run(flags, PROG, resolve, reopen))
 
 
 def _train(run: Run, checkpoint: Checkpoint | None) -> int:
@@ -107,7 +95,7 @@ def _evaluate(run: Run, trainer: Trainer, display: RunDisplay) -> None:
             answer["source_steps"] = trainer.source_steps
         answer["layer_weights"] = trainer.method.metrics(trainer.net)
         run.save_student(student, step, alone)
-        run.write_evaluation(answer)
+        run.folder.write_evaluation(answer)
     draw_run(folder.path, folder.curves)
     deployed = sum(parameter.numel() for parameter in student.parameters())
     display.say(f"\nThe student, alone: {folder.student}, {deployed:,} parameters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -195,7 +195,7 @@ class KnowledgeFlow(nn.Module):
             mixture = p[0] * z
             for position, index in enumerate(self._feeds[layer], start=1):
                 link = self.links[index]
-                q: Transform = self.transforms[index]  # type: ignore[assignment]
+                q = cast("Transform", self.transforms[index])
                 mixture = mixture + q(self._features[link.teacher, link.layer], p[position])
             return mixture
 

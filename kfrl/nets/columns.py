@@ -7,25 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kfrl.nets.atari import PAPER_CONVS, AtariNet
+from kfrl.nets.atari import PAPER_CONVS, AtariNet, Body
 from kfrl.nets.initial import orthogonal
 
 
-class Column(AtariNet):
-    """An `AtariNet` without heads: observations (B, stack, H, W) uint8 -> features (B, hidden)."""
+class Column(Body):
+    """A body by itself: observations (B, stack, H, W) uint8 -> features (B, hidden)."""
 
-    def __init__(
-        self,
-        convs: Sequence[Sequence[int]] = PAPER_CONVS,
-        hidden: int = 256,
-        frame_stack: int = 4,
-        screen_size: int = 84,
-    ) -> None:
-        """Build the convolutions and the fully connected layer; see `AtariNet`."""
-        super().__init__(1, convs, hidden, frame_stack, screen_size)
-        del self.policy, self.value, self.arch["family"], self.arch["head"]
-
-    def forward(self, obs: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, obs: Tensor) -> Tensor:
         """The features."""
         return self.body(obs)
 

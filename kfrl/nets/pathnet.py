@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.nets.initial import orthogonal
+from kfrl.nets.layout import channels_last, screens
 
 PAPER_CONVS = ((8, 8, 4), (8, 4, 2), (8, 3, 1))
 """(filters, kernel, stride) of a module in each layer but the last."""
@@ -55,10 +56,6 @@ def module_shapes(
 
 def _layer(inputs: int, outputs: int, settings: Mapping[str, Any]) -> nn.Conv2d | nn.Linear:
     return nn.Conv2d(inputs, outputs, **settings) if settings else nn.Linear(inputs, outputs)
-
-
-def _pixels(obs: Tensor) -> Tensor:
-    return torch.mul(obs.contiguous(memory_format=torch.channels_last), 1 / 255)
 
 
 class PathNet(nn.Module):
@@ -112,11 +109,11 @@ class PathNet(nn.Module):
         self.register_buffer("frozen", torch.zeros(len(self.layers), modules, dtype=torch.bool))
         orthogonal(self.heads)
         self._start_free_modules()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
 
     def forward(self, obs: Tensor, path: Path, task: str) -> tuple[Tensor, Tensor]:
         """Map observations (B, stack, H, W) uint8 to a task's logits (B, A) and values (B,) along a path."""
-        h = _pixels(obs)
+        h = screens(obs)
         for layer, active in enumerate(path):
             chosen = self._active(layer, active)
             weight, bias = (torch.cat([module.get_parameter(name) for module in chosen]) for name in ("weight", "bias"))
@@ -134,7 +131,7 @@ class PathNet(nn.Module):
     def _active(self, layer: int, indices: Sequence[int]) -> list[nn.Conv2d | nn.Linear]:
         modules = self.layers[layer]
         assert isinstance(modules, nn.ModuleList)
-        return [modules[index] for index in indices]  # type: ignore[misc]
+        return cast("list[nn.Conv2d | nn.Linear]", [modules[index] for index in indices])
 
     def _heads(self, task: str) -> nn.ModuleDict:
         heads = self.heads[task]
@@ -226,11 +223,11 @@ class ModularNet(nn.Module):
         self.hidden_layers = tuple(name for name, *_ in shapes)
         self.policy = nn.Linear(hidden, num_actions)
         self.value = nn.Linear(hidden, 1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Map observations (B, stack, H, W) uint8 to logits (B, A) and values (B,)."""
-        h = _pixels(obs)
+        h = screens(obs)
         for name, modules in zip(self.hidden_layers, self.arch["modules"], strict=True):
             h = module_sum(self.get_submodule(name)(h.flatten(1) if name == "fc" else h), modules)
         return self.policy(h), self.value(h).squeeze(1)

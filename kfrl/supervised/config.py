@@ -10,6 +10,7 @@ from annotated_types import Ge, Lt
 
 from kfrl.config import Count, FlowSettings, Fraction, NonNegative, Positive, split_names
 
+Augment = Literal["auto", "none", "shift", "crop-flip"]
 Share = Annotated[float, Ge(0.0), Lt(1.0)]
 
 
@@ -163,7 +164,7 @@ class SupervisedConfig:
     """Of sgd."""
     weight_decay: NonNegative = 1e-4
     """L2 penalty on all weights."""
-    augment: Literal["auto", "none", "shift", "crop-flip"] = "auto"
+    augment: Augment = "auto"
     """shift: a random crop after padding; crop-flip: that, and a flip at random; auto: what is usual for the images."""
     pad: Count = 4
     """Pixels of padding before the crop."""

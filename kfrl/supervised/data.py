@@ -14,6 +14,7 @@ import torch
 
 from kfrl.errors import UserError, unknown
 from kfrl.supervised.batches import Images, split_off
+from kfrl.supervised.config import Augment
 from kfrl.supervised.files import File, fetch
 from kfrl.supervised.readers import (
     ARCHIVES,
@@ -58,7 +59,7 @@ class ImageSet:
     num_classes: int
     counts: tuple[int, int]
     """Images for training and for the test."""
-    augment: str
+    augment: Augment
     """What --augment auto is."""
     net: str
     """The student unless told otherwise."""
@@ -73,7 +74,7 @@ class Data:
     classes: tuple[str, ...]
     train: Images
     test: Images
-    augment: str
+    augment: Augment
     net: str
     notes: tuple[str, ...] = ()
     """What has to be known of the files."""
@@ -364,7 +365,7 @@ def _load_folder(path: Path, image_size: int | None) -> Data:
     for suffix in ARCHIVES:
         name = name.removesuffix(suffix)
     net = "mnist-mlp" if train.shape[0] == 1 else "cifar-conv-128" if train.shape[1:] == (32, 32) else "resnet-20"
-    augment = "none" if train.shape[0] == 1 else "crop-flip"
+    augment: Augment = "none" if train.shape[0] == 1 else "crop-flip"
     notes = (f"{len(train):,} training and {len(test):,} test images of {len(classes)} classes in {path}",)
     return Data(name, name, classes, train, test, augment, net, notes)
 

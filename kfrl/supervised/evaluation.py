@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from kfrl.errors import UserError
+from kfrl.nets.layout import channels_last
 from kfrl.supervised.batches import Loader, Normalisation
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.data import Data
@@ -85,13 +85,5 @@ def score_classifier(classifier: Teacher, data: Data) -> Evaluation:
     else:
         normalise = Normalisation.none(data.shape[0])
         net.register_forward_pre_hook(Adapter(data.shape, normalise, card))
-    loader = Loader(data.test, len(data.test), normalise, channels_last=use_channels_last(net))
+    loader = Loader(data.test, len(data.test), normalise, channels_last=channels_last(net))
     return evaluate(net, loader, len(data.classes))
-
-
-def use_channels_last(net: nn.Module) -> bool:
-    """Store the weights of a net with feature maps channel by channel last, which is faster; whether it has any."""
-    has_maps = any(parameter.dim() == 4 for parameter in net.parameters())
-    if has_maps:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return has_maps

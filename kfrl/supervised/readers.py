@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -60,7 +60,14 @@ def as_images(pixels: NDArray[Any], labels: NDArray[Any]) -> Images:
 # --- IDX: MNIST and its relatives ---------------------------------------------------------------------------
 
 
-def read_idx(file: IO[bytes]) -> Bytes:
+class Readable(Protocol):
+    """A binary file, gzipped or not."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next `size` bytes, or all that are left."""
+
+
+def read_idx(file: Readable) -> Bytes:
     """An array of bytes in IDX format (http://yann.lecun.com/exdb/mnist).
 
     Raises:
@@ -81,7 +88,7 @@ def read_idx_pair(images: Path, labels: Path) -> Images:
     arrays = []
     for path in (images, labels):
         with naming(path), gzip.open(path) as file:
-            arrays.append(read_idx(file))  # type: ignore[arg-type]
+            arrays.append(read_idx(file))
     with naming(labels):
         return as_images(arrays[0][:, None], arrays[1])
 
@@ -94,7 +101,7 @@ def read_emnist(path: Path, part: str, first_label: int) -> tuple[Images, Images
             arrays = []
             for kind in ("images-idx3", "labels-idx1"):
                 with archive.open(f"gzip/emnist-{part}-{split}-{kind}-ubyte.gz") as packed:
-                    arrays.append(read_idx(gzip.open(packed)))  # type: ignore[arg-type]
+                    arrays.append(read_idx(gzip.open(packed)))
             upright = arrays[0].transpose(0, 2, 1)[:, None]
             splits.append(as_images(upright, arrays[1].astype(np.int64) - first_label))
     return splits[0], splits[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kfrl.atomic import write_text
-from kfrl.config import dump_config, load_config
+from kfrl.config import load_config
 from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.nets import arch_of
@@ -76,14 +74,6 @@ class Run:
         )
         save_classifier(self.folder.student, net, card)
 
-    def write_config(self) -> None:
-        """Write `config.yaml`."""
-        write_text(self.folder.config, dump_config(self.config))
-
-    def write_evaluation(self, result: dict[str, Any]) -> None:
-        """Write `eval.json`."""
-        write_text(self.folder.evaluation, json.dumps(result, indent=1) + "\n")
-
 
 def resolve(config: SupervisedConfig) -> Run:
     """Look up the data, the method and the teachers, and see that they fit together.
@@ -111,7 +101,7 @@ def resolve(config: SupervisedConfig) -> Run:
         teachers=",".join(str(teacher.path.resolve()) for teacher in teachers),
         method=config.method_name,
         net=config.net or method.default_net(data.net, teachers),
-        augment=data.augment if config.augment == "auto" else config.augment,  # type: ignore[arg-type]
+        augment=data.augment if config.augment == "auto" else config.augment,
     )
     folder = RunFolder(config.run_dir or _default_folder(config, data.name, teachers))
     config = replace(config, run_dir=folder.path)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from kfrl.checkpoint import Checkpoint, save_checkpoint
 from kfrl.metrics import MetricsWriter
+from kfrl.nets.layout import channels_last
 from kfrl.seeding import seed_everything, stream
 from kfrl.signals import noting_signals
 from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import load_classifier
-from kfrl.supervised.evaluation import Evaluation, evaluate, use_channels_last
+from kfrl.supervised.evaluation import Evaluation, evaluate
 from kfrl.supervised.methods.base import Predictor, Progress
 from kfrl.supervised.runs import Run
 
@@ -89,12 +90,12 @@ class Trainer:
         seed_everything(stream(run.config.seed, 0))
         self.method = run.method()
         self.net = self.method.build(run.task, run.teachers).to(self.device)
-        channels_last = use_channels_last(self.net)
+        maps = channels_last(self.net)
         for teacher in run.teachers:
-            use_channels_last(teacher.net)
-        self.images = run.loader(run.train, channels_last, augmented=True)
-        self.validation = run.loader(run.validation, channels_last)
-        self.test = run.loader(run.data.test, channels_last)
+            channels_last(teacher.net)
+        self.images = run.loader(run.train, maps, augmented=True)
+        self.validation = run.loader(run.validation, maps)
+        self.test = run.loader(run.data.test, maps)
         self.stages = list(self.method.stages(self.net))
         self.epochs = sum(stage.epochs for stage in self.stages)
         self.updates, self._epoch, self._batch = 0, 0, 0
@@ -174,7 +175,7 @@ class Trainer:
             terms = self.method.loss(self.net, batch, progress)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         self._optimiser.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         self._optimiser.step()
         self.method.after_update(self.net, progress)
         for name, term in terms.items():
@@ -269,7 +270,7 @@ class Trainer:
         kept = load_classifier(self.run.folder.student)
         self.net.eval()
         student = kept.net.to(self.device)
-        use_channels_last(student)
+        channels_last(student)
         classes = self.run.task.classes
         alone = evaluate(student, self.test, len(classes))
         others = {
@@ -289,7 +290,7 @@ class Trainer:
             "deployed_parameters": sum(parameter.numel() for parameter in kept.net.parameters()),
             "versions": {"torch": torch.__version__},
         }
-        self.run.write_evaluation(result)
+        self.run.folder.write_evaluation(result)
         return result
 
     def _trained(self) -> int:

@@ -107,7 +107,7 @@ SETTINGS = TrainConfig(
 
 def prepare(folder: Path, **settings: object) -> Run:
     run = resolve(replace(SETTINGS, run_dir=folder, **settings))
-    run.write_config()
+    run.folder.write_config(run.config)
     return run
 
 

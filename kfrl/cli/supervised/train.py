@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kfrl.cli.runs import check_new, read_flags
+from kfrl.cli.runs import RunFlags, open_run, read_flags
 from kfrl.supervised.config import SupervisedConfig
 
 if TYPE_CHECKING:
@@ -20,32 +19,21 @@ PROG = "kfrl supervised train"
 
 
 @dataclass(frozen=True)
-class TrainFlags:
+class TrainFlags(RunFlags):
     """Train an image classifier, alone or with frozen teachers.
 
     The result is runs/<data>/<method>/...: the student, its learning curves, and its errors on the test images.
     """
 
-    config: Path | None = None
-    """A YAML file of settings; flags override it. Every run writes one, config.yaml."""
-    resume: Path | None = None
-    """The folder of a run to go on with, with its own settings."""
     settings: SupervisedConfig = field(default_factory=SupervisedConfig)
 
 
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     flags = read_flags(TrainFlags, PROG, argv)
-    from kfrl.checkpoint import latest_checkpoint
     from kfrl.supervised.runs import reopen, resolve
 
-    if flags.resume is not None:
-        run = reopen(flags.resume)
-        return _train(run, latest_checkpoint(run.folder.checkpoints))
-    run = resolve(flags.settings)
-    check_new(run.folder.path, PROG)
-    run.write_config()
-    return _train(run, None)
+    return _train(*open_run(flags, PROG, resolve, reopen))
 
 
 def _train(run: Run, checkpoint: Checkpoint | None) -> int:

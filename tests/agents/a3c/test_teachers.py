@@ -46,7 +46,7 @@ def test_workers_share_two_teachers_of_other_shapes_and_leave_them_unchanged(met
         run_dir=tmp_path / "run",
     )
     run = resolve(settings)
-    run.write_config()
+    run.folder.write_config(run.config)
     outcome = ENGINES["a3c"](run, Silent(), None).train()
     assert outcome.failure is None
     assert outcome.step >= 1000

@@ -288,7 +288,7 @@ def test_two_games_train_at_the_same_time_and_a_checkpoint_holds_both(tmp_path: 
     # Enough steps that Freeway's worker takes part even if Pong's starts well before it.
     config = replace(CONFIG, method="distral", source_games="freeway", workers=2, steps=1000, curve_points=0)
     run = resolve(replace(config, run_dir=tmp_path / "run", eval_episodes=0))
-    run.write_config()
+    run.folder.write_config(run.config)
     trainer = ENGINES["a3c"](run, Silent())
     first = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
     outcome = trainer.train()

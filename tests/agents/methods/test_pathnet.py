@@ -318,7 +318,7 @@ class Screen:
 
 def prepare(folder: Path, **settings: object) -> Run:
     run = resolve(replace(CONFIG, run_dir=folder, **settings))
-    run.write_config()
+    run.folder.write_config(run.config)
     return run
 
 

@@ -41,7 +41,7 @@ class Silent:
 def prepare(folder: Path, algo: str, **settings: object) -> Run:
     config = TrainConfig(algo=algo, ppo=PPO, run_dir=folder, **({"game": "Pong"} | SMALL | settings))
     run = resolve(TrainConfig(**{**vars(config), "t_max": config.t_max or (16 if algo == "ppo" else 5)}))
-    run.write_config()
+    run.folder.write_config(run.config)
     return run
 
 

@@ -69,7 +69,7 @@ def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
 ) -> None:
     config = TrainConfig(game="Pong", teachers=str(agent), run_dir=Path("run"), steps=1000, flow=FlowConfig())
     run = resolve(config)
-    run.write_config()
+    run.folder.write_config(run.config)
     net = run.method().build(run.spec, run.teachers)
     torch.nn.init.normal_(net.student.policy.weight)  # from near uniform, links would hardly change an action
     for steps, parts in {100: 2, 1000: 1}.items():  # before the hand-over, and after it

@@ -24,7 +24,7 @@ SETTINGS = SupervisedConfig(data="digits", net="mlp-16-dropout", epochs=3, batch
 def run(tmp_path: Path) -> Callable[..., Run]:
     def build(name: str = "run", **settings: object) -> Run:
         made = resolve(replace(SETTINGS, run_dir=tmp_path / name, **settings))
-        made.write_config()
+        made.folder.write_config(made.config)
         return made
 
     return build

@@ -38,7 +38,7 @@ def built(task, taught) -> Callable[..., tuple[KnowledgeFlowMethod, KnowledgeFlo
 
 def kl(p: Tensor, q: Tensor) -> float:
     """By torch's own formula, in the other order of arguments."""
-    return float(F.kl_div(q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="batchmean"))
+    return float(F.kl_div(q.log_softmax(1), p.log_softmax(1), log_target=True, reduction="batchmean").detach())
 
 
 def test_without_coefficients_the_loss_is_the_cross_entropy_with_links(built, batch: Batch) -> None:

@@ -63,7 +63,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, net in (("mlp", "mlp-24"), ("resnet", "resnet-8")):
         folders[name] = tmp_path_factory.mktemp(name) / "run"
         run = resolve(SupervisedConfig(data="digits", net=net, epochs=1, batch_size=64, run_dir=folders[name]))
-        run.write_config()
+        run.folder.write_config(run.config)
         train(run)
     return folders
 
@@ -75,7 +75,7 @@ def run(tmp_path: Path, teachers: dict[str, Path]) -> Callable[..., Run]:
         if method in TAUGHT:
             settings["teachers"] = str(teachers[TAUGHT[method]])
         made = resolve(SupervisedConfig(method=method, run_dir=tmp_path / name, **settings))
-        made.write_config()
+        made.folder.write_config(made.config)
         return made
 
     return build
