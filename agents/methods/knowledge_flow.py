@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup
+from agents.shared_model import flatten, named_views
 from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
 from kfrl.flow.handover import Lessons, handover_loss
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
@@ -23,6 +24,26 @@ RECENT = 20
 KL_SAMPLES = 16
 """At most so many samples of a batch, drawn at random, estimate l_KL: the previous iteration's policy has to be
 evaluated anew on each, which would cost as much as acting does."""
+
+
+class GuidedFlow(KnowledgeFlow):
+    """A linked student with a place for the guide of its hand-over: its own parameters of the ramp's beginning.
+
+    They are tensors of its `state_dict` that do not train, so all workers share them and checkpoints hold them.
+    """
+
+    guide: Tensor
+    """(N,) all that trains; meaningless until `guided`."""
+    guided: Tensor
+    """() bool"""
+    linked_scores: Tensor
+    """(workers,) each worker's mean score before the ramp; NaN until it has one."""
+
+    def make_room(self, groups: Sequence[ParameterGroup], workers: int) -> None:
+        """For a guide of the parameters of `groups`."""
+        self.register_buffer("guide", torch.zeros_like(flatten(groups)))
+        self.register_buffer("guided", torch.tensor(False))
+        self.register_buffer("linked_scores", torch.full((workers,), torch.nan))
 
 
 class KnowledgeFlowMethod(Method):
@@ -38,13 +59,17 @@ class KnowledgeFlowMethod(Method):
         self.flow_config = config.flow
         self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
         self._previous: dict[str, Tensor] | None = None
-        self._mentor: dict[str, Tensor] | None = None
+        self._rank = 0
         self._scores: deque[float] = deque(maxlen=RECENT)
         self._first_share = 1.0
-        self._linked_score: float | None = None
         self._memory = Memory(config.flow.handover_memory // config.shape.workers)
 
-    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> KnowledgeFlow:
+    def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
+        """Remember which worker this is."""
+        super().begin(net, phase, task, rank)
+        self._rank = rank
+
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> GuidedFlow:
         """The paper's student, linked to every teacher."""
         config = self.flow_config
         student = super().build(spec, ())
@@ -54,7 +79,7 @@ class KnowledgeFlowMethod(Method):
             links = links_by_depth(student, nets) + self._head_links(spec, teachers)
         assert isinstance(student, AtariNet)
         size, stack = student.arch["screen_size"], student.arch["frame_stack"]
-        flow = KnowledgeFlow(
+        flow = GuidedFlow(
             student,
             nets,
             links,
@@ -68,6 +93,7 @@ class KnowledgeFlowMethod(Method):
         self._first_share = _teachers_share([flow.mixing(layer)[0] for layer in flow.layers])
         if config.mixing == "simplex":
             flow.transforms.requires_grad_(False)
+        flow.make_room(self.parameter_groups(flow), self.config.shape.workers)
         return flow
 
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
@@ -115,7 +141,7 @@ class KnowledgeFlowMethod(Method):
 
     def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         """lambda_1(t) l_dep (eq. 5), lambda_2 l_KL (eq. 6) and, until independence, the hand-over distillation."""
-        assert isinstance(net, KnowledgeFlow)
+        assert isinstance(net, GuidedFlow)
         config = self.flow_config
         terms: dict[str, Tensor] = {}
         if config.policy_kl_coef:
@@ -137,7 +163,7 @@ class KnowledgeFlowMethod(Method):
         """
         return min(_teachers_share(p_student) / self._first_share, 1.0)
 
-    def _deficit(self, net: KnowledgeFlow, batch: Batch) -> float:
+    def _deficit(self, net: GuidedFlow, batch: Batch) -> float:
         """How far the acting policy has fallen behind its linked self of the ramp's beginning, in [0, 1].
 
         The distillation fades with the ramp, so that a student who outgrows its teachers is not held back, and stays
@@ -147,12 +173,13 @@ class KnowledgeFlowMethod(Method):
         if not self._scores:
             return 0.0
         score = sum(self._scores) / len(self._scores)
-        if net.handover == 0.0 or self._linked_score is None:
-            self._linked_score = score
-        lost = (self._linked_score - score) / max(abs(self._linked_score), 1.0)
+        linked = net.linked_scores[self._rank]
+        if net.handover == 0.0 or linked.isnan():
+            linked.fill_(score)
+        lost = (float(linked) - score) / max(abs(float(linked)), 1.0)
         return min(max(lost, 0.0), 1.0)
 
-    def _handover(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
+    def _handover(self, net: GuidedFlow, batch: Batch) -> Tensor:
         """The distillation, on as many times a rollout's samples as `handover_reuse` says."""
         self._memory.add(*self._lessons(net, batch))
         lessons = Lessons(*self._memory.draw(max(1, round(len(batch.values) * self.flow_config.handover_reuse))))
@@ -160,7 +187,7 @@ class KnowledgeFlowMethod(Method):
         steps = len(batch.values) / batch.num_envs
         return steps * handover_loss(logits, values, lessons).mean()
 
-    def _lessons(self, net: KnowledgeFlow, batch: Batch) -> Lessons:
+    def _lessons(self, net: GuidedFlow, batch: Batch) -> Lessons:
         """What the linked student says; once it is being cut off, what it would have said before.
 
         During the ramp the student acts more and more by itself, so it meets its own mistakes, and is told what its
@@ -168,25 +195,28 @@ class KnowledgeFlowMethod(Method):
         """
         if net.handover == 0.0:
             return Lessons(batch.obs, batch.logits.detach(), batch.values.detach())
-        if self._mentor is None:
-            self._mentor = _parameters(net)
+        groups = self.parameter_groups(net)
+        if not net.guided:
+            net.guide.copy_(flatten(groups))
+            net.guided.fill_(True)
         handover, net.handover = net.handover, 0.0
         try:
             with torch.no_grad():
-                logits, values = functional_call(net, self._mentor, (batch.obs, batch.context))
+                logits, values = functional_call(net, named_views(net, groups, net.guide), (batch.obs, batch.context))
         finally:
             net.handover = handover
         return Lessons(batch.obs, logits, values)
 
     def _policy_kl(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
-        previous, self._previous = self._previous, _parameters(net)
-        if previous is None:
+        if self._previous is None:
+            self._previous = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
             return batch.logits.new_zeros(())
         size = len(batch.values)
         rows = torch.randperm(size)[:KL_SAMPLES].to(batch.obs.device)
         with torch.no_grad():
             context = tuple(part[rows] for part in batch.context)
-            old_logits, _ = functional_call(net, previous, (batch.obs[rows], context))
+            old_logits, _ = functional_call(net, self._previous, (batch.obs[rows], context))
+            torch._foreach_copy_(list(self._previous.values()), list(net.parameters()))
         return policy_kl_loss(batch.logits[rows], old_logits).mean() * size / batch.num_envs
 
     def after_update(self, net: nn.Module, progress: float) -> None:
@@ -213,10 +243,6 @@ class KnowledgeFlowMethod(Method):
 def _teachers_share(p_student: Sequence[Tensor]) -> float:
     """1 - p of the student, the mean over layers."""
     return 1.0 - float(torch.stack(list(p_student)).detach().mean())
-
-
-def _parameters(net: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
 
 
 @torch.no_grad()

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.config import TrainConfig
+from agents.config import FlowConfig, TrainConfig
 from agents.engines import ENGINES
+from agents.methods.knowledge_flow import GuidedFlow
 from agents.runs import resolve
 from agents.training import Status
 from envs.atari import action_set
 from envs.protocols import get_protocol
+from kfrl.checkpoint import latest_checkpoint
 from kfrl.metrics import read_metrics
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.formats import Card, load_agent, save_agent
@@ -66,3 +68,32 @@ def test_workers_share_two_teachers_of_other_shapes_and_leave_them_unchanged(met
     assert [("losses/distillation" in names, "losses/policy" in names) for names in logged] == expected[method]
     student = load_agent(run.folder.student).net
     assert len(student(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))[0][0]) == 18
+
+
+def test_workers_share_the_guide_of_the_hand_over_and_a_checkpoint_holds_it(tmp_path: Path) -> None:
+    settings = TrainConfig(
+        game="Seaquest",
+        teachers="zoo:seaquest",
+        steps=1000,
+        workers=2,
+        envs_per_worker=2,
+        convs=((4, 8, 8), (4, 4, 2)),
+        hidden=8,
+        flow=FlowConfig(handover_start=0.2, independence_at=1.0),
+        curve_points=0,
+        eval_episodes=0,
+        run_dir=tmp_path / "run",
+    )
+    run = resolve(settings)
+    run.folder.write_config(run.config)
+    trainer = ENGINES["a3c"](run, Silent(), None)
+    assert trainer.train().failure is None
+    net = trainer.net
+    assert isinstance(net, GuidedFlow)
+    assert net.guided
+    assert net.guide.count_nonzero() > 1000
+    # Taken when a fifth of the updates were made: on the way, and before the end.
+    assert not torch.equal(net.guide, trainer.shared.parameters)
+    again = ENGINES["a3c"](run, Silent(), latest_checkpoint(run.folder.checkpoints)).net
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(again.state_dict()[name].nan_to_num(), tensor.nan_to_num()), name

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.config import FlowConfig, TrainConfig
 from agents.methods.base import Batch, NetSpec
-from agents.methods.knowledge_flow import KL_SAMPLES, KnowledgeFlowMethod
+from agents.methods.knowledge_flow import KL_SAMPLES, GuidedFlow, KnowledgeFlowMethod
 from agents.rollout import Collector
 from envs.atari import ALL_ACTIONS, AtariEnvs, Episode, identify
 from envs.protocols import get_protocol
@@ -413,6 +413,39 @@ def test_during_the_ramp_the_student_learns_from_its_linked_self_of_the_ramps_be
     expected = 0.1 * (kl(linked_logits, logits) + 0.5 * distance**2).sum() / ENVS  # faded to 1 - 0.9
     assert term.item() == pytest.approx(expected, rel=1e-4)
     assert net.handover == 0.9
+
+
+def test_a_run_resumed_inside_the_ramp_keeps_its_guide_and_its_score_before_the_ramp(
+    expert: Teacher, obs: Tensor
+) -> None:
+    same = obs[:1].repeat(4, 1, 1, 1)
+
+    def go_on(method: KnowledgeFlowMethod, net: GuidedFlow) -> float:
+        method.begin(net, 0, SPEC, 1)
+        net.handover = 0.9
+        return method.losses(net, play(method, net, same, (20.0,) * 20), 0.8)["handover"].item()
+
+    def make() -> tuple[KnowledgeFlowMethod, GuidedFlow]:
+        method = make_method(policy_kl_coef=0.0, handover_memory=1)
+        return method, method.build(SPEC, [expert])
+
+    def resume(net: GuidedFlow, *lost: str) -> float:
+        method, resumed = make()
+        kept = {name: tensor for name, tensor in net.state_dict().items() if name not in lost}
+        resumed.load_state_dict(kept, strict=False)
+        return go_on(method, resumed)
+
+    method, net = make()
+    method.begin(net, 0, SPEC, 1)
+    randomise(net.student)
+    method.losses(net, play(method, net, same, (100.0,)), 0.4)
+    net.handover = 0.3
+    method.losses(net, play(method, net, same), 0.5)
+    randomise(net.student)
+    resumed, without_score, without_guide = resume(net), resume(net, "linked_scores"), resume(net, "guided")
+    assert resumed == pytest.approx(without_score * 0.8 / 0.1, rel=1e-4)
+    assert resumed != pytest.approx(without_guide, rel=0.1)
+    assert go_on(method, net) == pytest.approx(resumed, rel=1e-4), "the uninterrupted run's"
 
 
 @pytest.mark.parametrize(
