@@ -12,16 +12,20 @@ OFFLINE = (
 )
 
 
-def download(place: str) -> Path:
-    """Return the local file of `owner/repo/file`, fetched unless the cache has it.
+def download(place: str) -> tuple[Path, str]:
+    """Fetch `owner/repo[@revision]/file` unless the cache has it.
+
+    Returns:
+        The local file, and the place with the commit that it is of as its revision.
 
     Raises:
         UserError: no such file, no access, no network, or the client is not installed.
     """
     owner, _, rest = place.partition("/")
-    repo, _, file = rest.partition("/")
-    if not (owner and repo and file):
-        raise UserError(f"Expected hub:owner/repo/file, got 'hub:{place}'.")
+    repo_at, _, file = rest.partition("/")
+    repo, at, revision = repo_at.partition("@")
+    if not (owner and repo and file) or (at and not revision):
+        raise UserError(f"Expected hub:owner/repo/file or hub:owner/repo@revision/file, got 'hub:{place}'.")
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
@@ -29,6 +33,7 @@ def download(place: str) -> Path:
             HFValidationError,
             LocalEntryNotFoundError,
             RepositoryNotFoundError,
+            RevisionNotFoundError,
         )
     except ImportError:
         raise UserError(
@@ -36,11 +41,13 @@ def download(place: str) -> Path:
             "(or kfrl's extra: pip install -e '.[hub]')."
         ) from None
     try:
-        return Path(hf_hub_download(f"{owner}/{repo}", file))
+        path = Path(hf_hub_download(f"{owner}/{repo}", file, revision=revision or None))
     except HFValidationError as error:
         raise UserError(f"hub:{place} cannot be a place on the Hub: {error}") from None
     except LocalEntryNotFoundError:
         raise UserError(f"The Hub is out of reach, and hub:{place} is not in its cache. {OFFLINE}") from None
+    except RevisionNotFoundError:
+        raise UserError(f"The repository {owner}/{repo} of the Hub has no revision {revision!r}.") from None
     except RepositoryNotFoundError:
         raise UserError(
             f"The Hub has no repository {owner}/{repo}, or your token (`hf auth login`, or HF_TOKEN) may not see it."
@@ -49,6 +56,9 @@ def download(place: str) -> Path:
         raise UserError(f"The repository {owner}/{repo} of the Hub has no file {file!r}.") from None
     except Exception as error:
         raise UserError(f"hub:{place} could not be fetched: {_first_line(error)} {OFFLINE}") from None
+    # The cache keeps a file under snapshots/<commit>/.
+    commit = path.parents[file.count("/")].name
+    return path, f"{owner}/{repo}@{commit}/{file}"
 
 
 def _first_line(error: Exception) -> str:

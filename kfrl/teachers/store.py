@@ -30,7 +30,7 @@ class Reference:
     """What a user types for a teacher that is a file: `[FORMAT:][hub:]PLACE[@GAME]`."""
 
     place: str
-    """A path, or `hub:owner/repo/file`."""
+    """A path, or `hub:owner/repo[@revision]/file`."""
     kind: str = ""
     """A format, to accept only this one."""
     game: str = ""
@@ -54,17 +54,21 @@ class Reference:
         """Whether the file is on the Hugging Face Hub."""
         return self.place.startswith(HUB_PREFIX)
 
-    def file(self) -> Path | None:
+    def file(self) -> tuple[Path, Reference] | None:
         """The file that is meant, fetched if it is on the Hub; None if it is no file but a name or a folder.
+
+        Returns:
+            The file, and the reference that means it from everywhere and for ever.
 
         Raises:
             UserError: a file is meant, and it is not there.
         """
         if self.on_hub:
-            return download(self.place.removeprefix(HUB_PREFIX))
+            path, pinned = download(self.place.removeprefix(HUB_PREFIX))
+            return path, replace(self, place=HUB_PREFIX + pinned)
         path = Path(self.place).expanduser()
         if path.is_file():
-            return path
+            return path, replace(self, place=str(path.resolve()))
         if self.kind or path.suffix in SUFFIXES:
             raise missing_file(path)
         return None
@@ -149,21 +153,21 @@ def load_teacher(reference: str | Reference, runs: Path, identify: Identify) -> 
         UserError: nothing of that name, an unusable file, or one whose game nobody says.
     """
     asked = Reference.parse(reference) if isinstance(reference, str) else reference
-    path = asked.file()
-    if path is not None and not is_native(path):
-        agent = read_foreign(path, asked.kind or None)
-        card = _card(agent, asked, identify)
-        place = asked.place if asked.on_hub else str(path.resolve())
-        exact = str(replace(asked, place=place, game=card.game))
-        return Teacher(path.stem, agent.net.eval().requires_grad_(False), card, path), exact
-    entry = find_teacher(str(path or asked), runs)
-    loaded = load_agent(entry.path)
-    if path is not None and asked.game and _folded(asked.game) != _folded(loaded.card.game):
-        raise UserError(f"{asked.place} plays {loaded.card.game}, not {asked.game}.")
-    if asked.on_hub:
-        return loaded, str(asked)
-    in_zoo = entry.reference.startswith(ZOO_PREFIX)
-    return loaded, entry.reference if in_zoo else str(entry.path.resolve())
+    file = asked.file()
+    if file is None:
+        entry = find_teacher(str(asked), runs)
+        in_zoo = entry.reference.startswith(ZOO_PREFIX)
+        return load_agent(entry.path), entry.reference if in_zoo else str(entry.path.resolve())
+    path, exact = file
+    if is_native(path):
+        loaded = load_agent(path)
+        if asked.game and _folded(asked.game) != _folded(loaded.card.game):
+            raise UserError(f"{asked.place} plays {loaded.card.game}, not {asked.game}.")
+        return loaded, str(replace(exact, game=""))
+    agent = read_foreign(path, asked.kind or None)
+    card = _card(agent, asked, identify)
+    net = agent.net.eval().requires_grad_(False)
+    return Teacher(path.stem, net, card, path), str(replace(exact, game=card.game))
 
 
 def load_teachers(

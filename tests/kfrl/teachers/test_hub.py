@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs.atari import identify
 from kfrl.errors import UserError
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.hub import download
+from kfrl.teachers.store import load_teacher
 
 NOWHERE = "http://127.0.0.1:9"
 """The discard port, where nothing listens."""
@@ -41,6 +43,19 @@ def test_a_file_in_the_cache_is_read_offline(tmp_path: Path) -> None:
     assert "game: breakout" in done.stdout
 
 
+def test_a_run_keeps_the_commit_of_the_file_that_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Through the real client, which finds the file in its cache.
+    torch.save(AtariNet(4, ((4, 8, 4),), 8).state_dict(), cache(tmp_path, "me/agents", "old/ppo.pth"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0" * 40
+    pinned = f"hub:me/agents@{commit}/old/ppo.pth@breakout"
+    for reference in ("hub:me/agents/old/ppo.pth@Breakout", "hub:me/agents@main/old/ppo.pth@Breakout", pinned):
+        teacher, exact = load_teacher(reference, tmp_path, identify)
+        assert teacher.card.game == "breakout"
+        assert exact == pinned
+
+
 @pytest.mark.parametrize("settings", [{"HF_HUB_OFFLINE": "1"}, {}])
 def test_a_hub_out_of_reach_says_how_to_work_offline(tmp_path: Path, settings: dict[str, str]) -> None:
     done = kfrl(tmp_path, "import", "hub:me/agents/ppo.pth@Breakout", "--output", "out.safetensors", **settings)
@@ -51,9 +66,9 @@ def test_a_hub_out_of_reach_says_how_to_work_offline(tmp_path: Path, settings: d
     assert not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize("place", ["", "owner", "owner/repo", "owner/repo/", "/repo/file"])
+@pytest.mark.parametrize("place", ["", "owner", "owner/repo", "owner/repo/", "/repo/file", "owner/repo@/file"])
 def test_a_place_that_is_none(place: str) -> None:
-    with pytest.raises(UserError, match=f"Expected hub:owner/repo/file, got 'hub:{place}'"):
+    with pytest.raises(UserError, match=f"Expected hub:owner/repo/file .*, got 'hub:{place}'"):
         download(place)
 
 
