@@ -17,6 +17,7 @@ from kfrl.flow.handover import Lessons, handover_loss
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.memory import Memory
 from kfrl.nets.atari import AtariNet
+from kfrl.nets.layout import screens
 from kfrl.teachers.formats import Teacher
 
 RECENT = 20
@@ -132,7 +133,7 @@ class KnowledgeFlowMethod(Method):
     def features(self, net: nn.Module, obs: Tensor) -> Context:
         """The teachers' pre-activations."""
         assert isinstance(net, KnowledgeFlow)
-        return net.teacher_features(obs)
+        return net.teacher_features(screens(obs))
 
     def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The linked student's logits and values."""

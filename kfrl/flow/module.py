@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kfrl.flow.links import Link, check_links
 from kfrl.flow.mixing import Mixing, Variant
-from kfrl.flow.transforms import Transform, build_transform
+from kfrl.flow.transforms import build_transform
 from kfrl.nets.features import layer_shapes, with_features
 
 
@@ -191,15 +192,18 @@ class KnowledgeFlow(nn.Module):
         def hook(module: nn.Module, inputs: Any, z: Tensor) -> Tensor | None:
             if not self._features:
                 return None
-            p = self.layer_weights(layer)
-            mixture = p[0] * z
-            for position, index in enumerate(self._feeds[layer], start=1):
-                link = self.links[index]
-                q = cast("Transform", self.transforms[index])
-                mixture = mixture + q(self._features[link.teacher, link.layer], p[position])
-            return mixture
+            # Few operations, because on maps as small as Atari's each takes longer to dispatch than to compute.
+            own, *others = self.layer_weights(layer).unbind()
+            mapped: list[Tensor] = [
+                self.transforms[index](self._features[self._source(index)], p)
+                for index, p in zip(self._feeds[layer], others, strict=True)
+            ]
+            return torch.addcmul(reduce(torch.add, mapped), z, own)
 
         return hook
+
+    def _source(self, index: int) -> tuple[str, str]:
+        return self.links[index].teacher, self.links[index].layer
 
     def _dry_run(self, example: Tensor) -> dict[tuple[str, str], tuple[int, ...]]:
         shapes = layer_shapes(self.student, [link.student for link in self.links], example)

@@ -21,11 +21,11 @@ class Conv1x1(nn.Module):
         """Map (C, H, W) to (C', H', W')."""
         super().__init__()
         self.size = tuple(out_shape[1:]) if tuple(in_shape[1:]) != tuple(out_shape[1:]) else None
-        self.weight = nn.Parameter(_matrix(out_shape[0], in_shape[0]))
+        self.weight = nn.Parameter(_matrix(out_shape[0], in_shape[0])[:, :, None, None])
 
     def forward(self, z: Tensor, scale: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W'), times `scale`, which is cheaper on the weight than on the map."""
-        mapped = F.conv2d(z, (self.weight * scale)[:, :, None, None])
+        mapped = F.conv2d(z, self.weight * scale)
         if self.size is None:
             return mapped
         return F.interpolate(mapped, self.size, mode="bilinear", align_corners=False)

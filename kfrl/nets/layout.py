@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 
 def screens(obs: Tensor) -> Tensor:
-    """Observations (B, stack, H, W) of 0 to 255 as a new tensor of 0 to 1, channels last."""
+    """Observations (B, stack, H, W) uint8 as floats of 0 to 1, channels last; what is float has been here before."""
+    if obs.is_floating_point():
+        return obs
     # In two steps, because a product of bytes and floats takes half as long again.
-    return obs.to(torch.float32, memory_format=torch.channels_last, copy=True).mul_(1 / 255)
+    return obs.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
 
 
 def channels_last(net: nn.Module) -> bool:

@@ -113,7 +113,7 @@ def test_several_teachers_of_different_shapes(mlp: Mlp, vectors: Tensor) -> None
 
 def test_the_mixture_on_feature_maps(atari: KnowledgeFlow, obs: Tensor) -> None:
     s, t = (dict(net.state_dict()) for net in (atari.student, atari.teachers["t"]))
-    q = [parameter.detach() for parameter in atari.transforms.parameters()]
+    q = [parameter.detach().flatten(1) for parameter in atari.transforms.parameters()]
     p = [softmax(w) for w in atari.mixing.parameters()]
     x = obs / 255
 

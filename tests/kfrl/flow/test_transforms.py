@@ -18,7 +18,7 @@ def randomised(transform: Transform) -> Transform:
 
 
 def matrix(transform: Transform) -> np.ndarray:
-    return transform.get_parameter("weight").detach().numpy()
+    return transform.get_parameter("weight").detach().flatten(1).numpy()
 
 
 @pytest.mark.parametrize("kind", ["auto", "dense", "low-rank"])

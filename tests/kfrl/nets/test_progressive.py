@@ -49,7 +49,9 @@ def test_u_is_like_the_layers_own_weight_and_has_no_bias_and_v_reduces_to_the_la
         assert state[f"{layer}.lateral.weight"].shape == state[f"{layer}.own.weight"].shape
         assert f"{layer}.lateral.bias" not in state
     # Rows: maps or units of the student's layer before; columns: those of each frozen column's.
-    assert {layer: [tuple(state[f"{layer}.adapters.{j}.weight"].shape) for j in (0, 1)] for layer in LAYERS} == {
+    assert {
+        layer: [tuple(state[f"{layer}.adapters.{j}.weight"].flatten(1).shape) for j in (0, 1)] for layer in LAYERS
+    } == {
         "conv2": [(4, 5), (4, 6)],
         "fc": [(6, 7), (6, 3)],
         "policy": [(8, 9), (8, 11)],
@@ -80,7 +82,7 @@ def test_forward_is_the_papers_equation(net: ProgressiveNet, columns: dict[str, 
 
     def laterals(layer: str, *anterior: Tensor) -> Tensor:
         """relu(V alpha h) with V, and alpha h, put together from their blocks."""
-        v = torch.cat([state[f"{layer}.adapters.0.weight"], state[f"{layer}.adapters.1.weight"]], 1)
+        v = torch.cat([state[f"{layer}.adapters.{j}.weight"].flatten(1) for j in (0, 1)], 1)
         scaled = torch.cat([0.7 * anterior[0], 1.3 * anterior[1]], 1)
         return torch.einsum("ij,bj...->bi...", v, scaled).relu()
 
