@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from agents.evaluator import Evaluator, Snapshot
@@ -183,10 +184,12 @@ class Trainer(ABC):
                 while not self.on_target and not self.stopping:
                     self._next_phase()
                     self.learn()
+                self._finish_curve()
             finally:
                 if self._evaluator is not None:
                     self._evaluator.close()
         self._close_logs()
+        self.method.schedule(self.net, self.progress)
         self.save()
         return Outcome(self.net, self.step, self.source_steps, self._signal, self._failure)
 
@@ -233,6 +236,14 @@ class Trainer(ABC):
             self._saved = time.monotonic()
         self.display.update(self._status())
 
+    def _finish_curve(self) -> None:
+        """Have the last student played too, and wait for what is missing."""
+        while self._evaluator is not None and not self.stopping:
+            self._evaluate_along(self.shared.global_step)
+            if not self._evaluator.busy:
+                return
+            time.sleep(0.05)
+
     def _evaluate_along(self, step: int) -> None:
         if self._evaluator is None:
             return
@@ -246,8 +257,13 @@ class Trainer(ABC):
         if not self._evaluator.busy and self._curve.due(step):
             self._evaluator.ask(self._snapshot(step))
 
+    def student(self) -> nn.Module:
+        """The student alone, as it is now. A net that is built for it takes no random numbers from the run."""
+        with torch.random.fork_rng(devices=[]):
+            return self.method.export(self.net)
+
     def _snapshot(self, step: int) -> Snapshot:
-        student = self.method.export(self.net)
+        student = self.student()
         weights = {
             name: tensor.detach().cpu().contiguous().numpy().copy() for name, tensor in student.state_dict().items()
         }
@@ -273,7 +289,7 @@ class Trainer(ABC):
         played = self.step + self.source_steps
         save_checkpoint(self.run.folder.checkpoints, played, {k: t.cpu() for k, t in tensors.items()}, state)
         if self.on_target:
-            self.run.save_student(self.method.export(self.net), self.step)
+            self.run.save_student(self.student(), self.step)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -325,7 +341,7 @@ class Trainer(ABC):
         return mean | {f"charts/episodes{suffix}": float(len(scores))}
 
     def _method_metrics(self) -> dict[str, float]:
-        self.method.before_rollout(self.net, self.progress)
+        self.method.schedule(self.net, self.progress)
         return self.method.metrics(self.net)
 
     def _status(self) -> Status:

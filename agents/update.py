@@ -95,5 +95,5 @@ class Updater:
         losses = ", ".join(f"{name} {value:g}" for name, value in values.items())
         raise NonFiniteError(
             f"{self._drops} updates in a row had a non-finite gradient (last losses: {losses}). The parameters have "
-            "probably diverged: resume from an earlier checkpoint with a smaller --lr."
+            "probably diverged. Start anew with a smaller step: --config RUN/config.yaml --lr ... --run-dir NEW"
         )

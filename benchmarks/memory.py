@@ -1,6 +1,6 @@
 """Memory of 16 workers with flow from two teachers over a whole run: sum of PSS over the launcher and its workers.
 
-    python benchmarks/memory.py --teachers zoo:seaquest,zoo:pong --output memory.csv
+python benchmarks/memory.py --teachers zoo:seaquest,zoo:pong --output memory.csv
 """
 
 from __future__ import annotations

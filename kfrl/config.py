@@ -41,9 +41,9 @@ class FlowSettings:
 
     dependence_coef: NonNegative = 0.1
     """lambda_1 at the end of the run; it starts at 0 and grows linearly (the paper samples 0.05, 0.1, 0.5)."""
-    transform: Literal["auto", "conv1x1", "dense", "low-rank"] = "auto"
-    """Q. dense is the paper's literal matrix, 164 MB for an Atari net's conv1; auto is conv1x1 between maps, dense for
-    vectors."""
+    transform: Literal["conv1x1", "dense", "low-rank"] = "conv1x1"
+    """Q. dense is the paper's literal matrix, 164 MB for an Atari net's conv1; conv1x1 is one over the channels, for
+    maps, and dense for vectors; low-rank is dense in two factors, where that is smaller."""
     transform_rank: Count = 64
     """Rank of the low-rank Q."""
     mixing: Literal["softmax", "simplex"] = "softmax"

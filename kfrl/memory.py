@@ -29,9 +29,10 @@ class Memory:
             self._size -= len(self._kept.popleft()[0])
 
     def draw(self, count: int, parts: int = 8) -> tuple[Tensor, ...]:
-        """Draw at least `count` samples at random, from up to `parts` of the remembered batches."""
+        """Draw `count` samples at random, from up to `parts` of the remembered batches."""
+        parts = min(parts, count)
         chosen = [self._kept[index] for index in torch.randint(len(self._kept), (parts,)).tolist()]
-        share = -(-count // parts)
-        rows = [torch.randint(len(batch[0]), (share,)) for batch in chosen]
+        shares = [count // parts + (part < count % parts) for part in range(parts)]
+        rows = [torch.randint(len(batch[0]), (share,)) for batch, share in zip(chosen, shares, strict=True)]
         fields = zip(*chosen, strict=True)
         return tuple(torch.cat([part[picked] for part, picked in zip(field, rows, strict=True)]) for field in fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing.connection
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -87,8 +87,7 @@ class A3CTrainer(Trainer):
                 assert isinstance(ready, Connection)
                 if not self._take_report(ready, workers[ready]):
                     running.discard(ready)
-            if running == set(workers):
-                self.fail(watchdog.complaint())
+            self.fail(watchdog.complaint([rank for rank, pipe in enumerate(workers) if pipe in running]))
             self.tick()
 
     def _stop(self, workers: dict[Connection, BaseProcess]) -> None:
@@ -132,16 +131,17 @@ class _Watchdog:
         self._still = torch.zeros(self._last.shape)
         self._looked = time.monotonic()
 
-    def complaint(self) -> str | None:
+    def complaint(self, ranks: Sequence[int]) -> str | None:
+        """What to say of the first of these workers that hangs."""
         now, counts = time.monotonic(), self._counts[1:].clone()
         self._still += min(now - self._looked, self.LONGEST_LOOK)
         self._still[counts != self._last] = 0.0
         self._looked, self._last = now, counts
-        hung = (self._still > self._timeout).nonzero()
-        if not len(hung):
+        hung = [rank for rank in ranks if self._still[rank] > self._timeout]
+        if not hung:
             return None
         return (
-            f"Worker {int(hung[0])} has not made a step for {self._timeout:.0f} s: it hangs. "
+            f"Worker {hung[0]} has not made a step for {self._timeout:.0f} s: it hangs. "
             "(--worker-timeout sets this limit.)"
         )
 

@@ -94,7 +94,8 @@ def _train(job: Job, connection: Connection) -> None:
             return
         progress = done / job.budget
         local.copy_(shared.parameters)
-        method.before_rollout(net, progress)
+        method.schedule(net, progress)
+        method.before_rollout(net)
         rollout = collector.collect()
         terms = a3c_terms(method, net, rollout, progress, config)
         updater.update(terms, shape.lr * (1.0 - progress), progress, report)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from agents.methods.base import Batch, Context, NetSpec, Phase
-from agents.methods.policy_distillation import PolicyDistillation
+from agents.methods.policy_distillation import PolicyDistillation, hidden_units
 from envs.atari import ALL_ACTIONS
 from kfrl.losses.distillation import cross_entropy
 from kfrl.nets.atari import AtariNet, MultiTaskNet
@@ -47,7 +47,7 @@ class ActorMimic(PolicyDistillation):
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
         """The student of the own game, with what it needs to imitate."""
         self.take(teachers, spec.sources)
-        units = {teacher.card.game: teacher.card.arch["hidden"] for teacher in teachers}
+        units = {teacher.card.game: hidden_units(teacher) for teacher in teachers}
         return MimicNet(self.student(spec), units)
 
     @property

@@ -179,8 +179,11 @@ class Method:
         """
         return [ParameterGroup(tuple(p for p in net.parameters() if p.requires_grad))]
 
-    def before_rollout(self, net: nn.Module, progress: float) -> None:
-        """Bring the schedules that live in the net up to date."""
+    def schedule(self, net: nn.Module, progress: float) -> None:
+        """Bring the schedules that live in the net up to date, and nothing else: any process may ask, at any time."""
+
+    def before_rollout(self, net: nn.Module) -> None:
+        """Get ready for a rollout, which follows."""
 
     def observe(self, net: nn.Module, obs: Tensor) -> Context:
         """The `features` of `obs`; what followed the last rollout is what the next one begins with."""

@@ -121,7 +121,7 @@ class Distral(Method):
         distilled = ParameterGroup((*net.distilled.parameters(), *net.h.parameters()))
         return [distilled, *(ParameterGroup(tuple(own.parameters()), lazy=True) for own in net.games.values())]
 
-    def before_rollout(self, net: nn.Module, progress: float) -> None:
+    def before_rollout(self, net: nn.Module) -> None:
         """Forget the last rollout's logits of pi_0."""
         self._seen = []
 

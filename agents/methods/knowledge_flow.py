@@ -120,7 +120,7 @@ class KnowledgeFlowMethod(Method):
             ParameterGroup(tuple(net.mixing.parameters()), self.flow_config.layer_weights_lr),
         ]
 
-    def before_rollout(self, net: nn.Module, progress: float) -> None:
+    def schedule(self, net: nn.Module, progress: float) -> None:
         """Move the forced hand-over on."""
         assert isinstance(net, KnowledgeFlow)
         net.handover = self.hand_over(progress)
@@ -150,7 +150,10 @@ class KnowledgeFlowMethod(Method):
         if net.independent:
             return terms
         p_student = [net.mixing(layer)[0] for layer in net.layers]
-        terms["dependence"] = dependence_weight(progress, config.dependence_coef) * dependence_loss(p_student)
+        # Like the other terms a sum over the rollout's steps, in each of which eq. 4 has it once.
+        steps = len(batch.values) / batch.num_envs
+        weight = dependence_weight(progress, config.dependence_coef)
+        terms["dependence"] = steps * weight * dependence_loss(p_student)
         if config.handover_coef:
             weight = max(1.0 - net.handover, self._deficit(net, batch)) * self._reliance(p_student)
             terms["handover"] = config.handover_coef * weight * self._handover(net, batch)

@@ -175,7 +175,7 @@ class PathNetMethod(Method):
         heads = ParameterGroup(tuple(net.heads[self.task.game].parameters()))
         return [heads, *(ParameterGroup(tuple(module.parameters()), lazy=True) for module in net.free_modules())]
 
-    def before_rollout(self, net: nn.Module, progress: float) -> None:
+    def before_rollout(self, net: nn.Module) -> None:
         """Take the path that plays."""
         assert isinstance(net, EvolvingPathNet)
         self._path = path_of(net.population.genotypes[self._index])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
@@ -11,8 +13,9 @@ from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup,
 from kfrl.errors import UserError
 from kfrl.losses.distillation import kl_divergence, negative_log_likelihood, squared_error
 from kfrl.memory import Memory
+from kfrl.nets import arch_of
 from kfrl.nets.atari import AtariNet, MultiTaskNet
-from kfrl.nets.features import with_features
+from kfrl.nets.features import layer_shapes, with_features
 from kfrl.teachers.actions import epsilon_greedy, in_order
 from kfrl.teachers.formats import Teacher
 
@@ -170,6 +173,15 @@ def _layers(teacher: Teacher) -> tuple[str, str]:
             "hidden and which are its heads: there is nothing to imitate."
         )
     return hidden[-1], heads[0]
+
+
+def hidden_units(teacher: Teacher) -> int:
+    """How many activations its last hidden layer has."""
+    hidden, _ = _layers(teacher)
+    arch = arch_of(teacher.net)
+    stack, size = arch["frame_stack"], arch["screen_size"]
+    obs = torch.zeros(1, stack, size, size, dtype=torch.uint8)
+    return prod(layer_shapes(teacher.net, [hidden], obs)[hidden])
 
 
 METHOD = PolicyDistillation

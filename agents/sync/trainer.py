@@ -60,7 +60,8 @@ class SyncTrainer(Trainer):
         ticked = time.monotonic()
         while self.shared.global_step < self.phase.steps and not self.stopping:
             progress = self.progress
-            self.method.before_rollout(self.net, progress)
+            self.method.schedule(self.net, progress)
+            self.method.before_rollout(self.net)
             rollout = collector.collect()
             report = Report(task.game, list(rollout.episodes))
             self.update(rollout, updater, progress, report)

@@ -170,7 +170,7 @@ def _linked_policy(path: Path) -> Policy | None:
     saved = latest_checkpoint(run.folder.checkpoints)
     net.load_state_dict(saved.prefixed("net."))
     method.begin(net, len(run.phases) - 1, run.spec, rank=0)
-    method.before_rollout(net, min(1.0, saved.state["global_step"] / run.config.steps))
+    method.schedule(net, min(1.0, saved.state["global_step"] / run.config.steps))
     return linked_policy(run, net)
 
 

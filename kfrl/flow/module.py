@@ -45,7 +45,7 @@ class KnowledgeFlow(nn.Module):
         links: Sequence[Link],
         example: Tensor,
         *,
-        transform: str = "auto",
+        transform: str = "conv1x1",
         rank: int = 64,
         mixing: Variant = "softmax",
         student_weight: float | None = None,

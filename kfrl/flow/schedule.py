@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kfrl.errors import UserError
+
 
 def dependence_weight(progress: float, final: float) -> float:
     """lambda_1(t): 0 at the start, linearly to `final` at the end (section 4.1). `progress` is in [0, 1]."""
@@ -20,6 +22,18 @@ class HandOver:
 
     start: float
     end: float | None
+
+    def __post_init__(self) -> None:
+        """Refuse a ramp that is none.
+
+        Raises:
+            UserError: it ends where it starts, or before, and not at the very beginning.
+        """
+        if self.end and self.end <= self.start:
+            raise UserError(
+                f"--independence-at {self.end:g} is not after --handover-start {self.start:g}: the teachers would be "
+                f"dropped in one step. Give an earlier --handover-start, e.g. {self.end / 3:.2g}."
+            )
 
     def __call__(self, progress: float) -> float:
         """The share of the teachers' weight that the student has taken over: 0 before `start`, 1 from `end` on.

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kfrl.errors import UserError, unknown
+from kfrl.errors import unknown
 
-KINDS = ("auto", "conv1x1", "dense", "low-rank")
+KINDS = ("conv1x1", "dense", "low-rank")
 
 
 class Conv1x1(nn.Module):
@@ -71,27 +71,23 @@ def build_transform(kind: str, in_shape: Sequence[int], out_shape: Sequence[int]
     undistorted.
 
     Args:
-        kind: `auto` is `conv1x1` between two maps and `dense` otherwise.
+        kind: `conv1x1` between two maps, and where one side is none, `dense`; or `dense` everywhere; or `low-rank`
+            where it has fewer numbers than `dense`.
         in_shape: The teacher's.
         out_shape: The student's.
         rank: Of the `low-rank` kind.
 
     Raises:
-        UserError: unknown kind, or a 1x1 convolution asked for between shapes that are not both maps.
+        UserError: unknown kind.
     """
     if kind not in KINDS:
         raise unknown("transform", kind, KINDS)
-    both_maps = len(in_shape) == len(out_shape) == 3
-    if kind == "conv1x1" and not both_maps:
-        raise UserError(
-            f"A conv1x1 transform joins two feature maps, but here {tuple(in_shape)} should become "
-            f"{tuple(out_shape)}. Use --transform auto, dense or low-rank."
-        )
-    if kind == "low-rank":
-        return LowRank(in_shape, out_shape, min(rank, prod(in_shape), prod(out_shape)))
-    if kind == "dense" or not both_maps:
-        return Dense(in_shape, out_shape)
-    return Conv1x1(in_shape, out_shape)
+    wide, narrow = prod(in_shape), prod(out_shape)
+    if kind == "low-rank" and rank * (wide + narrow) < wide * narrow:
+        return LowRank(in_shape, out_shape, rank)
+    if kind == "conv1x1" and len(in_shape) == len(out_shape) == 3:
+        return Conv1x1(in_shape, out_shape)
+    return Dense(in_shape, out_shape)
 
 
 def _matrix(rows: int, columns: int) -> Tensor:

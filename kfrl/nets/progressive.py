@@ -47,7 +47,7 @@ class LateralLayer(nn.Module):
         super().__init__()
         self.own = own
         self.scalars = nn.Parameter(torch.full((len(column_shapes),), float(initial_scalar)))
-        self.adapters = nn.ModuleList(build_transform("auto", column, shape) for column in column_shapes)
+        self.adapters = nn.ModuleList(build_transform("conv1x1", column, shape) for column in column_shapes)
         self.lateral = copy.deepcopy(own)
         fill_orthogonal(self.lateral.weight, gain)
         self.lateral.register_parameter("bias", None)

@@ -85,7 +85,10 @@ class Entry:
 
 
 def list_teachers(runs: Path) -> list[Entry]:
-    """The user's own runs below `runs`, best scores first, then the zoo. Files that cannot be read are left out."""
+    """The user's own scored runs below `runs`, the best first, then the zoo, then runs that nobody has scored yet.
+
+    Files that cannot be read are left out.
+    """
     own = [_entry(path, str(path)) for path in sorted(runs.glob(f"*/*/*/{STUDENT_FILE}"))]
     zoo = [_entry(path, ZOO_PREFIX + path.stem) for path in sorted(ZOO.glob("*.safetensors"))]
     readable = sorted(
@@ -94,7 +97,7 @@ def list_teachers(runs: Path) -> list[Entry]:
     )
     scored = [entry for entry in readable if entry.card.mean_score is not None]
     unscored = [entry for entry in readable if entry.card.mean_score is None]
-    return scored + unscored + [entry for entry in zoo if entry is not None]
+    return [*scored, *(entry for entry in zoo if entry is not None), *unscored]
 
 
 def _entry(path: Path, reference: str) -> Entry | None:

@@ -13,7 +13,7 @@ def samples(*numbers: int) -> tuple[Tensor, Tensor]:
 
 def drawn(memory: Memory, count: int = 400) -> set[int]:
     wide, narrow = memory.draw(count)
-    assert len(wide) == len(narrow) >= count
+    assert len(wide) == len(narrow) == count
     assert bool((wide == narrow[:, None]).all()), "fields of different samples"
     return {int(value) for value in narrow}
 
@@ -38,6 +38,13 @@ def test_the_newest_batch_is_always_kept(capacity: int) -> None:
     memory.add(*samples(0, 1))
     memory.add(*samples(2, 3))
     assert drawn(memory) == {2, 3}
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 10, 17])
+def test_as_many_as_asked_for_are_drawn(count: int) -> None:
+    memory = Memory(100)
+    memory.add(*samples(*range(100)))
+    drawn(memory, count)
 
 
 def test_samples_differ_from_draw_to_draw() -> None:

@@ -214,13 +214,14 @@ def test_a_run_that_was_suspended_has_no_hung_workers(monkeypatch: pytest.Monkey
     steps = torch.zeros(3, dtype=torch.int64)
     watchdog = _Watchdog(steps, timeout=20.0)
     clock[0] += 3_600.0
-    assert watchdog.complaint() is None
+    assert watchdog.complaint([0, 1]) is None
     for _ in range(4):
         clock[0] += 4.0
         steps[1] += 1
-        complaint = watchdog.complaint()
+        complaint = watchdog.complaint([0, 1])
     assert complaint is not None
     assert "Worker 1 has not" in complaint
+    assert watchdog.complaint([0]) is None, "worker 1 may have finished"
 
 
 def test_workers_end_when_their_parent_is_killed(train: Callable[..., Training]) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -12,6 +13,7 @@ from agents.methods.base import Batch, NetSpec
 from envs.atari import ALL_ACTIONS
 from kfrl.errors import UserError
 from kfrl.nets.atari import AtariNet
+from kfrl.nets.pathnet import ModularNet
 from kfrl.teachers.formats import Teacher
 
 PONG = NetSpec("pong", ("RIGHT", "NOOP", "FIRE"))
@@ -27,12 +29,14 @@ def teachers(teacher: Callable[..., Teacher]) -> list[Teacher]:
     ]
 
 
-def start(teachers: list[Teacher], task: NetSpec, phase: int = 0, **settings: object) -> tuple[ActorMimic, MimicNet]:
+def start(
+    teachers: list[Teacher], task: NetSpec, phase: int = 0, spec: NetSpec = SPEC, **settings: object
+) -> tuple[ActorMimic, MimicNet]:
     config = DistillationConfig(**settings)
     method = ActorMimic(
         TrainConfig(method="actor-mimic", steps=50, source_steps=70, convs=((4, 8, 8),), hidden=8, distillation=config)
     )
-    net = method.build(SPEC, teachers)
+    net = method.build(spec, teachers)
     assert isinstance(net, MimicNet)
     method.begin(net, phase, task, rank=0)
     return method, net
@@ -51,6 +55,13 @@ def softmax(logits: Tensor) -> np.ndarray:
 def test_all_teachers_games_come_before_the_runs_own(teachers: list[Teacher]) -> None:
     method, _ = start(teachers, PONG)
     assert [(phase.games, phase.steps) for phase in method.phases(SPEC)] == [((PONG, SEAQUEST), 70), ((SPEC,), 50)]
+
+
+def test_a_teacher_of_several_modules_a_layer_is_imitated(teacher: Callable[..., Teacher], obs: Tensor) -> None:
+    paths = teacher(ModularNet(3, [1, 2], ((4, 8, 8),), 6), ("NOOP", "FIRE", "RIGHT"), game="pong")
+    method, net = start([paths], PONG, spec=replace(SPEC, sources=(PONG,)))
+    assert net.regressors["pong"].out_features == 2 * 6
+    assert set(imitate(method, net, obs)) == {"distillation", "features"}
 
 
 def test_policy_and_feature_regression_by_hand(teachers: list[Teacher], obs: Tensor) -> None:

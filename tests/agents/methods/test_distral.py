@@ -183,7 +183,7 @@ def test_the_acting_pass_serves_the_update_as_a_pass_of_its_own_does(columns: in
     gradients = []
     for keep_graph in (False, True):
         net.zero_grad()
-        method.before_rollout(net, 0.0)
+        method.before_rollout(net)
         with torch.set_grad_enabled(keep_graph):
             logits, values = zip(*(method.forward(net, obs, ()) for obs in played.obs), strict=True)
         acted = replace(played, logits=torch.cat(logits), values=torch.cat(values))

@@ -239,7 +239,7 @@ def test_the_hand_over_follows_the_run(expert: Teacher, obs: Tensor) -> None:
     net = method.build(SPEC, [expert])
     shares, contexts = [], []
     for progress in (0.0, 0.5, 0.625, 0.75, 1.0):
-        method.before_rollout(net, progress)
+        method.schedule(net, progress)
         shares.append((net.handover, method.independent(net)))
         contexts.append(len(method.observe(net, obs)))
     assert shares == [(0.0, False), (0.0, False), (0.875, False), (1.0, True), (1.0, True)]
@@ -350,8 +350,9 @@ def test_the_weight_of_dependence_grows_with_the_run(
 ) -> None:
     method = make_method(dependence_coef=0.2, student_weight=0.25)
     net = method.build(SPEC, [expert])
-    term = method.losses(net, play(method, net, obs), progress)["dependence"]
-    assert term.item() == pytest.approx(share * 0.2 * math.log(4), rel=1e-5, abs=1e-9)
+    # Three steps of two games; each step has the term once.
+    term = method.losses(net, play(method, net, obs[:1].repeat(3 * ENVS, 1, 1, 1)), progress)["dependence"]
+    assert term.item() == pytest.approx(3 * share * 0.2 * math.log(4), rel=1e-5, abs=1e-9)
 
 
 def test_dependence_moves_nothing_but_w(expert: Teacher, obs: Tensor) -> None:

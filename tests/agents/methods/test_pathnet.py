@@ -186,7 +186,7 @@ def test_a_worker_plays_its_share_of_the_population_in_turn() -> None:
     method, net = start(rank=1)
     played = []
     for _ in range(5):
-        method.before_rollout(net, 0.0)
+        method.before_rollout(net)
         played.append(method._index)
         assert method._path == path_of(net.population.genotypes[method._index])
         method.losses(net, batch_of((0, 4.0, 3), (0, 8.0, 2)), 0.0)
@@ -198,7 +198,7 @@ def test_a_worker_plays_its_share_of_the_population_in_turn() -> None:
 
 def test_the_path_changes_between_rollouts_only() -> None:
     method, net = start()
-    method.before_rollout(net, 0.0)
+    method.before_rollout(net)
     path = method._path
     method.losses(net, batch_of((0, 4.0, 3), (0, 8.0, 2)), 0.0)
     method.after_update(net, 0.0)
@@ -213,7 +213,7 @@ def step(method: PathNetMethod, net: EvolvingPathNet, shared: SharedModel, obs: 
     """An update by Adam, as a worker's."""
     groups, grads = method.parameter_groups(net), torch.zeros_like(shared.parameters)
     bind(groups, shared.parameters, grads)
-    method.before_rollout(net, 0.0)
+    method.before_rollout(net)
     logits, values = method.forward(net, obs, ())
     (logits.square().sum() + values.sum()).backward()
     assert SharedAdam(shared, groups, 40.0).push(grads, 0.01) is not None

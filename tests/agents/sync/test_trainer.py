@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.config import FlowConfig, PPOConfig, TrainConfig
+from agents.config import FlowConfig, PathNetConfig, PPOConfig, TrainConfig
 from agents.engines import ENGINES
 from agents.runs import Run, resolve
 from agents.training import Outcome, Status
@@ -23,6 +23,9 @@ pytestmark = pytest.mark.slow
 
 SMALL = {"envs_per_worker": 2, "steps": 128, "curve_points": 0, "eval_episodes": 0}
 PPO = PPOConfig(epochs=2, batch_size=16)
+SMALL_PATHNET = PathNetConfig(
+    modules=3, active_modules=2, module_convs=((2, 8, 8),), module_units=8, population=4, tournament_episodes=2
+)
 
 
 class Silent:
@@ -172,3 +175,33 @@ def test_settings_that_do_not_fit_the_engine_are_refused(
     for part in said:
         assert part in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_looking_at_a_run_changes_nothing_in_it(tmp_path: Path) -> None:
+    # PathNet counts its rollouts, and its export is a net that is built anew.
+    settings = {"method": "pathnet", "source_games": "freeway", "source_steps": 64, "pathnet": SMALL_PATHNET}
+    watched, unwatched = (prepare(tmp_path / name, "a2c", **settings) for name in ("watched", "unwatched"))
+
+    def look() -> None:
+        for _ in range(5):
+            trainer.student()
+            trainer._method_metrics()
+
+    trainer = ENGINES["a2c"](watched, Silent(look), None)
+    assert torch.equal(weights(trainer.train()), weights(train(unwatched)))
+
+
+def test_a_finished_run_that_is_resumed_for_its_scores_is_independent(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", "a2c", teachers="zoo:seaquest")
+    train(run)
+    trainer = ENGINES["a2c"](run, Silent(), latest_checkpoint(run.folder.checkpoints))
+    outcome = trainer.train()
+    assert trainer.method.independent(outcome.net)
+    assert set(trainer.method.metrics(outcome.net).values()) == {0.0, 1.0}
+
+
+def test_the_curve_ends_with_the_last_student(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", "a2c", game="Breakout", curve_points=2, curve_episodes=2)
+    outcome = train(run)
+    points = [row["global_step"] for row in read_metrics(run.folder.metrics) if "eval/mean_return" in row]
+    assert points[-1] == outcome.step

@@ -1,5 +1,6 @@
 import pytest
 
+from kfrl.errors import UserError
 from kfrl.flow import HandOver, dependence_weight
 
 
@@ -33,10 +34,14 @@ def test_hand_over_is_complete_from_its_end_on_whatever_the_length_of_the_run(
     assert hand_over(1.0) == 1.0
 
 
-def test_hand_over_may_be_a_step() -> None:
-    hand_over = HandOver(0.5, 0.5)
-    assert hand_over(0.4999) == 0.0
-    assert hand_over(0.5) == 1.0
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.4, 0.3)])
+def test_a_ramp_that_is_a_step_is_refused(start: float, end: float) -> None:
+    with pytest.raises(UserError, match=rf"--independence-at {end} is not after --handover-start {start}.*e\.g\. 0\.1"):
+        HandOver(start, end)
+
+
+def test_a_student_may_be_alone_from_the_beginning() -> None:
+    assert HandOver(0.0, 0.0)(0.0) == 1.0
 
 
 def test_hand_over_may_reach_the_very_end() -> None:
@@ -49,10 +54,3 @@ def test_hand_over_may_reach_the_very_end() -> None:
 def test_without_an_end_p_is_left_to_the_losses() -> None:
     hand_over = HandOver(0.4, None)
     assert [hand_over(progress) for progress in (0.0, 0.5, 1.0)] == [0.0, 0.0, 0.0]
-
-
-def test_an_end_before_the_start_still_ends_there() -> None:
-    hand_over = HandOver(0.4, 0.3)
-    assert hand_over(0.29) == 0.0
-    assert hand_over(0.3) == 1.0
-    assert hand_over(0.35) == 1.0

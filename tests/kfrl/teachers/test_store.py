@@ -52,17 +52,22 @@ def test_own_runs_come_first_the_best_of_them_at_the_top(runs: Path) -> None:
         ("none-s2", "breakout", 30.0),
         ("none-s1", "breakout", 3.0),
         ("none-s4", "breakout", -7.0),
-        ("none-s3", "breakout", None),
-        ("none-s5", "pong", None),
         ("zoo", "breakout", 400.0),
         ("zoo", "ms_pacman", 50.0),
         ("zoo", "seaquest", 1700.0),
+        ("none-s3", "breakout", None),
+        ("none-s5", "pong", None),
     ]
 
 
 def test_files_that_cannot_be_read_are_left_out_of_the_list(runs: Path) -> None:
     (runs / "pong" / "a3c" / "none-s5" / "student.safetensors").write_bytes(b"\x80\x04 not an agent")
-    assert [entry.card.game for entry in list_teachers(runs)] == [*["breakout"] * 5, "ms_pacman", "seaquest"]
+    assert [entry.card.game for entry in list_teachers(runs)] == [
+        *["breakout"] * 4,
+        "ms_pacman",
+        "seaquest",
+        "breakout",
+    ]
 
 
 def test_without_runs_there_is_the_zoo(runs: Path, tmp_path: Path) -> None:
@@ -75,9 +80,11 @@ def test_a_game_is_the_best_own_run(runs: Path, reference: str) -> None:
     assert find_teacher(reference, runs).path.parent.name == "none-s2"
 
 
-def test_an_own_run_without_a_score_goes_before_the_zoo(runs: Path, put: Put) -> None:
+def test_an_own_run_that_nobody_has_scored_comes_after_the_zoo(runs: Path, put: Put) -> None:
+    # An interrupted run leaves a student too.
     put(runs / "seaquest" / "a3c" / "none-s1" / "student.safetensors", "seaquest")
-    assert find_teacher("seaquest", runs).path.parent.name == "none-s1"
+    assert find_teacher("seaquest", runs).reference == "zoo:seaquest"
+    assert find_teacher("pong", runs).path.parent.name == "none-s5"
 
 
 @pytest.mark.parametrize("reference", ["ms_pacman", "MsPacman", "Ms. Pacman", "ms pacman"])
