@@ -24,6 +24,7 @@ from agents.training import Status
 from envs.atari import AtariEnvs, action_set
 from envs.games import find_game
 from envs.protocols import get_protocol
+from kfrl.devices import check_device
 from kfrl.errors import unknown
 from kfrl.nets.atari import AtariNet
 from kfrl.teachers.formats import Card, save_agent
@@ -75,7 +76,11 @@ class Benchmark:
             game: As people write it.
             folder: For the runs' files; the caller deletes it.
             device: Where a2c and ppo learn.
+
+        Raises:
+            UserError: no such game, or no such device here.
         """
+        check_device(device)
         self.protocol = get_protocol("paper", find_game(game).rom)
         self._folder, self._device = folder, device
         self._runs = 0

@@ -270,7 +270,7 @@ class Trainer(ABC):
         return Snapshot(step, arch_of(student), len(self.run.spec.actions), weights)
 
     def save(self) -> None:
-        """Write a checkpoint and, once the run's own game is learned, the student as it is."""
+        """Write a checkpoint and, once the run's own game is being learned, the student as it is."""
         state = {
             "phase": self.phase_index,
             "phase_step": self.shared.global_step,
@@ -288,7 +288,7 @@ class Trainer(ABC):
         tensors["adam_steps"] = self.shared.adam_steps
         played = self.step + self.source_steps
         save_checkpoint(self.run.folder.checkpoints, played, {k: t.cpu() for k, t in tensors.items()}, state)
-        if self.on_target:
+        if self.step:
             self.run.save_student(self.student(), self.step)
 
     def _restore(self, checkpoint: Checkpoint) -> None:

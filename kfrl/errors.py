@@ -31,6 +31,20 @@ def unknown(kind: str, given: str, choices: Iterable[str], hint: str = "") -> Us
     return UserError(" ".join(parts))
 
 
+def user_path(text: str) -> Path:
+    """The path that a user means, `~` expanded.
+
+    Raises:
+        UserError: no system could have it.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{text[:60]!r} cannot be a path: {error}.") from None
+    return path
+
+
 def missing_file(path: Path) -> UserError:
     """Build the error for a file that is not there, with the nearest name beside it."""
     there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
+import io
+import itertools
 import re
 import shlex
 import subprocess
@@ -121,9 +125,11 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The commands in a page's fenced shell blocks, as words, without prompts, comments and settings."""
+    """The commands in a page's shell blocks, fenced or indented, as words, without prompts, comments and settings."""
     text = page.read_text(encoding="utf-8")
-    for block in re.findall(r"^ *```(?:bash|sh|shell|console)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL):
+    fenced = re.findall(r"^ *```(?:bash|sh|shell|console)\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^    (?:kfrl|python|make) (?:.*\\\n)*.*\n", text, re.MULTILINE)
+    for block in (*fenced, *indented):
         for line in block.replace("\\\n", " ").splitlines():
             if line.lstrip().startswith("#"):
                 continue
@@ -144,6 +150,19 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][\w-]*):(?!=)", text, re.MULTILINE))
 
 
+@functools.cache
+def known_flags(names: tuple[str, ...]) -> set[str]:
+    """The flags that the help of a command, or of its sub-command, names."""
+    from kfrl.cli.main import main
+
+    grouped = {"teachers", "supervised"}
+    words = names if names[:1] and names[0] in grouped else names[:1]
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return {"--help", "--version", *re.findall(r"--[a-z][a-z0-9-]*", shown.getvalue())}
+
+
 def complaint(command: list[str]) -> str | None:
     """What is wrong with a command that a page shows, or None."""
     from kfrl.cli.main import COMMANDS
@@ -157,6 +176,11 @@ def complaint(command: list[str]) -> str | None:
     elif program == "kfrl":
         if not arguments or (arguments[0] not in COMMANDS and arguments[0] not in ("--help", "--version")):
             return f"kfrl has no command {' '.join(arguments[:1])!r}"
+        given = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+        names = tuple(itertools.takewhile(lambda word: re.fullmatch("[a-z]+", word), arguments))[:2]
+        strange = given - known_flags(names)
+        if strange:
+            return f"kfrl {names[0]} has no flag {', '.join(sorted(strange))}"
     elif program == "python":
         if not arguments or not (ROOT / arguments[0]).is_file():
             return f"there is no script {' '.join(arguments[:1])!r}"
@@ -183,13 +207,27 @@ def test_commands_are_found_on_a_page(tmp_path: Path) -> None:
     page.write_text(
         "```bash\n# a comment\n$ make train  # another\n"
         "SEED=1 kfrl train \\\n  --game Alien && cd runs\n```\n"
-        "```python\nnot a command\n```\n"
+        "```python\nnot a command\n```\n\n    kfrl games \\\n      pac\n\nkfrl is no command here.\n"
     )
-    assert list(commands(page)) == [["make", "train"], ["kfrl", "train", "--game", "Alien"], ["cd", "runs"]]
+    assert list(commands(page)) == [
+        ["make", "train"],
+        ["kfrl", "train", "--game", "Alien"],
+        ["cd", "runs"],
+        ["kfrl", "games", "pac"],
+    ]
 
 
 @pytest.mark.parametrize(
-    "command", ["make coffee", "kfrl coffee", "coffee", "python coffee.py", "kfrl train --config configs/coffee.yaml"]
+    "command",
+    [
+        "make coffee",
+        "kfrl coffee",
+        "coffee",
+        "python coffee.py",
+        "kfrl train --config configs/coffee.yaml",
+        "kfrl train --game Alien --coffee 3",
+        "kfrl supervised train --game Alien",
+    ],
 )
 def test_a_command_that_does_not_exist_is_noticed(command: str) -> None:
     assert complaint(command.split())

@@ -49,10 +49,10 @@ class RunDisplay:
         self._live: Live | None = None
         self._printed = 0.0
 
-    def say(self, text: RenderableType) -> None:
-        """Print a line, or anything rich can render."""
-        self.console.print(text, soft_wrap=isinstance(text, str), highlight=False)
-        self._log.print(text, soft_wrap=isinstance(text, str), highlight=False)
+    def say(self, text: RenderableType, style: str = "") -> None:
+        """Print a line, or anything rich can render. Brackets in it, of paths and names, are nothing but brackets."""
+        for console in (self.console, self._log):
+            console.print(text, style=style, soft_wrap=isinstance(text, str), highlight=False, markup=False)
 
     def fail(self, text: str) -> None:
         """Print what went wrong to standard error."""

@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from agents.evaluation import check_video_path, policy_of, record
     from envs.atari import action_set, identify
     from kfrl.atomic import write_text
+    from kfrl.errors import UserError
     from kfrl.provenance import sha256
     from kfrl.teachers.preprocessing import ALE
     from kfrl.teachers.store import load_teacher
@@ -64,6 +65,12 @@ def main(argv: Sequence[str]) -> int:
     agent, _ = load_teacher(flags.agent, flags.runs, identify)
     protocol = protocol_of(flags.protocol, agent.card.game, agent.card.protocol)
     alone = policy_of(agent.net, agent.card.actions, action_set(protocol))
+    try:
+        remark, linked = _look_into_run(Path(flags.agent), agent.card.steps)
+    except UserError as error:
+        remark, linked = f"What it scores with its teachers' links is left out: {error}", None
+    if remark:
+        console.print(remark, highlight=False, markup=False)
 
     def play(policy: Policy, title: str) -> Evaluation:
         return play_games(policy, protocol, flags.episodes, flags.seed, flags.greedy, title, console.print)
@@ -79,7 +86,6 @@ def main(argv: Sequence[str]) -> int:
         "commit": agent.card.commit,
         **result.to_dict(),
     }
-    linked = _linked_policy(Path(flags.agent))
     if linked is not None:
         answer["with_links"] = play(linked, "with its teachers' links").to_dict()
     elif agent.card.teachers:
@@ -152,8 +158,14 @@ def protocol_of(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
     return Protocol.from_dict(saved)
 
 
-def _linked_policy(path: Path) -> Policy | None:
-    """The policy of a run that still leans on its teachers, at its last checkpoint; None for anything else."""
+def _look_into_run(path: Path, steps: int) -> tuple[str, Policy | None]:
+    """What to say of the student of a run, after `steps`, and its policy with the links that it still leans on.
+
+    Of anything but a run's folder there is nothing to say.
+
+    Raises:
+        UserError: the teachers or the checkpoint are gone. The student plays without them.
+    """
     from agents.config import TrainConfig
     from agents.methods import get_method
     from agents.runs import reopen
@@ -162,8 +174,12 @@ def _linked_policy(path: Path) -> Policy | None:
     from kfrl.runs import RunFolder
 
     config = RunFolder(path).config
-    if not config.is_file() or not get_method(load_config(config, TrainConfig).method_name).leans_on_teachers:
-        return None
+    if not config.is_file():
+        return "", None
+    settings = load_config(config, TrainConfig)
+    half = f"It is half-trained: {steps:,} of {settings.steps:,} steps." if steps < settings.steps else ""
+    if not get_method(settings.method_name).leans_on_teachers:
+        return half, None
     run = reopen(path)
     method = run.method()
     net = method.build(run.spec, run.teachers)
@@ -171,7 +187,7 @@ def _linked_policy(path: Path) -> Policy | None:
     net.load_state_dict(saved.prefixed("net."))
     method.begin(net, len(run.phases) - 1, run.spec, rank=0)
     method.schedule(net, min(1.0, saved.state["global_step"] / run.config.steps))
-    return linked_policy(run, net)
+    return half, linked_policy(run, net)
 
 
 def linked_policy(run: Run, net: nn.Module) -> Policy | None:

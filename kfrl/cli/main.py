@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
+import kfrl
 from kfrl.errors import UserError, unknown
 
 COMMANDS = {
@@ -19,6 +21,9 @@ COMMANDS = {
     "supervised": "kfrl.cli.supervised",
     "bench": "kfrl.cli.bench",
 }
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk or a quota is full."""
 
 USAGE = """\
 usage: kfrl COMMAND [OPTIONS]
@@ -47,12 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
+    if arguments[0] == "--version":
+        print(f"kfrl {kfrl.__version__}")
+        return 0
     # Read when PyTorch is imported. Threads that spin while they wait would take the emulator's cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return run_command(arguments, COMMANDS)
     except UserError as error:
         print(f"kfrl: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"kfrl: {error.strerror}: {error.filename or 'a file could not be written'}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -21,7 +21,7 @@ def introduce(display: RunDisplay, run: Run, checkpoint: Checkpoint | None) -> N
         + [f"source {Game(source.game).title}" for source in run.spec.sources]
     )
     display.title = f"{config.game} · {config.label}" + (f" · {names}" if names else "")
-    display.say(f"[bold]{display.title}[/]")
+    display.say(display.title, "bold")
     display.say(
         f"protocol {protocol.name} ({protocol.fingerprint}): sticky {protocol.sticky:g}, frame skip "
         f"{protocol.frame_skip}, {len(run.spec.actions)} actions, a lost life "
@@ -57,9 +57,9 @@ def _engine_lines(config: TrainConfig) -> Iterator[str]:
     yield f"{config.steps:,} agent steps, {who}, t_max {shape.t_max}, learning rate {shape.lr:.3g}"
     if shape.workers > cores():
         yield (
-            f"[yellow]{shape.workers} workers with one thread each share {cores()} cores: "
+            f"{shape.workers} workers with one thread each share {cores()} cores: "
             f"{shape.workers / cores():.0f} wait for every one that runs. That is the published shape; --preset fast "
-            f"({cores()} workers x {FAST_ENVS} games) makes more steps a second here.[/]"
+            f"({cores()} workers x {FAST_ENVS} games) makes more steps a second here."
         )
 
 

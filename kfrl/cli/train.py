@@ -76,6 +76,7 @@ def _evaluate(run: Run, trainer: Trainer, display: RunDisplay) -> None:
     """Play the final episodes, save the scores beside the student, say what to type next."""
     from kfrl.cli.evaluate import linked_policy, play_games
     from kfrl.plots import draw_run
+    from kfrl.provenance import commit, sha256
 
     student = trainer.method.export(trainer.net)
     folder, episodes, step = run.folder, run.config.eval_episodes, trainer.step
@@ -90,11 +91,12 @@ def _evaluate(run: Run, trainer: Trainer, display: RunDisplay) -> None:
             for title, policy in policies.items()
         }
         alone, *others = results.values()
-        answer = {"steps": step, **alone} | ({"with_links": others[0]} if others else {})
+        run.save_student(student, step, alone)
+        stamp = {"steps": step, "sha256": sha256(folder.student), "commit": commit()}
+        answer = {**stamp, **alone} | ({"with_links": others[0]} if others else {})
         if run.spec.sources:
             answer["source_steps"] = trainer.source_steps
         answer["layer_weights"] = trainer.method.metrics(trainer.net)
-        run.save_student(student, step, alone)
         run.folder.write_evaluation(answer)
     draw_run(folder.path, folder.curves)
     deployed = sum(parameter.numel() for parameter in student.parameters())

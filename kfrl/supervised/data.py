@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kfrl.errors import UserError, unknown
+from kfrl.errors import UserError, unknown, user_path
 from kfrl.supervised.batches import Images, split_off
 from kfrl.supervised.config import Augment
 from kfrl.supervised.files import File, fetch
@@ -307,7 +307,7 @@ def load_data(name: str, data_dir: Path | None = None, image_size: int | None = 
         UserError: no such data set, a file that cannot be had, or one that is damaged.
     """
     base, half, missing = _parse(name)
-    data = _load_set(base, data_dir) if base in SETS else _load_folder(Path(base).expanduser(), image_size)
+    data = _load_set(base, data_dir) if base in SETS else _load_folder(user_path(base), image_size)
     if half:
         data = _first_half(data)
     return _without(data, missing) if missing else data
@@ -318,7 +318,7 @@ def _parse(name: str) -> tuple[str, bool, str]:
     for base, half, missing in _readings(name):
         if base.casefold() in SETS:
             return base.casefold(), half, missing
-        if Path(base).expanduser().exists():
+        if user_path(base).exists():
             return base, half, missing
     raise unknown("data set", name, SETS, "Or give the path of a folder of images by class.")
 

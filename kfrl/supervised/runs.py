@@ -15,6 +15,7 @@ from kfrl.config import load_config
 from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.nets import arch_of
+from kfrl.nets.registry import arch_of as arch_named
 from kfrl.provenance import commit
 from kfrl.runs import RUNS, RunFolder
 from kfrl.supervised.batches import Images, Loader, Normalisation, split_off
@@ -86,14 +87,16 @@ def resolve(config: SupervisedConfig) -> Run:
     check_device(config.device)
     method = get_method(config.method_name)
     method.check_teachers(config.method_name, len(config.teacher_names))
+    loaded = load_classifiers(config.teacher_names, RUNS)
+    if config.net is not None:
+        arch_named(config.net)
+    # Last, because it may be a long download.
     data = load_data(config.data, config.data_dir, config.image_size)
     images = _first(data.train, config.train_images)
     rows, kept_back = split_off(images.labels, config.validation)
     train, validation = images.take(rows), images.take(kept_back)
     normalisation = Normalisation.of(train.pixels)
-    teachers = tuple(
-        adapt(teacher, data.shape, normalisation) for teacher in load_classifiers(config.teacher_names, RUNS)
-    )
+    teachers = tuple(adapt(teacher, data.shape, normalisation) for teacher in loaded)
     for teacher in teachers:
         teacher.net.to(torch.device(config.device))
     config = replace(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kfrl.errors import UserError, missing_file, unknown
+from kfrl.errors import UserError, missing_file, unknown, user_path
 from kfrl.runs import STUDENT_FILE
 from kfrl.supervised.batches import Normalisation
 from kfrl.supervised.classifiers import Card, Teacher, load_classifier, read_card
@@ -29,7 +29,7 @@ def find_classifier(reference: str, runs: Path) -> Path:
     Raises:
         UserError: nothing of that name; the message names the nearest.
     """
-    path = Path(reference).expanduser()
+    path = user_path(reference)
     if path.is_dir():
         path = path / STUDENT_FILE
         if not path.exists():

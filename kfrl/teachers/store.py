@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kfrl.errors import UserError, missing_file, unknown
+from kfrl.errors import UserError, missing_file, unknown, user_path
 from kfrl.runs import STUDENT_FILE
 from kfrl.teachers.foreign import FORMATS, TABLE_SUFFIXES, ForeignAgent, read_foreign
 from kfrl.teachers.formats import Card, Teacher, is_native, load_agent, read_card
@@ -39,7 +39,7 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Take a reference apart; a file that is called exactly like it goes first."""
-        if Path(text).expanduser().exists():
+        if user_path(text).exists():
             return cls(text)
         found = re.fullmatch(rf"(?:({'|'.join(FORMATS)}):)?(.*?)(?:@([^@/]+))?", text, re.DOTALL)
         kind, place, game = found.groups(default="") if found else ("", text, "")
@@ -66,7 +66,7 @@ class Reference:
         if self.on_hub:
             path, pinned = download(self.place.removeprefix(HUB_PREFIX))
             return path, replace(self, place=HUB_PREFIX + pinned)
-        path = Path(self.place).expanduser()
+        path = user_path(self.place)
         if path.is_file():
             return path, replace(self, place=str(path.resolve()))
         if self.kind or path.suffix in SUFFIXES:
@@ -115,11 +115,11 @@ def find_teacher(reference: str, runs: Path) -> Entry:
     Raises:
         UserError: nothing of that name; the message lists what there is and names the nearest.
     """
-    path = Path(reference).expanduser()
+    path = user_path(reference)
     if path.is_dir():
         if (path / "checkpoint").is_dir() and not (path / STUDENT_FILE).exists():
             raise UserError(
-                f"The run {reference} has no student yet: its own game comes after its source games. Let it go on: "
+                f"The run {reference} has no student yet: it has made no step in its own game. Let it go on: "
                 f"kfrl train --resume {reference}"
             )
         path = path / STUDENT_FILE

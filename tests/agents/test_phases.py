@@ -211,7 +211,7 @@ def test_a_run_goes_on_in_the_phase_in_which_it_was_stopped(phase: int, tmp_path
 def test_a_run_that_is_still_in_its_source_games_has_no_student_and_says_so(tmp_path: Path) -> None:
     run = prepare(tmp_path / "run")
     train(run, Screen(stop_in_phase=0))
-    with pytest.raises(UserError, match=r"no student yet: its own game comes after .* --resume"):
+    with pytest.raises(UserError, match=r"no student yet: it has made no step in its own game.* --resume"):
         find_teacher(str(run.folder.path), tmp_path)
 
 

@@ -69,13 +69,15 @@ def _introduce(display: RunDisplay, run: Run, trainer: Trainer, checkpoint: Chec
     config, data = run.config, run.data
     taught = f" · {', '.join(f'teacher {teacher.name}' for teacher in run.teachers)}" if run.teachers else ""
     display.title = f"{data.name} · {config.method_name}{taught}"
-    display.say(f"[bold]{display.title}[/]")
+    display.say(display.title, "bold")
     shape = "x".join(map(str, data.shape))
     display.say(
         f"{data.title}: {len(run.train):,} images for training, {len(run.validation):,} for validation, "
         f"{len(data.test):,} for the test, {shape}, {len(data.classes)} classes; augmentation: {config.augment}"
     )
-    for line in (*(f"[yellow]Note: {note}[/]" for note in data.notes), *_teacher_lines(run)):
+    for note in data.notes:
+        display.say(f"Note: {note}", "yellow")
+    for line in _teacher_lines(run):
         display.say(line)
     parameters = sum(parameter.numel() for parameter in trainer.method.export(trainer.net).parameters())
     stages = ", ".join(f"{stage.name} {stage.epochs}" for stage in trainer.stages)
@@ -120,7 +122,7 @@ def _conclude(display: RunDisplay, run: Run, result: dict[str, Any]) -> None:
     folder, test = run.folder, result["test"]
     draw_run(folder.path, folder.curves)
     display.say(
-        f"\nTest error of the student, alone: [bold]{test['error_percent']:.2f} %[/] "
+        f"\nTest error of the student, alone: {test['error_percent']:.2f} % "
         f"({test['images'] - test['correct']:,} of {test['images']:,} images), kept from epoch {result['kept_epoch']}"
     )
     for name, other in result["others"].items():

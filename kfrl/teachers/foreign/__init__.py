@@ -96,8 +96,11 @@ def read_foreign(path: Path, kind: str | None = None) -> ForeignAgent:
 def _members(path: Path) -> list[str]:
     if not zipfile.is_zipfile(path):
         return []
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path} is truncated or damaged: {error}.") from None
 
 
 def _read_tensors(path: Path) -> Tensors:

@@ -31,6 +31,7 @@ def test_bench_prints_a_table_and_writes_what_was_measured(
         (["--game", "pongg"], "Did you mean"),
         (["--only", "fastt"], "Did you mean 'fast'"),
         (["--rounds", "0"], "rounds"),
+        (["--device", "tpu"], "tpu"),
     ],
 )
 def test_bad_input_is_refused(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,8 +81,19 @@ def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
         said = capsys.readouterr().out
         assert ("with_links" in result) == (parts == 2)
         assert ("with its teachers' links" in said) == (parts == 2)
+        assert ("It is half-trained: 100 of 1,000 steps." in said) == (parts == 2)
         if parts == 2:
             assert result["with_links"]["episode_steps"] != result["episode_steps"]
+
+
+def test_a_student_of_flow_is_scored_when_its_teachers_are_gone(
+    finished_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run(tmp_path / "run", teachers=str(tmp_path / "gone.safetensors"))
+    assert main(["eval", str(run), "--episodes", "1", "--json", str(tmp_path / "scores.json")]) == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "What it scores with its teachers' links is left out: There is no file" in said
+    assert len(json.loads((tmp_path / "scores.json").read_text())["scores"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
+import pytest
 from rich.console import Console
 
+from agents.config import TrainConfig
 from agents.training import Status
 from kfrl.cli.display import panel, plain_line
-from kfrl.cli.panel import view
+from kfrl.cli.panel import _engine_lines, view
 
 STATUS = Status(
     step=1_500,
@@ -24,6 +26,17 @@ def test_the_panel_has_a_line_for_each_fact_and_each_layer() -> None:
         assert value in line
     assert not any("━" in line for line in lines if "steps" in line), "the bar has a line of its own"
     assert not any("student alone" in line for line in lines)
+
+
+def test_more_workers_than_cores_are_named_with_what_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.config.cores", lambda: 4)
+    monkeypatch.setattr("kfrl.cli.panel.cores", lambda: 4)
+    first, warning = _engine_lines(TrainConfig())
+    assert "16 workers x 1 games on 4 cores" in first
+    assert "16 workers with one thread each share 4 cores: 4 wait for every one that runs" in warning
+    assert "--preset fast (4 workers x 32 games)" in warning
+    (only,) = _engine_lines(TrainConfig(preset="fast"))
+    assert "4 workers x 32 games on 4 cores" in only
 
 
 def test_the_plain_line_says_the_same() -> None:

@@ -78,6 +78,8 @@ def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatc
         ("supervised trainn", "Unknown command 'trainn'. Did you mean 'train'?"),
         ("supervised train", "Which images? Give --data NAME"),
         ("supervised train --data cifar10", "Did you mean 'cifar-10'?"),
+        ("supervised train --data svhn --net resnett-20", "Did you mean 'resnet-20'?"),
+        ("supervised train --data svhn --teachers mnist", "No run of yours has learned mnist"),
         ("supervised train --data digits --method fitnet --teachers x", "Did you mean 'fitnets'?"),
         ("supervised train --data digits --net mlp-0", "at least one unit, got [0].\n"),
         ("supervised train --data digits --teachers mnist", "No run of yours has learned mnist"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,10 @@ def test_run_leaves_everything_the_design_names(pong_run: tuple[Path, str]) -> N
     assert list(folder.glob("events.out.tfevents.*"))
     scores = json.loads((folder / "eval.json").read_text())
     assert len(scores["scores"]) == 2
-    agent = load_agent(folder / "student.safetensors")
+    student = folder / "student.safetensors"
+    assert scores["sha256"] == sha256(student.read_bytes()).hexdigest()
+    assert scores["commit"]
+    agent = load_agent(student)
     assert agent.card.evaluation["scores"] == scores["scores"]
     assert agent.card.game == "pong"
     assert agent.card.steps == scores["steps"] >= 600
@@ -61,9 +65,10 @@ def test_run_leaves_everything_the_design_names(pong_run: tuple[Path, str]) -> N
 def test_saved_config_runs_the_same_run_again(pong_run: tuple[Path, str], tmp_path: Path) -> None:
     cwd, _ = pong_run
     config = only_run(cwd, "pong/a3c/*") / "config.yaml"
-    kfrl(tmp_path, "train", "--config", str(config), "--run-dir", "again", "--eval-episodes", "0")
-    first, second = (yaml.safe_load(path.read_text()) for path in (config, tmp_path / "again" / "config.yaml"))
-    assert second.pop("run_dir") == "again"
+    printed = kfrl(tmp_path, "train", "--config", str(config), "--run-dir", "again[b]", "--eval-episodes", "0")
+    first, second = (yaml.safe_load(path.read_text()) for path in (config, tmp_path / "again[b]" / "config.yaml"))
+    assert second.pop("run_dir") == "again[b]"
+    assert "Writing to again[b]" in printed, "a bracket in a path is no markup"
     assert second.pop("eval_episodes") == 0
     assert second == {key: value for key, value in first.items() if key in second}
 

@@ -233,3 +233,6 @@ def test_a_truncated_zip(tmp_path: Path) -> None:
     middle = len(whole) // 4
     path.write_bytes(whole[:middle] + b"\0" * 100 + whole[middle + 100 :])
     refused(path, "damaged")
+    # The table of contents at its end.
+    path.write_bytes(whole.replace(b"PK\x01\x02", b"PK\x07\x07"))
+    refused(path, "damaged")
