@@ -44,6 +44,9 @@ class Sample:
     """Proportional set size of each process, the launcher's first: shared memory is counted once in their sum."""
 
 
+COLUMNS = ("", "steps/s", "frames/s", "of the ceiling", "of fast", "memory")
+
+
 @dataclass
 class Arm:
     """Something that makes agent steps."""
@@ -125,6 +128,20 @@ class Benchmark:
             return ""
         pairs = zip(arm.samples, self.arms[of].samples, strict=True)
         return f"{statistics.median(one.steps_per_sec / other.steps_per_sec for one, other in pairs):.2f}"
+
+    def row(self, arm: Arm) -> tuple[str, ...]:
+        """What a table says of an arm, under `COLUMNS`; memory is that at the end of its last measurement."""
+        low, high = arm.spread
+        pss = arm.samples[-1].pss_mb
+        workers = f", {sum(pss[1:]) / (len(pss) - 1):,.0f} a worker" if len(pss) > 1 else ""
+        return (
+            arm.title,
+            f"{arm.rate:,.0f} ({low:,.0f} to {high:,.0f})",
+            f"{arm.rate * self.protocol.frame_skip:,.0f}",
+            self.share(arm, "ceiling"),
+            self.share(arm, "fast"),
+            f"{sum(pss):,.0f} MB{workers}" if pss else "",
+        )
 
     def _teacher(self, seed: int) -> str:
         """A teacher of the paper's size from another game; what it knows does not change what it costs."""

@@ -18,7 +18,7 @@ from tabulate import tabulate
 # As `kfrl` itself has it, before PyTorch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from agents.benchmark import Arm, Benchmark
+from agents.benchmark import COLUMNS, Arm, Benchmark
 from agents.config import cores
 from kfrl.cli.bench import machine
 
@@ -62,19 +62,8 @@ def main(options: Options) -> None:
             pass
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     print(f"Medians of {options.rounds} x {options.seconds:g} s, in turns.\n")
-    rows = [
-        (
-            arm.title,
-            f"{arm.rate:,.0f}",
-            "{:,.0f} to {:,.0f}".format(*arm.spread),
-            benchmark.share(arm, "ceiling"),
-            benchmark.share(arm, "fast"),
-            benchmark.share(arm, "fast-1"),
-        )
-        for arm in benchmark.arms.values()
-    ]
-    headers = ("", "steps/s", "lowest to highest", "of the ceiling", "of fast", "of one worker")
-    print(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True))
+    rows = [(*benchmark.row(arm), benchmark.share(arm, "fast-1")) for arm in benchmark.arms.values()]
+    print(tabulate(rows, (*COLUMNS, "of one worker"), tablefmt="pipe", disable_numparse=True))
 
 
 if __name__ == "__main__":

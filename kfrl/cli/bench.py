@@ -67,26 +67,18 @@ def main(argv: Sequence[str]) -> int:
 def _table(benchmark: Benchmark, args: BenchArgs) -> Table:
     from rich.table import Table
 
+    from agents.benchmark import COLUMNS
+
     facts = machine()
     caption = (
         f"{benchmark.protocol.game}, {facts['cores']} cores of {facts['processor']}, torch {facts['torch']}, ale-py "
         f"{facts['ale_py']}; median (lowest to highest) of {args.rounds} x {args.seconds:g} s, in turns"
     )
-    table = Table("", "steps/s", "frames/s", "of the ceiling", "of fast", "memory", caption=caption)
+    table = Table(*COLUMNS, caption=caption)
     for column in table.columns[1:]:
         column.justify = "right"
     for arm in benchmark.arms.values():
-        low, high = arm.spread
-        pss = arm.samples[-1].pss_mb
-        workers = f", {sum(pss[1:]) / (len(pss) - 1):,.0f} a worker" if len(pss) > 1 else ""
-        table.add_row(
-            arm.title,
-            f"{arm.rate:,.0f} ({low:,.0f} to {high:,.0f})",
-            f"{arm.rate * benchmark.protocol.frame_skip:,.0f}",
-            benchmark.share(arm, "ceiling"),
-            benchmark.share(arm, "fast"),
-            f"{sum(pss):,.0f} MB{workers}" if pss else "",
-        )
+        table.add_row(*benchmark.row(arm))
     return table
 
 
