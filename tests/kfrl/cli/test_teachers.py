@@ -27,12 +27,13 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("game", "clearly_better"), [("pong", 15.0), ("seaquest", 350.0)])
+@pytest.mark.parametrize(("game", "clearly_better"), [("pong", 15.0), ("seaquest", 1_500.0)])
 def test_the_zoos_teachers_are_clearly_better_than_random(
     game: str, clearly_better: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     card = find_teacher(game, Path("runs")).card
-    assert card.steps >= 2_000_000
+    assert card.steps >= 8_000_000
+    assert len(card.curve) > 10
     assert len(card.evaluation["scores"]) == 30
     assert card.evaluation["ci_low"] > clearly_better > reference_scores()[game].random
     assert card.protocol["name"] == "paper"
