@@ -69,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
         remark, linked = _look_into_run(Path(flags.agent), agent.card.steps)
     except UserError as error:
         remark, linked = f"What it scores with its teachers' links is left out: {error}", None
-    if remark:
-        console.print(remark, highlight=False, markup=False)
+    for line in filter(None, (_other_rules(agent.card.protocol, protocol), remark)):
+        console.print(line, highlight=False, markup=False)
 
     def play(policy: Policy, title: str) -> Evaluation:
         return play_games(policy, protocol, flags.episodes, flags.seed, flags.greedy, title, console.print)
@@ -84,6 +84,7 @@ def main(argv: Sequence[str]) -> int:
         "method": agent.card.method,
         "steps": agent.card.steps,
         "commit": agent.card.commit,
+        "trained_under": agent.card.protocol,
         **result.to_dict(),
     }
     if linked is not None:
@@ -98,6 +99,16 @@ def main(argv: Sequence[str]) -> int:
         score = record(alone, protocol, flags.video, seed=flags.seed, greedy=flags.greedy)
         console.print(f"Wrote {flags.video}: a game of {score:,.0f} points")
     return 0
+
+
+def _other_rules(trained: dict[str, Any], protocol: Protocol) -> str:
+    """What to say where an agent learned under other rules than it plays by now."""
+    if not trained or trained.get("fingerprint") == protocol.fingerprint:
+        return ""
+    return (
+        f"It learned under other rules: {trained.get('name')} ({trained.get('fingerprint')}); these are "
+        f"{protocol.name} ({protocol.fingerprint})."
+    )
 
 
 def dump_json(answer: dict[str, Any]) -> str:

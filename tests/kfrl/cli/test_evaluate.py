@@ -126,9 +126,17 @@ def test_protocol_of_the_file_is_the_default(agent: Path) -> None:
     assert json.loads(Path("scores.json").read_text())["protocol"]["sticky"] == 0.25
 
 
-def test_an_agent_plays_a_larger_action_set_by_the_names_of_its_actions(agent: Path) -> None:
+def test_an_agent_plays_a_larger_action_set_by_the_names_of_its_actions(
+    agent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["eval", str(agent), "--protocol", "machado", "--episodes", "1", "--json", "scores.json"]) == 0
-    assert json.loads(Path("scores.json").read_text())["protocol"]["full_action_set"]
+    result = json.loads(Path("scores.json").read_text())
+    assert result["protocol"]["full_action_set"]
+    # Nobody takes the score for one under the rules that it learned by.
+    assert result["trained_under"]["name"] == "paper"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "It learned under other rules: paper (" in said
+    assert f"these are machado ({result['protocol']['fingerprint']})" in said
 
 
 def test_an_agent_of_another_program_is_played_as_it_is(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
