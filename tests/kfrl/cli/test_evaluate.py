@@ -126,12 +126,19 @@ def test_protocol_of_the_file_is_the_default(agent: Path) -> None:
     assert json.loads(Path("scores.json").read_text())["protocol"]["sticky"] == 0.25
 
 
-def test_an_agent_plays_a_larger_action_set_by_the_names_of_its_actions(
-    agent: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_agent_plays_a_larger_action_set_by_the_names_of_its_actions(agent: Path) -> None:
     assert main(["eval", str(agent), "--protocol", "machado", "--episodes", "1", "--json", "scores.json"]) == 0
+    assert json.loads(Path("scores.json").read_text())["protocol"]["full_action_set"]
+
+
+def test_other_rules_than_those_of_the_training_are_named(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = AtariNet(6)
+    save_agent(Path("paper.safetensors"), net, replace(resolve(TrainConfig(game="Pong")).card(0, net), arch=net.arch))
+    flags = ["eval", "paper.safetensors", "--episodes", "1", "--json", "scores.json"]
+    assert main(flags) == 0
+    assert "other rules" not in capsys.readouterr().out
+    assert main([*flags, "--protocol", "machado"]) == 0
     result = json.loads(Path("scores.json").read_text())
-    assert result["protocol"]["full_action_set"]
     # Nobody takes the score for one under the rules that it learned by.
     assert result["trained_under"]["name"] == "paper"
     said = " ".join(capsys.readouterr().out.split())

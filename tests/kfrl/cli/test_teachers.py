@@ -48,7 +48,7 @@ def test_every_teacher_of_the_zoo_is_tested() -> None:
 
 def test_show_prints_the_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teachers", "show", "zoo:seaquest"]) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     card = find_teacher("zoo:seaquest", Path("runs")).card
     for word in ("game: seaquest", f"agent steps: {card.steps}", card.commit, "scores:", "Random play scores 68.4"):
         assert word in said
