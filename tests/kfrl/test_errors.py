@@ -5,7 +5,7 @@ import pytest
 
 import kfrl.cli.main
 from kfrl.cli.main import main
-from kfrl.errors import UserError, user_path
+from kfrl.errors import UserError, unknown, user_path
 
 
 @pytest.mark.parametrize("text", ["~nobody-of-that-name/x.zip", "x" * 300])
@@ -40,3 +40,22 @@ def test_a_full_disk_is_a_sentence_wherever_it_is_noticed(
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"kfrl {kfrl.__version__}\n"
+
+
+def test_an_unknown_name_comes_with_the_nearest_the_valid_ones_and_a_hint() -> None:
+    error = unknown("game", "pung", ["pong", "alien"], "Look again.")
+    assert isinstance(error, UserError)
+    assert str(error) == "Unknown game 'pung'. Did you mean 'pong'? Valid: alien, pong. Look again."
+
+
+def test_case_does_not_matter_for_the_nearest() -> None:
+    assert "Did you mean 'MsPacman'?" in str(unknown("game", "MSPACMEN", ["MsPacman", "Alien"]))
+
+
+def test_nothing_near_means_no_guess() -> None:
+    assert str(unknown("game", "xyz", ["pong"])) == "Unknown game 'xyz'. Valid: pong."
+    assert str(unknown("teacher", "pong", [])) == "Unknown teacher 'pong'. Valid: none."
+
+
+def test_a_long_list_is_left_out() -> None:
+    assert "Valid" not in str(unknown("game", "x", (f"game{index}" for index in range(31))))
