@@ -155,7 +155,7 @@ class Benchmark:
     def training(self, name: str, title: str = "", **settings: Any) -> Arm:
         """One way to train: paper, fast, flow-1, flow-2, flow-handover, a2c or ppo; `settings` override its own."""
         one, two = self._teachers[0], ",".join(self._teachers)
-        published = FlowConfig(handover_coef=0.0, independence_at=None, link_heads="never")
+        published = FlowConfig(match_scales=False, handover_coef=0.0, independence_at=None, link_heads="never")
         ways: dict[str, dict[str, Any]] = {
             "paper": {"preset": "paper"},
             "fast": {},

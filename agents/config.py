@@ -18,6 +18,8 @@ class FlowConfig(FlowSettings):
 
     policy_kl_coef: NonNegative = 0.01
     """lambda_2, holds the policy near the previous iteration's (the paper samples 0.001, 0.01, 0.05)."""
+    match_scales: bool = True
+    """Bring the teachers' hidden features to the scale of the fresh student's own (+), once, on random play."""
     independence_at: Fraction | None = 0.9
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
     handover_start: Fraction = 0.3
@@ -28,7 +30,7 @@ class FlowConfig(FlowSettings):
     """Samples that all workers together remember for it (+); 28 KB each."""
     link_heads: Literal["never", "expert", "always"] = "expert"
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
-    meaning."""
+    meaning. Without a link there is no policy of a teacher's to distil, and --handover-coef means nothing."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from agents.methods.base import NetSpec
 from agents.runs import Run
 from agents.shared_model import SharedModel, bind, named_views
 from agents.update import Report
+from envs.atari import AtariEnvs
 from envs.games import Game
 from kfrl.checkpoint import Checkpoint, save_checkpoint
 from kfrl.metrics import MetricsWriter
@@ -112,10 +114,19 @@ class Trainer(ABC):
         self._signal: int | None = None
         self._failure: str | None = None
         if checkpoint is None:
+            self.method.prepare(self.net, self._random_play)
             self._enter(0)
         else:
             self._restore(checkpoint)
         self._open_logs(resumed=checkpoint is not None)
+
+    def _random_play(self) -> Tensor:
+        """(256, stack, H, W) uint8 observations of the run's own game, every fourth of 16 games played at random."""
+        envs = AtariEnvs(self.run.rules(self.run.spec), 16)
+        envs.reset(seed=stream(self.run.config.seed, 999_998))
+        rng = np.random.default_rng(stream(self.run.config.seed, 999_998))
+        seen = [envs.step(rng.integers(len(envs.actions), size=16)).obs for _ in range(64)]
+        return torch.from_numpy(np.concatenate(seen[3::4]))
 
     def _enter(self, index: int) -> None:
         """Take up phase `index`, with an optimiser that knows nothing yet."""

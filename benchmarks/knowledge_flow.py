@@ -27,7 +27,7 @@ from kfrl.metrics import read_metrics
 from kfrl.plots import TRAINING, draw_arms, smooth
 from kfrl.signals import noting_signals
 
-PAPER = ("--independence-at", "None", "--handover-coef", "0", "--link-heads", "never")
+PAPER = ("--independence-at", "None", "--handover-coef", "0", "--link-heads", "never", "--no-match-scales")
 
 
 @dataclass(frozen=True)

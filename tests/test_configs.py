@@ -34,6 +34,7 @@ def test_what_goes_beyond_the_paper_is_off(name: str) -> None:
     config = load_config(CONFIGS / "atari" / f"{name}.yaml", TrainConfig)
     flow = config.flow
     assert (flow.independence_at, flow.handover_coef, flow.link_heads, flow.layer_weights_lr) == (None, 0, "never", 1)
+    assert not flow.match_scales
     assert (config.shape.workers, config.shape.envs_per_worker, config.shape.t_max, config.shape.lr) == (16, 1, 5, 1e-4)
     assert (config.steps, config.gamma, config.entropy_coef, config.shape.max_grad_norm) == (40_000_000, 0.99, 0.01, 40)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -150,6 +150,14 @@ class Method:
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
         """The network that trains: obs (B, stack, H, W) uint8 -> logits (B, A), values (B,)."""
         return AtariNet(len(spec.actions), self.config.convs, self.config.hidden)
+
+    def prepare(self, net: nn.Module, play: Callable[[], Tensor]) -> None:
+        """Fit a new run's net to its game, once, in the launcher.
+
+        Args:
+            net: As `build` made it.
+            play: Gives (B, stack, H, W) uint8 observations of random play.
+        """
 
     def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
         """What is learned, in turn; the run's own game is among the games of the last phase only."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,15 @@ class KnowledgeFlowMethod(Method):
         flow.make_room(self.parameter_groups(flow), self.config.shape.workers)
         return flow
 
+    def prepare(self, net: nn.Module, play: Callable[[], Tensor]) -> None:
+        """Have the teachers' hidden features arrive at the fresh student's own scale.
+
+        Logits and values keep theirs, which says how sure the teacher is.
+        """
+        assert isinstance(net, KnowledgeFlow)
+        if self.flow_config.match_scales:
+            net.match_scales(screens(play()), [layer for layer in net.layers if layer not in AtariNet.head_layers])
+
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
         wanted = self.flow_config.link_heads
         linked = [
@@ -154,7 +163,9 @@ class KnowledgeFlowMethod(Method):
         steps = len(batch.values) / batch.num_envs
         weight = dependence_weight(progress, config.dependence_coef)
         terms["dependence"] = steps * weight * dependence_loss(p_student)
-        if config.handover_coef:
+        if config.handover_coef and not set(AtariNet.head_layers).isdisjoint(net.layers):
+            # From a non-expert come features, which the student outgrows by itself: all that its linked self could
+            # teach it meanwhile is to play as badly.
             weight = max(1.0 - net.handover, self._deficit(net, batch)) * self._reliance(p_student)
             terms["handover"] = config.handover_coef * weight * self._handover(net, batch)
         return terms

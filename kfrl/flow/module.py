@@ -86,6 +86,9 @@ class KnowledgeFlow(nn.Module):
         for index, link in enumerate(self.links):
             self._feeds.setdefault(link.student, []).append(index)
         self.mixing = Mixing({layer: len(feeds) for layer, feeds in self._feeds.items()}, mixing, student_weight)
+        self.scales = nn.Module()
+        for layer, feeds in self._feeds.items():
+            self.scales.register_buffer(layer.replace(".", "/"), torch.ones(1 + len(feeds)))
         self._link_shapes = tuple(
             LinkShape(
                 link,
@@ -116,6 +119,26 @@ class KnowledgeFlow(nn.Module):
     def independent(self) -> bool:
         """Whether the student stands alone: its output is then the plain net's, bit for bit."""
         return self.handover >= 1.0
+
+    @torch.no_grad()
+    def match_scales(self, obs: Tensor, layers: Sequence[str]) -> None:
+        """Bring what feeds `layers` to the root mean square that the student's own pre-activations have on `obs`.
+
+        A trained teacher's are one to two orders larger than a fresh student's, which they would drown. The factors
+        are constants beside Q, not in it: in a Q that small, steps of an optimiser like Adam would be large.
+
+        Args:
+            obs: A batch of what the student takes.
+            layers: Linked student layers.
+        """
+        own = with_features(self.student, layers, obs)[1]
+        theirs = dict(zip(self._taps, self.teacher_features(obs), strict=True))
+        for layer in layers:
+            scales = self._scales(layer)
+            for place, index in enumerate(self._feeds[layer], start=1):
+                brought = self.transforms[index](theirs[self._source(index)], torch.ones(()))
+                ratio = own[layer].norm() / brought.norm()
+                scales[place] = ratio if ratio.isfinite() and ratio > 0 else 1.0
 
     @torch.no_grad()
     def teacher_features(self, obs: Tensor, outputs: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
@@ -193,7 +216,7 @@ class KnowledgeFlow(nn.Module):
             if not self._features:
                 return None
             # Few operations, because on maps as small as Atari's each takes longer to dispatch than to compute.
-            own, *others = self.layer_weights(layer).unbind()
+            own, *others = (self.layer_weights(layer) * self._scales(layer)).unbind()
             mapped: list[Tensor] = [
                 self.transforms[index](self._features[self._source(index)], p)
                 for index, p in zip(self._feeds[layer], others, strict=True)
@@ -201,6 +224,11 @@ class KnowledgeFlow(nn.Module):
             return torch.addcmul(reduce(torch.add, mapped), z, own)
 
         return hook
+
+    def _scales(self, layer: str) -> Tensor:
+        """Factors on z of the student (1) and on each of its teacher layers' Q z: (1 + teacher layers,)."""
+        scales: Tensor = getattr(self.scales, layer.replace(".", "/"))
+        return scales
 
     def _source(self, index: int) -> tuple[str, str]:
         return self.links[index].teacher, self.links[index].layer

@@ -262,6 +262,18 @@ def test_the_terms_of_the_objective(expert: Teacher, obs: Tensor) -> None:
     assert terms(1.0) == {"policy_kl"}
 
 
+def test_without_a_link_to_the_heads_nothing_is_distilled(expert: Teacher, stranger: Teacher, obs: Tensor) -> None:
+    def distilled(teachers: Sequence[Teacher], **flow: object) -> bool:
+        method = make_method(**flow)
+        net = method.build(SPEC, teachers)
+        return "handover" in method.losses(net, play(method, net, obs), 0.5)
+
+    assert distilled([stranger, expert])
+    assert distilled([stranger], link_heads="always")
+    assert not distilled([stranger])
+    assert not distilled([expert], link_heads="never")
+
+
 def test_policy_kl_compares_the_previous_parameters_on_the_current_batch(expert: Teacher, obs: Tensor) -> None:
     coefficient = 0.3
     method = make_method(policy_kl_coef=coefficient, link_heads="never")

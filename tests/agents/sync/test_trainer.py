@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from agents.config import FlowConfig, PathNetConfig, PPOConfig, TrainConfig
 from agents.engines import ENGINES
@@ -78,6 +79,24 @@ def test_knowledge_flow_runs_on_it_and_ends_independent_with_its_teacher_unchang
     row = read_metrics(run.folder.metrics)[-1]
     assert row["flow/p_student/fc"] == 1.0
     assert {"losses/policy", "losses/value", "losses/entropy", "losses/policy_kl"} <= row.keys()
+
+
+def test_features_are_brought_to_the_students_scale_when_a_run_begins_and_not_again(tmp_path: Path) -> None:
+    def scales(net: nn.Module, layer: str) -> list[float]:
+        return net.get_buffer(f"scales.{layer}").tolist()
+
+    run = prepare(tmp_path / "run", "a2c", game="Seaquest", teachers="zoo:seaquest")
+    outcome = train(run)
+    own, seaquest = scales(outcome.net, "fc")
+    assert own == 1.0
+    assert 0.0 < seaquest < 0.5, "a trained net's features are far larger than a fresh one's"
+    assert scales(outcome.net, "policy") == scales(outcome.net, "value") == [1.0, 1.0]
+    resumed = ENGINES["a2c"](run, Silent(), latest_checkpoint(run.folder.checkpoints))
+    assert scales(resumed.net, "fc") == [own, seaquest]
+    unmatched = prepare(
+        tmp_path / "other", "a2c", game="Seaquest", teachers="zoo:seaquest", flow=FlowConfig(match_scales=False)
+    )
+    assert scales(train(unmatched).net, "fc") == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(

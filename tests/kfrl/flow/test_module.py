@@ -267,6 +267,67 @@ def test_the_link_table_tells_shapes_and_sizes(atari: KnowledgeFlow) -> None:
     ]
 
 
+# --- scales -------------------------------------------------------------------------------------------------
+
+
+def rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()
+
+
+def test_matched_features_arrive_at_the_students_own_scale(mlp: Mlp, vectors: Tensor) -> None:
+    student, loud, faint = mlp(3, 4, 2), mlp(3, 5, 2), mlp(3, 4, 2)
+    for net, factor in ((loud, 100.0), (faint, 1e-3)):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(factor)
+    (hidden, head), teachers = ("0", "2"), {"loud": loud, "faint": faint}
+    links = [Link(layer, name, layer) for layer in (hidden, head) for name in teachers]
+    flow = KnowledgeFlow(student, teachers, links, vectors)
+    own = rms(student[0](vectors))
+    kept = flow.transforms[0].get_parameter("weight").clone()
+    flow.match_scales(vectors, [hidden])
+    torch.testing.assert_close(flow.transforms[0].get_parameter("weight"), kept)
+
+    def brought(layer: str, teacher: int) -> float:
+        """What one teacher alone adds to the mixture, over its share of it."""
+        raw = flow.mixing.get_parameter(f"raw.{layer}")
+        with torch.no_grad():
+            raw.copy_(torch.full((3,), -80.0))
+            raw[1 + teacher] = 0.0
+        seen: list[Tensor] = []
+        handle = student.get_submodule(layer).register_forward_hook(lambda *hooked: seen.append(hooked[2]))
+        flow(vectors)
+        handle.remove()
+        return rms(seen[0])
+
+    assert brought(hidden, 0) == pytest.approx(own, rel=1e-4)
+    assert brought(hidden, 1) == pytest.approx(own, rel=1e-4)
+    # The head was left out: Q is the identity there.
+    assert brought(head, 0) == pytest.approx(rms(loud(vectors)), rel=1e-4)
+
+
+def test_a_silent_teacher_has_no_scale_to_match(mlp: Mlp, vectors: Tensor) -> None:
+    teacher = mlp(3, 5, 2)
+    with torch.no_grad():
+        teacher[0].weight.zero_()
+        teacher[0].bias.zero_()
+    flow = link_up(mlp(3, 4, 2), {"a": teacher}, vectors)
+    flow.match_scales(vectors, flow.layers)
+    assert torch.isfinite(flow(vectors)).all()
+
+
+def test_scales_are_kept_with_the_net_and_not_trained(tiny: KnowledgeFlow, mlp: Mlp, vectors: Tensor) -> None:
+    before = tiny(vectors)
+    names = {name for name, _ in tiny.named_parameters()}
+    tiny.match_scales(vectors, tiny.layers)
+    after = tiny(vectors)
+    assert not torch.allclose(before, after)
+    assert {name for name, _ in tiny.named_parameters()} == names
+    again = link_up(mlp(3, 4, 2), dict(tiny.teachers), vectors)
+    again.load_state_dict(tiny.state_dict())
+    torch.testing.assert_close(again(vectors), after)
+
+
 # --- features, computed once --------------------------------------------------------------------------------
 
 
@@ -311,14 +372,14 @@ def test_taking_features_leaves_no_hook_on_a_teacher(tiny: KnowledgeFlow, vector
 
 def test_teachers_never_train(tiny: KnowledgeFlow, vectors: Tensor) -> None:
     before = {name: checksum(teacher) for name, teacher in tiny.teachers.items()}
-    others = checksum(tiny)
+    others = [parameter.tolist() for parameter in tiny.parameters()]
     optimiser = torch.optim.Adam(tiny.parameters(), lr=0.1)
     for _ in range(4):
         optimiser.zero_grad()
         tiny(vectors).square().sum().backward()
         optimiser.step()
     assert {name: checksum(teacher) for name, teacher in tiny.teachers.items()} == before
-    assert all(ours != old for ours, old in zip(checksum(tiny), others, strict=True))
+    assert all(ours.tolist() != old for ours, old in zip(tiny.parameters(), others, strict=True))
     frozen = [parameter for teacher in tiny.teachers.values() for parameter in teacher.parameters()]
     assert not any(parameter.requires_grad for parameter in frozen)
     assert all(parameter.grad is None for parameter in frozen)
@@ -328,7 +389,7 @@ def test_teachers_are_neither_parameters_nor_saved(tiny: KnowledgeFlow) -> None:
     frozen = {id(parameter) for teacher in tiny.teachers.values() for parameter in teacher.parameters()}
     assert not frozen & {id(parameter) for parameter in tiny.parameters()}
     student = [f"student.{name}" for name in tiny.student.state_dict()]
-    others = [*(f"transforms.{index}.weight" for index in range(2)), "mixing.raw.0"]
+    others = [*(f"transforms.{index}.weight" for index in range(2)), "mixing.raw.0", "scales.0"]
     assert sorted(tiny.state_dict()) == sorted(student + others)
 
 
