@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from agents.methods.base import Context, Method
 from envs.atari import AtariEnvs, Episode, Transition
+from kfrl.nets.layout import screens
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Collector:
         self.envs, self.method, self.net, self.t_max = envs, method, net, t_max
         self._keep_graph, self._device = keep_graph, torch.device(device)
         self._generator = torch.Generator(self._device).manual_seed(seed)
-        self._obs = self._screens(envs.reset(seed))
+        self._see(envs.reset(seed))
 
     @torch.no_grad()
     def collect(self) -> Rollout:
@@ -87,20 +88,20 @@ class Collector:
         transitions: list[Transition] = []
         truncated_values = torch.zeros(self.t_max, self.envs.num_envs, device=self._device)
         for t in range(self.t_max):
-            context = self.method.observe(self.net, self._obs)
+            context = self.method.observe(self.net, self._seen)
             with torch.set_grad_enabled(self._keep_graph):
-                step_logits, step_values = self.method.forward(self.net, self._obs, context)
+                step_logits, step_values = self.method.forward(self.net, self._seen, context)
             action = sample(self.method.acting_logits(step_logits.detach(), context), self._generator)
             transition = self.envs.step(action.cpu().numpy())
             if transition.final_obs is not None and transition.truncated.any():
-                truncated_values[t] = self._value(self._screens(transition.final_obs))
+                truncated_values[t] = self._value(screens(self._pixels(transition.final_obs)))
             obs.append(self._obs)
             contexts.append(context)
             actions.append(action)
             logits.append(step_logits)
             values.append(step_values)
             transitions.append(transition)
-            self._obs = self._screens(transition.obs)
+            self._see(transition.obs)
         with torch.set_grad_enabled(self._keep_graph):
             all_logits, all_values = torch.cat(logits), torch.cat(values)
         return Rollout(
@@ -110,7 +111,7 @@ class Collector:
             terminated=self._stack(transitions, "terminated"),
             truncated=self._stack(transitions, "truncated"),
             truncated_values=truncated_values,
-            bootstrap=self._value(self._obs),
+            bootstrap=self._value(self._seen),
             context=tuple(torch.cat(parts) for parts in zip(*contexts, strict=True)),
             episodes=tuple(episode for step in transitions for episode in step.episodes),
             logits=all_logits,
@@ -120,12 +121,16 @@ class Collector:
     def _value(self, obs: Tensor) -> Tensor:
         return self.method.forward(self.net, obs, self.method.observe(self.net, obs))[1]
 
-    def _screens(self, obs: NDArray[np.uint8]) -> Tensor:
-        """Observations (K, stack, H, W) laid out as the nets want them: once for the student and all its teachers."""
+    def _see(self, obs: NDArray[np.uint8]) -> None:
+        """Make observations (K, stack, H, W) ready: bytes to keep, floats for the student and all its teachers."""
+        self._obs = self._pixels(obs)
+        self._seen = screens(self._obs)
+
+    def _pixels(self, obs: NDArray[np.uint8]) -> Tensor:
         pixels = np.empty((len(obs), *obs.shape[2:], obs.shape[1]), dtype=np.uint8)
-        for screens, interleaved in zip(obs, pixels, strict=True):
+        for stack, interleaved in zip(obs, pixels, strict=True):
             # Four times as fast as a transposing copy of NumPy's or PyTorch's.
-            cv2.merge(tuple(screens), interleaved)
+            cv2.merge(tuple(stack), interleaved)
         return self._tensor(pixels).permute(0, 3, 1, 2)
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:

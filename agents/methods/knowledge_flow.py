@@ -22,7 +22,7 @@ from kfrl.teachers.formats import Teacher
 
 RECENT = 20
 """Games in a worker's running mean score."""
-KL_SAMPLES = 16
+KL_SAMPLES = 8
 """At most so many samples of a batch, drawn at random, estimate l_KL: the previous iteration's policy has to be
 evaluated anew on each, which would cost as much as acting does."""
 
