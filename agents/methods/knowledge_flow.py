@@ -23,7 +23,7 @@ from kfrl.teachers.formats import Teacher
 RECENT = 20
 """Games in a worker's running mean score."""
 KL_SAMPLES = 8
-"""At most so many samples of a batch, drawn at random, estimate l_KL: the previous iteration's policy has to be
+"""At most so many samples of a batch, from a random place on, estimate l_KL: the previous iteration's policy has to be
 evaluated anew on each, which would cost as much as acting does."""
 
 
@@ -227,7 +227,9 @@ class KnowledgeFlowMethod(Method):
             self._previous = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
             return batch.logits.new_zeros(())
         size = len(batch.values)
-        rows = torch.randperm(size)[:KL_SAMPLES].to(batch.obs.device)
+        first = int(torch.randint(max(1, size // KL_SAMPLES), ())) * KL_SAMPLES
+        # Neighbours are the same step of different games; a slice spares the gathering.
+        rows = slice(first, first + KL_SAMPLES)
         with torch.no_grad():
             context = tuple(part[rows] for part in batch.context)
             old_logits, _ = functional_call(net, self._previous, (batch.obs[rows], context))

@@ -322,6 +322,22 @@ def test_policy_kl_of_a_large_batch_is_estimated_on_some_of_it(expert: Teacher, 
     assert int(seen.abs().sum(1).gt(0).sum()) == KL_SAMPLES
 
 
+def test_every_sample_of_a_batch_has_its_turn_in_policy_kl(expert: Teacher) -> None:
+    method = make_method()
+    net = method.build(SPEC, [expert])
+    size = 3 * KL_SAMPLES
+    batch = play(method, net, other_obs()[:1].repeat(size, 1, 1, 1))
+    method.losses(net, batch, 0.2)
+    times = torch.zeros(size)
+    for _ in range(60):
+        randomise(net)
+        (seen,) = gradients(method.losses(net, batch, 0.2)["policy_kl"], [batch.logits])
+        assert seen is not None
+        times += seen.abs().sum(1).gt(0)
+    assert times.sum() == 60 * KL_SAMPLES
+    assert times.min() > 5
+
+
 def test_a_teacher_sees_each_observation_of_a_run_once(expert: Teacher) -> None:
     method = make_method()
     net = method.build(SPEC, [expert])
