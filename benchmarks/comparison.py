@@ -102,6 +102,8 @@ class Study:
     """PathNet's, in place of 64."""
     eval_episodes: int = 30
     """Final games of the student alone."""
+    curve_points: int = 10
+    """Evaluations of the student alone along a run; they take the workers' cores."""
 
     def jobs(self) -> Iterator[Job]:
         """Every run, in the order in which they are made."""
@@ -124,6 +126,7 @@ class Study:
                 *("--game", game.title, "--method", method, "--steps", str(self.steps), "--seed", str(seed)),
                 *("--workers", str(together * self.workers), "--envs-per-worker", str(self.envs_per_worker)),
                 *("--lr", str(self.lr), "--eval-episodes", str(self.eval_episodes), "--run-dir", str(folder.path)),
+                *("--curve-points", str(self.curve_points)),
                 *self._own_flags(method, self._folder("a3c", game, seed), ",".join(sources)),
             ),
         )
