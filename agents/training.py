@@ -304,7 +304,7 @@ class Trainer(ABC):
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        self.net.load_state_dict(checkpoint.prefixed("net."))
+        checkpoint.load_net(self.net)
         # Checkpoints of before there were phases know of their only one.
         self._enter(state.get("phase", 0))
         for name in ("exp_avg", "exp_avg_sq"):

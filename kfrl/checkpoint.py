@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from kfrl.atomic import replacing
 from kfrl.errors import UserError
 
 KEPT = 2
+SHOWN = 3
+"""So many differences between two nets are named."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,27 @@ class Checkpoint:
     def prefixed(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names start with `prefix`, under the rest of their names."""
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+    def load_net(self, net: nn.Module) -> None:
+        """Put the tensors `net.*` into `net`.
+
+        Raises:
+            UserError: they are those of another net; the message says what differs.
+        """
+        saved, own = self.prefixed("net."), net.state_dict()
+        shapes = {name: (saved.get(name), own.get(name)) for name in sorted(saved.keys() | own.keys())}
+        differing = [
+            f"{name}: {_shape(theirs)} instead of {_shape(ours)}"
+            for name, (theirs, ours) in shapes.items()
+            if theirs is None or ours is None or theirs.shape != ours.shape
+        ]
+        if differing:
+            more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+            raise UserError(
+                f"{self.path} holds another net than the run's config.yaml describes ({'; '.join(differing[:SHOWN])}"
+                f"{more}). Put the config back as it was, or go on with the version of kfrl that began the run."
+            )
+        net.load_state_dict(saved)
 
 
 def save_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
@@ -69,6 +92,10 @@ def latest_checkpoint(directory: Path) -> Checkpoint:
             damaged.append(f"{path.name} ({error})")
     found = f"; damaged: {', '.join(damaged)}" if damaged else ""
     raise UserError(f"There is no checkpoint to resume from in {directory}{found}.")
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
 
 
 def _paths(directory: Path) -> list[Path]:

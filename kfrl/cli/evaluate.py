@@ -195,7 +195,7 @@ def _look_into_run(path: Path, steps: int) -> tuple[str, Policy | None]:
     method = run.method()
     net = method.build(run.spec, run.teachers)
     saved = latest_checkpoint(run.folder.checkpoints)
-    net.load_state_dict(saved.prefixed("net."))
+    saved.load_net(net)
     method.begin(net, len(run.phases) - 1, run.spec, rank=0)
     method.schedule(net, min(1.0, saved.state["global_step"] / run.config.steps))
     return half, linked_policy(run, net)

@@ -333,7 +333,7 @@ class Trainer:
         self._best, self._best_epoch, self._elapsed = state["best"], state["best_epoch"], state["elapsed_sec"]
         self._last_validation = state["last_validation"]
         self._optimiser = self._begin_stage(self._stage)
-        self.net.load_state_dict(checkpoint.prefixed("net."))
+        checkpoint.load_net(self.net)
         held: dict[int, dict[str, Tensor]] = {}
         for name, tensor in checkpoint.prefixed("optimiser.").items():
             index, _, key = name.partition(".")

@@ -1,10 +1,12 @@
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from kfrl.checkpoint import latest_checkpoint, save_checkpoint
 from kfrl.errors import UserError
@@ -52,6 +54,20 @@ def test_tensors_by_prefix(tmp_path: Path) -> None:
     tensors = {name: torch.zeros(1) for name in ("net.a.net.b", "net.c", "exp_avg.net.c", "network")}
     save_checkpoint(tmp_path, 1, tensors, {})
     assert set(latest_checkpoint(tmp_path).prefixed("net.")) == {"a.net.b", "c"}
+
+
+def test_a_net_is_loaded_or_refused_with_what_differs(tmp_path: Path) -> None:
+    saved = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
+    save_checkpoint(tmp_path, 1, {f"net.{name}": tensor for name, tensor in saved.state_dict().items()}, {})
+    checkpoint, same = latest_checkpoint(tmp_path), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
+    checkpoint.load_net(same)
+    assert torch.equal(same[1].weight, saved[1].weight)
+    with pytest.raises(UserError, match=r"0\.weight: \(2, 3\) instead of \(2, 4\)\)\. Put the config back"):
+        checkpoint.load_net(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 5)))
+    with pytest.raises(UserError, match=r"1\.bias: \(5,\) instead of none; 1\.weight: \(5, 2\) instead of none\)"):
+        checkpoint.load_net(nn.Sequential(nn.Linear(3, 2)))
+    with pytest.raises(UserError, match=r"1\.bias: \(5,\) instead of none and 3 more\)"):
+        checkpoint.load_net(nn.Sequential(OrderedDict(first=nn.Linear(3, 2))))
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`kfrl train` as a user types it: one real run through its whole life, and every kind of bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -96,6 +97,22 @@ def test_finished_run_is_not_trained_again(pong_run: tuple[Path, str]) -> None:
     before = (folder / "metrics.csv").read_text()
     kfrl(cwd, "train", "--resume", str(folder))
     assert (folder / "metrics.csv").read_text() == before
+
+
+def test_a_run_whose_config_was_changed_is_not_resumed_with_another_net(
+    pong_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cwd, _ = pong_run
+    folder = shutil.copytree(only_run(cwd, "pong/a3c/*"), tmp_path / "changed")
+    (folder / "eval.json").unlink()
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("hidden: 256", "hidden: 128"))
+    kept = [path for path in folder.rglob("*") if path.is_file() and path.name != "log.txt"]
+    before = [path.read_bytes() for path in kept]
+    said = " ".join(refusal(capsys, "train", "--resume", str(folder)).split())
+    assert "fc.bias: (256,) instead of (128,)" in said
+    assert "Put the config back" in said
+    assert [path.read_bytes() for path in kept] == before
 
 
 def agent_file(path: Path, game: str = "seaquest") -> Path:
