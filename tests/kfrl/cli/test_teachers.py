@@ -27,7 +27,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("game", "clearly_better"), [("pong", 15.0), ("seaquest", 1_500.0)])
+@pytest.mark.parametrize(("game", "clearly_better"), [("pong", 15.0), ("riverraid", 7_000.0), ("seaquest", 1_500.0)])
 def test_the_zoos_teachers_are_clearly_better_than_random(
     game: str, clearly_better: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,7 +43,7 @@ def test_the_zoos_teachers_are_clearly_better_than_random(
 
 
 def test_every_teacher_of_the_zoo_is_tested() -> None:
-    assert {path.stem for path in ZOO.glob("*.safetensors")} == {"pong", "seaquest"}
+    assert {path.stem for path in ZOO.glob("*.safetensors")} == {"pong", "riverraid", "seaquest"}
 
 
 def test_show_prints_the_card(capsys: pytest.CaptureFixture[str]) -> None:
