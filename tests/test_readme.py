@@ -4,7 +4,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 ROOT = Path(__file__).parents[1]
 SMALLER = {
@@ -15,10 +20,13 @@ SMALLER = {
 }
 
 
-def commands() -> list[list[str]]:
+def blocks(language: str) -> list[str]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
     return [words[1:] for words in lines if words and words[0] == "kfrl"]
 
 
@@ -49,3 +57,19 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     assert (tmp_path / "alien.json").exists()
     assert (tmp_path / "comparison" / "curves-alien.png").exists()
     assert (tmp_path / "alien.mp4").exists()
+
+
+def test_the_readmes_python_does_what_its_comments_say(mlp: Callable[..., nn.Sequential]) -> None:
+    (code,) = blocks("python")
+    batch, student = torch.randn(5, 3), mlp(3, 4, 2)
+    alone = student(batch)
+    names: dict[str, Any] = {
+        "student": student,
+        "teacher": mlp(3, 6, 2),
+        "example_batch": torch.randn(2, 3),
+        "batch": batch,
+    }
+    exec(code, names)
+    assert not torch.equal(names["output"], alone)
+    assert torch.equal(names["flow"](batch), alone)
+    assert torch.equal(names["student_alone"](batch), alone)
