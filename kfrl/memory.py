@@ -28,11 +28,6 @@ class Memory:
         while len(self._kept) > 1 and self._size - len(self._kept[0][0]) >= self.capacity:
             self._size -= len(self._kept.popleft()[0])
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
-        self._size = 0
-
     def draw(self, count: int, parts: int = 8) -> tuple[Tensor, ...]:
         """Draw `count` samples at random, from up to `parts` of the remembered batches."""
         parts = min(parts, count)

@@ -157,7 +157,6 @@ class KnowledgeFlowMethod(Method):
         if config.policy_kl_coef:
             terms["policy_kl"] = config.policy_kl_coef * self._policy_kl(net, batch)
         if net.independent:
-            self._memory.clear()
             return terms
         p_student = [net.mixing(layer)[0] for layer in net.layers]
         # Like the other terms a sum over the rollout's steps, in each of which eq. 4 has it once.

@@ -32,15 +32,6 @@ def test_the_oldest_samples_beyond_the_capacity_go() -> None:
     assert set().union(*(drawn(memory) for _ in range(5))) == {24, 25, 26, 27, 28, 29}
 
 
-def test_what_was_cleared_is_not_drawn_and_takes_no_room() -> None:
-    memory = Memory(5)
-    memory.add(*samples(0, 1, 2, 3))
-    memory.clear()
-    memory.add(*samples(4, 5))
-    memory.add(*samples(6, 7))
-    assert set().union(*(drawn(memory) for _ in range(5))) == {4, 5, 6, 7}
-
-
 @pytest.mark.parametrize("capacity", [0, 1])
 def test_the_newest_batch_is_always_kept(capacity: int) -> None:
     memory = Memory(capacity)

@@ -1,5 +1,4 @@
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -532,20 +531,6 @@ def test_the_smallest_hand_over_settings_train(expert: Teacher, obs: Tensor, set
     for _ in range(2):
         term = method.losses(net, play(method, net, obs), 0.5)["handover"]
         assert math.isfinite(float(term.detach()))
-
-
-def test_an_independent_student_keeps_no_memory_of_its_hand_over(expert: Teacher, obs: Tensor) -> None:
-    method = make_method()
-    net = method.build(SPEC, [expert])
-    lesson = other_obs()
-    remembered = weakref.ref(lesson)
-    method.losses(net, play(method, net, lesson), 0.5)
-    del lesson
-    play(method, net, obs)
-    assert remembered() is not None
-    net.handover = 1.0
-    method.losses(net, play(method, net, obs), 0.9)
-    assert remembered() is None
 
 
 def test_a_step_on_the_hand_over_brings_the_two_policies_together(expert: Teacher, obs: Tensor) -> None:
