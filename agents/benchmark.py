@@ -161,7 +161,7 @@ class Benchmark:
             "fast": {},
             "flow-1": {"teachers": one, "flow": published},
             "flow-2": {"teachers": two, "flow": published},
-            "flow-handover": {"teachers": one, "flow": FlowConfig(link_heads="always")},
+            "flow-handover": {"teachers": one, "flow": FlowConfig(handover_from="any")},
             "a2c": {"algo": "a2c", "device": self._device},
             "ppo": {"algo": "ppo", "device": self._device},
         }

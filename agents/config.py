@@ -24,13 +24,15 @@ class FlowConfig(FlowSettings):
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
     handover_start: Fraction = 0.3
     """Share of the run at which p of the student begins its forced way to 1 (+)."""
+    handover_from: Literal["expert", "any"] = "expert"
+    """Whose links are distilled into the student alone (+): only if a teacher plays the same game (expert), or any."""
     handover_reuse: Positive = 2.0
     """Samples of this distillation for each sample of a rollout, drawn from memory (+)."""
     handover_memory: Count = 16_384
     """Samples that all workers together remember for it (+); 28 KB each."""
     link_heads: Literal["never", "expert", "always"] = "expert"
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
-    meaning. Without a link there is no policy of a teacher's to distil, and --handover-coef means nothing."""
+    meaning."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ class Options:
     """The CSV to write: a row for each of --points."""
     teachers: str
     """Two teachers, comma-separated."""
-    game: str = "Alien"
-    """The game to learn."""
+    game: str = "Seaquest"
+    """The game to learn. The hand-over remembers observations only if a teacher plays it."""
     steps: int = 500_000
     """Agent steps of all workers together."""
     points: int = 50

@@ -49,8 +49,9 @@ class Checkpoint:
         if differing:
             more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
             raise UserError(
-                f"{self.path} holds another net than the run's config.yaml describes ({'; '.join(differing[:SHOWN])}"
-                f"{more}). Put the config back as it was, or go on with the version of kfrl that began the run."
+                f"{self.path} holds another net than this version of kfrl makes of the run's config.yaml and teachers "
+                f"({'; '.join(differing[:SHOWN])}{more}). Go on with the version that began the run, or put config and "
+                "teachers back as they were."
             )
         net.load_state_dict(saved)
 

@@ -159,6 +159,10 @@ class Method:
             play: Gives (B, stack, H, W) uint8 observations of random play.
         """
 
+    def notes(self, net: nn.Module) -> Sequence[str]:
+        """Sentences for whoever starts a run, of what its settings amount to."""
+        return ()
+
     def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
         """What is learned, in turn; the run's own game is among the games of the last phase only."""
         return (Phase((spec,), self.config.steps),)
@@ -200,11 +204,15 @@ class Method:
         return self._observed[1]
 
     def features(self, net: nn.Module, obs: Tensor) -> Context:
-        """Compute what does not depend on the trained parameters, once per observation."""
+        """Compute what does not depend on the trained parameters, once per observation; `obs` as `forward` takes it."""
         return ()
 
     def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Logits (B, A) and values (B,)."""
+        """Logits (B, A) and values (B,).
+
+        `obs` are (B, stack, H, W) uint8, or the floats that `kfrl.nets.layout.screens` made of them and would leave as
+        they are: every net begins with it.
+        """
         output: tuple[Tensor, Tensor] = net(obs)
         return output
 

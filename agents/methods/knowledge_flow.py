@@ -63,6 +63,7 @@ class KnowledgeFlowMethod(Method):
         self._rank = 0
         self._scores: deque[float] = deque(maxlen=RECENT)
         self._first_share = 1.0
+        self._distils = False
         self._memory = Memory(config.flow.handover_memory // config.shape.workers)
 
     def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
@@ -91,6 +92,10 @@ class KnowledgeFlowMethod(Method):
             student_weight=config.student_weight,
         )
         _match_actions(flow, spec, teachers)
+        # From non-experts come features, which the student outgrows by itself: all that its linked self could teach it
+        # meanwhile is to play as badly.
+        expert = config.handover_from == "any" or any(teacher.card.game == spec.game for teacher in teachers)
+        self._distils = expert and config.handover_coef > 0.0
         self._first_share = _teachers_share([flow.mixing(layer)[0] for layer in flow.layers])
         if config.mixing == "simplex":
             flow.transforms.requires_grad_(False)
@@ -104,7 +109,15 @@ class KnowledgeFlowMethod(Method):
         """
         assert isinstance(net, KnowledgeFlow)
         if self.flow_config.match_scales:
-            net.match_scales(screens(play()), [layer for layer in net.layers if layer not in AtariNet.head_layers])
+            heads = AtariNet.head_layers
+            hidden = [link for link in net.links if not (link.student in heads and link.layer in heads)]
+            net.match_scales(screens(play()), hidden)
+
+    def notes(self, net: nn.Module) -> Sequence[str]:
+        """Whether anything is distilled."""
+        if self._distils or not self.flow_config.handover_coef:
+            return ()
+        return ("No teacher plays this game, so nothing is distilled; --handover-from any does so all the same.",)
 
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
         wanted = self.flow_config.link_heads
@@ -150,7 +163,7 @@ class KnowledgeFlowMethod(Method):
         return output
 
     def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """lambda_1(t) l_dep (eq. 5), lambda_2 l_KL (eq. 6) and, until independence, the hand-over distillation."""
+        """lambda_1(t) l_dep (eq. 5), lambda_2 l_KL (eq. 6) and, until independence, an expert's distillation."""
         assert isinstance(net, GuidedFlow)
         config = self.flow_config
         terms: dict[str, Tensor] = {}
@@ -163,9 +176,7 @@ class KnowledgeFlowMethod(Method):
         steps = len(batch.values) / batch.num_envs
         weight = dependence_weight(progress, config.dependence_coef)
         terms["dependence"] = steps * weight * dependence_loss(p_student)
-        if config.handover_coef and not set(AtariNet.head_layers).isdisjoint(net.layers):
-            # From a non-expert come features, which the student outgrows by itself: all that its linked self could
-            # teach it meanwhile is to play as badly.
+        if self._distils:
             weight = max(1.0 - net.handover, self._deficit(net, batch)) * self._reliance(p_student)
             terms["handover"] = config.handover_coef * weight * self._handover(net, batch)
         return terms
@@ -227,8 +238,8 @@ class KnowledgeFlowMethod(Method):
             self._previous = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
             return batch.logits.new_zeros(())
         size = len(batch.values)
-        first = int(torch.randint(max(1, size // KL_SAMPLES), ())) * KL_SAMPLES
-        # Neighbours are the same step of different games; a slice spares the gathering.
+        first = int(torch.randint(-(-size // KL_SAMPLES), ())) * KL_SAMPLES
+        # A slice spares the gathering, and of 8 games or more it is one step of each.
         rows = slice(first, first + KL_SAMPLES)
         with torch.no_grad():
             context = tuple(part[rows] for part in batch.context)

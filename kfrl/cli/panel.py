@@ -40,6 +40,8 @@ def introduce(display: RunDisplay, run: Run, checkpoint: Checkpoint | None) -> N
         display.say(f"{trained:,} parameters train in phase 1")
     if isinstance(net, KnowledgeFlow):
         display.say(link_table(net))
+    for note in method.notes(net):
+        display.say(note)
     if checkpoint is not None:
         state = checkpoint.state
         phase = f" of phase {state['phase'] + 1}" if len(run.phases) > 1 else ""

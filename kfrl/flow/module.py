@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kfrl.flow.links import Link, check_links
 from kfrl.flow.mixing import Mixing, Variant
 from kfrl.flow.transforms import build_transform
-from kfrl.nets.features import layer_shapes, with_features
+from kfrl.nets.features import layer_shapes, undisturbed, with_features
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class LinkShape:
 
 
 class KnowledgeFlow(nn.Module):
-    """h(l_0^j) = sigma(p^j(l_0^j) z(l_0^j) + sum_l p^j(l) Q^j(l) z(l)), for any student and any teachers.
+    """h(l_0^j) = sigma(p^j(l_0^j) z(l_0^j) + sum_l p^j(l) s^j(l) Q^j(l) z(l)), for any student and any teachers.
+
+    The factors s are 1, as in the paper, until `match_scales` sets them.
 
     Built with forward hooks on layers whose outputs are pre-activations: a hook on a teacher reads z, a hook on the
     student's layer returns the mixture, and the activation that follows is the student's own. Neither net is edited,
@@ -121,24 +123,26 @@ class KnowledgeFlow(nn.Module):
         return self.handover >= 1.0
 
     @torch.no_grad()
-    def match_scales(self, obs: Tensor, layers: Sequence[str]) -> None:
-        """Bring what feeds `layers` to the root mean square that the student's own pre-activations have on `obs`.
+    def match_scales(self, obs: Tensor, links: Sequence[Link] | None = None) -> None:
+        """Bring what links bring to the root mean square of the student's own pre-activations on `obs`.
 
-        A trained teacher's are one to two orders larger than a fresh student's, which they would drown. The factors
-        are constants beside Q, not in it: in a Q that small, steps of an optimiser like Adam would be large.
+        A trained teacher's are far larger than a fresh student's, which they would drown. The factors are constants
+        beside Q, not in it: in a Q that small, steps of an optimiser like Adam would be large.
 
         Args:
             obs: A batch of what the student takes.
-            layers: Linked student layers.
+            links: Some of the flow's; default all.
         """
-        own = with_features(self.student, layers, obs)[1]
+        if self.independent:
+            return
+        own = undisturbed(self.student, self.layers, obs)
         theirs = dict(zip(self._taps, self.teacher_features(obs), strict=True))
-        for layer in layers:
-            scales = self._scales(layer)
-            for place, index in enumerate(self._feeds[layer], start=1):
-                brought = self.transforms[index](theirs[self._source(index)], torch.ones(()))
-                ratio = own[layer].norm() / brought.norm()
-                scales[place] = ratio if ratio.isfinite() and ratio > 0 else 1.0
+        for layer, feeds in self._feeds.items():
+            for place, index in enumerate(feeds, start=1):
+                if links is None or self.links[index] in links:
+                    brought = self.transforms[index](theirs[self._source(index)], torch.ones(()))
+                    ratio = own[layer].norm() / brought.norm()
+                    self._scales(layer)[place] = ratio if ratio.isfinite() and ratio > 0 else 1.0
 
     @torch.no_grad()
     def teacher_features(self, obs: Tensor, outputs: dict[str, Any] | None = None) -> tuple[Tensor, ...]:

@@ -38,9 +38,9 @@ class HandOver:
     def __call__(self, progress: float) -> float:
         """The share of the teachers' weight that the student has taken over: 0 before `start`, 1 from `end` on.
 
-        What the teachers keep falls with the third power of the time left, because their pre-activations are one to
-        two orders larger than a young student's: a straight ramp leaves them in charge until its last percents, and
-        then drops the student.
+        What the teachers keep falls with the third power of the time left, because unless their pre-activations are
+        matched to the student's they are far larger: a straight ramp leaves them in charge until its last percents,
+        and then drops the student.
         """
         if self.end is not None and progress >= self.end:
             return 1.0

@@ -26,20 +26,21 @@ def with_features(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> tupl
 @torch.no_grad()
 def layer_shapes(net: nn.Module, layers: Iterable[str], example: Tensor) -> dict[str, tuple[int, ...]]:
     """Layer -> the shape of its output without the batch dimension, by a dry run that leaves the net as it was."""
-    features = _dry_run(net, layers, example)
+    features = undisturbed(net, layers, example)
     return {layer: tuple(output.shape[1:]) for layer, output in features.items()}
 
 
 def parameters_before(net: nn.Module, layers: Iterable[str], example: Tensor) -> tuple[nn.Parameter, ...]:
     """The parameters on which the outputs of `layers` depend, these layers' own among them."""
-    features = _dry_run(net, layers, example)
+    features = undisturbed(net, layers, example)
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     total = torch.stack([output.sum() for output in features.values()]).sum()
     gradients: tuple[Tensor | None, ...] = torch.autograd.grad(total, parameters, allow_unused=True)
     return tuple(p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None)
 
 
-def _dry_run(net: nn.Module, layers: Iterable[str], example: Tensor) -> Features:
+def undisturbed(net: nn.Module, layers: Iterable[str], example: Tensor) -> Features:
+    """What `layers` say of `example` in evaluation mode; leaves the net as it was."""
     # In training mode batch norm would take the example into its statistics.
     modes = [(module, module.training) for module in net.modules()]
     net.eval()

@@ -262,16 +262,33 @@ def test_the_terms_of_the_objective(expert: Teacher, obs: Tensor) -> None:
     assert terms(1.0) == {"policy_kl"}
 
 
-def test_without_a_link_to_the_heads_nothing_is_distilled(expert: Teacher, stranger: Teacher, obs: Tensor) -> None:
-    def distilled(teachers: Sequence[Teacher], **flow: object) -> bool:
+def test_links_are_distilled_if_a_teacher_plays_the_game(expert: Teacher, stranger: Teacher, obs: Tensor) -> None:
+    def distilled(teachers: Sequence[Teacher], **flow: object) -> tuple[bool, bool]:
+        """Whether it is, and whether it is said that it is not."""
         method = make_method(**flow)
         net = method.build(SPEC, teachers)
-        return "handover" in method.losses(net, play(method, net, obs), 0.5)
+        said = " ".join(method.notes(net))
+        return "handover" in method.losses(net, play(method, net, obs), 0.5), "nothing is distilled" in said
 
-    assert distilled([stranger, expert])
-    assert distilled([stranger], link_heads="always")
-    assert not distilled([stranger])
-    assert not distilled([expert], link_heads="never")
+    assert distilled([stranger, expert]) == distilled([expert], link_heads="never") == (True, False)
+    assert distilled([stranger], handover_from="any") == (True, False)
+    assert distilled([stranger]) == distilled([stranger], link_heads="always") == (False, True)
+    assert distilled([expert], handover_coef=0.0) == distilled([stranger], handover_coef=0.0) == (False, False)
+
+
+def test_hidden_features_are_matched_wherever_they_go_and_logits_are_not(expert: Teacher, obs: Tensor) -> None:
+    def scales(layer: str, *links: LinkConfig, **flow: object) -> list[float]:
+        method = make_method(links=links, **flow)
+        net = method.build(SPEC, [expert])
+        method.prepare(net, lambda: obs)
+        return net.get_buffer(f"scales.{layer}").tolist()
+
+    to_head = LinkConfig("policy", "breakout", "fc")
+    both = scales("policy", to_head, LinkConfig("policy", "breakout", "policy"))
+    assert both[1] != 1.0
+    assert both[0] == both[2] == 1.0
+    assert scales("fc")[1] != 1.0
+    assert scales("policy") == scales("value") == scales("fc", match_scales=False) == [1.0, 1.0]
 
 
 def test_policy_kl_compares_the_previous_parameters_on_the_current_batch(expert: Teacher, obs: Tensor) -> None:
@@ -322,10 +339,10 @@ def test_policy_kl_of_a_large_batch_is_estimated_on_some_of_it(expert: Teacher, 
     assert int(seen.abs().sum(1).gt(0).sum()) == KL_SAMPLES
 
 
-def test_every_sample_of_a_batch_has_its_turn_in_policy_kl(expert: Teacher) -> None:
+@pytest.mark.parametrize("size", [5, 20, 3 * KL_SAMPLES])
+def test_every_sample_of_a_batch_has_its_turn_in_policy_kl(expert: Teacher, size: int) -> None:
     method = make_method()
     net = method.build(SPEC, [expert])
-    size = 3 * KL_SAMPLES
     batch = play(method, net, other_obs()[:1].repeat(size, 1, 1, 1))
     method.losses(net, batch, 0.2)
     times = torch.zeros(size)
@@ -334,7 +351,7 @@ def test_every_sample_of_a_batch_has_its_turn_in_policy_kl(expert: Teacher) -> N
         (seen,) = gradients(method.losses(net, batch, 0.2)["policy_kl"], [batch.logits])
         assert seen is not None
         times += seen.abs().sum(1).gt(0)
-    assert times.sum() == 60 * KL_SAMPLES
+    assert times.sum() <= 60 * KL_SAMPLES
     assert times.min() > 5
 
 

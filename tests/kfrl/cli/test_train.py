@@ -111,7 +111,7 @@ def test_a_run_whose_config_was_changed_is_not_resumed_with_another_net(
     before = [path.read_bytes() for path in kept]
     said = " ".join(refusal(capsys, "train", "--resume", str(folder)).split())
     assert "fc.bias: (256,) instead of (128,)" in said
-    assert "Put the config back" in said
+    assert "put config and teachers back" in said
     assert [path.read_bytes() for path in kept] == before
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, links_by_depth
 from kfrl.nets.atari import AtariNet
+from kfrl.nets.features import with_features
 
 Mlp = Callable[..., nn.Sequential]
 
@@ -285,7 +286,7 @@ def test_matched_features_arrive_at_the_students_own_scale(mlp: Mlp, vectors: Te
     flow = KnowledgeFlow(student, teachers, links, vectors)
     own = rms(student[0](vectors))
     kept = flow.transforms[0].get_parameter("weight").clone()
-    flow.match_scales(vectors, [hidden])
+    flow.match_scales(vectors, [link for link in links if link.student == hidden])
     torch.testing.assert_close(flow.transforms[0].get_parameter("weight"), kept)
 
     def brought(layer: str, teacher: int) -> float:
@@ -306,20 +307,58 @@ def test_matched_features_arrive_at_the_students_own_scale(mlp: Mlp, vectors: Te
     assert brought(head, 0) == pytest.approx(rms(loud(vectors)), rel=1e-4)
 
 
+@pytest.mark.parametrize("transform", ["conv1x1", "dense", "low-rank"])
+def test_scales_are_matched_behind_every_kind_of_transform(transform: str, obs: Tensor) -> None:
+    student = AtariNet(4, ((4, 8, 8), (6, 4, 2)), 16)
+    teacher = AtariNet(7, ((5, 8, 4), (8, 4, 2), (7, 3, 1)), 12)
+    nets = {"t": teacher}
+    flow = KnowledgeFlow(student, nets, links_by_depth(student, nets), obs, transform=transform, rank=2)
+    own = {layer: with_features(student, [layer], obs)[1][layer] for layer in flow.layers}
+    flow.match_scales(obs)
+    with torch.no_grad():
+        for raw in flow.mixing.parameters():
+            raw.copy_(torch.tensor([-80.0, 0.0]))
+    seen: dict[str, Tensor] = {}
+    for layer in flow.layers:
+        student.get_submodule(layer).register_forward_hook(
+            lambda module, inputs, output, layer=layer: seen.update({layer: output.detach()})
+        )
+    flow(obs)
+    for layer in flow.layers:
+        assert rms(seen[layer]) == pytest.approx(rms(own[layer].detach()), rel=1e-3)
+
+
+def test_matching_scales_leaves_the_student_as_it_was(vectors: Tensor) -> None:
+    student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.ReLU(), nn.Linear(4, 2))
+    flow = KnowledgeFlow(student, {"t": nn.Sequential(nn.Linear(3, 5))}, [Link("4", "t", "0")], vectors)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    flow.train()
+    flow.match_scales(vectors)
+    assert student.training
+    assert student[1].training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+
+
+def test_an_independent_student_has_no_scales_to_match(tiny: KnowledgeFlow, vectors: Tensor) -> None:
+    tiny.handover = 1.0
+    tiny.match_scales(vectors)
+    assert tiny.get_buffer("scales.0").tolist() == [1.0, 1.0, 1.0]
+
+
 def test_a_silent_teacher_has_no_scale_to_match(mlp: Mlp, vectors: Tensor) -> None:
     teacher = mlp(3, 5, 2)
     with torch.no_grad():
         teacher[0].weight.zero_()
         teacher[0].bias.zero_()
     flow = link_up(mlp(3, 4, 2), {"a": teacher}, vectors)
-    flow.match_scales(vectors, flow.layers)
+    flow.match_scales(vectors)
     assert torch.isfinite(flow(vectors)).all()
 
 
 def test_scales_are_kept_with_the_net_and_not_trained(tiny: KnowledgeFlow, mlp: Mlp, vectors: Tensor) -> None:
     before = tiny(vectors)
     names = {name for name, _ in tiny.named_parameters()}
-    tiny.match_scales(vectors, tiny.layers)
+    tiny.match_scales(vectors)
     after = tiny(vectors)
     assert not torch.allclose(before, after)
     assert {name for name, _ in tiny.named_parameters()} == names
