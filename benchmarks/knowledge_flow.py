@@ -142,14 +142,15 @@ def overlay(options: Overlay) -> None:
 
 
 def _table(found: dict[Arm, list[Path]]) -> None:
-    table = Table("arm", "seeds", "with links, last tenth", "student alone, 30 games", "per seed")
+    table = Table("arm", "seeds", "training, best tenth", "last tenth", "student alone, 30 games", "per seed")
     for arm, folders in found.items():
         alone = [_evaluation(folder)["mean"] for folder in folders]
-        linked = [_last_tenth(folder) for folder in folders]
+        tenths = [_tenths(folder) for folder in folders]
         table.add_row(
             arm.title,
             str(len(folders)),
-            _mean_and_spread(linked),
+            _mean_and_spread([max(parts) for parts in tenths]),
+            _mean_and_spread([parts[-1] for parts in tenths]),
             _mean_and_spread(alone),
             " ".join(f"{score:.1f}" for score in alone),
         )
@@ -161,10 +162,11 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     return result
 
 
-def _last_tenth(folder: Path) -> float:
+def _tenths(folder: Path) -> list[float]:
+    """Mean raw return of the games that ended in each tenth of a run, with links while there are any."""
     rows = read_metrics(folder / "metrics.csv")
     last = max(row["global_step"] for row in rows)
-    return float(smooth(rows, TRAINING, np.array([0.9 * last, last + 1]), "charts/episodes")[1])
+    return [float(mean) for mean in smooth(rows, TRAINING, np.linspace(0, last + 1, 11), "charts/episodes")[1:]]
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:
