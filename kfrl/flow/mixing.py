@@ -31,16 +31,15 @@ class Mixing(nn.Module):
         """
         super().__init__()
         self.variant = variant
-        self._names = {layer: layer.replace(".", "/") for layer in candidates}
         # A ParameterDict refuses layers called `keys` or `values`.
         self.raw = nn.Module()
         for layer, count in candidates.items():
             initial = _initial(variant, count, student_weight)
-            self.raw.register_parameter(self._names[layer], nn.Parameter(initial))
+            self.raw.register_parameter(tensor_name(layer), nn.Parameter(initial))
 
     def forward(self, layer: str) -> Tensor:
         """p^j of `layer`: (1 + number of teacher layers,), summing to 1."""
-        raw: Tensor = getattr(self.raw, self._names[layer])
+        raw: Tensor = getattr(self.raw, tensor_name(layer))
         if self.variant == "softmax":
             return raw.softmax(0)
         # The reproduction counts a weight that a step pushed below zero as zero.
@@ -53,6 +52,11 @@ class Mixing(nn.Module):
         if self.variant == "simplex":
             for raw in self.raw.parameters():
                 raw.clamp_min_(1e-6).div_(raw.sum())
+
+
+def tensor_name(layer: str) -> str:
+    """The name of a tensor that belongs to `layer`; PyTorch allows no dot in one."""
+    return layer.replace(".", "/")
 
 
 def _initial(variant: Variant, teachers: int, student_weight: float | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kfrl.flow.links import Link, check_links
-from kfrl.flow.mixing import Mixing, Variant
+from kfrl.flow.mixing import Mixing, Variant, tensor_name
 from kfrl.flow.transforms import build_transform
 from kfrl.nets.features import layer_shapes, undisturbed, with_features
 
@@ -90,7 +90,7 @@ class KnowledgeFlow(nn.Module):
         self.mixing = Mixing({layer: len(feeds) for layer, feeds in self._feeds.items()}, mixing, student_weight)
         self.scales = nn.Module()
         for layer, feeds in self._feeds.items():
-            self.scales.register_buffer(layer.replace(".", "/"), torch.ones(1 + len(feeds)))
+            self.scales.register_buffer(tensor_name(layer), torch.ones(1 + len(feeds)))
         self._link_shapes = tuple(
             LinkShape(
                 link,
@@ -231,7 +231,7 @@ class KnowledgeFlow(nn.Module):
 
     def _scales(self, layer: str) -> Tensor:
         """Factors on z of the student (1) and on each of its teacher layers' Q z: (1 + teacher layers,)."""
-        scales: Tensor = getattr(self.scales, layer.replace(".", "/"))
+        scales: Tensor = getattr(self.scales, tensor_name(layer))
         return scales
 
     def _source(self, index: int) -> tuple[str, str]:
