@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.errors import unknown
+from kfrl.nets.linear import linear
 
 KINDS = ("conv1x1", "dense", "low-rank")
 
@@ -42,7 +43,7 @@ class Dense(nn.Module):
 
     def forward(self, z: Tensor, scale: Tensor) -> Tensor:
         """(B, *in_shape) -> (B, *out_shape), times `scale`, which is cheaper on a batch than on so large a weight."""
-        return F.linear(z.flatten(1), self.weight).view(-1, *self.out_shape) * scale
+        return linear(z.flatten(1), self.weight).view(-1, *self.out_shape) * scale
 
 
 class LowRank(nn.Module):
@@ -57,7 +58,7 @@ class LowRank(nn.Module):
 
     def forward(self, z: Tensor, scale: Tensor) -> Tensor:
         """(B, *in_shape) -> (B, *out_shape), times `scale`."""
-        mapped = F.linear(F.linear(z.flatten(1), self.down * scale), self.up)
+        mapped = linear(linear(z.flatten(1), self.down * scale), self.up)
         return mapped.view(-1, *self.out_shape)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kfrl.nets.initial import HEAD_GAINS, orthogonal
 from kfrl.nets.layout import channels_last, screens
+from kfrl.nets.linear import Linear
 
 PAPER_CONVS = ((16, 8, 4), (32, 4, 2))
 """(filters, kernel, stride): Mnih et al. 2016 and the Knowledge Flow paper, section 4.1."""
@@ -64,7 +65,7 @@ class Body(nn.Module):
             channels, size = filters, (size - kernel) // stride + 1
         self._convs = tuple(conv_names)
         self.hidden_layers = (*conv_names, "fc")
-        self.fc = nn.Linear(channels * size * size, hidden)
+        self.fc = Linear(channels * size * size, hidden)
         orthogonal(self)
         channels_last(self)
 

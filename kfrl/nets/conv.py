@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.nets.classifier import Classifier
+from kfrl.nets.linear import Linear
 
 
 class ConvNet(Classifier):
@@ -72,7 +73,7 @@ class ConvNet(Classifier):
         self._hidden = tuple(f"fc{index}" for index in range(1, len(hidden) + 1))
         features = channels * height * width
         for name, (inputs, units) in zip(self._hidden, pairwise([features, *hidden]), strict=True):
-            self.add_module(name, nn.Linear(inputs, units))
+            self.add_module(name, Linear(inputs, units))
         self.head = nn.Linear(hidden[-1] if hidden else features, num_classes)
         self.hidden_layers = (*names, *self._hidden)
         after_maps = f"{(*self._hidden, 'head')[0]}.weight"

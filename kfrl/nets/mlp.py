@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.nets.classifier import Classifier
+from kfrl.nets.linear import Linear
 
 
 class MLP(Classifier):
@@ -44,7 +45,7 @@ class MLP(Classifier):
         self.input_dropout = nn.Dropout(input_dropout)
         self.hidden_layers = tuple(f"fc{index}" for index in range(1, len(hidden) + 1))
         for name, (inputs, units) in zip(self.hidden_layers, pairwise([prod(input_shape), *hidden]), strict=True):
-            self.add_module(name, nn.Linear(inputs, units))
+            self.add_module(name, Linear(inputs, units))
         self.head = nn.Linear(hidden[-1], num_classes)
         self.flattened = {"fc1.weight": (hidden[0], *input_shape)}
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kfrl.nets.initial import orthogonal
 from kfrl.nets.layout import channels_last, screens
+from kfrl.nets.linear import Linear, linear
 
 PAPER_CONVS = ((8, 8, 4), (8, 4, 2), (8, 3, 1))
 """(filters, kernel, stride) of a module in each layer but the last."""
@@ -55,7 +56,7 @@ def module_shapes(
 
 
 def _layer(inputs: int, outputs: int, settings: Mapping[str, Any]) -> nn.Conv2d | nn.Linear:
-    return nn.Conv2d(inputs, outputs, **settings) if settings else nn.Linear(inputs, outputs)
+    return nn.Conv2d(inputs, outputs, **settings) if settings else Linear(inputs, outputs)
 
 
 class PathNet(nn.Module):
@@ -172,7 +173,7 @@ class PathNet(nn.Module):
 
 def _dense(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # Flattened in NCHW order, whatever the memory format.
-    return F.linear(h.flatten(1), weight, bias)
+    return linear(h.flatten(1), weight, bias)
 
 
 class ModularNet(nn.Module):
