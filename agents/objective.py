@@ -32,7 +32,7 @@ def a3c_terms(
     num_envs = rollout.actions.shape[1]
     obs = rollout.obs.flatten(0, 1)
     logits, values = rollout.outputs or method.forward(net, obs, rollout.context)
-    batch = Batch(obs, rollout.context, logits, values, rollout.episodes, num_envs)
+    batch = Batch(obs, rollout.context, logits, values, rollout.episodes, num_envs, rollout.previous_logits)
     returns = n_step_returns(
         method.rewards(net, batch, rollout.actions, rollout.rewards),
         rollout.terminated,
@@ -59,8 +59,10 @@ class Samples:
     context: Context
     actions: Tensor
     """(B,) int64"""
+    logits: Tensor
+    """(B, A) of the policy that acted."""
     log_probs: Tensor
-    """(B,) log pi(a|s) of the policy that acted."""
+    """(B,) its log pi(a|s)."""
     advantages: Tensor
     """(B,)"""
     returns: Tensor
@@ -85,6 +87,7 @@ class Samples:
             obs=rollout.obs.flatten(0, 1),
             context=rollout.context,
             actions=actions,
+            logits=rollout.logits,
             log_probs=log_prob(rollout.logits, actions),
             advantages=advantages.flatten(),
             returns=(advantages + values).flatten(),
@@ -100,6 +103,7 @@ class Samples:
             self.obs[indices],
             tuple(part[indices] for part in self.context),
             self.actions[indices],
+            self.logits[indices],
             self.log_probs[indices],
             self.advantages[indices],
             self.returns[indices],
@@ -129,5 +133,5 @@ def ppo_terms(
         "entropy": -config.entropy_coef * entropy(logits).mean(),
     }
     # One "environment" a sample makes the method's sums over time and means over environments plain means.
-    batch = Batch(samples.obs, samples.context, logits, values, episodes, len(samples))
+    batch = Batch(samples.obs, samples.context, logits, values, episodes, len(samples), samples.logits)
     return method.rl_terms(terms) | method.losses(net, batch, progress)

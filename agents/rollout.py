@@ -43,6 +43,8 @@ class Rollout:
     """(T K, A) of the net's policy, which acts unless the method has another act."""
     values: Tensor
     """(T K,) likewise."""
+    previous_logits: Tensor | None = None
+    """(K, A) of the net of the last rollout on the first step's observations, whose values were its bootstrap."""
 
     @property
     def outputs(self) -> tuple[Tensor, Tensor] | None:
@@ -79,6 +81,7 @@ class Collector:
         self.envs, self.method, self.net, self.t_max = envs, method, net, t_max
         self._keep_graph, self._device = keep_graph, torch.device(device)
         self._generator = torch.Generator(self._device).manual_seed(seed)
+        self._previous_logits: Tensor | None = None
         self._see(envs.reset(seed))
 
     @torch.no_grad()
@@ -94,7 +97,7 @@ class Collector:
             action = sample(self.method.acting_logits(step_logits.detach(), context), self._generator)
             transition = self.envs.step(action.cpu().numpy())
             if transition.final_obs is not None and transition.truncated.any():
-                truncated_values[t] = self._value(screens(self._pixels(transition.final_obs)))
+                _, truncated_values[t] = self._forward(screens(self._pixels(transition.final_obs)))
             obs.append(self._obs)
             contexts.append(context)
             actions.append(action)
@@ -104,6 +107,8 @@ class Collector:
             self._see(transition.obs)
         with torch.set_grad_enabled(self._keep_graph):
             all_logits, all_values = torch.cat(logits), torch.cat(values)
+        previous_logits = self._previous_logits
+        self._previous_logits, bootstrap = self._forward(self._seen)
         return Rollout(
             obs=torch.cat(obs).view(self.t_max, -1, *self._obs.shape[1:]),
             actions=torch.stack(actions),
@@ -111,15 +116,16 @@ class Collector:
             terminated=self._stack(transitions, "terminated"),
             truncated=self._stack(transitions, "truncated"),
             truncated_values=truncated_values,
-            bootstrap=self._value(self._seen),
+            bootstrap=bootstrap,
             context=tuple(torch.cat(parts) for parts in zip(*contexts, strict=True)),
             episodes=tuple(episode for step in transitions for episode in step.episodes),
             logits=all_logits,
             values=all_values,
+            previous_logits=previous_logits,
         )
 
-    def _value(self, obs: Tensor) -> Tensor:
-        return self.method.forward(self.net, obs, self.method.observe(self.net, obs))[1]
+    def _forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.method.forward(self.net, obs, self.method.observe(self.net, obs))
 
     def _see(self, obs: NDArray[np.uint8]) -> None:
         """Make observations (K, stack, H, W) ready: bytes to keep, floats for the student and all its teachers."""

@@ -55,6 +55,8 @@ class Batch:
     """The games that ended in the rollout."""
     num_envs: int
     """K. Losses are summed over time and averaged over environments: `loss.sum() / num_envs`."""
+    previous_logits: Tensor | None = None
+    """(n, A) of the previous iteration's policy on the first n samples; there is none in the first iteration."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,6 @@ from kfrl.teachers.formats import Teacher
 
 RECENT = 20
 """Games in a worker's running mean score."""
-KL_SAMPLES = 8
-"""At most so many samples of a batch, from a random place on, estimate l_KL: the previous iteration's policy has to be
-evaluated anew on each, which would cost as much as acting does."""
 
 
 class GuidedFlow(KnowledgeFlow):
@@ -55,11 +52,10 @@ class KnowledgeFlowMethod(Method):
     config_groups = ("flow",)
 
     def __init__(self, config: TrainConfig) -> None:
-        """Keep the settings; theta_old is taken in the first update."""
+        """Keep the settings."""
         super().__init__(config)
         self.flow_config = config.flow
         self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
-        self._previous: dict[str, Tensor] | None = None
         self._rank = 0
         self._scores: deque[float] = deque(maxlen=RECENT)
         self._first_share = 1.0
@@ -168,7 +164,7 @@ class KnowledgeFlowMethod(Method):
         config = self.flow_config
         terms: dict[str, Tensor] = {}
         if config.policy_kl_coef:
-            terms["policy_kl"] = config.policy_kl_coef * self._policy_kl(net, batch)
+            terms["policy_kl"] = config.policy_kl_coef * _policy_kl(batch)
         if net.independent:
             return terms
         p_student = [net.mixing(layer)[0] for layer in net.layers]
@@ -233,20 +229,6 @@ class KnowledgeFlowMethod(Method):
             net.handover = handover
         return Lessons(batch.obs, logits, values)
 
-    def _policy_kl(self, net: KnowledgeFlow, batch: Batch) -> Tensor:
-        if self._previous is None:
-            self._previous = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
-            return batch.logits.new_zeros(())
-        size = len(batch.values)
-        first = int(torch.randint(-(-size // KL_SAMPLES), ())) * KL_SAMPLES
-        # A slice spares the gathering, and of 8 games or more it is one step of each.
-        rows = slice(first, first + KL_SAMPLES)
-        with torch.no_grad():
-            context = tuple(part[rows] for part in batch.context)
-            old_logits, _ = functional_call(net, self._previous, (batch.obs[rows], context))
-            torch._foreach_copy_(list(self._previous.values()), list(net.parameters()))
-        return policy_kl_loss(batch.logits[rows], old_logits).mean() * size / batch.num_envs
-
     def after_update(self, net: nn.Module, progress: float) -> None:
         """Reproduction variant: p back on the simplex."""
         assert isinstance(net, KnowledgeFlow)
@@ -266,6 +248,15 @@ class KnowledgeFlowMethod(Method):
         """The weights p of the student and of each teacher, per layer."""
         assert isinstance(net, KnowledgeFlow)
         return net.weights()
+
+
+def _policy_kl(batch: Batch) -> Tensor:
+    """Eq. 6, summed over the batch's steps; the samples that theta_old has spoken of anyway stand for all."""
+    old_logits = batch.previous_logits
+    if old_logits is None:
+        return batch.logits.new_zeros(())
+    steps = len(batch.values) / batch.num_envs
+    return steps * policy_kl_loss(batch.logits[: len(old_logits)], old_logits).mean()
 
 
 def _teachers_share(p_student: Sequence[Tensor]) -> float:
