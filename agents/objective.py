@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
-from agents.methods.base import Batch, Context, Method
+from agents.methods.base import Batch, Context, Method, joined
 from agents.rollout import Rollout
 from envs.atari import Episode
 from kfrl.losses.actor_critic import (
@@ -31,8 +31,8 @@ def a3c_terms(
     """
     num_envs = rollout.actions.shape[1]
     obs = rollout.obs.flatten(0, 1)
-    logits, values = rollout.outputs or method.forward(net, obs, rollout.context)
-    batch = Batch(obs, rollout.context, logits, values, rollout.episodes, num_envs, rollout.previous_logits)
+    logits, values = rollout.outputs or method.forward(net, obs, joined(rollout.contexts))
+    batch = Batch(obs, rollout.contexts, logits, values, rollout.episodes, num_envs, rollout.previous_logits)
     returns = n_step_returns(
         method.rewards(net, batch, rollout.actions, rollout.rewards),
         rollout.terminated,
@@ -85,7 +85,7 @@ class Samples:
         actions = rollout.actions.flatten()
         return cls(
             obs=rollout.obs.flatten(0, 1),
-            context=rollout.context,
+            context=joined(rollout.contexts),
             actions=actions,
             logits=rollout.logits,
             log_probs=log_prob(rollout.logits, actions),
@@ -133,5 +133,5 @@ def ppo_terms(
         "entropy": -config.entropy_coef * entropy(logits).mean(),
     }
     # One "environment" a sample makes the method's sums over time and means over environments plain means.
-    batch = Batch(samples.obs, samples.context, logits, values, episodes, len(samples), samples.logits)
+    batch = Batch(samples.obs, (samples.context,), logits, values, episodes, len(samples), samples.logits)
     return method.rl_terms(terms) | method.losses(net, batch, progress)

@@ -35,8 +35,8 @@ class Rollout:
     """(T, K) V of the observation that the cap cut off, where truncated."""
     bootstrap: Tensor
     """(K,) V of the observation after the last step."""
-    context: Context
-    """(T K, ...) what the method computed per observation."""
+    contexts: Sequence[Context]
+    """(K, ...) of each step: what the method computed per observation."""
     episodes: tuple[Episode, ...]
     """The games that ended, with raw scores."""
     logits: Tensor
@@ -82,12 +82,13 @@ class Collector:
         self._keep_graph, self._device = keep_graph, torch.device(device)
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._previous_logits: Tensor | None = None
-        self._see(envs.reset(seed))
+        self._begin(envs.reset(seed))
 
     @torch.no_grad()
     def collect(self) -> Rollout:
         """Play T steps with sampled actions."""
-        obs, contexts, actions, logits, values = [], [], [], [], []
+        contexts, actions, logits, values = [], [], [], []
+        frames = self._frames
         transitions: list[Transition] = []
         truncated_values = torch.zeros(self.t_max, self.envs.num_envs, device=self._device)
         for t in range(self.t_max):
@@ -97,27 +98,31 @@ class Collector:
             action = sample(self.method.acting_logits(step_logits.detach(), context), self._generator)
             transition = self.envs.step(action.cpu().numpy())
             if transition.final_obs is not None and transition.truncated.any():
-                _, truncated_values[t] = self._forward(screens(self._pixels(transition.final_obs)))
-            obs.append(self._obs)
+                _, truncated_values[t] = self._forward(
+                    screens(self._pixels(transition.final_obs, np.empty_like(self._frames[0])))
+                )
             contexts.append(context)
             actions.append(action)
             logits.append(step_logits)
             values.append(step_values)
             transitions.append(transition)
-            self._see(transition.obs)
+            if t + 1 < self.t_max:
+                self._see(transition.obs, t + 1)
+            else:
+                self._begin(transition.obs)
         with torch.set_grad_enabled(self._keep_graph):
             all_logits, all_values = torch.cat(logits), torch.cat(values)
         previous_logits = self._previous_logits
         self._previous_logits, bootstrap = self._forward(self._seen)
         return Rollout(
-            obs=torch.cat(obs).view(self.t_max, -1, *self._obs.shape[1:]),
+            obs=self._tensor(frames).permute(0, 1, 4, 2, 3),
             actions=torch.stack(actions),
             rewards=self._stack(transitions, "rewards"),
             terminated=self._stack(transitions, "terminated"),
             truncated=self._stack(transitions, "truncated"),
             truncated_values=truncated_values,
             bootstrap=bootstrap,
-            context=tuple(torch.cat(parts) for parts in zip(*contexts, strict=True)),
+            contexts=contexts,
             episodes=tuple(episode for step in transitions for episode in step.episodes),
             logits=all_logits,
             values=all_values,
@@ -127,17 +132,22 @@ class Collector:
     def _forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         return self.method.forward(self.net, obs, self.method.observe(self.net, obs))
 
-    def _see(self, obs: NDArray[np.uint8]) -> None:
-        """Make observations (K, stack, H, W) ready: bytes to keep, floats for the student and all its teachers."""
-        self._obs = self._pixels(obs)
-        self._seen = screens(self._obs)
+    def _begin(self, obs: NDArray[np.uint8]) -> None:
+        """Make room for a rollout's observations, and see the first of them."""
+        games, stack, height, width = obs.shape
+        self._frames = np.empty((self.t_max, games, height, width, stack), dtype=np.uint8)
+        self._see(obs, 0)
 
-    def _pixels(self, obs: NDArray[np.uint8]) -> Tensor:
-        pixels = np.empty((len(obs), *obs.shape[2:], obs.shape[1]), dtype=np.uint8)
-        for stack, interleaved in zip(obs, pixels, strict=True):
+    def _see(self, obs: NDArray[np.uint8], t: int) -> None:
+        """Make step t's observations (K, stack, H, W) ready: bytes to keep, floats for the student and its teachers."""
+        self._seen = screens(self._pixels(obs, self._frames[t]))
+
+    def _pixels(self, obs: NDArray[np.uint8], interleaved: NDArray[np.uint8]) -> Tensor:
+        """Lay `obs` out with their channels last, in `interleaved`: (K, H, W, stack)."""
+        for stack, pixels in zip(obs, interleaved, strict=True):
             # Four times as fast as a transposing copy of NumPy's or PyTorch's.
-            cv2.merge(tuple(stack), interleaved)
-        return self._tensor(pixels).permute(0, 3, 1, 2)
+            cv2.merge(tuple(stack), pixels)
+        return self._tensor(interleaved).permute(0, 3, 1, 2)
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(array).to(self._device)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
@@ -16,6 +17,11 @@ from kfrl.teachers.formats import Teacher
 
 Context = tuple[Tensor, ...]
 """What a method computes once per observation and reuses in the update, e.g. frozen teachers' features."""
+
+
+def joined(contexts: Sequence[Context]) -> Context:
+    """Those of several steps as one; a copy, which an update that has the acting passes' activations seldom needs."""
+    return contexts[0] if len(contexts) == 1 else tuple(torch.cat(parts) for parts in zip(*contexts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ class Batch:
 
     obs: Tensor
     """(B, stack, H, W) uint8"""
-    context: Context
+    contexts: Sequence[Context]
+    """Of the steps, or of all samples at once."""
     logits: Tensor
     """(B, A), with gradient."""
     values: Tensor
@@ -57,6 +64,11 @@ class Batch:
     """K. Losses are summed over time and averaged over environments: `loss.sum() / num_envs`."""
     previous_logits: Tensor | None = None
     """(n, A) of the previous iteration's policy on the first n samples; there is none in the first iteration."""
+
+    @property
+    def context(self) -> Context:
+        """Of all B samples."""
+        return joined(self.contexts)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def random_rollout(num_envs: int) -> Rollout:
         truncated=torch.zeros(shape, dtype=torch.bool),
         truncated_values=torch.zeros(shape),
         bootstrap=torch.randn(num_envs, generator=generator),
-        context=(),
+        contexts=((),),
         episodes=(),
         logits=torch.zeros(T * num_envs, 6),
         values=torch.randn(T * num_envs, generator=generator),

@@ -44,7 +44,7 @@ def start(
 
 def imitate(method: ActorMimic, net: MimicNet, obs: Tensor) -> dict[str, Tensor]:
     context = method.observe(net, obs)
-    return method.losses(net, Batch(obs, context, *method.forward(net, obs, context), (), 1), 0.0)
+    return method.losses(net, Batch(obs, (context,), *method.forward(net, obs, context), (), 1), 0.0)
 
 
 def softmax(logits: Tensor) -> np.ndarray:
@@ -158,7 +158,7 @@ def test_the_body_goes_over_the_last_layer_is_new_and_rewards_count_again(teache
     logits, values = method.forward(net, obs, context)
     assert torch.equal(logits, net.student(obs)[0])
     assert method.acting_logits(logits, context) is logits
-    assert method.losses(net, Batch(obs, context, logits, values, (), 1), 0.0) == {}
+    assert method.losses(net, Batch(obs, (context,), logits, values, (), 1), 0.0) == {}
     exported = method.export(net)
     assert isinstance(exported, AtariNet)
     assert torch.equal(exported(obs)[0], logits)

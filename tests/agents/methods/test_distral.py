@@ -53,7 +53,7 @@ def rollout(obs: Tensor, actions: Tensor, rewards: Tensor) -> Rollout:
         truncated=torch.zeros_like(rewards, dtype=torch.bool),
         truncated_values=nothing,
         bootstrap=nothing[0],
-        context=(),
+        contexts=((),),
         episodes=(),
         logits=nothing.flatten(),
         values=nothing.flatten(),
@@ -85,7 +85,7 @@ def softmax(logits: list[float]) -> list[float]:
 def test_rewards_are_regularised_by_hand(columns: int, obs: Tensor) -> None:
     method, net = distral(columns)
     logits, values = method.forward(net, obs, ())
-    batch = Batch(obs, (), logits, values, (), 2)
+    batch = Batch(obs, ((),), logits, values, (), 2)
     found = method.rewards(net, batch, torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]]))
     assert found.shape == (1, 2)
     for k, (action, reward) in enumerate([(2, 1.0), (0, -1.0)]):

@@ -11,7 +11,7 @@ from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from agents.config import FlowConfig, TrainConfig
-from agents.methods.base import Batch, NetSpec
+from agents.methods.base import Batch, NetSpec, joined
 from agents.methods.knowledge_flow import GuidedFlow, KnowledgeFlowMethod
 from agents.objective import Samples, a3c_terms, ppo_terms
 from agents.rollout import Collector, Rollout
@@ -58,7 +58,7 @@ def randomise(net: nn.Module) -> None:
 def play(method: KnowledgeFlowMethod, net: nn.Module, obs: Tensor, scores: tuple[float, ...] = ()) -> Batch:
     context = method.observe(net, obs)
     episodes = tuple(Episode(0, score, 1, False) for score in scores)
-    return Batch(obs, context, *method.forward(net, obs, context), episodes, num_envs=ENVS)
+    return Batch(obs, (context,), *method.forward(net, obs, context), episodes, num_envs=ENVS)
 
 
 def other_obs() -> Tensor:
@@ -362,7 +362,7 @@ def test_a_teacher_sees_each_observation_of_a_run_once(expert: Teacher) -> None:
     # 4 rollouts of 3 steps and what follows the last one, in each environment.
     assert seen == ENVS * (4 * 3 + 1)
     net.handover = 1.0
-    assert collector.collect().context == ()
+    assert joined(collector.collect().contexts) == ()
     assert seen == ENVS * 13
 
 

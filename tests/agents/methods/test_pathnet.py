@@ -152,7 +152,7 @@ def test_it_meets_b_random_others_and_loses_to_the_first_that_is_no_worse(monkey
 def batch_of(*episodes: tuple[int, float, int]) -> Batch:
     nothing = torch.zeros(0)
     ended = tuple(Episode(env, score, steps, False) for env, score, steps in episodes)
-    return Batch(nothing, (), nothing, nothing, ended, 1)
+    return Batch(nothing, ((),), nothing, nothing, ended, 1)
 
 
 def play(trial: Trial, rollouts: int, *episodes: tuple[int, float, int]) -> float | None:

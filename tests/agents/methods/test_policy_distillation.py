@@ -50,7 +50,7 @@ def start(
 
 def rollout(method: PolicyDistillation, net: nn.Module, obs: Tensor, num_envs: int) -> Batch:
     context = method.observe(net, obs)
-    return Batch(obs, context, *method.forward(net, obs, context), episodes=(), num_envs=num_envs)
+    return Batch(obs, (context,), *method.forward(net, obs, context), episodes=(), num_envs=num_envs)
 
 
 def softmax(logits: Tensor) -> np.ndarray:
@@ -184,7 +184,7 @@ def test_each_game_has_its_own_teacher_and_head_on_one_body(expert: Teacher, oth
     torch.testing.assert_close(context[0], other.net(obs)[0][:, [0, 2, 1]])
     logits, _ = method.forward(net, obs, context)
     assert logits.shape == (2, 3)
-    method.losses(net, Batch(obs, context, logits, logits[:, 0], (), 1), 0.0)["distillation"].backward()
+    method.losses(net, Batch(obs, (context,), logits, logits[:, 0], (), 1), 0.0)["distillation"].backward()
     trained = {name for name, parameter in net.named_parameters() if parameter.grad is not None}
     assert trained == {
         f"{name}.{kind}" for name in ("student.conv1", "student.fc", "policies.pong") for kind in ("weight", "bias")

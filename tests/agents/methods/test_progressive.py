@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import ProgressiveConfig, TrainConfig
-from agents.methods.base import NetSpec
+from agents.methods.base import NetSpec, joined
 from agents.methods.progressive import Progressive
 from agents.rollout import Collector
 from envs.atari import AtariEnvs
@@ -103,7 +103,7 @@ def test_a_teacher_sees_each_observation_of_a_run_once(teachers: list[Teacher]) 
     rollouts = [collector.collect() for _ in range(2)]
     assert seen == 2 * (2 * 3 + 1)
     rollout = rollouts[-1]
-    again = method.forward(net, rollout.obs.flatten(0, 1), rollout.context)
+    again = method.forward(net, rollout.obs.flatten(0, 1), joined(rollout.contexts))
     torch.testing.assert_close(again[0], rollout.logits)
 
 
