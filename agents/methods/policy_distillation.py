@@ -15,7 +15,7 @@ from kfrl.losses.distillation import kl_divergence, negative_log_likelihood, squ
 from kfrl.memory import Memory
 from kfrl.nets import arch_of
 from kfrl.nets.atari import AtariNet, MultiTaskNet
-from kfrl.nets.features import layer_shapes, with_features
+from kfrl.nets.features import features_of, layer_shapes
 from kfrl.teachers.actions import epsilon_greedy, in_order
 from kfrl.teachers.formats import Teacher
 
@@ -105,7 +105,7 @@ class PolicyDistillation(Method):
         """The teacher's logits in the order of the game's actions (B, A), and its last hidden activations (B, H)."""
         net = self.teacher.net
         hidden, policy = _layers(self.teacher)
-        _, seen = with_features(net, (hidden, policy), obs)
+        seen = features_of(net, (hidden, policy), obs)
         return in_order(seen[policy], self.teacher.card.actions, self.task.actions), seen[hidden].relu()
 
     def features(self, net: nn.Module, obs: Tensor) -> Context:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kfrl.flow.links import Link, check_links
 from kfrl.flow.mixing import Mixing, Variant, tensor_name
 from kfrl.flow.transforms import build_transform
-from kfrl.nets.features import layer_shapes, undisturbed, with_features
+from kfrl.nets.features import features_of, layer_shapes, undisturbed, with_features
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,11 @@ class KnowledgeFlow(nn.Module):
         seen: dict[tuple[str, str], Tensor] = {}
         for name, teacher in self._teachers.items():
             layers = [layer for owner, layer in self._taps if owner == name]
-            said, features = with_features(teacher, layers, obs)
+            if outputs is None:
+                features = features_of(teacher, layers, obs)
+            else:
+                outputs[name], features = with_features(teacher, layers, obs)
             seen |= {(name, layer): z for layer, z in features.items()}
-            if outputs is not None:
-                outputs[name] = said
         return tuple(seen[tap] for tap in self._taps)
 
     def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,12 +16,28 @@ Features = dict[str, Tensor]
 def with_features(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> tuple[Any, Features]:
     """Run `net` on `inputs`; its output, and those of the sub-modules `layers`."""
     seen: Features = {}
-    handles = [net.get_submodule(layer).register_forward_hook(_keep(seen, layer)) for layer in dict.fromkeys(layers)]
-    try:
+    with _tapped(net, {layer: _keep(seen, layer) for layer in layers}):
         return net(inputs), seen
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> Features:
+    """What the sub-modules `layers` of `net` say of `inputs`; what follows the last of them is not computed."""
+    seen: Features = {}
+    wanted = tuple(dict.fromkeys(layers))
+
+    def until_all_have_spoken(layer: str) -> Hook:
+        keep = _keep(seen, layer)
+
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            keep(module, inputs, output)
+            if len(seen) == len(wanted):
+                raise _Enough
+
+        return hook
+
+    with suppress(_Enough), _tapped(net, {layer: until_all_have_spoken(layer) for layer in wanted}):
+        net(inputs)
+    return seen
 
 
 @torch.no_grad()
@@ -51,7 +68,24 @@ def undisturbed(net: nn.Module, layers: Iterable[str], example: Tensor) -> Featu
             module.training = training
 
 
-def _keep(seen: Features, layer: str) -> Callable[[nn.Module, Any, Tensor], None]:
+Hook = Callable[[nn.Module, Any, Tensor], None]
+
+
+class _Enough(BaseException):
+    """Ends a forward pass; no error, so that no net takes it for one."""
+
+
+@contextmanager
+def _tapped(net: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
+    handles = [net.get_submodule(layer).register_forward_hook(hook) for layer, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _keep(seen: Features, layer: str) -> Hook:
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
         # A copy, because an activation that works in place would turn z into h.
         seen[layer] = output.clone()

@@ -14,7 +14,7 @@ from kfrl.flow.links import links_by_depth
 from kfrl.flow.transforms import build_transform
 from kfrl.nets import build_net
 from kfrl.nets.atari import PAPER_CONVS, AtariNet
-from kfrl.nets.features import layer_shapes, with_features
+from kfrl.nets.features import features_of, layer_shapes
 from kfrl.nets.initial import HEAD_GAINS, HIDDEN_GAIN, fill_orthogonal
 
 Shape = tuple[int, ...]
@@ -137,7 +137,7 @@ class ProgressiveNet(AtariNet):
         """
         found: list[Tensor] = []
         for column, layers in zip(self.columns, self._taps, strict=True):
-            _, seen = with_features(column, layers, obs)
+            seen = features_of(column, layers, obs)
             found += [seen[layer].relu() for layer in layers]
         return tuple(found)
 

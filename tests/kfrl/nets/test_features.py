@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from kfrl.nets.features import layer_shapes, parameters_before, with_features
+from kfrl.nets.features import features_of, layer_shapes, parameters_before, with_features
 from kfrl.nets.registry import make_net
 
 
@@ -14,6 +14,21 @@ def test_features_are_what_the_layers_said_and_no_hook_is_left() -> None:
     torch.testing.assert_close(features["0"], x @ net[0].weight.T + net[0].bias)
     assert torch.equal(features["2"], output)
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_pass_for_features_ends_with_the_last_layer_that_is_read() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2), nn.ReLU(inplace=True), nn.Linear(2, 2))
+    x = torch.randn(5, 3)
+    spoken: list[nn.Module] = []
+    for module in net:
+        module.register_forward_hook(lambda module, inputs, output: spoken.append(module))
+    _, features = with_features(net, ("2", "0"), x)
+    spoken.clear()
+    alone = features_of(net, ("2", "0", "2"), x)
+    assert spoken == list(net[:3])
+    assert alone.keys() == features.keys()
+    assert all(torch.equal(alone[layer], z) for layer, z in features.items())
+    assert [len(module._forward_hooks) for module in net] == [1] * 5
 
 
 def test_hooks_are_taken_off_a_net_that_fails() -> None:
