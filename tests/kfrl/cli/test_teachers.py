@@ -231,6 +231,21 @@ def test_a_claim_is_held_against_the_interval(claim: float | None, scores: tuple
     assert words in verdict(card, result)
 
 
+@pytest.mark.parametrize(
+    ("claimed", "words"),
+    [
+        # Of 1, 3 and 11, 13 any two means are 8 to 12 apart; of 1, 3 and 2, 4 from -3 to 1.
+        ((11.0, 13.0), "-10.0, more than chance (95 % interval -12.0 to -8.0)"),
+        ((2.0, 4.0), "-1.0, within chance (95 % interval -3.0 to +1.0)"),
+    ],
+)
+def test_a_claim_of_single_games_is_held_against_the_difference(claimed: tuple[float, float], words: str) -> None:
+    card = Card("pong", (), {}, evaluation={"mean": sum(claimed) / 2, "scores": list(claimed)})
+    games = tuple(atari.Episode(k, score, 10, False) for k, score in enumerate((1.0, 3.0)))
+    result = Evaluation(protocols.get_protocol("paper", "Pong"), False, 0, len(games), games)
+    assert words in verdict(card, result)
+
+
 def test_unknown_teacher_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teachers", "show", "seaqest"]) == 2
     assert "Did you mean 'seaquest'" in capsys.readouterr().err
