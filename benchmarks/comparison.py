@@ -15,7 +15,8 @@ All arms have the same workers, games, learning rate and protocol, and their met
 - pathnet and distral take no teachers: they learn the teachers' games themselves. Those steps are not in the budget;
   `kfrl compare` counts them beside it, as it does what teachers were trained on. distral learns all games at the same
   time, so each has all the workers that the game has under the other methods.
-- pathnet's population is small enough to be played several times over in a short run.
+- pathnet's population is small enough to be played several times over in a short run, and its source games, which it
+  learns one after the other, share the steps that actor-mimic has for both at the same time.
 """
 
 from __future__ import annotations
@@ -89,8 +90,7 @@ class Study:
     steps: int = 500_000
     """Agent steps of a run in its own game."""
     source_steps: int | None = None
-    """Agent steps of each phase of source games before it: one for each game under pathnet, one for all of them under
-    actor-mimic. Default: as many as --steps."""
+    """Agent steps in all source games before it, under pathnet and actor-mimic; default: as many as --steps."""
     workers: int = 2
     """Worker processes that play the game."""
     envs_per_worker: int = 16
@@ -136,16 +136,19 @@ class Study:
 
     def _own_flags(self, method: str, scratch: RunFolder, sources: str) -> tuple[str, ...]:
         taught = ("--teachers", self.teachers)
-        before = () if self.source_steps is None else ("--source-steps", str(self.source_steps))
+        before = self.source_steps or self.steps
         return {
             "a3c": (),
             "fine-tune": ("--teachers", split_names(self.teachers)[0]),
             "knowledge-flow": taught,
             "progressive": taught,
             "policy-distillation": ("--teachers", str(scratch.student)),
-            "actor-mimic": (*taught, *before),
+            "actor-mimic": (*taught, "--source-steps", str(before)),
             "distral": ("--source-games", sources),
-            "pathnet": ("--source-games", sources, *before, "--population", str(self.population)),
+            "pathnet": (
+                *("--source-games", sources, "--source-steps", str(before // len(split_names(sources)))),
+                *("--population", str(self.population)),
+            ),
         }[method]
 
 
