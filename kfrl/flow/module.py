@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kfrl.flow.links import Link, check_links
 from kfrl.flow.mixing import Mixing, Variant, tensor_name
 from kfrl.flow.transforms import build_transform
-from kfrl.nets.features import features_of, layer_shapes, undisturbed, with_features
+from kfrl.nets.features import features_of, layer_shapes, overwrites, undisturbed, with_features
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class KnowledgeFlow(nn.Module):
         self._taps = tuple(dict.fromkeys((link.teacher, link.layer) for link in self.links))
         for teacher in self._teachers.values():
             teacher.eval().requires_grad_(False)
+        self._copied = {name for name, net in self._teachers.items() if overwrites(net, self._tapped(name), example)}
 
         shapes = self._dry_run(example)
         self.transforms = nn.ModuleList(
@@ -159,9 +160,9 @@ class KnowledgeFlow(nn.Module):
             return ()
         seen: dict[tuple[str, str], Tensor] = {}
         for name, teacher in self._teachers.items():
-            layers = [layer for owner, layer in self._taps if owner == name]
+            layers = self._tapped(name)
             if outputs is None:
-                features = features_of(teacher, layers, obs)
+                features = features_of(teacher, layers, obs, copied=name in self._copied)
             else:
                 outputs[name], features = with_features(teacher, layers, obs)
             seen |= {(name, layer): z for layer, z in features.items()}
@@ -234,6 +235,9 @@ class KnowledgeFlow(nn.Module):
         """Factors on z of the student (1) and on each of its teacher layers' Q z: (1 + teacher layers,)."""
         scales: Tensor = getattr(self.scales, tensor_name(layer))
         return scales
+
+    def _tapped(self, name: str) -> tuple[str, ...]:
+        return tuple(layer for owner, layer in self._taps if owner == name)
 
     def _source(self, index: int) -> tuple[str, str]:
         return self.links[index].teacher, self.links[index].layer

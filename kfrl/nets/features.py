@@ -20,16 +20,17 @@ def with_features(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> tupl
         return net(inputs), seen
 
 
-def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> Features:
-    """What the sub-modules `layers` of `net` say of `inputs`; what follows the last of them is not computed."""
+def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor, *, copied: bool = True) -> Features:
+    """What the sub-modules `layers` of `net` say of `inputs`; what follows the last of them is not computed.
+
+    They need not be copied if `net` leaves them alone (`overwrites`).
+    """
     seen: Features = {}
     wanted = tuple(dict.fromkeys(layers))
 
     def until_all_have_spoken(layer: str) -> Hook:
-        keep = _keep(seen, layer)
-
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            keep(module, inputs, output)
+            seen[layer] = output.clone() if copied else output
             if len(seen) == len(wanted):
                 raise _Enough
 
@@ -38,6 +39,19 @@ def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> Featur
     with suppress(_Enough), _tapped(net, {layer: until_all_have_spoken(layer) for layer in wanted}):
         net(inputs)
     return seen
+
+
+@torch.no_grad()
+def overwrites(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> bool:
+    """Whether `net` changes what `layers` have said, as an activation that works in place does."""
+    said: list[tuple[Tensor, int]] = []
+
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        said.append((output, output._version))
+
+    with _tapped(net, dict.fromkeys(layers, hook)):
+        net(inputs)
+    return any(output._version != version for output, version in said)
 
 
 @torch.no_grad()

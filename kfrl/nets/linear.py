@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-SMALLEST = 2**21
-"""Multiplications below which the other library's longer way to its kernels costs more than they save."""
+LARGEST = 2**21
+"""Multiplications up to which the longer way to the other library's kernels costs what they save."""
 
 
 class Linear(nn.Linear):
@@ -29,13 +29,13 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same as `torch.nn.functional.linear`, but for the rounding: (B, n), (m, n), (m,) -> (B, m)."""
-    if _pays(x, weight):
-        return _linear(x, weight, bias)
-    return F.linear(x, weight, bias)
+    if not _pays(x, weight):
+        return F.linear(x, weight, bias)
+    return _linear(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    large = x.dim() == 2 and len(x) * weight.numel() >= SMALLEST
+    large = x.dim() == 2 and len(x) * weight.numel() > LARGEST
     return large and _AVAILABLE and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight))
 
 

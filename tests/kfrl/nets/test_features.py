@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from kfrl.nets.features import features_of, layer_shapes, parameters_before, with_features
+from kfrl.nets.features import features_of, layer_shapes, overwrites, parameters_before, with_features
 from kfrl.nets.registry import make_net
 
 
@@ -29,6 +29,16 @@ def test_a_pass_for_features_ends_with_the_last_layer_that_is_read() -> None:
     assert alone.keys() == features.keys()
     assert all(torch.equal(alone[layer], z) for layer, z in features.items())
     assert [len(module._forward_hooks) for module in net] == [1] * 5
+
+
+def test_a_net_overwrites_what_a_layer_said_by_an_activation_in_place() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2), nn.ReLU())
+    # The bias is positive, so that the ReLU changes none of the numbers.
+    nn.init.ones_(net[0].bias)
+    x = torch.zeros(5, 3)
+    assert overwrites(net, ("0", "2"), x)
+    assert not overwrites(net, ("2",), x)
+    assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_hooks_are_taken_off_a_net_that_fails() -> None:
