@@ -82,7 +82,7 @@ def test_the_mixture_by_hand(mlp: Mlp) -> None:
 
 
 def dense(net: nn.Module, layer: str, x: np.ndarray) -> np.ndarray:
-    weights, bias = (net.get_parameter(f"{layer}.{name}").detach().numpy() for name in ("weight", "bias"))
+    weights, bias = (net.get_submodule(layer).get_parameter(name).detach().numpy() for name in ("weight", "bias"))
     return np.asarray(x @ weights.T + bias)
 
 
@@ -222,10 +222,12 @@ def test_building_leaves_the_student_as_it_was(mlp: Mlp, vectors: Tensor) -> Non
 
 
 def test_features_are_pre_activations_even_where_the_activation_is_in_place(mlp: Mlp, vectors: Tensor) -> None:
-    teacher = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 2))
-    flow = link_up(mlp(3, 4, 2), {"t": teacher}, vectors)
-    (features,) = flow.teacher_features(vectors)
-    np.testing.assert_allclose(features, dense(teacher, "0", vectors.numpy()), rtol=1e-5, atol=1e-6)
+    layers = nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)
+    flow = link_up(mlp(3, 4, 4, 2), {"t": nn.Sequential(*layers)}, vectors)
+    first, second = flow.teacher_features(vectors)
+    z = dense(layers[0], "", vectors.numpy())
+    np.testing.assert_allclose(first, z, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(second, dense(layers[2], "", np.maximum(z, 0)), rtol=1e-5, atol=1e-6)
 
 
 def test_a_student_with_in_place_activations_trains(mlp: Mlp, vectors: Tensor) -> None:
