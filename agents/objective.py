@@ -31,8 +31,11 @@ def a3c_terms(
     """
     num_envs = rollout.actions.shape[1]
     obs = rollout.obs.flatten(0, 1)
-    logits, values = rollout.outputs or method.forward(net, obs, joined(rollout.contexts))
-    batch = Batch(obs, rollout.contexts, logits, values, rollout.episodes, num_envs, rollout.previous_logits)
+    contexts = rollout.contexts
+    if rollout.outputs is None:
+        contexts = (joined(contexts),)
+    logits, values = rollout.outputs or method.forward(net, obs, contexts[0])
+    batch = Batch(obs, contexts, logits, values, rollout.episodes, num_envs, rollout.previous_logits)
     returns = n_step_returns(
         method.rewards(net, batch, rollout.actions, rollout.rewards),
         rollout.terminated,

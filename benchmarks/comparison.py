@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from annotated_types import Ge
 
 from envs.atari import identify
 from envs.games import Game, find_game
@@ -89,7 +90,7 @@ class Study:
     """Of the other methods."""
     steps: int = 500_000
     """Agent steps of a run in its own game."""
-    source_steps: int | None = None
+    source_steps: Annotated[int, Ge(1)] | None = None
     """Agent steps in all source games before it, under pathnet and actor-mimic; default: as many as --steps."""
     workers: int = 2
     """Worker processes that play the game."""
@@ -136,17 +137,18 @@ class Study:
 
     def _own_flags(self, method: str, scratch: RunFolder, sources: str) -> tuple[str, ...]:
         taught = ("--teachers", self.teachers)
-        before = self.source_steps or self.steps
+        source_steps = self.steps if self.source_steps is None else self.source_steps
+        games = len(split_names(sources))
         return {
             "a3c": (),
             "fine-tune": ("--teachers", split_names(self.teachers)[0]),
             "knowledge-flow": taught,
             "progressive": taught,
             "policy-distillation": ("--teachers", str(scratch.student)),
-            "actor-mimic": (*taught, "--source-steps", str(before)),
+            "actor-mimic": (*taught, "--source-steps", str(source_steps)),
             "distral": ("--source-games", sources),
             "pathnet": (
-                *("--source-games", sources, "--source-steps", str(before // len(split_names(sources)))),
+                *("--source-games", sources, "--source-steps", str(source_steps // max(games, 1))),
                 *("--population", str(self.population)),
             ),
         }[method]

@@ -20,7 +20,7 @@ Context = tuple[Tensor, ...]
 
 
 def joined(contexts: Sequence[Context]) -> Context:
-    """Those of several steps as one; a copy, which an update that has the acting passes' activations seldom needs."""
+    """Those of several steps as one: a copy, which an update with the acting passes' activations seldom needs."""
     return contexts[0] if len(contexts) == 1 else tuple(torch.cat(parts) for parts in zip(*contexts, strict=True))
 
 

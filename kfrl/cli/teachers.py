@@ -246,13 +246,13 @@ def verdict(card: Card, result: Evaluation) -> str:
         return "Its card claims no score."
     if found.ci_low is None or found.ci_high is None:
         return f"Its card claims {score:,.1f}; one game has no interval to hold that against."
-    claimed = card.evaluation.get("scores", ())
+    claimed = card.scores
     if len(claimed) > 1:
         low, high = stratified_interval([result.scores, claimed], lambda drawn: mean(drawn[0]) - mean(drawn[1]))
         place = "within chance" if low <= 0.0 <= high else "more than chance"
         return (
-            f"Its card claims {score:,.1f}, over {len(claimed)} games. These games' mean less that: "
-            f"{found.mean - score:+,.1f}, {place} (95 % interval {low:+,.1f} to {high:+,.1f})."
+            f"Its card claims {mean(claimed):,.1f}, over {len(claimed)} games. These games' mean less that: "
+            f"{found.mean - mean(claimed):+,.1f}, {place} (95 % interval {low:+,.1f} to {high:+,.1f})."
         )
     place = "within" if found.ci_low <= score <= found.ci_high else "outside"
     return f"Its card claims {score:,.1f}: {place} the interval, {found.ci_low:,.1f} to {found.ci_high:,.1f}."

@@ -2,56 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kfrl.errors import UserError
+
 Features = dict[str, Tensor]
-"""Layer -> its output (B, ...)."""
+"""Layer -> its output (B, ...), the first one if the net uses it several times."""
+
+
+class _Enough(BaseException):
+    """Ends a forward pass; no error, so that no net takes it for one."""
 
 
 def with_features(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> tuple[Any, Features]:
-    """Run `net` on `inputs`; its output, and those of the sub-modules `layers`."""
+    """Run `net` on `inputs`; its output, and those of the sub-modules `layers`.
+
+    Raises:
+        UserError: the net does not use one of them.
+    """
     seen: Features = {}
-    with _tapped(net, {layer: _keep(seen, layer) for layer in layers}):
-        return net(inputs), seen
+    wanted = tuple(dict.fromkeys(layers))
+    with _listening(net, wanted, lambda layer, z: seen.setdefault(layer, z.clone())):
+        output = net(inputs)
+    _check_all_spoke(wanted, seen)
+    return output, seen
 
 
 def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor, *, copied: bool = True) -> Features:
     """What the sub-modules `layers` of `net` say of `inputs`; what follows the last of them is not computed.
 
     They need not be copied if `net` leaves them alone (`overwrites`).
+
+    Raises:
+        UserError: the net does not use one of them.
     """
     seen: Features = {}
     wanted = tuple(dict.fromkeys(layers))
+    if not wanted:
+        return seen
+    enough = _Enough()
 
-    def until_all_have_spoken(layer: str) -> Hook:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            seen[layer] = output.clone() if copied else output
-            if len(seen) == len(wanted):
-                raise _Enough
+    def keep(layer: str, z: Tensor) -> None:
+        seen.setdefault(layer, z.clone() if copied else z)
+        if len(seen) == len(wanted):
+            raise enough
 
-        return hook
-
-    with suppress(_Enough), _tapped(net, {layer: until_all_have_spoken(layer) for layer in wanted}):
-        net(inputs)
+    try:
+        with _listening(net, wanted, keep):
+            net(inputs)
+    except _Enough as raised:
+        # A net may itself ask others for their features.
+        if raised is not enough:
+            raise
+    _check_all_spoke(wanted, seen)
     return seen
 
 
 @torch.no_grad()
 def overwrites(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> bool:
-    """Whether `net` changes what `layers` have said, as an activation that works in place does."""
+    """Whether `net` changes what `layers` have said, as an activation that works in place does.
+
+    Within one pass: a layer that writes into the same memory pass after pass is not found out.
+    """
     said: list[tuple[Tensor, int]] = []
-
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        said.append((output, output._version))
-
-    with _tapped(net, dict.fromkeys(layers, hook)):
+    with _listening(net, tuple(dict.fromkeys(layers)), lambda layer, z: said.append((z, z._version))):
         net(inputs)
-    return any(output._version != version for output, version in said)
+    return any(z._version != version for z, version in said)
 
 
 @torch.no_grad()
@@ -82,16 +103,17 @@ def undisturbed(net: nn.Module, layers: Iterable[str], example: Tensor) -> Featu
             module.training = training
 
 
-Hook = Callable[[nn.Module, Any, Tensor], None]
-
-
-class _Enough(BaseException):
-    """Ends a forward pass; no error, so that no net takes it for one."""
-
-
 @contextmanager
-def _tapped(net: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    handles = [net.get_submodule(layer).register_forward_hook(hook) for layer, hook in hooks.items()]
+def _listening(net: nn.Module, layers: Sequence[str], heard: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """Call `heard` with a layer and its output each time that one of `layers` has spoken."""
+
+    def hook(layer: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def tell(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            heard(layer, output)
+
+        return tell
+
+    handles = [net.get_submodule(layer).register_forward_hook(hook(layer)) for layer in layers]
     try:
         yield
     finally:
@@ -99,9 +121,10 @@ def _tapped(net: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
             handle.remove()
 
 
-def _keep(seen: Features, layer: str) -> Hook:
-    def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        # A copy, because an activation that works in place would turn z into h.
-        seen[layer] = output.clone()
-
-    return hook
+def _check_all_spoke(layers: Sequence[str], seen: Features) -> None:
+    silent = [layer for layer in layers if layer not in seen]
+    if silent:
+        raise UserError(
+            f"Layer {silent[0]} has nothing to say: the net has it and does not use it in a forward pass. "
+            "Link a layer that is used."
+        )

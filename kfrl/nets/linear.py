@@ -13,9 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-LARGEST = 2**21
+LARGEST_SMALL = 2**21
 """Multiplications up to which the longer way to the other library's kernels costs what they save."""
 
 
@@ -31,11 +30,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same as `torch.nn.functional.linear`, but for the rounding: (B, n), (m, n), (m,) -> (B, m)."""
     if not _pays(x, weight):
         return F.linear(x, weight, bias)
-    return _linear(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
+    return _with_graph(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    large = x.dim() == 2 and len(x) * weight.numel() > LARGEST
+    large = x.dim() == 2 and len(x) * weight.numel() > LARGEST_SMALL
     return large and _AVAILABLE and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight))
 
 
@@ -59,15 +58,14 @@ class _OneDNN(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         return (
-            _product(grad, weight.t()) if for_x else None,
-            _product(grad.t(), x.t()) if for_weight else None,
+            linear(grad, weight.t()) if for_x else None,
+            linear(grad.t(), x.t()) if for_weight else None,
             grad.sum(0) if for_bias else None,
         )
 
 
-_linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = _OneDNN.apply
+_with_graph: Callable[[Tensor, Tensor, Tensor | None], Tensor] = _OneDNN.apply

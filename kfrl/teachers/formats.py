@@ -44,7 +44,14 @@ class Card:
     @property
     def mean_score(self) -> float | None:
         """Mean raw score of the evaluation, if there was one."""
-        return self.evaluation.get("mean")
+        mean = self.evaluation.get("mean")
+        return mean if isinstance(mean, int | float) else None
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """The raw scores of that evaluation's games, if the file has them."""
+        scores = self.evaluation.get("scores")
+        return tuple(score for score in scores if isinstance(score, int | float)) if isinstance(scores, list) else ()
 
 
 @dataclass(frozen=True)

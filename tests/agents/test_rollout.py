@@ -34,6 +34,9 @@ def test_rollouts_join_without_a_gap(collector: Callable[..., Collector]) -> Non
     expected = player.net(second.obs[0])[1].detach()
     torch.testing.assert_close(first.bootstrap, expected)
     assert first.obs.shape == (T, 2, 4, 84, 84)
+    kept = first.obs.clone()
+    player.collect()
+    assert torch.equal(first.obs, kept), "a rollout's screens are its own"
     assert not torch.equal(first.obs[-1], second.obs[0])
 
 

@@ -292,15 +292,21 @@ def test_hidden_features_are_matched_wherever_they_go_and_logits_are_not(expert:
     assert scales("policy") == scales("value") == scales("fc", match_scales=False) == [1.0, 1.0]
 
 
-def play_on(method: KnowledgeFlowMethod, net: nn.Module, *, keep_graph: bool = True) -> Collector:
-    return Collector(AtariEnvs(get_protocol("paper", "breakout"), ENVS), method, net, 3, seed=1, keep_graph=keep_graph)
+def play_on(
+    method: KnowledgeFlowMethod, net: nn.Module, *, keep_graph: bool = True, envs: int = ENVS, t_max: int = 3
+) -> Collector:
+    games = AtariEnvs(get_protocol("paper", "breakout"), envs)
+    return Collector(games, method, net, t_max, seed=1, keep_graph=keep_graph)
 
 
-def test_policy_kl_compares_the_previous_parameters_on_the_rollouts_first_observations(expert: Teacher) -> None:
+@pytest.mark.parametrize(("envs", "t_max", "keep_graph"), [(2, 3, True), (2, 3, False), (1, 5, False), (3, 1, True)])
+def test_policy_kl_compares_the_previous_parameters_on_the_rollouts_first_observations(
+    expert: Teacher, envs: int, t_max: int, keep_graph: bool
+) -> None:
     coefficient = 0.3
     method = make_method(policy_kl_coef=coefficient, link_heads="never")
     net = method.build(SPEC, [expert])
-    collector = play_on(method, net)
+    collector = play_on(method, net, keep_graph=keep_graph, envs=envs, t_max=t_max)
 
     def policy_kl(rollout: Rollout) -> Tensor:
         return a3c_terms(method, net, rollout, 0.2, method.config)["policy_kl"]
@@ -315,14 +321,14 @@ def test_policy_kl_compares_the_previous_parameters_on_the_rollouts_first_observ
         term = policy_kl(rollout)
 
         first = rollout.obs[0]
-        assert len(first) == ENVS
-        expected = coefficient * 3 * kl(new(first)[0], old(first)[0]).sum() / ENVS
+        assert len(first) == envs
+        expected = coefficient * t_max * kl(new(first)[0], old(first)[0]).sum() / envs
         assert expected > 1e-3
         assert term.item() == pytest.approx(expected, rel=1e-4)
 
         log_p = new(first)[0].log_softmax(1)
         log_q = old(first)[0].detach().log_softmax(1)
-        same = coefficient * 3 * F.kl_div(log_q, log_p, reduction="sum", log_target=True) / ENVS
+        same = coefficient * t_max * F.kl_div(log_q, log_p, reduction="sum", log_target=True) / envs
         ours, theirs = (gradients(loss, list(module.parameters())) for loss, module in ((term, net), (same, new)))
         norms = [float(g.norm()) for g in ours if g is not None]
         assert len(norms) == len(ours) - 2, "all but the value head take part"
@@ -351,11 +357,11 @@ def test_a_teacher_sees_each_observation_of_a_run_once(expert: Teacher) -> None:
     net = method.build(SPEC, [expert])
     seen = 0
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal seen
         seen += len(inputs[0])
 
-    expert.net.register_forward_hook(count)
+    expert.net.register_forward_pre_hook(count)
     collector = play_on(method, net, keep_graph=False)
     for _ in range(4):
         collector.collect()

@@ -94,11 +94,11 @@ def test_a_teacher_sees_each_observation_of_a_run_once(teachers: list[Teacher]) 
     net = method.build(spec, teachers)
     seen = 0
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal seen
         seen += len(inputs[0])
 
-    teachers[0].net.register_forward_hook(count)
+    teachers[0].net.register_forward_pre_hook(count)
     collector = Collector(AtariEnvs(get_protocol("paper", "breakout"), 2), method, net, 3, seed=1)
     rollouts = [collector.collect() for _ in range(2)]
     assert seen == 2 * (2 * 3 + 1)

@@ -246,6 +246,14 @@ def test_a_claim_of_single_games_is_held_against_the_difference(claimed: tuple[f
     assert words in verdict(card, result)
 
 
+@pytest.mark.parametrize("evaluation", [{"mean": "high"}, {"mean": None, "scores": 3}, {"scores": "12"}])
+def test_a_strangers_card_may_claim_nonsense(evaluation: dict[str, object]) -> None:
+    card = Card("pong", (), {}, evaluation=evaluation)
+    games = tuple(atari.Episode(k, score, 10, False) for k, score in enumerate((1.0, 3.0)))
+    result = Evaluation(protocols.get_protocol("paper", "Pong"), False, 0, len(games), games)
+    assert verdict(card, result) == "Its card claims no score."
+
+
 def test_unknown_teacher_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teachers", "show", "seaqest"]) == 2
     assert "Did you mean 'seaquest'" in capsys.readouterr().err

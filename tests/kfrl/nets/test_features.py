@@ -1,6 +1,8 @@
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kfrl.errors import UserError
 from kfrl.nets.features import features_of, layer_shapes, overwrites, parameters_before, with_features
 from kfrl.nets.registry import make_net
 
@@ -29,6 +31,43 @@ def test_a_pass_for_features_ends_with_the_last_layer_that_is_read() -> None:
     assert alone.keys() == features.keys()
     assert all(torch.equal(alone[layer], z) for layer, z in features.items())
     assert [len(module._forward_hooks) for module in net] == [1] * 5
+
+
+class Asking(nn.Module):
+    """A net that itself asks another for its features, as a progressive net does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.column = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+        self.own = nn.Linear(4, 2)
+        self.spare = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(features_of(self.column, ("1",), x)["1"])
+
+
+def test_a_net_that_asks_another_for_features_can_be_asked_itself() -> None:
+    net, x = Asking(), torch.randn(5, 3)
+    assert torch.equal(features_of(net, ("column.0",), x)["column.0"], net.column[0](x))
+    assert torch.equal(features_of(net, ("own",), x)["own"], net(x))
+
+
+@pytest.mark.parametrize("layer", ["spare", "column.2"])
+def test_a_layer_that_is_not_used_is_named(layer: str) -> None:
+    for ask in (features_of, with_features):
+        with pytest.raises(UserError, match=f"Layer {layer} has nothing to say"):
+            ask(Asking(), ("own", layer), torch.randn(5, 3))
+
+
+def test_a_layer_that_is_used_twice_counts_once() -> None:
+    layer = nn.Linear(3, 3)
+    net, x = nn.Sequential(layer, nn.ReLU(), layer), torch.randn(5, 3)
+    for features in (features_of(net, ("0", "1"), x), with_features(net, ("0", "1"), x)[1]):
+        assert torch.equal(features["0"], layer(x))
+
+
+def test_no_layers_need_no_pass() -> None:
+    assert features_of(nn.Linear(3, 4), (), torch.randn(5, 7)) == {}
 
 
 def test_a_net_overwrites_what_a_layer_said_by_an_activation_in_place() -> None:

@@ -10,6 +10,7 @@ from kfrl.nets import linear as module
 from kfrl.nets.linear import Linear, linear
 
 LARGE = [(32, 2592, 256), (2, 3136, 512), (160, 256, 256)]
+HERE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 SMALL = [(1, 2592, 256), (32, 256, 18), (32, 256, 256), (0, 2592, 256)]
 
 
@@ -23,6 +24,12 @@ def tensors(batch: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tens
 def close(got: Tensor | None, want: Tensor) -> None:
     assert got is not None
     torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def wherever_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other library's kernels on this processor too, if this PyTorch has them."""
+    monkeypatch.setattr(module, "_AVAILABLE", HERE)
 
 
 @pytest.mark.parametrize("sizes", LARGE + SMALL, ids=str)
@@ -64,7 +71,18 @@ def test_its_parameters_are_those_of_pytorchs_own_layer() -> None:
     torch.testing.assert_close(layer(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not module._AVAILABLE, reason="this processor has no AVX-512, or this PyTorch no oneDNN")
+def test_gradients_have_gradients() -> None:
+    x, weight, _, _ = tensors(32, 2592, 256)
+    x.requires_grad_()
+    y = linear(x, weight)
+    (first,) = torch.autograd.grad(y.square().sum() / 2, [x], create_graph=True)
+    # Of 1/2 |W x|^2 it is W^T W x, whose sum has the gradient W^T W 1 in x.
+    (second,) = torch.autograd.grad(first.sum(), [x])
+    want = weight.double().t() @ weight.double().sum(1)
+    torch.testing.assert_close(second, want.float().expand(32, -1), rtol=1e-3, atol=1e-1)
+
+
+@pytest.mark.skipif(not HERE, reason="this PyTorch has no oneDNN")
 def test_only_large_products_of_32_bit_floats_on_a_cpu_take_the_longer_way(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     product = module._product
