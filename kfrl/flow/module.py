@@ -78,8 +78,9 @@ class KnowledgeFlow(nn.Module):
         self._taps = tuple(dict.fromkeys((link.teacher, link.layer) for link in self.links))
         for teacher in self._teachers.values():
             teacher.eval().requires_grad_(False)
+        self._tapped = {name: tuple(layer for owner, layer in self._taps if owner == name) for name in self._teachers}
         # The teachers that would write over what they have said.
-        self._copied = {name for name, net in self._teachers.items() if overwrites(net, self._layers_of(name), example)}
+        self._copied = {name for name, net in self._teachers.items() if overwrites(net, self._tapped[name], example)}
 
         shapes = self._dry_run(example)
         self.transforms = nn.ModuleList(
@@ -161,7 +162,7 @@ class KnowledgeFlow(nn.Module):
             return ()
         seen: dict[tuple[str, str], Tensor] = {}
         for name, teacher in self._teachers.items():
-            layers = self._layers_of(name)
+            layers = self._tapped[name]
             if outputs is None:
                 features = features_of(teacher, layers, obs, copied=name in self._copied)
             else:
@@ -236,9 +237,6 @@ class KnowledgeFlow(nn.Module):
         """Factors on z of the student (1) and on each of its teacher layers' Q z: (1 + teacher layers,)."""
         scales: Tensor = getattr(self.scales, tensor_name(layer))
         return scales
-
-    def _layers_of(self, name: str) -> tuple[str, ...]:
-        return tuple(layer for owner, layer in self._taps if owner == name)
 
     def _source(self, index: int) -> tuple[str, str]:
         return self.links[index].teacher, self.links[index].layer

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST_SMALL = 2**21
+SMALL = 2**21
 """Multiplications up to which the longer way to the other library's kernels costs what they save."""
 
 
@@ -34,7 +34,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    large = x.dim() == 2 and len(x) * weight.numel() > LARGEST_SMALL
+    large = x.dim() == 2 and len(x) * weight.numel() > SMALL
     return large and _AVAILABLE and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, weight))
 
 

@@ -49,7 +49,7 @@ def read_zip(path: Path) -> tuple[str, LayerTable, Tensors, dict[str, Any]]:
             policy = archive.read(POLICY)
             text = archive.read("data") if "data" in archive.namelist() else b"{}"
         data = json.loads(text)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} is a truncated or damaged Stable-Baselines3 zip ({error}). Copy it again.") from None
     source = f"{path} (Stable-Baselines3)"
     tensors: Tensors = load_torch(io.BytesIO(policy), f"{POLICY} in {path}")
