@@ -12,7 +12,7 @@ from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
 from envs.atari import ALL_ACTIONS
 from kfrl.errors import UserError
-from kfrl.losses.actor_critic import log_prob
+from kfrl.losses.actor_critic import entropy
 from kfrl.losses.distillation import kl_divergence
 from kfrl.nets.atari import AtariNet
 from kfrl.nets.columns import Column, ColumnNet
@@ -81,6 +81,9 @@ class Distral(Method):
     With c_KL = alpha / beta and c_Ent = (1 - alpha) / beta (Teh et al., section 2):
 
         R_i^reg = R_i + (alpha / beta) log pi_0(a|s) - (1 / beta) log pi_i(a|s)
+        E_pi_i[R_i^reg] = E_pi_i[R_i] - c_KL D_KL[pi_i || pi_0] + c_Ent H(pi_i)
+
+    The second line is what is used: of the same objective it is the estimate with less variance.
     """
 
     takes_sources = "beside"
@@ -98,7 +101,7 @@ class Distral(Method):
         if not self.c_kl + self.c_ent:
             raise UserError("Distral needs --c-kl or --entropy-coef (its c_Ent) above 0, got 0 and 0.")
         self._seen: list[Tensor] = []
-        self._distilled: Tensor | None = None
+        self._divergence: Tensor | None = None
 
     @property
     def alpha(self) -> float:
@@ -129,7 +132,7 @@ class Distral(Method):
         """Logits and values of this worker's game.
 
         With two columns the logits of pi_0 are there too. Those of the pass that the update goes back through, in one
-        piece or one for each step, are kept for the distillation.
+        piece or one for each step, are kept for the divergence.
         """
         logits, values, distilled = net(self.task.game, obs)
         if distilled is not None and torch.is_grad_enabled():
@@ -137,23 +140,18 @@ class Distral(Method):
         return logits, values
 
     def rewards(self, net: nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
-        """R_i^reg; 1 / beta is c_KL + c_Ent."""
+        """E_pi_i[R_i^reg] of each step: its expectation over the actions, of which R_i^reg itself is one sample."""
         assert isinstance(net, DistralNet)
-        self._distilled = torch.cat(self._seen) if self._seen else net.distilled_logits(self.task.game, batch.obs)
+        distilled = torch.cat(self._seen) if self._seen else net.distilled_logits(self.task.game, batch.obs)
         self._seen = []
-        taken = actions.flatten()
-        log_pi_0, log_pi = log_prob(self._distilled.detach(), taken), log_prob(batch.logits.detach(), taken)
-        return rewards + (self.c_kl * log_pi_0 - (self.c_kl + self.c_ent) * log_pi).view_as(rewards)
-
-    def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The entropy is in the return already."""
-        return {name: term for name, term in terms.items() if name != "entropy"}
+        self._divergence = kl_divergence(batch.logits, distilled)
+        regularisation = self.c_ent * entropy(batch.logits) - self.c_kl * self._divergence
+        return rewards + regularisation.detach().view_as(rewards)
 
     def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """c_KL D_KL[pi_i || pi_0], pi_i constant: its gradient is -(alpha / beta) sum_a (pi_i - pi_0) grad h."""
-        assert self._distilled is not None
-        loss = kl_divergence(batch.logits.detach(), self._distilled)
-        return {"distilled": self.c_kl * loss.sum() / batch.num_envs}
+        """c_KL D_KL[pi_i || pi_0], which trains both; A3C's own entropy bonus is the regularisation's other part."""
+        assert self._divergence is not None
+        return {"distilled": self.c_kl * self._divergence.sum() / batch.num_envs}
 
     def export(self, net: nn.Module) -> nn.Module:
         """The policy of the run's own game: with two columns both of them, in one net."""

@@ -1,5 +1,6 @@
 """Distral against its equations (Teh et al. 2017), and as a run."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -88,88 +89,101 @@ def test_rewards_are_regularised_by_hand(columns: int, obs: Tensor) -> None:
     batch = Batch(obs, ((),), logits, values, (), 2)
     found = method.rewards(net, batch, torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]]))
     assert found.shape == (1, 2)
-    for k, (action, reward) in enumerate([(2, 1.0), (0, -1.0)]):
+    assert not found.requires_grad
+    for k, reward in enumerate([1.0, -1.0]):
         h = net.h(net.distilled(obs))[k].tolist()
         pi_0 = softmax([h[net.actions.index(name)] for name in PONG.actions])
         f = net.games["pong"](obs)[0][k].tolist()
         shared = [h[net.actions.index(name)] for name in PONG.actions] if columns == 2 else [0.0] * 3
         # alpha = 0.3 / (0.3 + 0.2), beta = 1 / (0.3 + 0.2)
         pi = softmax([0.6 * a + b for a, b in zip(shared, f, strict=True)])
-        by_hand = reward + 0.6 / 2.0 * math.log(pi_0[action]) - 1.0 / 2.0 * math.log(pi[action])
+        regularised = [
+            reward + 0.6 / 2.0 * math.log(p_0) - 1.0 / 2.0 * math.log(p) for p_0, p in zip(pi_0, pi, strict=True)
+        ]
+        by_hand = sum(p * r for p, r in zip(pi, regularised, strict=True))
         assert found[0, k].item() == pytest.approx(by_hand, rel=1e-4)
 
 
-def objective(f: Tensor, h: Tensor, alpha: float, beta: float, two_columns: bool, rewards: Tensor) -> Tensor:
-    """J of a game of one step, from the paper's definition and nothing of kfrl."""
-    pi_0 = torch.softmax(h, 0)
-    pi = torch.softmax(alpha * h + f, 0) if two_columns else torch.softmax(f, 0)
-    return (pi * (rewards + alpha / beta * pi_0.log() - 1.0 / beta * pi.log())).sum()
+FIRST = (1.0, -0.5, 0.25)
+SECOND = ((0.5, -1.0, 0.0), (-0.25, 1.0, 2.0))
+
+
+def objective(net: DistralNet, obs: Tensor, alpha: float, beta: float, two_columns: bool) -> Tensor:
+    """J of a game of two steps, from the paper's definition and nothing of kfrl but the nets h and f.
+
+    It begins in obs[0]; its first action leads to obs[1], the others to obs[2].
+    """
+    h = net.h(net.distilled(obs))[:, [net.actions.index(name) for name in PONG.actions]]
+    f = net.games["pong"](obs)[0]
+    log_pi_0 = h.log_softmax(1)
+    log_pi = (alpha * h + f if two_columns else f).log_softmax(1)
+    regularisation = alpha / beta * log_pi_0 - 1.0 / beta * log_pi
+    total = torch.zeros(())
+    for first in range(3):
+        state = 1 if first == 0 else 2
+        for second in range(3):
+            probability = log_pi[0, first].exp() * log_pi[state, second].exp()
+            reward = FIRST[first] + SECOND[state - 1][second]
+            total = total + probability * (reward + regularisation[0, first] + regularisation[state, second])
+    return total
 
 
 @pytest.mark.parametrize("columns", [1, 2])
 @pytest.mark.parametrize(("c_kl", "c_ent"), [(0.3, 0.2), (0.4, 0.0)])
 def test_the_expected_gradient_is_that_of_the_papers_objective(columns: int, c_kl: float, c_ent: float) -> None:
     method, net = distral(columns, c_kl, c_ent)
-    own = net.games["pong"]
-    with torch.no_grad():  # logits are biases, whatever is seen
-        net.h.weight.zero_()
-        own.get_parameter("policy.weight").zero_()
-    h_bias, f_bias = net.h.bias, own.get_parameter("policy.bias")
-    indices = [net.actions.index(name) for name in PONG.actions]
-    rewards = torch.tensor([1.0, -0.5, 0.25])
-
-    f = f_bias.detach().double().requires_grad_()
-    h = h_bias.detach()[indices].double().requires_grad_()
+    config = replace(method.config, gamma=1.0)
+    policy = [p for name, p in net.named_parameters() if "pong.value" not in name and "freeway" not in name]
+    states = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
     beta = 1.0 / (c_kl + c_ent)
-    objective(f, h, c_kl * beta, beta, columns == 2, rewards.double()).backward()
+    papers = torch.autograd.grad(objective(net, states, c_kl * beta, beta, columns == 2), policy)
 
-    obs = torch.randint(0, 256, (1, 1, 4, 84, 84), dtype=torch.uint8)
     with torch.no_grad():
-        pi = method.forward(net, obs[0], ())[0].softmax(1)[0]
-    expected_f, expected_h = torch.zeros(3), torch.zeros(3)
-    for action in range(3):
-        net.zero_grad()
-        terms = a3c_terms(
-            method, net, rollout(obs, torch.tensor([[action]]), rewards[action].view(1, 1)), 0.0, method.config
+        pi = method.forward(net, states, ())[0].softmax(1)
+    expected = [torch.zeros_like(p) for p in policy]
+    for first, second in itertools.product(range(3), range(3)):
+        state = 1 if first == 0 else 2
+        played = rollout(
+            states[[0, state]].unsqueeze(1),
+            torch.tensor([[first], [second]]),
+            torch.tensor([[FIRST[first]], [SECOND[state - 1][second]]]),
         )
-        torch.stack([terms["policy"], terms["distilled"]]).sum().backward()
-        assert f_bias.grad is not None
-        assert h_bias.grad is not None
-        expected_f -= pi[action] * f_bias.grad
-        expected_h -= pi[action] * h_bias.grad[indices]
-    assert f.grad is not None
-    assert h.grad is not None
-    torch.testing.assert_close(expected_f, f.grad.float(), rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(expected_h, h.grad.float(), rtol=1e-3, atol=1e-5)
-    assert h.grad.abs().max() > 1e-3
-
-
-def distilled_gradients(columns: int, obs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h's bias by the policy term and by the distillation, pi_i - pi_0, and the policy's own gradient."""
-    method, net = distral(columns)
-    actions, rewards = torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]])
-    grads = []
-    for term in ("policy", "distilled"):
-        net.zero_grad()
-        a3c_terms(method, net, rollout(obs[None], actions, rewards), 0.0, method.config)[term].backward()
-        grads.append(torch.zeros_like(net.h.bias) if net.h.bias.grad is None else net.h.bias.grad.clone())
-        if term == "policy":
-            own = net.games["pong"].get_parameter("policy.bias").grad
-            assert own is not None
-            own = own.clone()
-    with torch.no_grad():
-        pi = method.forward(net, obs, ())[0].softmax(1)
-        difference = pi - net.distilled_logits("pong", obs).softmax(1)
-    indices = [net.actions.index(name) for name in PONG.actions]
-    return grads[0][indices], grads[1][indices], difference, own
+        played = replace(played, terminated=torch.tensor([[False], [True]]))
+        terms = a3c_terms(method, net, played, 0.0, config)
+        loss = torch.stack([term for name, term in terms.items() if name != "value"]).sum()
+        for total, grad in zip(expected, torch.autograd.grad(loss, policy), strict=True):
+            total -= pi[0, first] * pi[state, second] * grad
+    for found, by_definition in zip(expected, papers, strict=True):
+        torch.testing.assert_close(found, by_definition, rtol=1e-3, atol=1e-4 * by_definition.abs().max().item())
+        assert by_definition.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("columns", [1, 2])
 def test_both_gradient_terms_of_the_distilled_policy_by_hand(columns: int, obs: Tensor) -> None:
-    policy, distilled, difference, own = distilled_gradients(columns, obs)
-    # The loss is minus the objective, averaged over the two environments.
-    torch.testing.assert_close(distilled, -0.3 * difference.mean(0), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(policy, 0.6 * own if columns == 2 else torch.zeros(3), rtol=1e-4, atol=1e-6)
+    method, net = distral(columns)
+    indices = [net.actions.index(name) for name in PONG.actions]
+    terms = a3c_terms(
+        method, net, rollout(obs[None], torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]])), 0.0, method.config
+    )
+    own = net.games["pong"].get_parameter("policy.bias")
+    found = {}
+    for name in ("policy", "entropy", "distilled"):
+        h, f = torch.autograd.grad(terms[name], (net.h.bias, own), retain_graph=True, allow_unused=True)
+        found[name] = torch.zeros(3) if h is None else h[indices], f
+    # The first term: h is in pi_i by alpha, 0.6, with two columns and not at all with one.
+    for name in ("policy", "entropy"):
+        h, f = found[name]
+        torch.testing.assert_close(h, 0.6 * f if columns == 2 else torch.zeros(3), rtol=1e-4, atol=1e-6)
+    # The second, -c_KL (pi_i - pi_0) of the loss, is what is left of the divergence's.
+    with torch.no_grad():
+        pi = method.forward(net, obs, ())[0].softmax(1)
+        pi_0 = net.distilled_logits("pong", obs).softmax(1)
+    h, f = found["distilled"]
+    second = h - (0.6 * f if columns == 2 else 0.0)
+    torch.testing.assert_close(second, -0.3 * (pi - pi_0).mean(0), rtol=1e-4, atol=1e-6)
+    log_ratio = (pi / pi_0).log()
+    divergence = (pi * log_ratio).sum(1, keepdim=True)
+    torch.testing.assert_close(f, 0.3 * (pi * (log_ratio - divergence)).mean(0), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("columns", [1, 2])
@@ -192,12 +206,6 @@ def test_the_acting_pass_serves_the_update_as_a_pass_of_its_own_does(columns: in
     assert len(gradients[0]) == len(gradients[1]) > 10
     for recomputed, kept in zip(*gradients, strict=True):
         torch.testing.assert_close(kept, recomputed, rtol=1e-3, atol=1e-5)
-
-
-def test_the_entropy_is_counted_once_in_the_return(obs: Tensor) -> None:
-    method, net = distral(2)
-    terms = a3c_terms(method, net, rollout(obs[None], torch.tensor([[2, 0]]), torch.zeros(1, 2)), 0.0, method.config)
-    assert set(terms) == {"policy", "value", "distilled"}
 
 
 # --- the net ------------------------------------------------------------------------------------------------
