@@ -74,7 +74,7 @@ class Cell:
     improvement: Estimate | None
     """Probability that a run of this arm beats one of the baseline."""
     alone: Area | None
-    """Of the student alone; None if a run did not evaluate it along the way."""
+    """Of the student alone; None if a run did not evaluate it along the way, before the shortest curve's end."""
     training: Area | None
     """Of the games played for training, with whatever help the method gives."""
     reached: tuple[float | None, ...]
@@ -236,7 +236,7 @@ def improvement(ours: Strata, theirs: Strata) -> Estimate:
 
 def _alone(run: RunRecord, end: float) -> float | None:
     steps, values = series(run.rows, STUDENT)
-    return curve_height(steps, values, end) if len(steps) > 1 else None
+    return curve_height(steps, values, end) if len(steps) > 1 and steps[0] < end else None
 
 
 def _training(run: RunRecord, end: float) -> float | None:

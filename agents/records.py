@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +15,15 @@ from annotated_types import Ge, MinLen
 from safetensors import SafetensorError, safe_open
 
 from agents.config import TrainConfig
+from envs.atari import identify
 from envs.games import find_game
 from envs.protocols import Protocol
 from kfrl.config import load_config, validated
 from kfrl.errors import UserError
 from kfrl.metrics import STEP, read_metrics
-from kfrl.runs import RunFolder
+from kfrl.runs import RUNS, RunFolder
 from kfrl.teachers.formats import Card, read_card
-from kfrl.teachers.store import ZOO, ZOO_PREFIX
+from kfrl.teachers.store import Reference, load_teacher
 
 TRAINED = "exp_avg."
 """Prefix of what the optimiser holds for each trained tensor in a checkpoint."""
@@ -57,7 +59,7 @@ class RunRecord:
     deployed: int
     """Numbers in the student's file: parameters, and whatever else it cannot play without."""
     trained: int | None
-    """Parameters that the optimiser moved; None where no checkpoint is left."""
+    """Parameters that the optimiser moved; None where no whole checkpoint is left."""
     teacher_frames: int | None
     """Emulator frames that its teachers were trained on; None where one does not say."""
     group: str | None = None
@@ -91,11 +93,18 @@ def read_run(path: Path, group: str | None = None) -> RunRecord:
         UserError: the folder is empty, unfinished or damaged; the message says in what.
     """
     folder = RunFolder(path)
+    if folder.config.is_file() and not folder.evaluation.exists():
+        _check_scored(load_config(folder.config, TrainConfig))
     folder.check_finished("kfrl train --resume")
     try:
         return _read(folder, group)
     except (OSError, ValueError, csv.Error, SafetensorError) as error:
         raise UserError(f"damaged: {error}") from None
+
+
+def _check_scored(config: TrainConfig) -> None:
+    if not config.eval_episodes:
+        raise UserError("made without final games (--eval-episodes 0), so it has no score to compare")
 
 
 def _read(folder: RunFolder, group: str | None) -> RunRecord:
@@ -142,21 +151,31 @@ def _count(path: Path, prefix: str = "") -> int:
 
 
 def _trained(checkpoints: Path) -> int | None:
-    files = sorted(checkpoints.glob("*.safetensors"))
-    return (_count(files[-1], TRAINED) if files else 0) or None
+    for file in sorted(checkpoints.glob("*.safetensors"), reverse=True):
+        try:
+            return _count(file, TRAINED) or None
+        except (OSError, SafetensorError):
+            continue
+    return None
 
 
 def _teacher_frames(references: Sequence[str], frame_skip: int) -> int | None:
     """Frames of all teachers together. Only files at hand are asked; an agent from elsewhere does not say."""
     total = 0
     for reference in references:
-        name = reference.removeprefix(ZOO_PREFIX)
-        path = Path(reference) if name == reference else ZOO / f"{name}.safetensors"
-        try:
-            card = read_card(path)
-        except (UserError, OSError):
-            return None
-        if not card.steps:
+        card = _card(reference)
+        if card is None or not card.steps:
             return None
         total += card.steps * int(card.protocol.get("frame_skip", frame_skip))
     return total
+
+
+@cache
+def _card(reference: str) -> Card | None:
+    """A teacher's card, by the exact reference; None if it is not here."""
+    if Reference.parse(reference).on_hub:
+        return None
+    try:
+        return load_teacher(reference, RUNS, identify)[0].card
+    except (UserError, OSError):
+        return None

@@ -206,6 +206,9 @@ class Trainer(ABC):
 
     def _next_phase(self) -> None:
         self._close_logs()
+        caveat = self.method.caveat(self.net)
+        if caveat:
+            self.display.say(f"Phase {self.phase_title}, is over. {caveat}")
         self.method.end_phase(self.net)
         before = self.source_steps
         self._enter(self.phase_index + 1)
@@ -300,7 +303,7 @@ class Trainer(ABC):
         played = self.step + self.source_steps
         save_checkpoint(self.run.folder.checkpoints, played, {k: t.cpu() for k, t in tensors.items()}, state)
         if self.step:
-            self.run.save_student(self.student(), self.step)
+            self.run.save_student(self.student(), self.step, notes=self.method.caveat(self.net))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state

@@ -131,27 +131,36 @@ def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25
     """
     legend_rows = -(-len(arms) // LEGEND_COLUMNS)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4 + 0.2 * legend_rows), layout="constrained")
-    for name, runs in arms.items():
+    for index, (name, runs) in enumerate(arms.items()):
         last = min(max(row[STEP] for row in rows) for rows in runs)
         grid = np.linspace(last / points, last, points)
-        training = [smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs]
+        training = [
+            smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs if any(TRAINING in r for r in rows)
+        ]
+        alone = [np.interp(grid, *series(rows, STUDENT)) for rows in runs if any(STUDENT in r for r in rows)]
         # A dollar would begin a formula.
-        (line,) = _draw_spread(axes[0], grid, training, label=name.replace("$", r"\$"))
-        evaluated = [series(rows, STUDENT) for rows in runs]
-        if all(len(steps) for steps, _ in evaluated):
-            alone = [np.interp(grid, steps, values) for steps, values in evaluated]
-            _draw_spread(axes[1], grid, alone, color=line.get_color())
+        label = name.replace("$", r"\$") + _missing(len(runs), training=len(training), alone=len(alone))
+        color = f"C{index}"
+        for axis, curves in zip(axes, (training, alone), strict=True):
+            if curves:
+                _draw_spread(axis, grid, curves, color)
+        axes[0].plot([], color=color, label=label)
     axes[0].set(title="while training", xlabel="million agent steps", ylabel="raw return")
     axes[1].set(title="student alone", xlabel="million agent steps")
     figure.legend(loc="outside lower center", ncols=min(len(arms), LEGEND_COLUMNS), fontsize=8)
     save_figure(figure, target)
 
 
-def _draw_spread(axis: Any, grid: NDArray[np.float64], curves: Sequence[NDArray[np.float64]], **style: Any) -> Any:
+def _missing(runs: int, **curves: int) -> str:
+    """What to add to the name of an arm some of whose runs have no curve."""
+    fewer = [f"{count} of {runs} {name}" for name, count in curves.items() if count < runs]
+    return f" ({', '.join(fewer)})" if fewer else ""
+
+
+def _draw_spread(axis: Any, grid: NDArray[np.float64], curves: Sequence[NDArray[np.float64]], color: str) -> None:
     values = np.stack(curves)
-    lines = axis.plot(grid / 1e6, values.mean(0), **style)
-    axis.fill_between(grid / 1e6, values.min(0), values.max(0), color=lines[0].get_color(), alpha=0.15, lw=0)
-    return lines
+    axis.plot(grid / 1e6, values.mean(0), color=color)
+    axis.fill_between(grid / 1e6, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
 
 
 def _draw_weights(axis: Any, rows: Rows, layer: str, time: Time) -> None:

@@ -128,20 +128,23 @@ def find_runs(arguments: Iterable[str]) -> tuple[list[tuple[Path, str | None]], 
             what to call the arm of all runs found there.
 
     Raises:
-        UserError: a folder that does not exist or cannot be looked into.
+        UserError: a folder that does not exist or cannot be looked into, or one run under two names.
     """
     found: dict[Path, tuple[Path, str | None]] = {}
     skipped = []
     for argument in arguments:
         group, root = _split(argument)
         try:
-            inside = list(_candidates(root))
+            inside = list(_candidates(root, set()))
         except OSError as error:
             raise UserError(f"Could not look into {root}: {error}.") from None
         if not inside:
             skipped.append(Skipped(root, "holds no run"))
         for path in inside:
-            found.setdefault(path.resolve(), (path, group))
+            _, known = found.setdefault(path.resolve(), (path, group))
+            if None not in (known, group) and known != group:
+                raise UserError(f"{path} cannot be of two arms, {known!r} and {group!r}. Name it once.")
+            found[path.resolve()] = path, known or group
     return list(found.values()), skipped
 
 
@@ -174,18 +177,24 @@ def _split(argument: str) -> tuple[str | None, Path]:
     return group if named else None, path
 
 
-def _candidates(path: Path) -> Iterator[Path]:
+def _candidates(path: Path, entered: set[Path]) -> Iterator[Path]:
     """Folders that hold a file of a run, and what is given by name or empty, so that the user hears of it."""
     if not path.is_dir():
         yield path
         return
+    if path.resolve() in entered:  # by a link
+        return
+    entered.add(path.resolve())
     folder = RunFolder(path)
-    if any(file.exists() for file in (folder.config, folder.evaluation, folder.student, folder.metrics)):
+    if any(
+        file.exists()
+        for file in (folder.config, folder.evaluation, folder.student, folder.metrics, folder.checkpoints, folder.log)
+    ):
         yield path
         return
     inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     if not inside:
         yield path
     for entry in inside:
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _candidates(entry)
+        if entry.is_dir():
+            yield from _candidates(entry, entered)

@@ -177,6 +177,10 @@ class Method:
         """Sentences for whoever starts a run, of what its settings amount to."""
         return ()
 
+    def caveat(self, net: nn.Module) -> str:
+        """What has to be known of a net that was trained, in a sentence; its file and its scores come with it."""
+        return ""
+
     def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
         """What is learned, in turn; the run's own game is among the games of the last phase only."""
         return (Phase((spec,), self.config.steps),)

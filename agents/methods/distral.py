@@ -81,9 +81,9 @@ class Distral(Method):
     With c_KL = alpha / beta and c_Ent = (1 - alpha) / beta (Teh et al., section 2):
 
         R_i^reg = R_i + (alpha / beta) log pi_0(a|s) - (1 / beta) log pi_i(a|s)
-        E_pi_i[R_i^reg] = E_pi_i[R_i] - c_KL D_KL[pi_i || pi_0] + c_Ent H(pi_i)
+        R_i + E_pi_i[R_i^reg - R_i] = R_i - c_KL D_KL[pi_i || pi_0] + c_Ent H(pi_i)
 
-    The second line is what is used: of the same objective it is the estimate with less variance.
+    The second line is used: it has the same expected gradient, and usually less noise.
     """
 
     takes_sources = "beside"
@@ -140,7 +140,7 @@ class Distral(Method):
         return logits, values
 
     def rewards(self, net: nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
-        """E_pi_i[R_i^reg] of each step: its expectation over the actions, of which R_i^reg itself is one sample."""
+        """R_i^reg of each step, its logarithms in expectation over the actions instead of those of the action taken."""
         assert isinstance(net, DistralNet)
         distilled = torch.cat(self._seen) if self._seen else net.distilled_logits(self.task.game, batch.obs)
         self._seen = []

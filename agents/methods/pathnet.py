@@ -169,6 +169,16 @@ class PathNetMethod(Method):
         net.freeze(net.population.best)
         net.population.renew()
 
+    def caveat(self, net: nn.Module) -> str:
+        """Whether no path has won its place."""
+        assert isinstance(net, EvolvingPathNet)
+        if net.population.fitness.isfinite().any():
+            return ""
+        return (
+            f"No path has finished its {self.settings.tournament_episodes} games, so the path that counts as the best "
+            "is a random one. It takes more steps, or fewer --tournament-episodes or --envs-per-worker."
+        )
+
     def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
         """The game's heads, and each module by itself, so that those off the path stay as they are."""
         assert isinstance(net, EvolvingPathNet)

@@ -14,6 +14,9 @@ from kfrl.errors import UserError
 if TYPE_CHECKING:
     from agents.comparison import Comparison
 
+OURS = ("aggregate.*", "quoted.tex", "scores-*.tex", "learning-*.tex", "curves-*.png")
+"""What `--output` holds, but for what every comparison writes."""
+
 
 @dataclass(frozen=True)
 class CompareFlags:
@@ -47,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
     if flags.output is not None:
         written = list(_write(comparison, flags.output))
         print(f"\nWrote {flags.output}: {', '.join(written)}")
+        others = sorted({path.name for pattern in OURS for path in flags.output.glob(pattern)} - set(written))
+        if others:
+            print(f"Of an earlier comparison, not of this one: {', '.join(others)}")
     return 0
 
 
@@ -72,7 +78,17 @@ def _print(comparison: Comparison) -> None:
 def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
     """Write every file, each of them whole or not at all; yields their names."""
     from kfrl.atomic import write_text
-    from kfrl.cli.sheets import aggregate_rows, aggregate_sheet, cell_rows, csv_text, game_sheets, markdown, run_rows
+    from kfrl.cli.sheets import (
+        QUOTED,
+        aggregate_rows,
+        aggregate_sheet,
+        cell_rows,
+        csv_text,
+        game_sheets,
+        markdown,
+        quoted_sheet,
+        run_rows,
+    )
     from kfrl.plots import draw_arms
 
     texts = {
@@ -83,6 +99,9 @@ def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
     if comparison.aggregates:
         texts["aggregate.csv"] = csv_text(aggregate_rows(comparison))
         texts["aggregate.tex"] = aggregate_sheet(comparison).latex(comparison.notes)
+    quoted = quoted_sheet(comparison.games)
+    if quoted.rows:
+        texts["quoted.tex"] = quoted.latex([QUOTED])
     for game in comparison.games:
         scores, learning = game_sheets(comparison, game)
         texts[f"scores-{game}.tex"] = scores.latex(comparison.notes)

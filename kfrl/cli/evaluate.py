@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         remark, linked = _look_into_run(Path(flags.agent), agent.card.steps)
     except UserError as error:
         remark, linked = f"What it scores with its teachers' links is left out: {error}", None
-    for line in filter(None, (_other_rules(agent.card.protocol, protocol), remark)):
+    for line in filter(None, (_other_rules(agent.card.protocol, protocol), remark, agent.card.notes)):
         console.print(line, highlight=False, markup=False)
 
     def play(policy: Policy, title: str) -> Evaluation:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         answer["with_links"] = play(linked, "with its teachers' links").to_dict()
     elif agent.card.teachers:
         numbers = sum(tensor.numel() for tensor in agent.net.state_dict().values())
-        console.print(f"It is independent: the {numbers:,} numbers in its file are all that plays.")
+        console.print(f"It needs no teacher: the {numbers:,} numbers in its file are all that plays.")
     if flags.json is not None:
         write_text(flags.json, dump_json(answer))
         console.print(f"Wrote {flags.json}")

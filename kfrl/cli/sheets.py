@@ -84,11 +84,12 @@ def _score_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
         row.append(percent(cell.normalised))
         row += [points(cell.difference, "+"), ratio(cell.improvement)] if base else []
         rows.append(row)
-    first = cells[0].runs[0]
-    budgets = sorted({cell.runs[0].config.steps for cell in cells})
+    runs = [run for cell in cells for run in cell.runs]
+    games = sorted({len(run.final.scores) for run in runs})
+    budgets = sorted({(run.config.steps, run.config.steps * run.protocol.frame_skip) for run in runs})
     title = (
-        f"{Game(first.game).title}: final student alone, {len(first.final.scores)} games a run, after "
-        + " or ".join(f"{steps:,} agent steps ({steps * first.protocol.frame_skip:,} frames)" for steps in budgets)
+        f"{Game(runs[0].game).title}: final student alone, {' or '.join(map(str, games))} games a run, after "
+        + " or ".join(f"{steps:,} agent steps ({frames:,} frames)" for steps, frames in budgets)
     )
     return Sheet(title, columns, rows)
 

@@ -43,7 +43,12 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
 
     with open_display(run.folder.log, view) as display:
         if checkpoint is not None and _finished(run, checkpoint):
-            display.say(f"{run.folder.path} is finished. Its scores: {run.folder.evaluation}")
+            scores = (
+                f"Its scores: {run.folder.evaluation}"
+                if run.config.eval_episodes
+                else f"It was made without final games; score it: kfrl eval {run.folder.path}"
+            )
+            display.say(f"{run.folder.path} is finished. {scores}")
             return 0
         introduce(display, run, checkpoint)
         trainer = ENGINES[run.config.algo](run, display, checkpoint)
@@ -79,6 +84,9 @@ def _evaluate(run: Run, trainer: Trainer, display: RunDisplay) -> None:
     from kfrl.provenance import commit, sha256
 
     student = trainer.method.export(trainer.net)
+    caveat = trainer.method.caveat(trainer.net)
+    if caveat:
+        display.say(caveat)
     folder, episodes, step = run.folder, run.config.eval_episodes, trainer.step
     display.close()
     if episodes:
@@ -91,7 +99,7 @@ def _evaluate(run: Run, trainer: Trainer, display: RunDisplay) -> None:
             for title, policy in policies.items()
         }
         alone, *others = results.values()
-        run.save_student(student, step, alone)
+        run.save_student(student, step, alone, caveat)
         stamp = {"steps": step, "sha256": sha256(folder.student), "commit": commit()}
         answer = {**stamp, **alone} | ({"with_links": others[0]} if others else {})
         if run.spec.sources:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kfrl.errors import UserError, missing_file, unknown, user_path
-from kfrl.runs import STUDENT_FILE
+from kfrl.runs import STUDENT_FILE, RunFolder
 from kfrl.teachers.foreign import FORMATS, TABLE_SUFFIXES, ForeignAgent, read_foreign
 from kfrl.teachers.formats import Card, Teacher, is_native, load_agent, read_card
 from kfrl.teachers.hub import download
@@ -117,12 +117,13 @@ def find_teacher(reference: str, runs: Path) -> Entry:
     """
     path = user_path(reference)
     if path.is_dir():
-        if (path / "checkpoint").is_dir() and not (path / STUDENT_FILE).exists():
+        folder = RunFolder(path)
+        if (folder.config.is_file() or folder.checkpoints.is_dir()) and not folder.student.exists():
             raise UserError(
                 f"The run {reference} has no student yet: it has made no step in its own game. Let it go on: "
                 f"kfrl train --resume {reference}"
             )
-        path = path / STUDENT_FILE
+        path = folder.student
         if not path.exists():
             raise UserError(f"{reference} is a folder without a {STUDENT_FILE}: not a run of kfrl.")
     if path.is_file() or path.suffix == ".safetensors" or "/" in reference:

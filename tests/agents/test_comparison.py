@@ -99,6 +99,13 @@ def test_areas_end_where_the_shorter_curve_does(many: Many) -> None:
     assert flow.alone == Area(2.0, Estimate(2.0))
 
 
+def test_a_curve_that_begins_where_the_shorter_one_ends_has_no_area(many: Many) -> None:
+    short = many([1.0], steps=50, curve={25: (1.0, 1.0), 50: (1.0, 1.0)})
+    late = many([1.0], **FLOW, curve={50: (2.0, 2.0), 100: (2.0, 2.0)})
+    flow = compare([*short, *late], allow_mixed=True).cells[1]
+    assert flow.alone is None
+
+
 def test_no_transfer_score_where_scratch_has_no_positive_area(many: Many) -> None:
     records = [
         *many([1.0], curve={50: (-3.0, -3.0), 100: (-1.0, -1.0)}),

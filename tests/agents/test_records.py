@@ -8,6 +8,7 @@ import torch
 from agents.records import read_run
 from kfrl.checkpoint import save_checkpoint
 from kfrl.errors import UserError
+from kfrl.nets.atari import AtariNet
 from kfrl.runs import Skipped, collect
 from kfrl.teachers.store import find_teacher
 
@@ -41,6 +42,18 @@ def test_trained_parameters_are_those_of_the_optimiser_in_the_last_checkpoint(
     assert read_run(path).trained == 6 + 5
 
 
+def test_of_damaged_checkpoints_an_older_one_says_what_was_trained(finished_run: Build, tmp_path: Path) -> None:
+    path = finished_run(tmp_path / "run")
+    save_checkpoint(path / "checkpoint", 50, {"exp_avg.a": torch.zeros(7)}, {})
+    save_checkpoint(path / "checkpoint", 100, {"exp_avg.a": torch.zeros(8)}, {})
+    older, newest = sorted((path / "checkpoint").glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:20])
+    assert read_run(path).trained == 7
+    older.unlink()
+    run = read_run(path)
+    assert (run.trained, run.score) == (None, 1.5)
+
+
 def test_teacher_frames_are_the_teachers_own_steps(finished_run: Build, tmp_path: Path) -> None:
     steps = find_teacher("zoo:seaquest", tmp_path).card.steps
     assert steps > 0
@@ -51,6 +64,18 @@ def test_teacher_frames_are_the_teachers_own_steps(finished_run: Build, tmp_path
     for number, other in enumerate([str(silent), "gone.safetensors", "hub:someone/something"]):
         run = read_run(finished_run(tmp_path / f"run{number}", teachers=f"zoo:seaquest,{other}"))
         assert run.teacher_frames is None
+
+
+def test_an_agent_of_another_program_says_how_long_it_was_trained(
+    finished_run: Build, tmp_path: Path, small_net: Callable[[int], AtariNet]
+) -> None:
+    torch.save(small_net(4).state_dict(), tmp_path / "ppo.pth")
+    (tmp_path / "ppo.yaml").write_text(
+        "weights: ppo.pth\ngame: Breakout\nsteps: 1000\n"
+        "layers: {convs: [{layer: conv1, stride: 8}], fc: fc, policy: policy, value: value}\n"
+    )
+    path = finished_run(tmp_path / "run", teachers=f"{tmp_path / 'ppo.yaml'}@breakout,zoo:seaquest")
+    assert read_run(path).teacher_frames == 4 * (1000 + find_teacher("zoo:seaquest", tmp_path).card.steps)
 
 
 def test_runs_are_found_at_any_depth_and_read_once(finished_run: Build, tmp_path: Path) -> None:
@@ -66,8 +91,28 @@ def test_a_name_goes_to_all_runs_of_a_folder(finished_run: Build, tmp_path: Path
     finished_run(tmp_path / "mine" / "a")
     finished_run(tmp_path / "mine" / "b")
     finished_run(tmp_path / "x=y")
-    records, _ = collect([f"with expert={tmp_path / 'mine'}", str(tmp_path / "x=y")], read_run)
+    named, other = f"with expert={tmp_path / 'mine'}", str(tmp_path / "x=y")
+    records, _ = collect([named, other], read_run)
     assert [record.group for record in records] == ["with expert", "with expert", None]
+    # Also where the folder was met before without one.
+    records, _ = collect([str(tmp_path), named], read_run)
+    assert {record.path.name: record.group for record in records} == {
+        "a": "with expert",
+        "b": "with expert",
+        "x=y": None,
+    }
+    with pytest.raises(UserError, match="two arms, 'with expert' and 'mine'"):
+        collect([named, f"mine={tmp_path / 'mine' / 'b'}"], read_run)
+
+
+def test_runs_behind_links_are_found_once_and_a_circle_ends(finished_run: Build, tmp_path: Path) -> None:
+    finished_run(tmp_path / "elsewhere" / "a")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "runs")
+    records, skipped = collect([str(tmp_path / "runs"), str(tmp_path / "elsewhere")], read_run)
+    assert [record.path.name for record in records] == ["a"]
+    assert skipped == []
 
 
 def test_what_is_not_a_whole_run_is_named_and_left_out(finished_run: Build, tmp_path: Path) -> None:
@@ -88,6 +133,10 @@ def test_what_is_not_a_whole_run_is_named_and_left_out(finished_run: Build, tmp_
     config = finished_run(tmp_path / "other-game") / "config.yaml"
     config.write_text(config.read_text().replace("Breakout", "Pong"))
     (tmp_path / "a-file").write_text("")
+    for name, left in (("only-log", "log.txt"), ("only-checkpoints", "checkpoint/1.safetensors")):
+        (tmp_path / name / left).parent.mkdir(parents=True)
+        (tmp_path / name / left).write_text("")
+    (finished_run(tmp_path / "without-games", eval_episodes=0) / "eval.json").unlink()
 
     records, skipped = collect([str(path) for path in sorted(tmp_path.iterdir())], read_run)
     assert [record.path for record in records] == [good]
@@ -111,6 +160,9 @@ def test_what_is_not_a_whole_run_is_named_and_left_out(finished_run: Build, tmp_
         "no-games": "scores",
         "early": "99 of its 100",
         "edited": "protocol block",
+        "only-log": "no config.yaml",
+        "only-checkpoints": "no config.yaml",
+        "without-games": "--eval-episodes 0",
         "other-game": "config.yaml says Pong, eval.json says breakout",
     }
     assert {name: words for name, words in expected.items() if words not in named[name]} == {}, named

@@ -20,6 +20,7 @@ from agents.shared_model import SharedModel, bind, untrained
 from agents.training import Status, Trainer
 from envs.atari import Episode
 from kfrl.checkpoint import latest_checkpoint
+from kfrl.cli.main import main
 from kfrl.errors import UserError
 from kfrl.metrics import read_metrics
 from kfrl.nets.pathnet import ModularNet
@@ -299,6 +300,13 @@ def test_metrics_say_how_the_population_does() -> None:
     }
 
 
+def test_a_best_path_that_has_not_played_is_said_to_be_a_random_one() -> None:
+    method, net = start()
+    assert "has finished its 2 games" in method.caveat(net)
+    net.population.compete(3, 1.0, rivals=0)
+    assert method.caveat(net) == ""
+
+
 # --- runs ---------------------------------------------------------------------------------------------------
 
 
@@ -363,6 +371,22 @@ def test_it_runs_under_every_engine_with_the_best_path_of_the_source_game_unchan
     for name, tensor in net.state_dict().items():
         assert torch.equal(again.net.state_dict()[name], tensor), name
     assert isinstance(again.method.export(again.net), ModularNet)
+
+
+@pytest.mark.slow
+def test_a_path_that_no_tournament_chose_is_frozen_and_scored_with_a_word(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    endless = replace(SMALL, tournament_episodes=1000)
+    arguments = {"algo": "a2c", "workers": None, "envs_per_worker": 2, "pathnet": endless, "eval_episodes": 1}
+    run = prepare(Path("run"), **arguments)
+    assert main(["train", "--config", str(run.folder.config), "--run-dir", "again"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Phase 1 of 2, Pong, is over. No path has finished its 1000 games" in said
+    assert said.count("No path has finished") == 2
+    assert main(["eval", "again", "--episodes", "1"]) == 0
+    assert "the path that counts as the best is a random one" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_output_holds_every_form_of_the_comparison(runs: Path, capsys: pytest.Ca
     one_kind(runs)
     assert main(["compare", "runs", "--output", "out"]) == 0
     assert files(Path("out")) == sorted(
-        ["comparison.md", "scores.csv", "runs.csv", "aggregate.csv", "aggregate.tex"]
+        ["comparison.md", "scores.csv", "runs.csv", "aggregate.csv", "aggregate.tex", "quoted.tex"]
         + [
             f"{kind}-{game}.{end}"
             for game in ("alien", "breakout")
@@ -97,8 +97,57 @@ def test_quoted_scores_are_in_no_file_of_numbers(runs: Path) -> None:
     one_kind(runs)
     assert main(["compare", "runs", "--output", "out"]) == 0
     for path in Path("out").iterdir():
-        if path.suffix in (".csv", ".tex"):
+        if path.suffix in (".csv", ".tex") and path.name != "quoted.tex":
             assert not re.search("ICLR|PFRL|PathNet", path.read_text()), path
+
+
+def test_quoted_scores_have_a_file_of_their_own_that_says_so(runs: Path) -> None:
+    one_kind(runs)
+    assert main(["compare", "runs", "--output", "out"]) == 0
+    latex = Path("out/quoted.tex").read_text()
+    assert latex.startswith("% QUOTED, not run here\n% Quoted scores are others' own")
+    assert "read off plots" in latex.partition(r"\begin")[0]
+    assert re.search(r"Alien .*\\textasciitilde\{\}1,700", latex)
+
+
+def test_mixed_numbers_of_games_are_all_in_the_title(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "runs", "--allow-mixed"]) == 0
+    assert (
+        "Alien: final student alone, 1 or 2 games a run, after 100 agent steps (400 frames)" in capsys.readouterr().out
+    )
+
+
+def test_what_an_earlier_comparison_left_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_kind(runs)
+    assert main(["compare", "runs", "--output", "out"]) == 0
+    assert "earlier" not in capsys.readouterr().out
+    assert main(["compare", "runs/Breakout", "--output", "out"]) == 0
+    said = capsys.readouterr().out.rpartition("Of an earlier comparison, not of this one: ")[2]
+    assert said.strip().split(", ") == [
+        "aggregate.csv",
+        "aggregate.tex",
+        "curves-alien.png",
+        "learning-alien.tex",
+        "scores-alien.tex",
+    ]
+
+
+def test_a_run_without_a_curve_is_missing_in_the_picture_and_the_others_are_not(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_kind(runs)
+    drawn = []
+    monkeypatch.setattr("kfrl.plots.save_figure", lambda figure, target: drawn.append(figure))
+    metrics = Path("runs/Breakout/a3c/2/metrics.csv")
+    metrics.write_text("global_step,charts/episodic_return,charts/episodes\n50,1.0,1\n100,3.0,1\n")
+    assert main(["compare", "runs/Breakout", "--output", "out"]) == 0
+    (figure,) = drawn
+    training, alone = figure.axes
+    assert [line.get_label() for line in training.lines if not line.get_label().startswith("_")] == [
+        "a3c, 3 seeds (2 of 3 alone)",
+        "knowledge-flow (seaquest), 3 seeds",
+    ]
+    assert [len(line.get_xdata()) for line in alone.lines] == [25, 25]
 
 
 def test_bad_folders_among_good_ones_are_named_and_counted(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

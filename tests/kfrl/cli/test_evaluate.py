@@ -61,7 +61,7 @@ def test_a_run_that_leans_on_nobody_is_scored_when_its_teachers_and_checkpoints_
 ) -> None:
     run = finished_run(tmp_path / "run", method="progressive", teachers=str(tmp_path / "gone.safetensors"))
     assert main(["eval", str(run), "--episodes", "1"]) == 0
-    assert "It is independent: the 4,281 numbers in its file" in capsys.readouterr().out
+    assert "It needs no teacher: the 4,281 numbers in its file" in capsys.readouterr().out
 
 
 def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(

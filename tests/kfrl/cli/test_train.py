@@ -88,14 +88,14 @@ def test_a_runs_student_teaches_the_next_run_by_its_game(pong_run: tuple[Path, s
     assert p[-1] == 1.0
     assert any(row.get("losses/policy_kl", 0.0) > 0.0 for row in rows)
     assert "Links" in printed
-    assert "independent" in kfrl(cwd, "eval", str(folder), "--episodes", "1")
+    assert "needs no teacher" in kfrl(cwd, "eval", str(folder), "--episodes", "1")
 
 
 def test_finished_run_is_not_trained_again(pong_run: tuple[Path, str]) -> None:
     cwd, _ = pong_run
     folder = only_run(cwd, "pong/a3c/*")
     before = (folder / "metrics.csv").read_text()
-    kfrl(cwd, "train", "--resume", str(folder))
+    assert f"Its scores: {folder / 'eval.json'}" in kfrl(cwd, "train", "--resume", str(folder))
     assert (folder / "metrics.csv").read_text() == before
 
 

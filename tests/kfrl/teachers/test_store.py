@@ -122,6 +122,14 @@ def test_another_folder_is_refused(runs: Path) -> None:
         find_teacher(str(runs), runs)
 
 
+@pytest.mark.parametrize("left", ["config.yaml", "checkpoint/1.safetensors"])
+def test_a_run_without_a_student_yet_is_told_to_go_on(left: str, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "begun" / left).parent.mkdir(parents=True)
+    (tmp_path / "begun" / left).write_text("")
+    with pytest.raises(UserError, match=r"has no student yet.*kfrl train --resume"):
+        find_teacher(str(tmp_path / "begun"), runs)
+
+
 @pytest.mark.parametrize("reference", ["nowhere/agent", "agent.safetensors", "/no/such/file.safetensors"])
 def test_a_path_to_nothing_is_refused(runs: Path, reference: str) -> None:
     with pytest.raises(UserError, match=f"There is no file {reference}"):

@@ -1,0 +1,125 @@
+"""Every method under every engine that it can: stopped, resumed, finished, and its student scored."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.config import FineTuneConfig, PathNetConfig, TrainConfig
+from agents.engines import ENGINES
+from agents.methods import get_method, method_names
+from agents.runs import Run, resolve
+from agents.training import Status
+from envs.atari import action_set
+from envs.protocols import get_protocol
+from kfrl.checkpoint import latest_checkpoint
+from kfrl.cli.main import main
+from kfrl.nets.atari import AtariNet
+from kfrl.teachers.formats import Card, load_agent, save_agent
+
+pytestmark = pytest.mark.slow
+
+SHAPES = {
+    "a3c": {"workers": 2, "envs_per_worker": 1},
+    "a2c": {"envs_per_worker": 2},
+    "ppo": {"envs_per_worker": 2, "t_max": 8, "ppo": replace(TrainConfig().ppo, epochs=1, batch_size=16)},
+}
+MORE = 64
+"""Steps after the stop."""
+CASES = [(name, algo, False) for name in method_names() for algo in get_method(name).algos]
+
+
+class Screen:
+    """Shows nothing; presses Ctrl-C at the first update if it is told to."""
+
+    def __init__(self, interrupt: bool = False) -> None:
+        self.interrupt = interrupt
+
+    def update(self, status: Status) -> None:
+        if self.interrupt and status.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def taught_by(path: Path, game: str) -> str:
+    actions = action_set(get_protocol("paper", game))
+    net = AtariNet(len(actions), ((4, 8, 8),), 8)
+    save_agent(path, net, Card(game, actions, net.arch))
+    return str(path)
+
+
+def config_of(name: str, algo: str, folder: Path) -> TrainConfig:
+    method = get_method(name)
+    played = "pong" if method.takes_sources == "teachers-before" else "breakout"
+    return TrainConfig(
+        game="Breakout",
+        method=name,
+        algo=algo,
+        teachers="" if method.takes_teachers == "none" else taught_by(folder / f"{played}.safetensors", played),
+        source_games="Pong" if method.takes_sources in ("beside", "before") else "",
+        steps=10**6,
+        convs=((4, 8, 8),),
+        hidden=8,
+        pathnet=PathNetConfig(module_convs=((4, 8, 8),), module_units=8, population=4),
+        curve_points=0,
+        eval_episodes=0,
+        run_dir=folder / "run",
+        **SHAPES[algo],
+    )
+
+
+def write(config: TrainConfig) -> Run:
+    run = resolve(config)
+    run.folder.write_config(run.config)
+    return run
+
+
+@pytest.mark.parametrize(("name", "algo", "heads_only"), [*CASES, ("fine-tune", "a2c", True)])
+def test_a_run_is_stopped_goes_on_to_its_end_and_its_student_is_scored(
+    name: str,
+    algo: str,
+    heads_only: bool,
+    tmp_path: Path,
+    noise_games: None,
+    obs: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = replace(config_of(name, algo, tmp_path), fine_tune=FineTuneConfig(heads_only))
+    run = write(config)
+    stopped = ENGINES[algo](run, Screen(interrupt=True)).train()
+    assert stopped.stopped_by == signal.SIGINT
+    saved = latest_checkpoint(run.folder.checkpoints)
+    assert saved.state["global_step"] == stopped.step
+
+    shorter = replace(run.config, steps=stopped.step + MORE)
+    if run.config.source_steps is not None:
+        shorter = replace(shorter, source_steps=stopped.source_steps + MORE)
+    run = write(shorter)
+    trainer = ENGINES[algo](run, Screen(), saved)
+    outcome = trainer.train()
+    assert (outcome.failure, outcome.stopped_by) == (None, None)
+    assert outcome.step >= stopped.step + MORE
+    assert outcome.source_steps >= stopped.source_steps
+    trained = {
+        name.split(".")[-2]
+        for name, p in outcome.net.named_parameters()
+        if not torch.equal(p, saved.tensors[f"net.{name}"])
+    }
+    assert trained == {"policy", "value"} if heads_only else len(trained) > 2
+
+    student = trainer.student()
+    alone = load_agent(run.folder.student)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(alone.net(obs), student(obs), strict=True))
+    assert (alone.card.game, alone.card.steps) == ("breakout", outcome.step)
+    assert main(["eval", "run", "--episodes", "1", "--json", "scores.json"]) == 0
+    assert json.loads(Path("scores.json").read_text())["steps"] == outcome.step
+    assert "student alone" in capsys.readouterr().out
