@@ -318,6 +318,7 @@ def _notes(
         *_version_notes(records),
         *_teacher_notes(records),
         *_source_notes(records),
+        *_caveats(records),
         *skipped_notes(skipped),
     ]
     return tuple(found)
@@ -412,7 +413,7 @@ def _teacher_notes(records: Sequence[RunRecord]) -> list[str]:
         return []
     note = "What teachers were trained on is not part of the budget; it is counted apart."
     if any(record.teacher_frames is None for record in taught):
-        note += " Unknown: a teacher's file does not say, or is not here."
+        note += " Unknown: a teacher's file does not say, or cannot be read here."
     return [note]
 
 
@@ -420,6 +421,10 @@ def _source_notes(records: Sequence[RunRecord]) -> list[str]:
     if not any(record.source_frames for record in records):
         return []
     return ["Frames of source games are not part of the budget; they are counted apart."]
+
+
+def _caveats(records: Sequence[RunRecord]) -> list[str]:
+    return [f"{record.path}: {record.card.caveat}" for record in records if record.card.caveat]
 
 
 def skipped_notes(skipped: Sequence[Skipped]) -> list[str]:

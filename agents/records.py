@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,8 +21,8 @@ from kfrl.config import load_config, validated
 from kfrl.errors import UserError
 from kfrl.metrics import STEP, read_metrics
 from kfrl.runs import RUNS, RunFolder
-from kfrl.teachers.formats import Card, read_card
-from kfrl.teachers.store import Reference, load_teacher
+from kfrl.teachers.formats import Card, is_native, read_card
+from kfrl.teachers.store import ZOO, ZOO_PREFIX, Reference, load_teacher
 
 TRAINED = "exp_avg."
 """Prefix of what the optimiser holds for each trained tensor in a checkpoint."""
@@ -93,8 +92,11 @@ def read_run(path: Path, group: str | None = None) -> RunRecord:
         UserError: the folder is empty, unfinished or damaged; the message says in what.
     """
     folder = RunFolder(path)
-    if folder.config.is_file() and not folder.evaluation.exists():
-        _check_scored(load_config(folder.config, TrainConfig))
+    if _without_games(folder):
+        raise UserError(
+            "made without final games (eval_episodes: 0), so it has no score. Write their number into its config.yaml, "
+            f"and: kfrl train --resume {path}"
+        )
     folder.check_finished("kfrl train --resume")
     try:
         return _read(folder, group)
@@ -102,9 +104,11 @@ def read_run(path: Path, group: str | None = None) -> RunRecord:
         raise UserError(f"damaged: {error}") from None
 
 
-def _check_scored(config: TrainConfig) -> None:
-    if not config.eval_episodes:
-        raise UserError("made without final games (--eval-episodes 0), so it has no score to compare")
+def _without_games(folder: RunFolder) -> bool:
+    try:
+        return not folder.evaluation.exists() and not load_config(folder.config, TrainConfig).eval_episodes
+    except UserError:
+        return False
 
 
 def _read(folder: RunFolder, group: str | None) -> RunRecord:
@@ -170,12 +174,14 @@ def _teacher_frames(references: Sequence[str], frame_skip: int) -> int | None:
     return total
 
 
-@cache
 def _card(reference: str) -> Card | None:
-    """A teacher's card, by the exact reference; None if it is not here."""
-    if Reference.parse(reference).on_hub:
+    """A teacher's card, by the exact reference; None if it cannot be read here."""
+    asked = Reference.parse(reference)
+    if asked.on_hub:
         return None
+    name = reference.removeprefix(ZOO_PREFIX)
+    path = Path(asked.place) if name == reference else ZOO / f"{name}.safetensors"
     try:
-        return load_teacher(reference, RUNS, identify)[0].card
+        return read_card(path) if is_native(path) else load_teacher(asked, RUNS, identify)[0].card
     except (UserError, OSError):
         return None

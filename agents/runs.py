@@ -49,7 +49,7 @@ class Run:
         """The protocol that a game of this run is learned under: the same rules for all."""
         return replace(self.protocol, game=task.game)
 
-    def card(self, steps: int, net: nn.Module, evaluation: dict[str, Any] | None = None, notes: str = "") -> Card:
+    def card(self, steps: int, net: nn.Module, evaluation: dict[str, Any] | None = None, caveat: str = "") -> Card:
         """What the student's file says of it."""
         return Card(
             game=self.protocol.game,
@@ -62,14 +62,14 @@ class Run:
             protocol=self.protocol.to_dict(),
             evaluation=evaluation or {},
             commit=commit(),
-            notes=notes,
+            caveat=caveat,
         )
 
     def save_student(
-        self, net: nn.Module, steps: int, evaluation: dict[str, Any] | None = None, notes: str = ""
+        self, net: nn.Module, steps: int, evaluation: dict[str, Any] | None = None, caveat: str = ""
     ) -> None:
         """Write the student alone, as a teacher for the next run."""
-        save_agent(self.folder.student, net, self.card(steps, net, evaluation, notes))
+        save_agent(self.folder.student, net, self.card(steps, net, evaluation, caveat))
 
 
 def resolve(config: TrainConfig) -> Run:

@@ -303,7 +303,7 @@ class Trainer(ABC):
         played = self.step + self.source_steps
         save_checkpoint(self.run.folder.checkpoints, played, {k: t.cpu() for k, t in tensors.items()}, state)
         if self.step:
-            self.run.save_student(self.student(), self.step, notes=self.method.caveat(self.net))
+            self.run.save_student(self.student(), self.step, caveat=self.method.caveat(self.net))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state

@@ -134,10 +134,10 @@ def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25
     for index, (name, runs) in enumerate(arms.items()):
         last = min(max(row[STEP] for row in rows) for rows in runs)
         grid = np.linspace(last / points, last, points)
-        training = [
-            smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs if any(TRAINING in r for r in rows)
-        ]
-        alone = [np.interp(grid, *series(rows, STUDENT)) for rows in runs if any(STUDENT in r for r in rows)]
+        smoothed = (smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs)
+        training = [curve for curve in smoothed if not np.isnan(curve).any()]
+        evaluated = (series(rows, STUDENT) for rows in runs)
+        alone = [np.interp(grid, steps, values) for steps, values in evaluated if len(steps) > 1 and steps[0] < last]
         # A dollar would begin a formula.
         label = name.replace("$", r"\$") + _missing(len(runs), training=len(training), alone=len(alone))
         color = f"C{index}"

@@ -141,10 +141,10 @@ def find_runs(arguments: Iterable[str]) -> tuple[list[tuple[Path, str | None]], 
         if not inside:
             skipped.append(Skipped(root, "holds no run"))
         for path in inside:
-            _, known = found.setdefault(path.resolve(), (path, group))
+            first, known = found.setdefault(path.resolve(), (path, group))
             if None not in (known, group) and known != group:
                 raise UserError(f"{path} cannot be of two arms, {known!r} and {group!r}. Name it once.")
-            found[path.resolve()] = path, known or group
+            found[path.resolve()] = first, known or group
     return list(found.values()), skipped
 
 
@@ -156,7 +156,7 @@ def collect(arguments: Iterable[str], read: Callable[[Path, str | None], R]) -> 
         read: Reads the run in a folder, given the name of its arm; raises UserError where it is not whole.
 
     Raises:
-        UserError: a folder that does not exist or cannot be looked into.
+        UserError: as `find_runs`.
     """
     found, skipped = find_runs(arguments)
     records = []
@@ -186,15 +186,15 @@ def _candidates(path: Path, entered: set[Path]) -> Iterator[Path]:
         return
     entered.add(path.resolve())
     folder = RunFolder(path)
-    if any(
-        file.exists()
-        for file in (folder.config, folder.evaluation, folder.student, folder.metrics, folder.checkpoints, folder.log)
-    ):
+    if any(file.exists() for file in (folder.config, folder.evaluation, folder.student, folder.metrics)):
         yield path
         return
-    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    if not inside:
-        yield path
-    for entry in inside:
-        if entry.is_dir():
-            yield from _candidates(entry, entered)
+    inside = sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), key=_links_last)
+    below = [run for entry in inside if entry.is_dir() for run in _candidates(entry, entered)]
+    left = not inside or folder.checkpoints.exists() or folder.log.exists()
+    yield from below or [path] * left
+
+
+def _links_last(entry: Path) -> tuple[bool, str]:
+    """A run is called by its own folder, not by a link to it."""
+    return entry.is_symlink(), entry.name

@@ -178,7 +178,7 @@ class Method:
         return ()
 
     def caveat(self, net: nn.Module) -> str:
-        """What has to be known of a net that was trained, in a sentence; its file and its scores come with it."""
+        """What a trained net's scores must not be quoted without, in a sentence; it goes into the net's file."""
         return ""
 
     def phases(self, spec: NetSpec) -> tuple[Phase, ...]:

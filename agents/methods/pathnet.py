@@ -53,6 +53,11 @@ class Population(nn.Module):
         self.fitness.fill_(-math.inf)
 
     @property
+    def played(self) -> Tensor:
+        """(P,) bool: which have a fitness."""
+        return self.fitness.isfinite()
+
+    @property
     def best(self) -> Path:
         """The path of the fittest genotype."""
         return path_of(self.genotypes[int(self.fitness.argmax())])
@@ -75,6 +80,8 @@ class EvolvingPathNet(PathNet):
     """The modules with the population that chooses between them."""
 
     population: Population
+    unchosen: Tensor
+    """() int64: earlier games whose frozen path no tournament chose."""
 
 
 class Trial:
@@ -146,6 +153,7 @@ class PathNetMethod(Method):
             outputs, settings.modules, settings.active_modules, settings.module_convs, settings.module_units
         )
         layers = len(settings.module_convs) + 1
+        net.register_buffer("unchosen", torch.zeros((), dtype=torch.int64))
         net.population = Population(settings.population, layers, settings.active_modules, settings.modules)
         return net
 
@@ -166,17 +174,19 @@ class PathNetMethod(Method):
     def end_phase(self, net: nn.Module) -> None:
         """Freeze the best path, re-initialise the other modules, and draw a new population."""
         assert isinstance(net, EvolvingPathNet)
+        net.unchosen += int(not net.population.played.any())
         net.freeze(net.population.best)
         net.population.renew()
 
     def caveat(self, net: nn.Module) -> str:
-        """Whether no path has won its place."""
+        """In how many phases no path won its place."""
         assert isinstance(net, EvolvingPathNet)
-        if net.population.fitness.isfinite().any():
+        phases = int(net.unchosen) + (not net.population.played.any())
+        if not phases:
             return ""
         return (
-            f"No path has finished its {self.settings.tournament_episodes} games, so the path that counts as the best "
-            "is a random one. It takes more steps, or fewer --tournament-episodes or --envs-per-worker."
+            f"In {phases} of {self.phase + 1} games no path has been played to the end of its trial, so the path that "
+            "counts as its best is a random one. It takes more steps, fewer --tournament-episodes or --envs-per-worker."
         )
 
     def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
@@ -221,7 +231,7 @@ class PathNetMethod(Method):
         """The population's fitness, and what the best path has of the source games' modules."""
         assert isinstance(net, EvolvingPathNet)
         fitness = net.population.fitness
-        played = fitness[fitness.isfinite()]
+        played = fitness[net.population.played]
         best = net.population.best
         reused = sum(int(net.frozen[layer, list(active)].sum()) for layer, active in enumerate(best))
         logged = {

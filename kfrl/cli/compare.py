@@ -14,7 +14,7 @@ from kfrl.errors import UserError
 if TYPE_CHECKING:
     from agents.comparison import Comparison
 
-OURS = ("aggregate.*", "quoted.tex", "scores-*.tex", "learning-*.tex", "curves-*.png")
+OURS = ("aggregate.csv", "aggregate.tex", "quoted.tex", "scores-*.tex", "learning-*.tex", "curves-*.png")
 """What `--output` holds, but for what every comparison writes."""
 
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"\nWrote {flags.output}: {', '.join(written)}")
         others = sorted({path.name for pattern in OURS for path in flags.output.glob(pattern)} - set(written))
         if others:
-            print(f"Of an earlier comparison, not of this one: {', '.join(others)}")
+            print(f"Also there, and not written now: {', '.join(others)}")
     return 0
 
 

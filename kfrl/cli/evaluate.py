@@ -65,11 +65,15 @@ def main(argv: Sequence[str]) -> int:
     agent, _ = load_teacher(flags.agent, flags.runs, identify)
     protocol = protocol_of(flags.protocol, agent.card.game, agent.card.protocol)
     alone = policy_of(agent.net, agent.card.actions, action_set(protocol))
+    remarks = [_other_rules(agent.card.protocol, protocol), agent.card.caveat]
+    linked, alone_for_sure = None, True
     try:
-        remark, linked = _look_into_run(Path(flags.agent), agent.card.steps)
+        remarks.append(_half_trained(Path(flags.agent), agent.card.steps))
+        linked = _with_links(Path(flags.agent))
     except UserError as error:
-        remark, linked = f"What it scores with its teachers' links is left out: {error}", None
-    for line in filter(None, (_other_rules(agent.card.protocol, protocol), remark, agent.card.notes)):
+        remarks.append(f"What it scores with its teachers' links is left out: {error}")
+        alone_for_sure = False
+    for line in filter(None, remarks):
         console.print(line, highlight=False, markup=False)
 
     def play(policy: Policy, title: str) -> Evaluation:
@@ -85,11 +89,12 @@ def main(argv: Sequence[str]) -> int:
         "steps": agent.card.steps,
         "commit": agent.card.commit,
         "trained_under": agent.card.protocol,
+        "caveat": agent.card.caveat,
         **result.to_dict(),
     }
     if linked is not None:
         answer["with_links"] = play(linked, "with its teachers' links").to_dict()
-    elif agent.card.teachers:
+    elif agent.card.teachers and alone_for_sure:
         numbers = sum(tensor.numel() for tensor in agent.net.state_dict().values())
         console.print(f"It needs no teacher: the {numbers:,} numbers in its file are all that plays.")
     if flags.json is not None:
@@ -169,10 +174,21 @@ def protocol_of(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
     return Protocol.from_dict(saved)
 
 
-def _look_into_run(path: Path, steps: int) -> tuple[str, Policy | None]:
-    """What to say of the student of a run, after `steps`, and its policy with the links that it still leans on.
+def _half_trained(path: Path, steps: int) -> str:
+    """What to say of the student of a run that has made `steps`; nothing of a finished one, or of another file."""
+    from agents.config import TrainConfig
+    from kfrl.config import load_config
+    from kfrl.runs import RunFolder
 
-    Of anything but a run's folder there is nothing to say.
+    config = RunFolder(path).config
+    if not config.is_file():
+        return ""
+    wanted = load_config(config, TrainConfig).steps
+    return f"It is half-trained: {steps:,} of {wanted:,} steps." if steps < wanted else ""
+
+
+def _with_links(path: Path) -> Policy | None:
+    """The policy of a run with the links that it still leans on; None if there are none, or if it is no run.
 
     Raises:
         UserError: the teachers or the checkpoint are gone. The student plays without them.
@@ -185,12 +201,8 @@ def _look_into_run(path: Path, steps: int) -> tuple[str, Policy | None]:
     from kfrl.runs import RunFolder
 
     config = RunFolder(path).config
-    if not config.is_file():
-        return "", None
-    settings = load_config(config, TrainConfig)
-    half = f"It is half-trained: {steps:,} of {settings.steps:,} steps." if steps < settings.steps else ""
-    if not get_method(settings.method_name).leans_on_teachers:
-        return half, None
+    if not config.is_file() or not get_method(load_config(config, TrainConfig).method_name).leans_on_teachers:
+        return None
     run = reopen(path)
     method = run.method()
     net = method.build(run.spec, run.teachers)
@@ -198,7 +210,7 @@ def _look_into_run(path: Path, steps: int) -> tuple[str, Policy | None]:
     saved.load_net(net)
     method.begin(net, len(run.phases) - 1, run.spec, rank=0)
     method.schedule(net, min(1.0, saved.state["global_step"] / run.config.steps))
-    return half, linked_policy(run, net)
+    return linked_policy(run, net)
 
 
 def linked_policy(run: Run, net: nn.Module) -> Policy | None:

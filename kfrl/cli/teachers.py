@@ -178,6 +178,7 @@ def _show(command: Show) -> None:
         "teachers": list(card.teachers),
         "commit": card.commit,
         "notes": card.notes,
+        "caveat": card.caveat,
         "actions": list(card.actions),
         "net": card.arch,
         "trained under": card.protocol,

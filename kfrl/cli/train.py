@@ -46,7 +46,8 @@ def _train(run: Run, checkpoint: Checkpoint | None) -> int:
             scores = (
                 f"Its scores: {run.folder.evaluation}"
                 if run.config.eval_episodes
-                else f"It was made without final games; score it: kfrl eval {run.folder.path}"
+                else "It was made without final games; to have them played, write their number (eval_episodes) into "
+                f"{run.folder.config} and resume it again."
             )
             display.say(f"{run.folder.path} is finished. {scores}")
             return 0

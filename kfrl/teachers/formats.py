@@ -40,6 +40,8 @@ class Card:
     """(agent steps, mean raw return of the student alone) along its training."""
     commit: str = "unknown"
     notes: str = ""
+    caveat: str = ""
+    """What its scores must not be quoted without."""
 
     @property
     def mean_score(self) -> float | None:

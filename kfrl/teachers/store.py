@@ -118,14 +118,16 @@ def find_teacher(reference: str, runs: Path) -> Entry:
     path = user_path(reference)
     if path.is_dir():
         folder = RunFolder(path)
-        if (folder.config.is_file() or folder.checkpoints.is_dir()) and not folder.student.exists():
+        if folder.config.is_file() and folder.checkpoints.is_dir() and not folder.student.exists():
             raise UserError(
                 f"The run {reference} has no student yet: it has made no step in its own game. Let it go on: "
                 f"kfrl train --resume {reference}"
             )
         path = folder.student
         if not path.exists():
-            raise UserError(f"{reference} is a folder without a {STUDENT_FILE}: not a run of kfrl.")
+            raise UserError(
+                f"{reference} is a folder without a {STUDENT_FILE}: not a run of kfrl that has saved anything."
+            )
     if path.is_file() or path.suffix == ".safetensors" or "/" in reference:
         if not path.is_file():
             raise missing_file(path)

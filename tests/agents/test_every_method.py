@@ -35,13 +35,14 @@ CASES = [(name, algo, False) for name in method_names() for algo in get_method(n
 
 
 class Screen:
-    """Shows nothing; presses Ctrl-C at the first update if it is told to."""
+    """Shows nothing; presses Ctrl-C at the first update of phase `stop_in`."""
 
-    def __init__(self, interrupt: bool = False) -> None:
-        self.interrupt = interrupt
+    def __init__(self, stop_in: int | None = None) -> None:
+        self.stop_in = stop_in
 
     def update(self, status: Status) -> None:
-        if self.interrupt and status.step:
+        phase = int(status.phase.split()[0]) - 1 if status.phase else 0
+        if phase == self.stop_in and status.step:
             os.kill(os.getpid(), signal.SIGINT)
 
     def say(self, text: str) -> None:
@@ -93,28 +94,30 @@ def test_a_run_is_stopped_goes_on_to_its_end_and_its_student_is_scored(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = replace(config_of(name, algo, tmp_path), fine_tune=FineTuneConfig(heads_only))
-    run = write(config)
-    stopped = ENGINES[algo](run, Screen(interrupt=True)).train()
-    assert stopped.stopped_by == signal.SIGINT
-    saved = latest_checkpoint(run.folder.checkpoints)
-    assert saved.state["global_step"] == stopped.step
+    run = write(replace(config_of(name, algo, tmp_path), fine_tune=FineTuneConfig(heads_only)))
+    saved = None
+    for phase in range(len(run.phases)):
+        stopped = ENGINES[algo](run, Screen(stop_in=phase), saved).train()
+        assert stopped.stopped_by == signal.SIGINT
+        saved = latest_checkpoint(run.folder.checkpoints)
+        assert saved.state["phase"] == phase
+        source_steps = run.config.source_steps and stopped.source_steps + MORE
+        run = write(replace(run.config, source_steps=source_steps))
 
-    shorter = replace(run.config, steps=stopped.step + MORE)
-    if run.config.source_steps is not None:
-        shorter = replace(shorter, source_steps=stopped.source_steps + MORE)
-    run = write(shorter)
+    run = write(replace(run.config, steps=stopped.step + MORE))
     trainer = ENGINES[algo](run, Screen(), saved)
+    assert (trainer.step, trainer.source_steps) == (stopped.step, stopped.source_steps)
+    for name, parameter in trainer.net.named_parameters():
+        assert torch.equal(parameter, saved.tensors[f"net.{name}"]), name
+    assert torch.equal(trainer.shared.adam_steps, saved.tensors["adam_steps"])
+    assert trainer.shared.adam_steps.any()
+    before = {name: parameter.detach().clone() for name, parameter in trainer.net.named_parameters()}
     outcome = trainer.train()
     assert (outcome.failure, outcome.stopped_by) == (None, None)
     assert outcome.step >= stopped.step + MORE
-    assert outcome.source_steps >= stopped.source_steps
-    trained = {
-        name.split(".")[-2]
-        for name, p in outcome.net.named_parameters()
-        if not torch.equal(p, saved.tensors[f"net.{name}"])
-    }
-    assert trained == {"policy", "value"} if heads_only else len(trained) > 2
+    moved = {name for name, parameter in outcome.net.named_parameters() if not torch.equal(parameter, before[name])}
+    heads = {name for name in before if name.split(".")[-2] in ("policy", "value")}
+    assert moved == heads if heads_only else moved - heads
 
     student = trainer.student()
     alone = load_agent(run.folder.student)

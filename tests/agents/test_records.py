@@ -110,9 +110,17 @@ def test_runs_behind_links_are_found_once_and_a_circle_ends(finished_run: Build,
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "runs")
+    (tmp_path / "elsewhere" / "A-latest").symlink_to(tmp_path / "elsewhere" / "a")
     records, skipped = collect([str(tmp_path / "runs"), str(tmp_path / "elsewhere")], read_run)
     assert [record.path.name for record in records] == ["a"]
     assert skipped == []
+
+
+def test_a_log_beside_runs_does_not_hide_them(finished_run: Build, tmp_path: Path) -> None:
+    finished_run(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "log.txt").write_text("")
+    records, skipped = collect([str(tmp_path / "runs")], read_run)
+    assert ([record.path.name for record in records], skipped) == (["a"], [])
 
 
 def test_what_is_not_a_whole_run_is_named_and_left_out(finished_run: Build, tmp_path: Path) -> None:
@@ -162,7 +170,7 @@ def test_what_is_not_a_whole_run_is_named_and_left_out(finished_run: Build, tmp_
         "edited": "protocol block",
         "only-log": "no config.yaml",
         "only-checkpoints": "no config.yaml",
-        "without-games": "--eval-episodes 0",
+        "without-games": "eval_episodes: 0",
         "other-game": "config.yaml says Pong, eval.json says breakout",
     }
     assert {name: words for name, words in expected.items() if words not in named[name]} == {}, named

@@ -1,5 +1,6 @@
 """PathNet's population, tournament, freezing and phases (Fernando et al. 2017)."""
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -302,9 +303,19 @@ def test_metrics_say_how_the_population_does() -> None:
 
 def test_a_best_path_that_has_not_played_is_said_to_be_a_random_one() -> None:
     method, net = start()
-    assert "has finished its 2 games" in method.caveat(net)
+    assert method.caveat(net).startswith("In 1 of 1 games no path")
     net.population.compete(3, 1.0, rivals=0)
     assert method.caveat(net) == ""
+
+
+def test_a_random_path_of_a_source_game_is_remembered() -> None:
+    method, net = start()
+    method.end_phase(net)
+    method, again = start(phase=1)
+    again.load_state_dict(net.state_dict())
+    assert method.caveat(again).startswith("In 2 of 2 games no path")
+    again.population.compete(3, 1.0, rivals=0)
+    assert method.caveat(again).startswith("In 1 of 2 games no path")
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
@@ -383,10 +394,13 @@ def test_a_path_that_no_tournament_chose_is_frozen_and_scored_with_a_word(
     run = prepare(Path("run"), **arguments)
     assert main(["train", "--config", str(run.folder.config), "--run-dir", "again"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Phase 1 of 2, Pong, is over. No path has finished its 1000 games" in said
-    assert said.count("No path has finished") == 2
-    assert main(["eval", "again", "--episodes", "1"]) == 0
-    assert "the path that counts as the best is a random one" in " ".join(capsys.readouterr().out.split())
+    assert "Phase 1 of 2, Pong, is over. In 1 of 1 games no path" in said
+    assert "In 2 of 2 games no path" in said
+    assert main(["eval", "again", "--episodes", "1", "--json", "scores.json"]) == 0
+    assert "In 2 of 2 games no path" in " ".join(capsys.readouterr().out.split())
+    assert json.loads(Path("scores.json").read_text())["caveat"].startswith("In 2 of 2 games")
+    assert main(["compare", "again"]) == 0
+    assert "- again: In 2 of 2 games no path" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

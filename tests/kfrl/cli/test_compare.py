@@ -120,9 +120,9 @@ def test_mixed_numbers_of_games_are_all_in_the_title(runs: Path, capsys: pytest.
 def test_what_an_earlier_comparison_left_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one_kind(runs)
     assert main(["compare", "runs", "--output", "out"]) == 0
-    assert "earlier" not in capsys.readouterr().out
+    assert "Also there" not in capsys.readouterr().out
     assert main(["compare", "runs/Breakout", "--output", "out"]) == 0
-    said = capsys.readouterr().out.rpartition("Of an earlier comparison, not of this one: ")[2]
+    said = capsys.readouterr().out.rpartition("Also there, and not written now: ")[2]
     assert said.strip().split(", ") == [
         "aggregate.csv",
         "aggregate.tex",

@@ -99,6 +99,23 @@ def test_finished_run_is_not_trained_again(pong_run: tuple[Path, str]) -> None:
     assert (folder / "metrics.csv").read_text() == before
 
 
+def test_a_run_without_final_games_gets_them_later(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = "--game Breakout --algo a2c --envs-per-worker 2 --steps 64 --curve-points 0 --eval-episodes 0 --run-dir run"
+    assert main(["train", *flags.split()]) == 0
+    assert main(["compare", "run"]) == 2
+    assert "Write their number into its config.yaml, and: kfrl train --resume run" in capsys.readouterr().err
+    config = Path("run/config.yaml")
+    assert main(["train", "--resume", "run"]) == 0
+    assert f"(eval_episodes) into {config}" in " ".join(capsys.readouterr().out.split())
+    config.write_text(config.read_text().replace("eval_episodes: 0", "eval_episodes: 2"))
+    assert main(["train", "--resume", "run"]) == 0
+    assert main(["compare", "run"]) == 0
+    assert "2 games a run" in capsys.readouterr().out
+
+
 def test_a_run_whose_config_was_changed_is_not_resumed_with_another_net(
     pong_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,12 +122,15 @@ def test_another_folder_is_refused(runs: Path) -> None:
         find_teacher(str(runs), runs)
 
 
-@pytest.mark.parametrize("left", ["config.yaml", "checkpoint/1.safetensors"])
-def test_a_run_without_a_student_yet_is_told_to_go_on(left: str, runs: Path, tmp_path: Path) -> None:
-    (tmp_path / "begun" / left).parent.mkdir(parents=True)
-    (tmp_path / "begun" / left).write_text("")
+def test_a_run_in_its_source_games_is_told_to_go_on_and_another_folder_is_not(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("")
+    with pytest.raises(UserError, match="not a run of kfrl that has saved anything"):
+        find_teacher(str(folder), runs)
+    (folder / "checkpoint").mkdir()
     with pytest.raises(UserError, match=r"has no student yet.*kfrl train --resume"):
-        find_teacher(str(tmp_path / "begun"), runs)
+        find_teacher(str(folder), runs)
 
 
 @pytest.mark.parametrize("reference", ["nowhere/agent", "agent.safetensors", "/no/such/file.safetensors"])
