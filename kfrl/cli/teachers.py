@@ -235,12 +235,19 @@ def _check(command: Check) -> None:
         console.print(f"Wrote {command.json}")
 
 
+CHANCE = 0.01
+"""How often a good agent may be told that its card claims too much or too little."""
+
+
 def verdict(card: Card, result: Evaluation) -> str:
     """Whether what the card claims lies within the interval of what was played.
 
-    Where the card tells its games one by one, they are a sample too, and the interval is the difference's.
+    Where the card tells its games one by one, they are a sample too, and both are held against each other by a
+    permutation test, which one very bad game does not mislead.
     """
-    from kfrl.stats import mean, stratified_interval
+    from scipy.stats import permutation_test
+
+    from kfrl.stats import mean
 
     score, found = card.mean_score, result.summary
     if score is None:
@@ -249,11 +256,13 @@ def verdict(card: Card, result: Evaluation) -> str:
         return f"Its card claims {score:,.1f}; one game has no interval to hold that against."
     claimed = card.scores
     if len(claimed) > 1:
-        low, high = stratified_interval([result.scores, claimed], lambda drawn: mean(drawn[0]) - mean(drawn[1]))
-        place = "within chance" if low <= 0.0 <= high else "more than chance"
+        p = permutation_test(
+            (result.scores, claimed), lambda ours, theirs: mean(ours) - mean(theirs), random_state=0
+        ).pvalue
+        place = "more than chance" if p < CHANCE else "within chance"
         return (
             f"Its card claims {mean(claimed):,.1f}, over {len(claimed)} games. These games' mean less that: "
-            f"{found.mean - mean(claimed):+,.1f}, {place} (95 % interval {low:+,.1f} to {high:+,.1f})."
+            f"{found.mean - mean(claimed):+,.1f}, {place} (permutation test, p = {p:.3f} against {CHANCE:g})."
         )
     place = "within" if found.ci_low <= score <= found.ci_high else "outside"
     return f"Its card claims {score:,.1f}: {place} the interval, {found.ci_low:,.1f} to {found.ci_high:,.1f}."

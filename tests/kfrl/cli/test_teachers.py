@@ -232,16 +232,24 @@ def test_a_claim_is_held_against_the_interval(claim: float | None, scores: tuple
 
 
 @pytest.mark.parametrize(
-    ("claimed", "words"),
+    ("scores", "claimed", "words"),
     [
-        # Of 1, 3 and 11, 13 any two means are 8 to 12 apart; of 1, 3 and 2, 4 from -3 to 1.
-        ((11.0, 13.0), "-10.0, more than chance (95 % interval -12.0 to -8.0)"),
-        ((2.0, 4.0), "-1.0, within chance (95 % interval -3.0 to +1.0)"),
+        # Of the 252 ways to part ten games in two fives, 2 are as far apart as these.
+        (
+            (1.0, 2.0, 3.0, 4.0, 5.0),
+            (11.0, 12.0, 13.0, 14.0, 15.0),
+            "-10.0, more than chance (permutation test, p = 0.008 ",
+        ),
+        # Of the 6 ways to part four in two twos, 2 and 4.
+        ((1.0, 3.0), (11.0, 13.0), "-10.0, within chance (permutation test, p = 0.333 against 0.01)"),
+        ((1.0, 3.0), (2.0, 4.0), "-1.0, within chance (permutation test, p = 0.667 "),
     ],
 )
-def test_a_claim_of_single_games_is_held_against_the_difference(claimed: tuple[float, float], words: str) -> None:
-    card = Card("pong", (), {}, evaluation={"mean": sum(claimed) / 2, "scores": list(claimed)})
-    games = tuple(atari.Episode(k, score, 10, False) for k, score in enumerate((1.0, 3.0)))
+def test_a_claim_of_single_games_is_held_against_them(
+    scores: tuple[float, ...], claimed: tuple[float, ...], words: str
+) -> None:
+    card = Card("pong", (), {}, evaluation={"mean": sum(claimed) / len(claimed), "scores": list(claimed)})
+    games = tuple(atari.Episode(k, score, 10, False) for k, score in enumerate(scores))
     result = Evaluation(protocols.get_protocol("paper", "Pong"), False, 0, len(games), games)
     assert words in verdict(card, result)
 
