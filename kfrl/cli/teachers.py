@@ -257,7 +257,11 @@ def verdict(card: Card, result: Evaluation) -> str:
     claimed = card.scores
     if len(claimed) > 1:
         p = permutation_test(
-            (result.scores, claimed), lambda ours, theirs: mean(ours) - mean(theirs), random_state=0
+            (result.scores, claimed),
+            lambda ours, theirs, axis: mean(ours) - mean(theirs),
+            n_resamples=99_999,
+            batch=10_000,
+            random_state=0,
         ).pvalue
         place = "more than chance" if p < CHANCE else "within chance"
         return (
