@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import nn
 
+    from agents.config import TrainConfig
     from agents.evaluation import Evaluation, Policy
     from agents.runs import Run
     from envs.protocols import Protocol
@@ -66,13 +67,15 @@ def main(argv: Sequence[str]) -> int:
     protocol = protocol_of(flags.protocol, agent.card.game, agent.card.protocol)
     alone = policy_of(agent.net, agent.card.actions, action_set(protocol))
     remarks = [_other_rules(agent.card.protocol, protocol), agent.card.caveat]
-    linked, alone_for_sure = None, True
+    linked, independent = None, False
     try:
-        remarks.append(_half_trained(Path(flags.agent), agent.card.steps))
-        linked = _with_links(Path(flags.agent))
+        settings = _settings(Path(flags.agent))
+        if settings is not None:
+            remarks.append(_half_trained(settings, agent.card.steps))
+            linked = _with_links(Path(flags.agent), settings)
+        independent = linked is None
     except UserError as error:
         remarks.append(f"What it scores with its teachers' links is left out: {error}")
-        alone_for_sure = False
     for line in filter(None, remarks):
         console.print(line, highlight=False, markup=False)
 
@@ -94,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     }
     if linked is not None:
         answer["with_links"] = play(linked, "with its teachers' links").to_dict()
-    elif agent.card.teachers and alone_for_sure:
+    elif agent.card.teachers and independent:
         numbers = sum(tensor.numel() for tensor in agent.net.state_dict().values())
         console.print(f"It needs no teacher: the {numbers:,} numbers in its file are all that plays.")
     if flags.json is not None:
@@ -174,34 +177,32 @@ def protocol_of(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
     return Protocol.from_dict(saved)
 
 
-def _half_trained(path: Path, steps: int) -> str:
-    """What to say of the student of a run that has made `steps`; nothing of a finished one, or of another file."""
+def _settings(path: Path) -> TrainConfig | None:
+    """The settings of a run; None if `path` is no run's folder."""
     from agents.config import TrainConfig
     from kfrl.config import load_config
     from kfrl.runs import RunFolder
 
     config = RunFolder(path).config
-    if not config.is_file():
-        return ""
-    wanted = load_config(config, TrainConfig).steps
-    return f"It is half-trained: {steps:,} of {wanted:,} steps." if steps < wanted else ""
+    return load_config(config, TrainConfig) if config.is_file() else None
 
 
-def _with_links(path: Path) -> Policy | None:
-    """The policy of a run with the links that it still leans on; None if there are none, or if it is no run.
+def _half_trained(settings: TrainConfig, steps: int) -> str:
+    """What to say of a student after `steps` of its run; nothing if they are all."""
+    return f"It is half-trained: {steps:,} of {settings.steps:,} steps." if steps < settings.steps else ""
+
+
+def _with_links(path: Path, settings: TrainConfig) -> Policy | None:
+    """The policy of a run with the links that it still leans on; None if there are none.
 
     Raises:
         UserError: the teachers or the checkpoint are gone. The student plays without them.
     """
-    from agents.config import TrainConfig
     from agents.methods import get_method
     from agents.runs import reopen
     from kfrl.checkpoint import latest_checkpoint
-    from kfrl.config import load_config
-    from kfrl.runs import RunFolder
 
-    config = RunFolder(path).config
-    if not config.is_file() or not get_method(load_config(config, TrainConfig).method_name).leans_on_teachers:
+    if not get_method(settings.method_name).leans_on_teachers:
         return None
     run = reopen(path)
     method = run.method()
