@@ -55,7 +55,6 @@ def main(argv: Sequence[str]) -> int:
     from agents.evaluation import check_video_path, policy_of, record
     from envs.atari import action_set, identify
     from kfrl.atomic import write_text
-    from kfrl.errors import UserError
     from kfrl.provenance import sha256
     from kfrl.teachers.preprocessing import ALE
     from kfrl.teachers.store import load_teacher
@@ -66,18 +65,10 @@ def main(argv: Sequence[str]) -> int:
     agent, _ = load_teacher(flags.agent, flags.runs, identify)
     protocol = protocol_of(flags.protocol, agent.card.game, agent.card.protocol)
     alone = policy_of(agent.net, agent.card.actions, action_set(protocol))
-    remarks = [_other_rules(agent.card.protocol, protocol), agent.card.caveat]
-    linked, independent = None, False
-    try:
-        settings = _settings(Path(flags.agent))
-        if settings is not None:
-            remarks.append(_half_trained(settings, agent.card.steps))
-            linked = _with_links(Path(flags.agent), settings)
-        independent = linked is None
-    except UserError as error:
-        remarks.append(f"What it scores with its teachers' links is left out: {error}")
-    for line in filter(None, remarks):
-        console.print(line, highlight=False, markup=False)
+    student = _student_of_run(Path(flags.agent), agent.card.steps)
+    for line in (_other_rules(agent.card.protocol, protocol), agent.card.caveat, *student.remarks):
+        if line:
+            console.print(line, highlight=False, markup=False)
 
     def play(policy: Policy, title: str) -> Evaluation:
         return play_games(policy, protocol, flags.episodes, flags.seed, flags.greedy, title, console.print)
@@ -95,9 +86,9 @@ def main(argv: Sequence[str]) -> int:
         "caveat": agent.card.caveat,
         **result.to_dict(),
     }
-    if linked is not None:
-        answer["with_links"] = play(linked, "with its teachers' links").to_dict()
-    elif agent.card.teachers and independent:
+    if student.linked is not None:
+        answer["with_links"] = play(student.linked, "with its teachers' links").to_dict()
+    elif agent.card.teachers and student.independent:
         numbers = sum(tensor.numel() for tensor in agent.net.state_dict().values())
         console.print(f"It needs no teacher: the {numbers:,} numbers in its file are all that plays.")
     if flags.json is not None:
@@ -175,6 +166,38 @@ def protocol_of(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
     if name is not None or not saved:
         return get_protocol(name or "paper", game)
     return Protocol.from_dict(saved)
+
+
+@dataclass(frozen=True)
+class _Student:
+    """What a run's folder says of its student beyond the agent file.
+
+    Attributes:
+        linked: the policy with the links that it still leans on; None if there are none.
+        independent: it is known to need no teacher.
+        remarks: sentences for the reader, printed before the games.
+    """
+
+    linked: Policy | None = None
+    independent: bool = True
+    remarks: tuple[str, ...] = ()
+
+
+def _student_of_run(path: Path, steps: int) -> _Student:
+    """How far the run at `path` has come and what it leans on; nothing of it if `path` is no run's folder."""
+    from kfrl.errors import UserError
+
+    remarks = []
+    try:
+        settings = _settings(path)
+        if settings is None:
+            return _Student()
+        remarks.append(_half_trained(settings, steps))
+        linked = _with_links(path, settings)
+        return _Student(linked, independent=linked is None, remarks=tuple(remarks))
+    except UserError as error:
+        remarks.append(f"What it scores with its teachers' links is left out: {error}")
+        return _Student(independent=False, remarks=tuple(remarks))
 
 
 def _settings(path: Path) -> TrainConfig | None:
