@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -131,10 +132,10 @@ class Loader:
             pixels = random_crop(chosen.pixels, self.pad, self.flip) if self.pad else chosen.pixels
             yield Batch(self.normalised(pixels), chosen.labels)
 
-    def ordered(self, batch_size: int = 1000) -> Iterator[Batch]:
-        """All images as they are, for evaluation."""
-        for start in range(0, len(self.images), batch_size):
-            rows = slice(start, start + batch_size)
+    def ordered(self) -> Iterator[Batch]:
+        """All images as they are, for evaluation, in batches that are no larger than those of training."""
+        for start in range(0, len(self.images), self.batch_size):
+            rows = slice(start, start + self.batch_size)
             yield Batch(self.normalised(self.images.pixels[rows]), self.images.labels[rows])
 
     def normalised(self, pixels: Tensor) -> Tensor:
@@ -143,22 +144,35 @@ class Loader:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
 
-def split_off(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Rows for training and for validation: `share` of every class, always the same ones.
+Purpose = Literal["validation", "test"]
+"""What images are kept back for. Each has its own stream of random numbers."""
+
+
+def split_off(
+    labels: Tensor, share: float, purpose: Purpose = "validation", count: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rows to learn from and rows kept back: `share` of every class, always the same ones.
+
+    Every class has one order of its rows, whatever other classes there are. Rows are kept back from its front and
+    learned from its back. So with fewer rows (`count`), and in a set that lacks a class, no row that is learned from
+    is one that is kept back elsewhere with the same share.
 
     Args:
-        labels: (N,)
-        share: In [0, 1).
+        labels: (N,), not negative.
+        share: In [0, 1). A class keeps at least one row to learn from.
+        purpose: What the rows are kept back for.
+        count: Take so many rows in all, up to rounding in each class. Default: all.
 
     Returns:
-        Two ascending tensors of rows, disjoint and together all.
+        Two ascending tensors of rows, disjoint, and without `count` together all.
     """
-    generator = torch.Generator().manual_seed(0)
-    kept_back: list[Tensor] = []
+    seed = get_args(Purpose).index(purpose)
+    learned, kept_back = torch.zeros(2, len(labels), dtype=torch.bool)
     for label in sorted(set(labels.tolist())):
         rows = (labels == label).nonzero().squeeze(1)
-        shuffled = rows[torch.randperm(len(rows), generator=generator)]
-        kept_back.append(shuffled[: round(share * len(rows))])
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[torch.cat(kept_back)] = True
-    return (~chosen).nonzero().squeeze(1), chosen.nonzero().squeeze(1)
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(stream(seed, label)))]
+        taken = len(rows) if count is None else max(1, round(count / len(labels) * len(rows)))
+        kept = min(round(share * taken), taken - 1)
+        kept_back[rows[:kept]] = True
+        learned[rows[len(rows) - taken + kept :]] = True
+    return learned.nonzero().squeeze(1), kept_back.nonzero().squeeze(1)

@@ -98,7 +98,7 @@ def _idx(classes: tuple[str, ...], files: Files) -> Content:
 def _notmnist(files: Files) -> Content:
     images, labels = files.values()
     whole = read_idx_pair(images, labels)
-    train, test = split_off(whole.labels, 0.2)
+    train, test = split_off(whole.labels, 0.2, "test")
     return whole.take(train), whole.take(test), tuple("ABCDEFGHIJ")
 
 

@@ -67,8 +67,13 @@ def evaluate(predict: Predictor, images: Loader, classes: int) -> Evaluation:
     return Evaluation(int(right.sum()), int(total.sum()), tuple((right / total).tolist()), loss / int(total.sum()))
 
 
-def score_classifier(classifier: Teacher, data: Data) -> Evaluation:
+def score_classifier(classifier: Teacher, data: Data, batch_size: int) -> Evaluation:
     """Evaluate a loaded classifier on the test images of a data set, made to fit if they are of another kind.
+
+    Args:
+        classifier: What is evaluated.
+        data: Whose test images.
+        batch_size: Images that go through the net at once.
 
     Raises:
         UserError: it knows other classes.
@@ -85,5 +90,5 @@ def score_classifier(classifier: Teacher, data: Data) -> Evaluation:
     else:
         normalise = Normalisation.none(data.shape[0])
         net.register_forward_pre_hook(Adapter(data.shape, normalise, card))
-    loader = Loader(data.test, len(data.test), normalise, channels_last=channels_last(net))
+    loader = Loader(data.test, batch_size, normalise, channels_last=channels_last(net))
     return evaluate(net, loader, len(data.classes))

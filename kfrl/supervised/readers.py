@@ -246,7 +246,12 @@ def _assemble(path: Path, found: dict[str, list[tuple[str, Bytes]]]) -> Content:
     colour = any(picture.ndim == 3 for picture in pictures)
     splits = [_stack(held, classes, colour) for held in found.values() if held]
     if len(splits) == 1:
-        train, test = split_off(splits[0].labels, TEST_SHARE)
+        train, test = split_off(splits[0].labels, TEST_SHARE, "test")
+        if not len(test):
+            raise UserError(
+                f"{path} has no test images of its own, so a fifth of each class would become the test, and no class "
+                f"has 3 images. Add images, or put those for the test into test/CLASS and the others into train/CLASS."
+            )
         return splits[0].take(train), splits[0].take(test), classes
     return splits[0], splits[1], classes
 

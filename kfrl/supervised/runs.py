@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -92,9 +93,7 @@ def resolve(config: SupervisedConfig) -> Run:
         arch_named(config.net)
     # Last, because it may be a long download.
     data = load_data(config.data, config.data_dir, config.image_size)
-    images = _first(data.train, config.train_images)
-    rows, kept_back = split_off(images.labels, config.validation)
-    train, validation = images.take(rows), images.take(kept_back)
+    train, validation = _divide(data.train, config)
     normalisation = Normalisation.of(train.pixels)
     teachers = tuple(adapt(teacher, data.shape, normalisation) for teacher in loaded)
     for teacher in teachers:
@@ -118,16 +117,22 @@ def resolve(config: SupervisedConfig) -> Run:
     return run
 
 
-def _first(images: Images, count: int | None) -> Images:
-    if count is None:
-        return images
-    classes = len(set(images.labels.tolist()))
-    if not classes <= count <= len(images):
+def _divide(images: Images, config: SupervisedConfig) -> tuple[Images, Images]:
+    """The images to learn from and those for validation."""
+    count, classes = config.train_images, len(set(images.labels.tolist()))
+    if count is not None and not classes <= count <= len(images):
         raise UserError(
             f"--train-images {count:,} is not possible: there are {len(images):,} training images in {classes} "
             f"classes. Give {classes} to {len(images):,}."
         )
-    return images.take(split_off(images.labels, count / len(images))[1])
+    rows, kept_back = split_off(images.labels, config.validation, count=count)
+    if config.validation and not len(kept_back):
+        raise UserError(
+            f"--validation {config.validation:g} of {len(rows):,} training images in {classes} classes is no image "
+            f"of any class: a class needs {math.ceil(0.5 / config.validation + 1e-9)} images. Give a larger share, or "
+            "--validation 0 to do without."
+        )
+    return images.take(rows), images.take(kept_back)
 
 
 def _default_folder(config: SupervisedConfig, data: str, teachers: Sequence[Teacher]) -> Path:

@@ -344,7 +344,7 @@ class Trainer:
                 if value.shape == parameter.shape:
                     # The fused kernels go through memory in order, so it has to be the parameter's order.
                     statistics[key] = torch.empty_like(parameter).copy_(value)
-        self.method.load_state({k: v.to(self.device) for k, v in checkpoint.prefixed("method.").items()})
+        self.method.load_state(self.net, checkpoint.prefixed("method."))
         self._sums = {name: tensor.to(self.device) for name, tensor in checkpoint.prefixed("sums.").items()}
         torch.set_rng_state(checkpoint.tensors["rng"])
         if self.device.type == "cuda":

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     settings = path.parent / "config.yaml"
     config = load_config(settings, SupervisedConfig) if settings.is_file() else SupervisedConfig(data=loaded.card.data)
     data = load_data(flags.data or config.data, flags.data_dir or config.data_dir, config.image_size)
-    result = score_classifier(loaded, data)
+    result = score_classifier(loaded, data, config.batch_size)
     print(f"{path}: {loaded.card.net} by {loaded.card.method}, {loaded.card.epochs} epochs")
     for note in data.notes:
         print(f"Note: {note}")
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     noisy = {}
     for percent in flags.corrupt:
         images = replace(data, test=corrupted(data.test, percent / 100))
-        noisy[f"{percent:g}"] = score_classifier(load_classifier(path), images)
+        noisy[f"{percent:g}"] = score_classifier(load_classifier(path), images, config.batch_size)
         print(f"{percent:g} % of the pixels noise: {100 * (1 - noisy[f'{percent:g}'].accuracy):.2f} % error")
     if flags.json is not None:
         answer = {"classifier": str(path), "sha256": sha256(path), "data": data.name, **result.to_dict(data.classes)}

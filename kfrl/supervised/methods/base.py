@@ -150,8 +150,8 @@ class Method:
         """What a resumed run needs beyond the net's own tensors, by name."""
         return {}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave."""
+    def load_state(self, net: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave, beside the `net` that was restored."""
 
 
 def distillation_terms(

@@ -98,7 +98,7 @@ class KnowledgeFlowMethod(Method):
         terms = self._task(logits, batch, said)
         rows = torch.randperm(len(batch.labels))[:SAMPLES].to(logits.device)
         if self.flow.kl_coef:
-            kl = self._kl(net, batch.images[rows], tuple(part[rows] for part in features), logits[rows])
+            kl = self._kl(net, batch.images[rows], tuple(part[rows] for part in features))
             terms["kl"] = self.flow.kl_coef * kl
         if net.independent:
             return terms
@@ -116,21 +116,29 @@ class KnowledgeFlowMethod(Method):
         targets = [said[t.name] if t.name in said else teacher_logits(t, batch.images) for t in self._experts]
         return distillation_terms(self.config.distillation, logits, batch.labels, targets)
 
-    def _kl(self, net: KnowledgeFlow, images: Tensor, features: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        """l_KL against the previous iteration's parameters, without their dropout and batch statistics."""
+    def _kl(self, net: KnowledgeFlow, images: Tensor, features: tuple[Tensor, ...]) -> Tensor:
+        """l_KL against the previous iteration's parameters, both without dropout and with running batch statistics.
+
+        Both sides in one mode, because what dropout and a batch's own statistics change is no change of the classifier.
+        """
+        now = dict(net.named_parameters())
         if not self._previous:
-            self._previous = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
-            return logits.new_zeros(())
+            self._previous = {name: torch.empty_like(parameter) for name, parameter in now.items()}
+            self._remember(now)
+            return images.new_zeros(())
         modes = [module for module in net.student.modules() if module.training]
         net.student.eval()
+        logits = net(images, features)
         with torch.no_grad():
             old_logits = functional_call(net, self._previous, (images, features))
-            # By name: a checkpoint gives them in another order.
-            names, now = zip(*net.named_parameters(), strict=True)
-            torch._foreach_copy_([self._previous[name] for name in names], list(now))
+        self._remember(now)
         for module in modes:
             module.training = True
         return policy_kl_loss(logits, old_logits).mean()
+
+    @torch.no_grad()
+    def _remember(self, parameters: Mapping[str, Tensor]) -> None:
+        torch._foreach_copy_([self._previous[name] for name in parameters], list(parameters.values()))
 
     def after_update(self, net: nn.Module, progress: Progress) -> None:
         """Reproduction variant: p back on the simplex."""
@@ -156,9 +164,10 @@ class KnowledgeFlowMethod(Method):
         """theta_old."""
         return dict(self._previous)
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take theta_old up."""
-        self._previous = dict(state)
+    def load_state(self, net: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Take theta_old up, laid out in memory as the parameters are: the layout decides how sums are rounded."""
+        own = dict(net.named_parameters())
+        self._previous = {name: torch.empty_like(own[name]).copy_(old).detach() for name, old in state.items()}
 
 
 METHOD = KnowledgeFlowMethod

@@ -1,4 +1,7 @@
+import itertools
+
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -37,7 +40,7 @@ def test_an_incomplete_batch_is_left_out_unless_it_is_the_only_one() -> None:
 def test_evaluation_sees_all_images_in_order_and_unchanged() -> None:
     held = images(10)
     loader = Loader(held, 4, Normalisation.none(1), pad=2, flip=True)
-    batches = list(loader.ordered(4))
+    batches = list(loader.ordered())
     assert [len(batch.labels) for batch in batches] == [4, 4, 2]
     assert torch.equal((torch.cat([batch.images for batch in batches]) * 255).round().to(torch.uint8), held.pixels)
 
@@ -89,3 +92,28 @@ def test_validation_images_are_a_share_of_every_class_and_always_the_same() -> N
     assert torch.equal(split_off(labels, 0.1)[1], validation)
     assert validation.tolist() != sorted(range(70))[: len(validation)]
     assert len(split_off(labels, 0.0)[1]) == 0
+
+
+def test_no_image_is_learned_from_in_one_run_and_kept_back_in_another() -> None:
+    """A teacher that has all images must be chosen on none that its students, which have few, learn from."""
+    labels = torch.tensor([0] * 400 + [1] * 123 + [2] * 247)[torch.randperm(770)]
+    splits = [split_off(labels, 0.1, count=count) for count in (None, 3, 20, 77, 200, 500, 769, 770)]
+    lacking = (labels != 1).nonzero().squeeze(1)
+    splits.append(tuple(lacking[rows] for rows in split_off(labels[lacking], 0.1)))
+    learned, kept_back = ([set(split[part].tolist()) for split in splits] for part in (0, 1))
+    for one, other in itertools.product(learned, kept_back):
+        assert not one & other
+    sizes = [len(one) + len(other) for one, other in zip(learned, kept_back, strict=True)]
+    assert sizes == pytest.approx([770, 3, 20, 77, 200, 500, 769, 770, 647], abs=2), "up to rounding in each class"
+    assert splits[4][1].tolist() != splits[4][0].tolist()[: len(splits[4][1])]
+
+
+def test_the_test_and_validation_are_drawn_from_streams_of_their_own() -> None:
+    labels = torch.zeros(1000, dtype=torch.int64)
+    both = [set(split_off(labels, 0.2, purpose)[1].tolist()) for purpose in ("validation", "test")]
+    assert 20 < len(both[0] & both[1]) < 60, "a fifth of a fifth is 40"
+
+
+def test_every_class_keeps_an_image_to_learn_from() -> None:
+    labels = torch.tensor([0, 1, 1, 1])
+    assert torch.bincount(labels[split_off(labels, 0.9)[0]]).tolist() == [1, 1]

@@ -12,7 +12,7 @@ from kfrl.checkpoint import latest_checkpoint
 from kfrl.errors import UserError
 from kfrl.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
-from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
 from kfrl.supervised.methods.base import Method, ParameterGroup, Stage
 from kfrl.supervised.runs import Run, reopen, resolve
 from kfrl.supervised.trainer import Outcome, Silent, Trainer
@@ -78,13 +78,22 @@ def test_the_last_epoch_is_kept_if_asked(run: Callable[..., Run]) -> None:
 
 
 @pytest.mark.parametrize("at", [7, 20], ids=["within an epoch", "at the end of one"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"net": "conv-8-8"}, {"net": "conv-8-8", "method": "knowledge-flow"}],
+    ids=["mlp", "conv", "flow on conv"],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, at: int
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, at: int, settings: dict[str, object]
 ) -> None:
-    whole = run("whole")
+    if "method" in settings:
+        teacher = run("teacher", net="conv-6-6", epochs=1)
+        train(teacher)
+        settings = {**settings, "teachers": str(teacher.folder.path), "flow": ClassifierFlowConfig(independence_at=1.0)}
+    whole = run("whole", **settings)
     assert len(Trainer(run("other"), Silent()).images) == 20
     train(whole)
-    broken = run("broken")
+    broken = run("broken", **settings)
     with monkeypatch.context() as patch:
         display = InterruptAt(patch, at)
         outcome = Trainer(broken, display).train()

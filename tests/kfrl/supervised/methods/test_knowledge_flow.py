@@ -94,6 +94,17 @@ def test_theta_old_is_taken_without_dropout_and_leaves_the_modes_alone(task, tau
     assert not any(module.training for teacher in net.teachers.values() for module in teacher.modules())
 
 
+@pytest.mark.parametrize("name", ["mlp-64-dropout", "resnet-8"])
+def test_l_kl_is_0_where_nothing_has_moved_whatever_training_does_to_a_net(task, taught, name: str) -> None:
+    shape = (3, 8, 8)
+    made = method(kl_coef=1.0)
+    net = made.build(task(name, shape), [taught("conv-4", "t", shape)])
+    net.train()
+    batch = Batch(torch.randn(40, *shape), torch.zeros(40, dtype=torch.int64))
+    values = [float(made.loss(net, batch, START)["kl"].detach()) for _ in range(3)]
+    assert values == pytest.approx([0.0] * 3, abs=1e-6)
+
+
 def test_the_hand_over_teaches_the_student_alone_what_it_says_with_links(built, batch: Batch) -> None:
     made, net = built(handover_coef=2.0)
     alone = net.student(batch.images)
