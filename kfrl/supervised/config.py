@@ -169,7 +169,8 @@ class SupervisedConfig:
     pad: Count = 4
     """Pixels of padding before the crop."""
     validation: Share = 0.1
-    """Share of the training images, the same of every class, that is kept back for choices."""
+    """Share of the training images, the same of every class, that is kept back for choices. A folder with val/ and
+    test/ has validation images of its own, which are taken instead, unless this is 0."""
     keep: Literal["best", "last"] = "best"
     """Which epoch's student is kept: the best on the validation images, or the last."""
     seed: Annotated[int, Ge(0)] = 1
@@ -179,7 +180,7 @@ class SupervisedConfig:
     data_dir: Path | None = None
     """Where the images are, or are downloaded to. Default: the user's cache folder."""
     image_size: Count | None = None
-    """Resize the images of a folder to this height and width."""
+    """Resize the images to this height and width."""
     run_dir: Path | None = None
     """The run's folder. Default: runs/<data>/<method>/<teachers>-s<seed>-<time>."""
     checkpoint_every: Positive = 300.0

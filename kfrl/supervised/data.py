@@ -16,13 +16,12 @@ from kfrl.errors import UserError, unknown, user_path
 from kfrl.supervised.batches import Images, split_off
 from kfrl.supervised.config import Augment
 from kfrl.supervised.files import File, fetch
+from kfrl.supervised.folders import ARCHIVES, read_folder, resized
 from kfrl.supervised.readers import (
-    ARCHIVES,
     Content,
     as_images,
     read_cifar,
     read_emnist,
-    read_folder,
     read_idx_pair,
     read_stl10,
     read_svhn,
@@ -76,6 +75,8 @@ class Data:
     test: Images
     augment: Augment
     net: str
+    validation: Images | None = None
+    """Images that the set itself keeps for choices."""
     notes: tuple[str, ...] = ()
     """What has to be known of the files."""
 
@@ -92,31 +93,31 @@ _PARTS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-la
 
 def _idx(classes: tuple[str, ...], files: Files) -> Content:
     paths = [files[f"{part}-ubyte.gz"] for part in _PARTS]
-    return read_idx_pair(paths[0], paths[1]), read_idx_pair(paths[2], paths[3]), classes
+    return Content(read_idx_pair(paths[0], paths[1]), read_idx_pair(paths[2], paths[3]), classes)
 
 
 def _notmnist(files: Files) -> Content:
     images, labels = files.values()
     whole = read_idx_pair(images, labels)
     train, test = split_off(whole.labels, 0.2, "test")
-    return whole.take(train), whole.take(test), tuple("ABCDEFGHIJ")
+    return Content(whole.take(train), whole.take(test), tuple("ABCDEFGHIJ"))
 
 
 def _emnist(part: str, classes: tuple[str, ...], first_label: int, files: Files) -> Content:
-    return *read_emnist(files["gzip.zip"], part, first_label), classes
+    return Content(*read_emnist(files["gzip.zip"], part, first_label), classes)
 
 
 def _cifar(classes: tuple[str, ...], train: Sequence[str], test: str, labels: int, files: Files) -> Content:
     (path,) = files.values()
-    return *read_cifar(path, train, test, labels), classes
+    return Content(*read_cifar(path, train, test, labels), classes)
 
 
 def _svhn(files: Files) -> Content:
-    return read_svhn(files["train_32x32.mat"]), read_svhn(files["test_32x32.mat"]), DIGITS
+    return Content(read_svhn(files["train_32x32.mat"]), read_svhn(files["test_32x32.mat"]), DIGITS)
 
 
 def _stl10(files: Files) -> Content:
-    return *read_stl10(files["stl10_binary.tar.gz"]), STL_10
+    return Content(*read_stl10(files["stl10_binary.tar.gz"]), STL_10)
 
 
 def _tiny_imagenet(files: Files) -> Content:
@@ -133,7 +134,7 @@ def _digits(files: Files) -> Content:
     bunch = load_digits()
     whole = as_images((bunch.images * (255 / 16)).round().astype(np.uint8)[:, None], bunch.target)
     test = torch.arange(len(whole)) % 5 == 4
-    return whole.take(~test), whole.take(test), DIGITS
+    return Content(whole.take(~test), whole.take(test), DIGITS)
 
 
 # --- the table ----------------------------------------------------------------------------------------------
@@ -298,19 +299,25 @@ def load_data(name: str, data_dir: Path | None = None, image_size: int | None = 
 
     Args:
         name: A name of `SETS`, or the path of a folder or archive of images by class. With `-half` after it, the first
-            half of its classes; with `-no-CLASS`, its training images without one class, which stays among the test
-            images.
+            half of its classes; with `-no-CLASS`, its images for training and validation without one class, which
+            stays among the test images.
         data_dir: Where the files are; the user's cache folder by default.
-        image_size: Resize the images of a folder to this height and width.
+        image_size: Resize all images to this height and width.
 
     Raises:
         UserError: no such data set, a file that cannot be had, or one that is damaged.
     """
     base, half, missing = _parse(name)
-    data = _load_set(base, data_dir) if base in SETS else _load_folder(user_path(base), image_size)
+    data = _load_set(base, data_dir, image_size) if base in SETS else _load_folder(user_path(base), image_size)
     if half:
         data = _first_half(data)
     return _without(data, missing) if missing else data
+
+
+def absolute(name: str) -> str:
+    """The same data set, whatever the working folder is: a path becomes absolute."""
+    base, _, _ = _parse(name)
+    return name.casefold() if base in SETS else f"{user_path(base).absolute()}{name[len(base) :]}"
 
 
 def _parse(name: str) -> tuple[str, bool, str]:
@@ -333,13 +340,15 @@ def is_data_set(name: str) -> bool:
     return any(base.casefold() in SETS for base, _, _ in _readings(name))
 
 
-def _load_set(name: str, data_dir: Path | None) -> Data:
+def _load_set(name: str, data_dir: Path | None, image_size: int | None) -> Data:
     known = SETS[name]
     files, notes = fetch(name, known.folder, known.files, data_dir)
-    train, test, classes = known.read(files)
-    for split, count in ((train, known.counts[0]), (test, known.counts[1])):
+    held = known.read(files)
+    for split, count in ((held.train, known.counts[0]), (held.test, known.counts[1])):
         _check(name, known, split, count, files)
-    return Data(name, known.title, classes, train, test, known.augment, known.net, notes)
+    train, test = (split if image_size is None else resized(split, image_size) for split in (held.train, held.test))
+    notes = (*notes, *held.notes)
+    return Data(name, known.title, held.classes, train, test, known.augment, known.net, notes=notes)
 
 
 def _check(name: str, known: ImageSet, split: Images, count: int, files: Files) -> None:
@@ -360,14 +369,21 @@ def _check(name: str, known: ImageSet, split: Images, count: int, files: Files) 
 def _load_folder(path: Path, image_size: int | None) -> Data:
     if not path.is_dir() and not path.name.endswith(ARCHIVES):
         raise UserError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)}) of images by class.")
-    train, test, classes = read_folder(path, image_size)
+    held = read_folder(path, image_size)
     name = path.resolve().name
     for suffix in ARCHIVES:
         name = name.removesuffix(suffix)
-    net = "mnist-mlp" if train.shape[0] == 1 else "cifar-conv-128" if train.shape[1:] == (32, 32) else "resnet-20"
-    augment: Augment = "none" if train.shape[0] == 1 else "crop-flip"
-    notes = (f"{len(train):,} training and {len(test):,} test images of {len(classes)} classes in {path}",)
-    return Data(name, name, classes, train, test, augment, net, notes)
+    channels, *size = held.train.shape
+    net = "mnist-mlp" if channels == 1 else "cifar-conv-128" if size == [32, 32] else "resnet-20"
+    augment: Augment = "none" if channels == 1 else "crop-flip"
+    shown = ", ".join(held.classes[:5]) + ", ..." * (len(held.classes) > 5)
+    note = (
+        f"{len(held.train):,} training and {len(held.test):,} test images of {len(held.classes)} classes ({shown}) in "
+        f"{path}"
+    )
+    return Data(
+        name, name, held.classes, held.train, held.test, augment, net, held.validation, notes=(note, *held.notes)
+    )
 
 
 def _first_half(data: Data) -> Data:
@@ -378,6 +394,7 @@ def _first_half(data: Data) -> Data:
         classes=data.classes[:kept],
         train=data.train.take(data.train.labels < kept),
         test=data.test.take(data.test.labels < kept),
+        validation=data.validation and data.validation.take(data.validation.labels < kept),
     )
 
 
@@ -388,4 +405,10 @@ def _without(data: Data, missing: str) -> Data:
     label = folded.index(missing.casefold())
     train = data.train.take(data.train.labels != label)
     note = f"no training image shows {data.classes[label]}; {len(train):,} are left"
-    return replace(data, name=f"{data.name}-no-{data.classes[label]}", train=train, notes=(*data.notes, note))
+    return replace(
+        data,
+        name=f"{data.name}-no-{data.classes[label]}",
+        train=train,
+        validation=data.validation and data.validation.take(data.validation.labels != label),
+        notes=(*data.notes, note),
+    )

@@ -53,21 +53,26 @@ def fetch(
     import pooch
 
     here = (data_dir or Path(pooch.os_cache("kfrl"))).expanduser() / folder
-    paths, differing = {}, []
-    missing = [file.name for file in files if not (here / file.name).is_file()]
+    paths, differing = {file.name: _found(here / file.name) for file in files}, []
+    missing = [name for name, path in paths.items() if not path.is_file()]
     for file in files:
-        path = here / file.name
+        path = paths[file.name]
         if file.name in missing:
             _download(name, file, path, missing)
         elif not file.matches(path):
-            differing.append(file.name)
-        paths[file.name] = path
+            differing.append(path.name)
     if not differing:
         return paths, ()
     return paths, (
         f"{', '.join(differing)} in {here}: not the official files (another checksum), but whole: the right numbers of "
         "images and labels, in the right shapes",
     )
+
+
+def _found(path: Path) -> Path:
+    """The file, or what somebody unpacked from it with gunzip."""
+    unpacked = path.with_suffix("")
+    return unpacked if path.suffix == ".gz" and not path.is_file() and unpacked.is_file() else path
 
 
 def _download(name: str, file: File, path: Path, missing: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from kfrl.runs import RUNS, RunFolder
 from kfrl.supervised.batches import Images, Loader, Normalisation, split_off
 from kfrl.supervised.classifiers import Card, Teacher, save_classifier
 from kfrl.supervised.config import SupervisedConfig
-from kfrl.supervised.data import Data, load_data
+from kfrl.supervised.data import Data, absolute, load_data
 from kfrl.supervised.methods import get_method
 from kfrl.supervised.methods.base import Method, Task
 from kfrl.supervised.teachers import adapt, load_classifiers
@@ -93,13 +93,15 @@ def resolve(config: SupervisedConfig) -> Run:
         arch_named(config.net)
     # Last, because it may be a long download.
     data = load_data(config.data, config.data_dir, config.image_size)
-    train, validation = _divide(data.train, config)
+    train, validation = _divide(data, config)
     normalisation = Normalisation.of(train.pixels)
     teachers = tuple(adapt(teacher, data.shape, normalisation) for teacher in loaded)
     for teacher in teachers:
         teacher.net.to(torch.device(config.device))
     config = replace(
         config,
+        data=absolute(config.data),
+        data_dir=config.data_dir and config.data_dir.expanduser().absolute(),
         teachers=",".join(str(teacher.path.resolve()) for teacher in teachers),
         method=config.method_name,
         net=config.net or method.default_net(data.net, teachers),
@@ -117,14 +119,17 @@ def resolve(config: SupervisedConfig) -> Run:
     return run
 
 
-def _divide(images: Images, config: SupervisedConfig) -> tuple[Images, Images]:
-    """The images to learn from and those for validation."""
-    count, classes = config.train_images, len(set(images.labels.tolist()))
+def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images]:
+    """The images to learn from and those for validation, which are the set's own if it has some."""
+    images, count = data.train, config.train_images
+    classes = len(set(images.labels.tolist()))
     if count is not None and not classes <= count <= len(images):
         raise UserError(
             f"--train-images {count:,} is not possible: there are {len(images):,} training images in {classes} "
             f"classes. Give {classes} to {len(images):,}."
         )
+    if data.validation is not None and config.validation:
+        return images.take(split_off(images.labels, 0.0, count=count)[0]), data.validation
     rows, kept_back = split_off(images.labels, config.validation, count=count)
     if config.validation and not len(kept_back):
         raise UserError(

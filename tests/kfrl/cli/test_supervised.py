@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from kfrl.cli.main import main
@@ -50,6 +52,25 @@ def test_a_student_of_an_earlier_run_from_end_to_end(here: Path, capsys: pytest.
     # What a run wrote runs it again.
     assert main(["supervised", "train", "--config", "runs/half/config.yaml", "--run-dir", "runs/same"]) == 0
     assert json.loads((here / "runs" / "same" / "eval.json").read_text())["test"] == result["test"]
+
+
+def test_a_run_finds_its_images_from_every_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for label in "ab":
+        for number in range(10):
+            path = here / "pets" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(path), np.full((8, 8), number, dtype=np.uint8))
+    flags = ["--net", "mlp-16", "--epochs", "2", "--batch-size", "4", "--data-dir", "images"]
+    for name in ("pets", "pets-no-b"):
+        assert main(["supervised", "train", "--data", name, *flags, "--run-dir", name + "-run"]) == 0
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    for name in ("pets", "pets-no-b"):
+        config = (here / f"{name}-run" / "config.yaml").read_text()
+        assert f"data: {here / name}\n" in config and f"data_dir: {here / 'images'}\n" in config
+        (here / f"{name}-run" / "eval.json").unlink()
+        assert main(["supervised", "train", "--resume", f"../{name}-run"]) == 0
+        assert main(["supervised", "eval", f"../{name}-run"]) == 0
 
 
 def test_ctrl_c_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from kfrl.nets.registry import make_net
 from kfrl.supervised import data
 from kfrl.supervised.data import CIFAR_100, SETS, Data, load_data
 from kfrl.supervised.files import File
-from kfrl.supervised.readers import read_cifar, read_emnist, read_folder, read_stl10, read_svhn
+from kfrl.supervised.readers import read_cifar, read_emnist, read_stl10, read_svhn
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 Write = Callable[..., Path]
@@ -105,6 +105,16 @@ def test_a_whole_file_with_another_checksum_is_used_and_noted(mnist: Write) -> N
     assert len(loaded.train) == 40
     (note,) = loaded.notes
     assert "not the official files" in note and "t10k-labels-idx1-ubyte.gz" in note
+
+
+def test_unpacked_files_are_found_and_noted(mnist: Write) -> None:
+    root = mnist()
+    for path in list((root / "mnist").iterdir()):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    loaded = load_data("mnist", root)
+    assert torch.equal(loaded.train.pixels[:, 0], torch.tensor(random_bytes(40, 28, 28)))
+    assert "t10k-labels-idx1-ubyte in" in loaded.notes[0] and "but whole" in loaded.notes[0]
 
 
 @pytest.mark.parametrize("part", ["train-images-idx3", "t10k-labels-idx1"])
@@ -238,6 +248,8 @@ def test_emnist_is_turned_upright_and_letters_begin_at_0(tmp_path: Path) -> None
         for split in ("train", "test"):
             for kind, array in (("images-idx3", images), ("labels-idx1", np.array([1, 26, 2], dtype=np.uint8))):
                 archive.writestr(f"gzip/emnist-letters-{split}-{kind}-ubyte.gz", gzip.compress(idx(array)))
+                archive.writestr(f"gzip/emnist-balanced-{split}-{kind}-ubyte.gz", b"not read")
+        archive.writestr("gzip/emnist-letters-mapping.txt", b"1 65 97\n")
     train, test = read_emnist(path, "letters", 1)
     assert train.labels.tolist() == test.labels.tolist() == [0, 25, 1]
     assert int(train.pixels[2, 0, 5, 7]) == images[2, 7, 5]
@@ -251,6 +263,7 @@ def test_cifar_takes_the_last_label_byte(tmp_path: Path) -> None:
     coarse, fine = np.array([1, 2, 3, 4], dtype=np.uint8), np.array([9, 8, 7, 6], dtype=np.uint8)
     records = np.concatenate([coarse[:, None], fine[:, None], pixels.reshape(4, -1)], axis=1)
     files = {"a/one.bin": records[:2].tobytes(), "a/two.bin": records[2:3].tobytes(), "a/t.bin": records[3:].tobytes()}
+    files = {"a/batches.meta.txt": b"airplane\n", "a/readme.html": b"<html>", **files}
     path = tar(tmp_path / "cifar.tar.gz", files)
     train, test = read_cifar(path, ("a/one.bin", "a/two.bin"), "a/t.bin", 2)
     assert (train.labels.tolist(), test.labels.tolist()) == ([9, 8, 7], [6])
@@ -274,11 +287,21 @@ def test_svhn_has_images_last_and_calls_the_digit_0_ten(tmp_path: Path) -> None:
         read_svhn(path)
 
 
+def test_svhn_of_matlab_7_3_says_so(tmp_path: Path) -> None:
+    header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 .".ljust(116) + bytes(8) + b"\0\2IM"
+    path = tmp_path / "train_32x32.mat"
+    path.write_bytes(header.ljust(512, b"\0") + b"\x89HDF\r\n\x1a\n" + bytes(512))
+    with pytest.raises(UserError, match=r"train_32x32\.mat is a MATLAB 7\.3 file.*-v7"):
+        read_svhn(path)
+
+
 def test_stl_10_stands_column_by_column_and_begins_at_1(tmp_path: Path) -> None:
     pixels = random_bytes(2, 3, 96, 96)
     labels = bytes([10, 1])
     files = {f"stl10_binary/{split}_X.bin": pixels.tobytes() for split in ("train", "test")}
     files |= {f"stl10_binary/{split}_y.bin": labels for split in ("train", "test")}
+    side = ("class_names.txt", "fold_indices.txt", "unlabeled_X.bin")
+    files = {**{f"stl10_binary/{name}": b"not read" for name in side}, **files}
     train, _ = read_stl10(tar(tmp_path / "stl10_binary.tar.gz", files))
     assert train.labels.tolist() == [9, 0]
     assert int(train.pixels[1, 2, 5, 7]) == pixels[1, 2, 7, 5]
@@ -288,103 +311,6 @@ def test_names_of_classes() -> None:
     assert len(set(CIFAR_100)) == 100
     assert list(CIFAR_100) == sorted(CIFAR_100)
     assert load_data("digits").classes == tuple("0123456789")
-
-
-# --- folders ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Write:
-    """Writes files into a folder."""
-
-    def write(files: Mapping[str, bytes]) -> Path:
-        root = tmp_path / "my-images"
-        for name, content in files.items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_bytes(content)
-        return root
-
-    return write
-
-
-def red(size: int = 6) -> NDArray[np.uint8]:
-    """In OpenCV's order."""
-    image = np.zeros((size, size, 3), dtype=np.uint8)
-    image[:, :, 2] = 200
-    return image
-
-
-def test_a_folder_of_images_by_class(folder: Write) -> None:
-    gray = np.full((6, 6), 7, dtype=np.uint8)
-    files = {"train/b/1.png": picture(red()), "train/a/2.PNG": picture(gray), "test/b/3.png": picture(red())}
-    loaded = load_data(str(folder(files)))
-    assert (loaded.name, loaded.classes, loaded.shape) == ("my-images", ("a", "b"), (3, 6, 6))
-    assert loaded.train.labels.tolist() == [0, 1]
-    assert loaded.train.pixels[0].unique().tolist() == [7]
-    assert loaded.train.pixels[1].amax((1, 2)).tolist() == [200, 0, 0]
-    assert loaded.test.labels.tolist() == [1]
-
-
-def test_tiny_imagenets_layout_in_an_archive(tmp_path: Path) -> None:
-    files = {
-        "tiny/train/n01/images/n01_0.png": picture(red()),
-        "tiny/train/n02/images/n02_0.png": picture(red()),
-        "tiny/train/n01/n01_boxes.txt": b"n01_0.png\t0\t0\t1\t1\n",
-        "tiny/val/images/val_0.png": picture(red()),
-        "tiny/val/images/val_1.png": picture(red()),
-        "tiny/val/val_annotations.txt": b"val_0.png\tn02\t0\t0\t1\t1\nval_1.png\tn01\t0\t0\t1\t1\n",
-        "tiny/wnids.txt": b"n01\nn02\n",
-    }
-    train, test, classes = read_folder(tar(tmp_path / "tiny.tar.gz", files))
-    assert classes == ("n01", "n02")
-    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1], [1, 0])
-
-
-def test_a_folder_without_test_images_gives_a_fifth_of_each_class(folder: Write) -> None:
-    files = {f"{label}/{number}.png": picture(red()) for label in "xy" for number in range(10)}
-    loaded = load_data(str(folder(files)))
-    assert torch.bincount(loaded.train.labels).tolist() == [8, 8]
-    assert torch.bincount(loaded.test.labels).tolist() == [2, 2]
-
-
-def test_images_of_several_sizes_need_a_size(folder: Write) -> None:
-    path = str(
-        folder({"train/a/1.png": picture(red(6)), "train/b/2.png": picture(red(8)), "test/a/3.png": picture(red())})
-    )
-    with pytest.raises(UserError, match=r"of 2 sizes.*--image-size"):
-        load_data(path)
-    assert load_data(path, image_size=4).shape == (3, 4, 4)
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"notes.txt": b"nothing"}, "holds no images by class"),
-        ({"train/a/1.png": b"no picture"}, r"train/a/1\.png is damaged, or no image"),
-        ({"train/a/1.png": b""}, r"train/a/1\.png is damaged, or no image"),
-        ({"train/a/1.png": picture(red()), "test/b/1.png": picture(red())}, "test images of 'b', a class without"),
-        ({"1.png": picture(red())}, "images in no class"),
-    ],
-)
-def test_a_folder_that_cannot_be_used_says_why(folder: Write, files: dict[str, bytes], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        load_data(str(folder(files)))
-
-
-def test_a_half_downloaded_archive_is_named(tmp_path: Path) -> None:
-    files = {f"train/{label}/{n}.png": picture(random_bytes(9, 9, 3)) for label in "ab" for n in range(20)}
-    path = tar(tmp_path / "images.tar.gz", files)
-    truncate(path)
-    with pytest.raises(UserError, match=r"images\.tar\.gz is damaged"):
-        load_data(str(path))
-
-
-def test_an_archive_of_something_else_is_refused_in_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "images.tar.gz"
-    path.write_bytes(b"no archive" * 500)
-    with pytest.raises(UserError, match=r"damaged .*, and was not used: [^.:]+\. Copy it here once more") as caught:
-        load_data(str(path))
-    assert "\n" not in str(caught.value)
 
 
 # --- real files ---------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -132,6 +134,25 @@ def test_few_training_images_are_the_same_for_every_seed_and_of_every_class(run:
     shares = first.train.labels.bincount() / first.data.train.labels.bincount()
     assert bool((shares - 0.125).abs().max() < 0.01), "200 of 1,438 images, less a tenth for validation"
     assert len(first.data.test) == len(run("third").data.test)
+
+
+def test_a_folder_that_has_validation_images_is_chosen_by_them(run: Callable[..., Run], tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("val", 3), ("test", 2)):
+        for label in "ab":
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            for number in range(count):
+                path = tmp_path / "images" / split / label / f"{number}.png"
+                assert cv2.imwrite(str(path), np.full((8, 8), number, dtype=np.uint8))
+    data = str(tmp_path / "images")
+    made, few, without = run(data=data), run("few", data=data, train_images=4), run("none", data=data, validation=0.0)
+    sizes = [[len(part) for part in (one.train, one.validation, one.data.test)] for one in (made, few, without)]
+    assert sizes == [[12, 6, 4], [4, 6, 4], [12, 0, 4]]
+
+
+def test_images_of_a_named_set_are_resized(run: Callable[..., Run]) -> None:
+    """So a net that is made for larger images can learn them: the teachers of the paper's Table 6."""
+    made = run(image_size=96, net="stl-conv-2")
+    assert (made.task.shape, made.data.test.shape) == ((1, 96, 96), (1, 96, 96))
 
 
 def test_a_stage_trains_its_own_parameters_alone_and_begins_its_schedule_anew(
