@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from kfrl.config import checked, load_config
 from kfrl.errors import UserError
@@ -62,14 +64,42 @@ def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
     flags = kind()
     if early.config is not None:
         flags = replace(flags, settings=load_config(early.config, type(flags.settings)))
-    parsed = tyro.cli(
-        kind,
-        prog=prog,
-        args=list(argv),
-        default=replace(flags, settings=_with_lists(flags.settings, None)),
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    with _telling_names(flags):
+        parsed = tyro.cli(
+            kind,
+            prog=prog,
+            args=list(argv),
+            default=replace(flags, settings=_with_lists(flags.settings, None)),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
     return replace(parsed, settings=checked(_with_lists(parsed.settings, flags.settings)))
+
+
+def _telling_names(flags: RunFlags) -> ConstructorRegistry:
+    """Rules for tyro: a setting is `--name`; one of a group whose name is taken elsewhere is `--group.name`."""
+    settings = flags.settings
+    held = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    groups: dict[Any, str] = {type(value): name for name, value in held.items() if is_dataclass(value)}
+    names = Counter(field.name for one in (flags, settings, *groups) for field in fields(one))
+    registry, inside = ConstructorRegistry(), set[Any]()
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        kind: Any = info.type
+        if kind not in groups or kind in inside:
+            return None
+        inside.add(kind)
+        spec = ConstructorRegistry.get_struct_spec(info)
+        inside.remove(kind)
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        return replace(spec, fields=tuple(named(field, groups[kind]) for field in spec.fields))
+
+    def named(field: StructFieldSpec, group: str) -> StructFieldSpec:
+        kind: Any = Annotated[field.type, tyro.conf.arg(name=f"{group}.{field.name}")]
+        return replace(field, type=kind) if names[field.name] > 1 else field
+
+    return registry
 
 
 def open_run(

@@ -1,8 +1,9 @@
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from kfrl.cli.runs import read_flags
+from kfrl.cli.runs import RunFlags, read_flags
 from kfrl.cli.supervised.train import TrainFlags as ClassifierFlags
 from kfrl.cli.train import TrainFlags
 from kfrl.config import LinkConfig
@@ -38,3 +39,41 @@ def test_the_graph_of_the_example_arrives_whole() -> None:
     )
     assert len(graph.edges) == 6
     assert graph.edges[2] == EdgeConfig("large", "student", "correct")
+
+
+@dataclass(frozen=True)
+class One:
+    share: float = 0.1
+    """Of one."""
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Two:
+    share: float = 0.2
+    """Of two."""
+    own: int = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 5
+    one: One = field(default_factory=One)
+    two: Two = field(default_factory=Two)
+
+
+@dataclass(frozen=True)
+class Flags(RunFlags):
+    settings: Settings = field(default_factory=Settings)
+
+
+def test_methods_may_have_settings_of_one_name(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--steps", "7", "--one.steps", "3", "--two.share", "0.6", "--own", "4"]
+    assert read_flags(Flags, "kfrl", given).settings == Settings(7, One(steps=3), Two(0.6, 4))
+    with pytest.raises(SystemExit):
+        read_flags(Flags, "kfrl", ["--share", "1"])
+    said = capsys.readouterr()
+    assert "--one.share FLOAT" in said.out + said.err and "--two.share FLOAT" in said.out + said.err
+    with pytest.raises(SystemExit):
+        read_flags(Flags, "kfrl", ["--help"])
+    assert "Of two. (default: 0.2)" in capsys.readouterr().out
