@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import nn
 
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in gray (ITU-R BT.601)."""
+
 
 class Classifier(nn.Module):
     """A net from images (B, C, H, W) float to logits (B, num_classes).

@@ -54,7 +54,8 @@ class DenseNet(Classifier):
         Args:
             num_classes: Number of logits.
             input_shape: (C, H, W).
-            depth: Layers with weights, 3 n + 4, with bottlenecks 6 n + 4.
+            depth: Layers with weights, 3 n + 4; with bottlenecks 6 n + 4, or 2 and 4 more, which change nothing but the
+                name: each block has (depth - 4) / 6 layers, rounded down (DenseNet-BC 90-60, 80-80, 80-120).
             growth: Channels that a layer adds.
             bottleneck: DenseNet-BC: a 1x1 convolution to 4 `growth` channels before each 3x3, and transitions that
                 keep half of the channels.
@@ -67,11 +68,9 @@ class DenseNet(Classifier):
             "densenet", num_classes, input_shape, depth=depth, growth=growth, bottleneck=bottleneck, dropout=dropout
         )
         step = 6 if bottleneck else 3
-        if depth < step + 4 or (depth - 4) % step or growth < 1:
-            raise ValueError(
-                f"a DenseNet{'-BC' if bottleneck else ''} has {step} n + 4 layers (40, 100, 190) and a growth, got "
-                f"{depth} and {growth}"
-            )
+        if depth < step + 4 or (depth - 4) % (2 if bottleneck else 3) or growth < 1:
+            count = "-BC has an even number of" if bottleneck else " has 3 n + 4"
+            raise ValueError(f"a DenseNet{count} layers (40, 100, 190) and a growth, got {depth} and {growth}")
         channels = 2 * growth if bottleneck else 16
         self.stem = nn.Conv2d(input_shape[0], channels, 3, padding=1, bias=False)
         for index in range(1, 4):

@@ -32,6 +32,8 @@ class ClassifierFlowConfig(FlowSettings):
 
     kl_coef: NonNegative = 0.01
     """lambda_2, holds the classifier near the previous iteration's."""
+    dependence_schedule: Literal["linear", "constant"] = "linear"
+    """lambda_1 over the run: from 0 up (paper), or --dependence-coef all the time (reproduction)."""
     independence_at: Fraction | None = 0.4
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
     handover_start: Fraction = 0.0

@@ -12,13 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.errors import UserError, missing_file, unknown, user_path
+from kfrl.nets.classifier import LUMA
 from kfrl.runs import STUDENT_FILE
 from kfrl.supervised.batches import Normalisation
 from kfrl.supervised.classifiers import Card, Teacher, load_classifier, read_card
 from kfrl.supervised.data import SETS, is_data_set
-
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of R, G and B (ITU-R BT.601)."""
 
 
 def find_classifier(reference: str, runs: Path) -> Path:

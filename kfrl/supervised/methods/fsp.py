@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.errors import UserError
-from kfrl.flow import links_by_depth
+from kfrl.flow import hidden_layers
 from kfrl.losses.distillation import fsp_loss, fsp_matrix
 from kfrl.nets.features import layer_shapes, parameters_before, with_features
 from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.methods.base import Method, ParameterGroup, Progress, Stage, Task, first_stage_epochs
+
+Size = tuple[int, int]
+L = TypeVar("L")
 
 POOLS: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
     "max": F.adaptive_max_pool2d,
@@ -37,36 +41,46 @@ class Fsp(Method):
         student = super().build(task, teachers).to(self.config.device)
         (teacher,) = teachers
         self.example = torch.zeros(2, *task.shape, device=self.config.device)
-        links = links_by_depth(student, {teacher.name: teacher.net})
-        own = layer_shapes(student, [link.student for link in links], self.example)
-        theirs = layer_shapes(teacher.net, [link.layer for link in links], self.example)
-        maps = [link for link in links if len(own[link.student]) == len(theirs[link.layer]) == 3]
-        if len(maps) < 2:
+        own, theirs = self._maps(student), self._maps(teacher.net)
+        pairs = [pair for size in own if size in theirs for pair in _by_depth(own[size], theirs[size])]
+        if len(pairs) < 2:
             raise UserError(
-                f"fsp compares the flow between maps, and {task.net} and teacher {teacher.name!r} "
-                f"({teacher.card.net}) have fewer than two layers with maps that correspond. Take convolutional nets."
+                f"fsp compares the flow between maps, and {task.net} and teacher {teacher.name!r} ({teacher.card.net}) "
+                f"have fewer than two layers with maps of the same size (student: {_words(own)}; teacher: "
+                f"{_words(theirs)}). Take convolutional nets that make their maps smaller alike."
             )
-        self.layers = [link.student for link in maps]
-        self.teacher_layers = [link.layer for link in maps]
-        for name, layers, shapes in (("student", self.layers, own), ("teacher", self.teacher_layers, theirs)):
-            self._check_sizes(name, [(layer, shapes[layer]) for layer in layers])
-        for link in maps:
-            if own[link.student][0] != theirs[link.layer][0]:
+        for (layer, channels), (other, as_many) in pairs:
+            if channels != as_many:
                 raise UserError(
-                    f"fsp compares matrices of channels by channels, so layers that correspond need as many: "
-                    f"{link.student} of the student has {own[link.student][0]}, {link.layer} of teacher "
-                    f"{teacher.name!r} {theirs[link.layer][0]}. Take a student of the teacher's width, e.g. ResNets."
+                    f"fsp compares matrices of channels by channels, so layers that correspond need as many: {layer} "
+                    f"of the student has {channels}, {other} of teacher {teacher.name!r} {as_many}. Take a student of "
+                    "the teacher's width, e.g. ResNets."
                 )
+        self.layers = [layer for (layer, _), _ in pairs]
+        self.teacher_layers = [layer for _, (layer, _) in pairs]
+        self._check_sizes({layer: size for size, layers in own.items() for layer, _ in layers})
         return student
 
-    def _check_sizes(self, name: str, layers: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    def _maps(self, net: nn.Module) -> dict[Size, list[tuple[str, int]]]:
+        """(H, W) -> the hidden layers with maps of that size and their channels, input side first."""
+        found: dict[Size, list[tuple[str, int]]] = {}
+        layers = hidden_layers(net)
+        shapes = layer_shapes(net, layers, self.example)
+        for layer in layers:
+            if len(shapes[layer]) == 3:
+                channels, height, width = shapes[layer]
+                found.setdefault((height, width), []).append((layer, channels))
+        return found
+
+    def _check_sizes(self, sizes: Mapping[str, Size]) -> None:
         if self.config.fsp.fsp_pool != "none":
             return
-        for (first, one), (second, other) in pairwise(layers):
-            if one[1:] != other[1:]:
+        for first, second in pairwise(self.layers):
+            if sizes[first] != sizes[second]:
+                one, other = ("x".join(map(str, sizes[layer])) for layer in (first, second))
                 raise UserError(
-                    f"An FSP matrix joins maps of one size, but {first} of the {name} is {one[1]}x{one[2]} and "
-                    f"{second} {other[1]}x{other[2]}. --fsp-pool max (the paper's) or avg brings them together."
+                    f"An FSP matrix joins maps of one size, but {first} is {one} and {second} {other}. --fsp-pool max "
+                    "(the paper's) or avg brings them together."
                 )
 
     def stages(self, net: nn.Module) -> Sequence[Stage]:
@@ -98,6 +112,17 @@ class Fsp(Method):
         size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
         pool = POOLS[self.config.fsp.fsp_pool]
         return pool(first, size), pool(second, size)
+
+
+def _by_depth(own: Sequence[L], theirs: Sequence[L]) -> list[tuple[L, L]]:
+    """As many pairs as the shorter side has, each of layers at the same relative depth."""
+    count = min(len(own), len(theirs))
+    at = [[round(j * len(side) / count) - 1 for j in range(1, count + 1)] for side in (own, theirs)]
+    return [(own[one], theirs[other]) for one, other in zip(*at, strict=True)]
+
+
+def _words(maps: Mapping[Size, object]) -> str:
+    return ", ".join(f"{height}x{width}" for height, width in maps) or "none"
 
 
 METHOD = Fsp

@@ -103,7 +103,8 @@ class KnowledgeFlowMethod(Method):
         if net.independent:
             return terms
         p_student = [net.mixing(layer)[0] for layer in net.layers]
-        terms["dependence"] = dependence_weight(progress.in_run, self.flow.dependence_coef) * dependence_loss(p_student)
+        in_run = 1.0 if self.flow.dependence_schedule == "constant" else progress.in_run
+        terms["dependence"] = dependence_weight(in_run, self.flow.dependence_coef) * dependence_loss(p_student)
         if self.flow.handover_coef:
             alone = net.student(batch.images[rows])
             terms["handover"] = self.flow.handover_coef * kl_divergence(logits[rows].detach(), alone).mean()

@@ -68,6 +68,12 @@ def test_wide_resnet_is_that_of_the_paper() -> None:
     torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("depth", "layers"), [(90, 14), (80, 12), (82, 13), (100, 16)])
+def test_a_densenet_bc_of_another_depth_has_blocks_of_a_sixth_rounded_down(depth: int, layers: int) -> None:
+    net = DenseNet(10, (3, 8, 8), depth, 2, bottleneck=True)
+    assert [len(net.get_submodule(f"block{index}")) for index in (1, 2, 3)] == [layers] * 3
+
+
 def test_densenet_bc_is_that_of_the_paper() -> None:
     net = DenseNet(4, (3, 8, 8), 10, 3, bottleneck=True)
     x, w = torch.randn(5, 3, 8, 8), with_statistics(net)
@@ -189,7 +195,8 @@ def test_gradients_reach_every_parameter(name: str) -> None:
         ("wrn-27-2", (3, 32, 32), r"6 n \+ 4 layers"),
         ("wrn-16-0", (3, 32, 32), "a width, got 16 and 0"),
         ("densenet-41-12", (3, 32, 32), r"DenseNet has 3 n \+ 4 layers"),
-        ("densenet-bc-40-0", (3, 32, 32), r"DenseNet-BC has 6 n \+ 4 layers.*and 0"),
+        ("densenet-bc-41-12", (3, 32, 32), "DenseNet-BC has an even number of layers"),
+        ("densenet-bc-40-0", (3, 32, 32), r"DenseNet-BC has an even number of layers.*and 0"),
         ("conv-4-4-4", (1, 7, 7), r"images of \(1, 7, 7\) are too small for 3 blocks"),
         ("cifar-conv-2", (3, 23, 23), "too small for 4 blocks"),
         ("conv-0", (1, 8, 8), "at least one channel"),

@@ -44,12 +44,21 @@ def test_new_classes_start_at_zero_and_old_ones_stay() -> None:
 
 
 def test_larger_images_keep_the_function_of_a_padded_one() -> None:
-    old, new = MLP(3, (1, 4, 4), (5,)), MLP(3, (2, 6, 7), (6,))
+    old, new = MLP(3, (2, 4, 4), (5,)), MLP(3, (3, 6, 7), (6,))
     grow(old, new, "zero")
-    x = torch.randn(8, 1, 4, 4)
-    padded = torch.randn(8, 2, 6, 7)
-    padded[:, :1, :4, :4] = x
+    x = torch.randn(8, 2, 4, 4)
+    padded = torch.randn(8, 3, 6, 7)
+    padded[:, :2, :4, :4] = x
     torch.testing.assert_close(new(padded), old(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("small", "large"), PAIRS)
+def test_a_net_of_gray_images_reads_the_gray_of_rgb_ones(small: str, large: str) -> None:
+    old, new = trained(small, channels=1), make_net(large, (3, 24, 24), 3).eval()
+    grow(old, new, "zero")
+    x = torch.randn(6, 3, 24, 24)
+    gray = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+    torch.testing.assert_close(new(x), old(gray), rtol=1e-4, atol=1e-5)
 
 
 def test_uniform_extension_by_hand() -> None:
@@ -86,6 +95,7 @@ def test_units_extended_with_zeros_never_learn_and_uniform_ones_do() -> None:
         ("mlp-5", "conv-5", "within its family: a net of family 'mlp' cannot become one of 'conv'"),
         ("resnet-8", "resnet-8", "family 'resnet' do not grow; those that do: mlp, conv, lstm"),
         ("mlp-5", "mlp-5-5", "not deeper: 2 layers cannot become 3"),
+        ("mlp-5", "mlp-5", "nowhere larger than its teacher: .* Name a wider net"),
         ("mlp-5", "mlp-4", r"fc1.weight would shrink from \(5, 2, 24, 24\) to \(4, 2, 24, 24\)"),
     ],
 )

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kfrl.errors import UserError
+from kfrl.nets.features import layer_shapes
 from kfrl.supervised.batches import Batch
 from kfrl.supervised.config import FspConfig, SupervisedConfig
 from kfrl.supervised.methods.base import Progress
@@ -69,16 +70,35 @@ def test_a_teacher_of_other_classes_will_do(task, taught) -> None:
 
 
 @pytest.mark.parametrize(
+    ("student", "teacher", "layers"),
+    [
+        ("conv-8-8", "conv-8-8-8", ["layer1", "layer2"]),
+        ("conv-8-8-8", "conv-8-8", ["layer1", "layer2"]),
+        ("resnet-8", "resnet-20", ["stem", "stage1", "stage2", "stage3"]),
+        # Of the teacher's two layers with maps of 8x8 the later one; the student has none of 2x2.
+        ("conv-16-32", "resnet-8", ["stage1", "stage2"]),
+    ],
+)
+def test_layers_that_correspond_have_maps_of_one_size(task, taught, student: str, teacher: str, layers) -> None:
+    method, net = build(task, taught, student, teacher)
+    assert method.teacher_layers == layers
+    images = torch.zeros(2, 1, 8, 8)
+    own = layer_shapes(net, method.layers, images)
+    theirs = layer_shapes(method.teachers[0].net, layers, images)
+    assert list(own.values()) == [theirs[layer] for layer in layers]
+
+
+@pytest.mark.parametrize(
     ("student", "teacher", "settings", "words"),
     [
         (
             "resnet-8",
             "resnet-14",
             {"fsp_pool": "none"},
-            r"stage1 of the student is 8x8 and stage2 4x4. --fsp-pool max \(the paper's\) or avg",
+            r"stage1 is 8x8 and stage2 4x4. --fsp-pool max \(the paper's\) or avg",
         ),
         ("resnet-8", "wrn-10-2", {}, r"stage1 of the student has 16, stage1 of teacher 'pets' 32"),
-        ("mlp-6", "resnet-8", {}, "fewer than two layers with maps"),
+        ("mlp-6", "resnet-8", {}, r"fewer than two layers with maps .*student: none; teacher: 8x8, 4x4, 2x2"),
     ],
 )
 def test_nets_whose_flow_cannot_be_compared_are_refused(task, taught, student, teacher, settings, words) -> None:

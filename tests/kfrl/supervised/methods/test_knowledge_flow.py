@@ -2,13 +2,14 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kfrl.config import LinkConfig
+from kfrl.config import LinkConfig, load_config
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow
 from kfrl.supervised.batches import Batch
@@ -17,6 +18,7 @@ from kfrl.supervised.methods.base import Progress, Task
 from kfrl.supervised.methods.knowledge_flow import KnowledgeFlowMethod
 from kfrl.supervised.teachers import adapt
 
+CONFIGS = Path(__file__).parents[4] / "configs" / "supervised"
 START = Progress(0, 0.0, 0.0)
 ALONE = ClassifierFlowConfig(kl_coef=0.0, dependence_coef=0.0, handover_coef=0.0)
 
@@ -56,6 +58,18 @@ def test_l_dep_grows_linearly_and_is_the_mean_of_minus_log_p(built, batch: Batch
     made, net = built(dependence_coef=0.5, student_weight=0.2)
     at_half = Progress(0, 0.5, 0.5)
     assert float(made.loss(net, batch, at_half)["dependence"].detach()) == pytest.approx(-0.25 * math.log(0.2))
+
+
+def test_the_reproductions_loss_is_cross_entropy_plus_l_dep_from_the_start(task, taught, batch: Batch) -> None:
+    config = load_config(CONFIGS / "reproduction.yaml", SupervisedConfig)
+    made = KnowledgeFlowMethod(config)
+    net = made.build(task("mlp-6-5"), [taught("mlp-7-4")])
+    for at in (0.0, 0.5):
+        made.before_update(net, Progress(0, at, at))
+        terms = made.loss(net, batch, Progress(0, at, at))
+        assert set(terms) == {"task", "dependence"}
+        # p is 0.1 to 1 at the start.
+        assert float(terms["dependence"].detach()) == pytest.approx(-math.log(0.1 / 1.1), rel=1e-5)
 
 
 def test_l_kl_compares_with_the_previous_iteration_on_the_current_batch(built, batch: Batch) -> None:
