@@ -36,6 +36,8 @@ class Card:
     """How many it was trained for."""
     seed: int | None = None
     teachers: tuple[str, ...] = ()
+    teacher_sha256: tuple[str, ...] = ()
+    """Of the teachers' files, in their order."""
     validation_accuracy: float | None = None
     """Share of the validation images that it gets right; what teachers are chosen by."""
     evaluation: dict[str, Any] = field(default_factory=dict)

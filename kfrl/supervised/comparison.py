@@ -20,7 +20,7 @@ from kfrl.supervised.classifiers import Card, read_card
 from kfrl.supervised.config import SupervisedConfig
 
 MIN_SEEDS = 3
-IDENTITY = {"data", "seed", "method", "teachers"}
+IDENTITY = {"data", "seed", "method", "teachers", "teacher_sha256"}
 """Settings that the name of an arm or its place in a table says."""
 BOOKKEEPING = {"run_dir", "data_dir", "device", "checkpoint_every"}
 """Settings that change nothing of what is learned."""
@@ -56,7 +56,10 @@ class Record:
                 known |= {f"{name}.{key}": inner for key, inner in value.items()}
             elif name not in IDENTITY | BOOKKEEPING:
                 known[name] = value
-        return known
+        # A teacher is its file: another under the same name makes another arm.
+        return known | {
+            "teacher.file": "+".join(each[:8] for each in self.config.teacher_sha256) or self.config.teachers
+        }
 
 
 @dataclass(frozen=True)

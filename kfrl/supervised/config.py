@@ -143,6 +143,9 @@ class SupervisedConfig:
     the training images, NAME-half keeps the first half of the classes; or a folder of images by class."""
     teachers: str = ""
     """Teachers, comma-separated: the data set of one of your runs, or the path of a run."""
+    teacher_sha256: tuple[str, ...] = ()
+    """Checksums of the teachers' files, in their order, as a run's config.yaml has them: other files are refused. None:
+    the files are taken as they are."""
     method: str | None = None
     """How to learn; docs/supervised.md has them all. Default: knowledge-flow with teachers, baseline without."""
     net: str | None = None

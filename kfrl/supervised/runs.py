@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.nets import arch_of
 from kfrl.nets.registry import arch_of as arch_named
-from kfrl.provenance import commit
+from kfrl.provenance import commit, sha256
 from kfrl.runs import RUNS, RunFolder
 from kfrl.supervised.batches import Images, Loader, Normalisation, split_off
 from kfrl.supervised.classifiers import Card, Teacher, save_classifier
@@ -70,6 +71,7 @@ class Run:
             epochs=epochs,
             seed=self.config.seed,
             teachers=tuple(teacher.name for teacher in self.teachers),
+            teacher_sha256=self.config.teacher_sha256,
             validation_accuracy=validation,
             evaluation=test,
             commit=commit(),
@@ -89,6 +91,7 @@ def resolve(config: SupervisedConfig) -> Run:
     method = get_method(config.method_name)
     method.check_teachers(config.method_name, len(config.teacher_names))
     loaded = load_classifiers(config.teacher_names, RUNS)
+    checksums = _checksums(loaded, config.teacher_sha256)
     if config.net is not None:
         arch_named(config.net)
     # Last, because it may be a long download.
@@ -103,6 +106,7 @@ def resolve(config: SupervisedConfig) -> Run:
         data=absolute(config.data),
         data_dir=config.data_dir and config.data_dir.expanduser().absolute(),
         teachers=",".join(str(teacher.path.resolve()) for teacher in teachers),
+        teacher_sha256=checksums,
         method=config.method_name,
         net=config.net or method.default_net(data.net, teachers),
         augment=data.augment if config.augment == "auto" else config.augment,
@@ -117,6 +121,23 @@ def resolve(config: SupervisedConfig) -> Run:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"The student {config.net} and its teachers cannot be put together: {error}") from None
     return run
+
+
+def _checksums(teachers: Sequence[Teacher], pinned: Sequence[str]) -> tuple[str, ...]:
+    """Those of the teachers' files.
+
+    Raises:
+        UserError: they are not the pinned ones; the first that differs is named.
+    """
+    found = tuple(sha256(teacher.path) for teacher in teachers)
+    for teacher, now, before in zip_longest(teachers, found, pinned):
+        if pinned and now != before:
+            raise UserError(
+                f"Teacher {teacher.path if teacher else 'missing'}: its SHA-256 is {now}, and the config says {before}."
+                " Put the file back with which the run began; or begin a new run with the one that is there: leave "
+                "teacher_sha256 out of the config, or give --teacher-sha256 with nothing after it."
+            )
+    return found
 
 
 def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images]:

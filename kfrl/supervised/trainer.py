@@ -282,6 +282,7 @@ class Trainer:
         result = {
             "epochs": self._epoch,
             "kept_epoch": kept.card.epochs,
+            "teacher_sha256": list(self.config.teacher_sha256),
             "validation_accuracy": kept.card.validation_accuracy,
             "test": test,
             "others": others,

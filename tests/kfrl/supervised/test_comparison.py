@@ -75,6 +75,20 @@ def test_runs_of_other_settings_are_other_arms_named_by_them(finished: Build, tm
     assert any("fewer than 3 seeds" in note for note in found.notes)
 
 
+def test_another_teacher_of_the_same_name_is_another_arm(finished: Build, tmp_path: Path) -> None:
+    good, bad = "a" * 64, "b" * 64
+    for seed, (error, checksum) in enumerate(((5.0, good), (6.0, good), (50.0, bad)), start=1):
+        finished(error, seed, teachers=("mnist",), teacher_sha256=(checksum,))
+    found = compare(*collect([str(tmp_path / "runs")], read_run))
+    assert [(arm.name, arm.errors) for arm in found.arms] == [
+        ("knowledge-flow (mnist, teacher.file=aaaaaaaa)", [5.0, 6.0]),
+        ("knowledge-flow (mnist, teacher.file=bbbbbbbb)", [50.0]),
+    ]
+    one = compare(*collect([f"all={tmp_path / 'runs'}"], read_run))
+    assert [arm.errors for arm in one.arms] == [[5.0, 6.0, 50.0]]
+    assert any("runs of all differ in teacher.file" in note for note in one.notes)
+
+
 def test_what_is_not_whole_is_named_and_left_out(finished: Build, tmp_path: Path) -> None:
     paths = [finished(1.0, seed) for seed in range(1, 6)]
     (paths[1] / "eval.json").unlink()

@@ -1,3 +1,4 @@
+import hashlib
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -134,6 +135,25 @@ def test_few_training_images_are_the_same_for_every_seed_and_of_every_class(run:
     shares = first.train.labels.bincount() / first.data.train.labels.bincount()
     assert bool((shares - 0.125).abs().max() < 0.01), "200 of 1,438 images, less a tenth for validation"
     assert len(first.data.test) == len(run("third").data.test)
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_began_with(run: Callable[..., Run]) -> None:
+    teachers = [run(name, epochs=1, seed=seed) for seed, name in enumerate(("one", "other"))]
+    for teacher in teachers:
+        train(teacher)
+    path = teachers[0].folder.student
+    made = run("student", teachers=str(path), method="kd", epochs=1)
+    trainer, _ = train(made)
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert trainer.finish()["teacher_sha256"] == [before]
+    assert load_classifier(made.folder.student).card.teacher_sha256 == (before,) == made.config.teacher_sha256
+    reopen(made.folder.path)
+    path.write_bytes(teachers[1].folder.student.read_bytes())
+    after = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(UserError, match=f"its SHA-256 is {after}, and the config says {before}"):
+        reopen(made.folder.path)
+    with pytest.raises(UserError, match=f"the config says {before}"):
+        run("again", teachers="", teacher_sha256=(before,))
 
 
 def test_a_folder_that_has_validation_images_is_chosen_by_them(run: Callable[..., Run], tmp_path: Path) -> None:
