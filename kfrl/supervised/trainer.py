@@ -103,6 +103,7 @@ class Trainer:
         self._best: float | None = None
         self._last_validation: float | None = None
         self._best_epoch = 0
+        self._kept: dict[str, Tensor] = {}
         self._elapsed = 0.0
         self._optimiser = self._begin_stage(self._stage)
         if checkpoint is not None:
@@ -119,15 +120,20 @@ class Trainer:
     @property
     def _stage(self) -> int:
         """The stage of the running epoch; the last one when all are done."""
-        ends = [sum(stage.epochs for stage in self.stages[: index + 1]) for index in range(len(self.stages))]
-        return next((index for index, end in enumerate(ends) if self._epoch < end), len(self.stages) - 1)
+        return self._stage_of(self._epoch)
 
-    def progress(self) -> Progress:
-        """Where the next update stands."""
-        per_epoch, stage = len(self.images), self._stage
-        before = sum(done.epochs for done in self.stages[:stage]) * per_epoch
-        in_stage = (self.updates - before) / (self.stages[stage].epochs * per_epoch)
-        return Progress(stage, min(1.0, in_stage), min(1.0, self.updates / (self.epochs * per_epoch)))
+    def _stage_of(self, epoch: int) -> int:
+        ends = [sum(stage.epochs for stage in self.stages[: index + 1]) for index in range(len(self.stages))]
+        return next((index for index, end in enumerate(ends) if epoch < end), len(self.stages) - 1)
+
+    def progress(self, updates: int | None = None) -> Progress:
+        """Where the next update stands, or the one after so many."""
+        done = self.updates if updates is None else updates
+        per_epoch = len(self.images)
+        stage = self._stage_of(done // per_epoch)
+        before = sum(earlier.epochs for earlier in self.stages[:stage]) * per_epoch
+        in_stage = (done - before) / (self.stages[stage].epochs * per_epoch)
+        return Progress(stage, min(1.0, in_stage), min(1.0, done / (self.epochs * per_epoch)))
 
     @property
     def finished(self) -> bool:
@@ -234,6 +240,9 @@ class Trainer:
         self._metrics.log(self.updates, values | self.method.metrics(self.net))
         self._sums = {}
         if self._stage != stage:
+            if self.stages[stage].complete and self._kept:
+                self.net.load_state_dict(self._kept)
+            self._best, self._best_epoch, self._kept = None, 0, {}
             self._optimiser = self._begin_stage(self._stage)
 
     def _validate(self) -> dict[str, float]:
@@ -245,11 +254,23 @@ class Trainer:
             suffix = f"_{name}" * bool(name)
             values |= {f"val/accuracy{suffix}": result.accuracy, f"val/loss{suffix}": result.loss}
         self._last_validation = accuracy = values["val/accuracy"]
-        in_last_stage = self._stage == len(self.stages) - 1
-        if self.config.keep == "best" and in_last_stage and (self._best is None or accuracy > self._best):
+        chosen = self._in_last_stage or self.stages[self._stage].complete
+        if self.config.keep == "best" and chosen and (self._best is None or accuracy > self._best):
             self._best, self._best_epoch = accuracy, self._epoch + 1
-            self._save_student()
+            self._keep()
         return values
+
+    @property
+    def _in_last_stage(self) -> bool:
+        return self._stage == len(self.stages) - 1
+
+    def _keep(self) -> None:
+        """Keep the student as it is, and all that is scored beside it, so that its scores are of one epoch."""
+        self._kept = {}
+        if self.stages[self._stage].complete or self.method.others(self.net, final=True):
+            self._kept = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
+        if self._in_last_stage:
+            self._save_student()
 
     # --- evaluation -------------------------------------------------------------------------------------------
 
@@ -262,12 +283,18 @@ class Trainer:
         return {name: evaluate(predict, self.validation, classes) for name, predict in predictors.items()}
 
     def finish(self) -> dict[str, Any]:
-        """Touch the test images, once: evaluate the kept student and write `eval.json`.
+        """Touch the test images, once: evaluate the kept student, and others as they were then; write `eval.json`.
+
+        The net is left as it was in the kept epoch.
 
         Returns:
             What `eval.json` holds.
         """
         kept = load_classifier(self.run.folder.student)
+        if self._kept:
+            self.net.load_state_dict(self._kept)
+        updates = kept.card.epochs * len(self.images)
+        self.method.before_update(self.net, self.progress(max(0, updates - 1)))
         self.net.eval()
         student = kept.net.to(self.device)
         channels_last(student)
@@ -302,8 +329,9 @@ class Trainer:
     # --- saving -----------------------------------------------------------------------------------------------
 
     def _save_student(self) -> None:
-        validation = self._best if self.config.keep == "best" else self._last_validation
-        self.run.save_student(self.method.export(self.net), self._best_epoch or self._epoch, validation, {})
+        chosen = self._best is not None and self._in_last_stage
+        validation, epoch = (self._best, self._best_epoch) if chosen else (self._last_validation, self._epoch)
+        self.run.save_student(self.method.export(self.net), epoch, validation, {})
 
     def save(self) -> None:
         """Write a checkpoint, and the student as it is unless a better one is written already."""
@@ -312,6 +340,7 @@ class Trainer:
             tensors |= {f"optimiser.{index}.{name}": value for name, value in held.items() if value is not None}
         tensors |= {f"method.{name}": tensor for name, tensor in self.method.state().items()}
         tensors |= {f"sums.{name}": tensor for name, tensor in self._sums.items()}
+        tensors |= {f"kept.{name}": tensor for name, tensor in self._kept.items()}
         tensors["rng"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["cuda_rng"] = torch.cuda.get_rng_state(self.device)
@@ -325,7 +354,7 @@ class Trainer:
             "elapsed_sec": self._elapsed + time.monotonic() - self._started,
         }
         save_checkpoint(self.run.folder.checkpoints, self.updates, tensors, state)
-        if self._best is None:
+        if self._best is None or not self._in_last_stage:
             self._save_student()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -347,6 +376,7 @@ class Trainer:
                     statistics[key] = torch.empty_like(parameter).copy_(value)
         self.method.load_state(self.net, checkpoint.prefixed("method."))
         self._sums = {name: tensor.to(self.device) for name, tensor in checkpoint.prefixed("sums.").items()}
+        self._kept = {name: tensor.to(self.device) for name, tensor in checkpoint.prefixed("kept.").items()}
         torch.set_rng_state(checkpoint.tensors["rng"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(checkpoint.tensors["cuda_rng"], self.device)

@@ -70,6 +70,8 @@ class Stage:
     epochs: int
     groups: tuple[ParameterGroup, ...]
     """What trains; everything else has no gradient while the stage lasts."""
+    complete: bool = False
+    """Whether it ends with a student like the shipped one, which is kept as --keep says; the last stage always does."""
 
 
 class Method:

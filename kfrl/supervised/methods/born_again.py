@@ -29,10 +29,12 @@ class BornAgain(Method):
         return nn.ModuleList(task.make_net() for _ in range(self.config.born_again.generations + 1))
 
     def stages(self, net: nn.Module) -> Sequence[Stage]:
-        """A generation after the other, `epochs` each."""
+        """A generation after the other, `epochs` each; what --keep keeps of it teaches the next."""
         assert isinstance(net, nn.ModuleList)
         return tuple(
-            Stage(f"generation {index}", self.config.epochs, (ParameterGroup(tuple(member.parameters())),))
+            Stage(
+                f"generation {index}", self.config.epochs, (ParameterGroup(tuple(member.parameters())),), complete=True
+            )
             for index, member in enumerate(net)
         )
 

@@ -19,6 +19,7 @@ from kfrl.supervised.config import (
     NodeConfig,
     SupervisedConfig,
 )
+from kfrl.supervised.evaluation import evaluate
 from kfrl.supervised.runs import Run, reopen, resolve
 from kfrl.supervised.trainer import Silent, Trainer
 
@@ -70,8 +71,8 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def run(tmp_path: Path, teachers: dict[str, Path]) -> Callable[..., Run]:
-    def build(method: str, name: str) -> Run:
-        settings = {"data": "digits", "net": "mlp-16", "epochs": 2, "batch_size": 64, **SETTINGS[method]}
+    def build(method: str, name: str, **changed: object) -> Run:
+        settings = {"data": "digits", "net": "mlp-16", "epochs": 2, "batch_size": 64, **SETTINGS[method], **changed}
         if method in TAUGHT:
             settings["teachers"] = str(teachers[TAUGHT[method]])
         made = resolve(SupervisedConfig(method=method, run_dir=tmp_path / name, **settings))
@@ -113,3 +114,33 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_ships_a_plain_net(
     assert sum(p.numel() for p in alone.parameters()) == result["deployed_parameters"]
     losses = [name for row in read_metrics(broken.folder.metrics) for name in row if name.startswith("losses/")]
     assert losses
+
+
+@pytest.mark.parametrize("method", ["mutual", "collaborative", "knowledge-flow"])
+def test_what_is_scored_beside_the_student_is_of_its_epoch(run: Callable[..., Run], method: str) -> None:
+    settings = {"epochs": 6, "schedule": "constant", "lr": 0.5}
+    if method == "knowledge-flow":
+        settings["flow"] = ClassifierFlowConfig(independence_at=None)
+    made = run(method, "noisy", **settings)
+    trainer = train(made)
+    rows = read_metrics(made.folder.metrics)
+    result = trainer.finish()
+    kept = result["kept_epoch"]
+    assert kept < len(rows), "a run that is best in its last epoch shows nothing here"
+    now = trainer.evaluate_on_validation()
+    assert result["others"]
+    for name, score in now.items():
+        assert score.accuracy == rows[kept - 1]["val/accuracy" + f"_{name}" * bool(name)]
+    again = Trainer(reopen(made.folder.path), Silent(), latest_checkpoint(made.folder.checkpoints))
+    assert again.finish() == result
+
+
+def test_every_generation_is_kept_as_the_last_one_is(run: Callable[..., Run]) -> None:
+    made = run("born-again", "noisy", epochs=5, schedule="constant", lr=0.5)
+    trainer = train(made)
+    curve = [row["val/accuracy"] for row in read_metrics(made.folder.metrics)]
+    stages = [curve[5 * index : 5 * index + 5] for index in range(3)]
+    assert any(max(stage) > stage[-1] for stage in stages[:-1])
+    trainer.finish()
+    for net, stage in zip(trainer.net, stages, strict=True):
+        assert evaluate(net, trainer.validation, 10).accuracy == max(stage)
