@@ -1,0 +1,1 @@
+"""Classifiers of tables: model compression and born-again trees."""
