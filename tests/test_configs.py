@@ -5,7 +5,8 @@ import pytest
 from agents.config import TrainConfig
 from agents.runs import resolve
 from kfrl.config import load_config
-from kfrl.nets.registry import arch_of
+from kfrl.errors import UserError
+from kfrl.nets.registry import arch_of, make_net
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data import SETS
 from kfrl.supervised.methods import get_method
@@ -42,7 +43,10 @@ def test_what_goes_beyond_the_paper_is_off(name: str) -> None:
 @pytest.mark.parametrize("path", SUPERVISED, ids=lambda path: path.name)
 def test_every_supervised_config_names_what_there_is(path: Path) -> None:
     config = load_config(path, SupervisedConfig)
-    get_method(config.method_name).check_teachers(config.method_name, len(config.teacher_names) or 1)
+    method = get_method(config.method_name)
+    # Those for any data leave the teachers to the user.
+    count = len(config.teacher_names) or int(method.takes_teachers != "none")
+    method.check_teachers(config.method_name, count)
     if config.net is not None:
         arch_of(config.net)
     for name in (config.data, *config.teacher_names):
@@ -52,3 +56,30 @@ def test_every_supervised_config_names_what_there_is(path: Path) -> None:
 def test_the_supervised_paper_config_has_nothing_beyond_the_paper() -> None:
     flow = load_config(CONFIGS / "supervised" / "paper.yaml", SupervisedConfig).flow
     assert (flow.independence_at, flow.handover_coef, flow.link_heads, flow.layer_weights_lr) == (None, 0, "never", 1)
+
+
+def test_teachers_of_the_papers_are_trained_as_they_have_it() -> None:
+    """Huang et al. 2017, sections 4.1 and 4.2; Minami et al. 2019, section 4.1."""
+    svhn, cifar, node, graph = (
+        load_config(CONFIGS / "supervised" / f"{name}.yaml", SupervisedConfig)
+        for name in ("svhn", "cifar-10", "pretrained", "collaborative")
+    )
+    assert (svhn.data, svhn.epochs, svhn.augment) == ("svhn-extra", 40, "none")
+    assert (arch_of(svhn.net or ""), arch_of(cifar.net or "")) == (
+        {"family": "densenet", "depth": 100, "growth": 24, "bottleneck": False, "dropout": 0.2},
+        {"family": "densenet", "depth": 100, "growth": 24, "bottleneck": False},
+    )
+    assert "svhn-extra" in cifar.teacher_names
+    for one in (svhn, cifar):
+        assert (one.batch_size, one.lr, one.schedule, one.milestones) == (64, 0.1, "steps", (0.5, 0.75))
+        assert (one.momentum, one.weight_decay) == (0.9, 1e-4)
+    for one, batch in ((node, 128), (graph, 64)):
+        assert (one.epochs, one.batch_size, one.lr, one.weight_decay) == (200, batch, 0.1, 5e-4)
+        assert [round(share * one.epochs) for share in one.milestones] == [60, 120, 180]
+
+
+def test_the_nets_of_table_6_take_what_they_are_given() -> None:
+    stl = load_config(CONFIGS / "supervised" / "stl-10.yaml", SupervisedConfig)
+    with pytest.raises(UserError, match="too small"):
+        make_net(stl.net or "", (3, 32, 32), 10)
+    assert make_net(stl.net or "", (3, 96, 96), 10).num_classes == 10

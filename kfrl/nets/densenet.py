@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from kfrl.nets.classifier import Classifier, he_initialise
 
 
-def _norm_conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+def _norm_conv(inputs: int, outputs: int, kernel: int, dropout: float) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), conv)
+    return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), conv, nn.Dropout(dropout))
 
 
 class DenseLayer(nn.Module):
@@ -22,13 +22,12 @@ class DenseLayer(nn.Module):
     def __init__(self, inputs: int, growth: int, bottleneck: bool, dropout: float) -> None:
         """Map `inputs` channels to `inputs + growth`."""
         super().__init__()
-        narrow = [_norm_conv(inputs, 4 * growth, 1)] if bottleneck else []
-        self.added = nn.Sequential(*narrow, _norm_conv(4 * growth if bottleneck else inputs, growth, 3))
-        self.dropout = nn.Dropout(dropout)
+        narrow = [_norm_conv(inputs, 4 * growth, 1, dropout)] if bottleneck else []
+        self.added = nn.Sequential(*narrow, _norm_conv(4 * growth if bottleneck else inputs, growth, 3, dropout))
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, inputs + growth, H, W)."""
-        return torch.cat([z, self.dropout(self.added(z))], 1)
+        return torch.cat([z, self.added(z)], 1)
 
 
 class DenseNet(Classifier):
@@ -59,7 +58,7 @@ class DenseNet(Classifier):
             growth: Channels that a layer adds.
             bottleneck: DenseNet-BC: a 1x1 convolution to 4 `growth` channels before each 3x3, and transitions that
                 keep half of the channels.
-            dropout: After each layer; the paper's 0.2 is for training without augmentation.
+            dropout: After each convolution but the first; the paper's 0.2 is for training without augmentation.
 
         Raises:
             ValueError: another depth, or no growth.
@@ -81,7 +80,8 @@ class DenseNet(Classifier):
             self.add_module(f"block{index}", nn.Sequential(*layers))
             if index < 3:
                 kept = channels // 2 if bottleneck else channels
-                self.add_module(f"transition{index}", nn.Sequential(_norm_conv(channels, kept, 1), nn.AvgPool2d(2)))
+                narrow = _norm_conv(channels, kept, 1, dropout)
+                self.add_module(f"transition{index}", nn.Sequential(narrow, nn.AvgPool2d(2)))
                 channels = kept
         self.norm = nn.BatchNorm2d(channels)
         self.head = nn.Linear(channels, num_classes)

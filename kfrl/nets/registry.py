@@ -30,15 +30,19 @@ NAMES = (
     "densenet-bc-100-12",
     "densenet-bc-190-40",
 )
-"""The nets of the papers. The numbers in a name may be others: `mlp-300`, `resnet-56`."""
+"""The nets of the papers. The numbers in a name may be others: `mlp-300`, `resnet-56`; mlp, wrn and densenet take
+`-dropout`, with the rate of their paper, or `-dropout-0.4`."""
+
+_DROPOUT = r"(-dropout(?:-0?\.\d+)?)?"
 
 # A name's numbers and what else it says -> the architecture block.
 _FAMILIES: dict[str, Callable[[list[int], str | None], dict[str, Any]]] = {
     # Rates of Hinton et al. 2012, which the distillation paper's large net is trained with.
-    r"mlp((?:-\d+)+)(-dropout)?": lambda hidden, dropout: {
+    rf"mlp((?:-\d+)+){_DROPOUT}": lambda hidden, dropout: {
         "family": "mlp",
         "hidden": hidden,
-        **({"dropout": 0.5, "input_dropout": 0.2} if dropout else {}),
+        **_dropout(dropout, 0.5),
+        **({"input_dropout": 0.2} if dropout else {}),
     },
     r"mnist-mlp()()": lambda *_: {"family": "mlp", "hidden": [256, 256], "dropout": 0.2},
     r"cifar-conv-(\d+)()": lambda n, _: _playground([[1, 1], [2, 2], [4, 4], [8]], n[0]),
@@ -46,14 +50,27 @@ _FAMILIES: dict[str, Callable[[list[int], str | None], dict[str, Any]]] = {
     r"conv((?:-\d+)+)()": lambda widths, _: {"family": "conv", "blocks": [[width] for width in widths]},
     r"lstm((?:-\d+)+)()": lambda hidden, _: {"family": "lstm", "hidden": hidden},
     r"resnet-(\d+)()": lambda n, _: {"family": "resnet", "depth": n[0]},
-    r"wrn(-\d+-\d+)()": lambda n, _: {"family": "wrn", "depth": n[0], "widen": n[1]},
-    r"densenet(?=-(?:bc-)?(\d+-\d+))(-bc)?-\d+-\d+": lambda n, bc: {
-        "family": "densenet",
+    # Zagoruyko and Komodakis 2016, section 3.4: 0.3 on CIFAR.
+    rf"wrn(-\d+-\d+){_DROPOUT}": lambda n, dropout: {
+        "family": "wrn",
         "depth": n[0],
-        "growth": n[1],
-        "bottleneck": bool(bc),
+        "widen": n[1],
+        **_dropout(dropout, 0.3),
     },
+    rf"densenet(-\d+-\d+){_DROPOUT}": lambda n, dropout: _densenet(n, False, dropout),
+    rf"densenet-bc(-\d+-\d+){_DROPOUT}": lambda n, dropout: _densenet(n, True, dropout),
 }
+
+
+def _dropout(words: str | None, rate: float) -> dict[str, float]:
+    """The rate that `-dropout-RATE` says, or the paper's."""
+    return {"dropout": float(words.removeprefix("-dropout").lstrip("-") or rate)} if words else {}
+
+
+def _densenet(n: list[int], bottleneck: bool, dropout: str | None) -> dict[str, Any]:
+    # Huang et al. 2017, section 3: 0.2 where the images are not augmented.
+    held = _dropout(dropout, 0.2)
+    return {"family": "densenet", "depth": n[0], "growth": n[1], "bottleneck": bottleneck, **held}
 
 
 def _playground(blocks: list[list[int]], channels: int) -> dict[str, Any]:

@@ -112,8 +112,10 @@ def _cifar(classes: tuple[str, ...], train: Sequence[str], test: str, labels: in
     return Content(*read_cifar(path, train, test, labels), classes)
 
 
-def _svhn(files: Files) -> Content:
-    return Content(read_svhn(files["train_32x32.mat"]), read_svhn(files["test_32x32.mat"]), DIGITS)
+def _svhn(parts: Sequence[str], files: Files) -> Content:
+    train = [read_svhn(files[f"{part}_32x32.mat"]) for part in parts]
+    whole = Images(torch.cat([part.pixels for part in train]), torch.cat([part.labels for part in train]))
+    return Content(whole, read_svhn(files["test_32x32.mat"]), DIGITS)
 
 
 def _stl10(files: Files) -> Content:
@@ -183,6 +185,7 @@ _SVHN = (
     *_file("http://ufldl.stanford.edu/housenumbers", "train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
     *_file("http://ufldl.stanford.edu/housenumbers", "test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
 )
+_SVHN_EXTRA = _file("http://ufldl.stanford.edu/housenumbers", "extra_32x32.mat", "a93ce644f1a588dc4d68dda5feec44a7")
 _GRAY, _COLOUR = (1, 28, 28), (3, 32, 32)
 
 SETS: dict[str, ImageSet] = {
@@ -261,7 +264,28 @@ SETS: dict[str, ImageSet] = {
         "crop-flip",
         "cifar-conv-128",
     ),
-    "svhn": ImageSet("SVHN", "svhn", _SVHN, _svhn, _COLOUR, 10, (73_257, 26_032), "none", "cifar-conv-128"),
+    "svhn": ImageSet(
+        "SVHN",
+        "svhn",
+        _SVHN,
+        partial(_svhn, ("train",)),
+        _COLOUR,
+        10,
+        (73_257, 26_032),
+        "none",
+        "cifar-conv-128",
+    ),
+    "svhn-extra": ImageSet(
+        "SVHN with its extra images",
+        "svhn",
+        (*_SVHN, *_SVHN_EXTRA),
+        partial(_svhn, ("train", "extra")),
+        _COLOUR,
+        10,
+        (604_388, 26_032),
+        "none",
+        "cifar-conv-128",
+    ),
     "stl-10": ImageSet(
         "STL-10, its labelled images",
         "stl-10",

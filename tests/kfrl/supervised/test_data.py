@@ -287,6 +287,18 @@ def test_svhn_has_images_last_and_calls_the_digit_0_ten(tmp_path: Path) -> None:
         read_svhn(path)
 
 
+def test_svhn_learns_from_its_extra_images_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "svhn").mkdir()
+    for number, part in enumerate(("train", "test", "extra"), start=1):
+        pixels = np.full((32, 32, 3, number), number, dtype=np.uint8)
+        savemat(tmp_path / "svhn" / f"{part}_32x32.mat", {"X": pixels, "y": np.full((number, 1), number)})
+    for name, labels in (("svhn", [1]), ("svhn-extra", [1, 3, 3, 3])):
+        monkeypatch.setitem(SETS, name, replace(SETS[name], counts=(len(labels), 2)))
+        loaded = load_data(name, tmp_path)
+        assert loaded.train.labels.tolist() == loaded.train.pixels[:, 0, 0, 0].tolist() == labels
+        assert loaded.test.labels.tolist() == [2, 2]
+
+
 def test_svhn_of_matlab_7_3_says_so(tmp_path: Path) -> None:
     header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 .".ljust(116) + bytes(8) + b"\0\2IM"
     path = tmp_path / "train_32x32.mat"
