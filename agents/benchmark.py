@@ -17,17 +17,17 @@ import torch
 from numpy.typing import NDArray
 
 from agents.config import FAST_ENVS, FlowConfig, TrainConfig, cores
-from agents.engines import ENGINES
-from agents.evaluation import SIDE_BY_SIDE, evaluate
-from agents.runs import resolve
-from agents.training import Status
+from agents.engines.registry import ENGINES
+from agents.evaluation.play import SIDE_BY_SIDE, evaluate
+from agents.run import resolve
+from agents.teachers.formats import Card, save_agent
+from agents.trainer import Status
 from envs.atari import AtariEnvs, action_set
 from envs.games import find_game
 from envs.protocols import get_protocol
 from kfrl.devices import check_device
 from kfrl.errors import unknown
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Card, save_agent
+from kfrl.nets.atari.net import AtariNet
 
 WARM_UP = 2.0
 """Seconds after the first step that do not count."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agents.methods.base import Context, Method
 from envs.atari import AtariEnvs, Episode, Transition
-from kfrl.nets.layout import screens
+from kfrl.nets.memory_format import screens
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,13 @@ from typing import Annotated, Literal
 import tyro
 from annotated_types import Ge
 
+from agents.teachers.store import load_teachers
 from envs.atari import identify
 from envs.games import Game, find_game
 from kfrl.config import split_names
 from kfrl.errors import UserError
-from kfrl.runs import RUNS, RunFolder
-from kfrl.signals import noting_signals
-from kfrl.teachers.store import load_teachers
+from kfrl.runs.folder import RUNS, RunFolder
+from kfrl.training.signals import noting_signals
 
 METHODS = (
     "a3c",

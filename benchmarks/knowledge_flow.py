@@ -23,9 +23,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from kfrl.metrics import read_metrics
-from kfrl.plots import TRAINING, draw_arms, smooth
-from kfrl.signals import noting_signals
+from kfrl.compare.plots import TRAINING, draw_arms, smooth
+from kfrl.runs.metrics import read_metrics
+from kfrl.training.signals import noting_signals
 
 PAPER = ("--independence-at", "None", "--handover-coef", "0", "--link-heads", "never", "--no-match-scales")
 

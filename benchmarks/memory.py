@@ -14,9 +14,9 @@ import tyro
 
 from agents.benchmark import pss_mb
 from agents.config import TrainConfig
-from agents.engines import ENGINES
-from agents.runs import resolve
-from agents.training import Status
+from agents.engines.registry import ENGINES
+from agents.run import resolve
+from agents.trainer import Status
 
 
 @dataclass(frozen=True)

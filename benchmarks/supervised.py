@@ -26,14 +26,14 @@ import torch.nn.functional as F
 import tyro
 from torch import nn
 
-from kfrl.nets.registry import make_net
-from kfrl.runs import RunFolder
-from kfrl.supervised.batches import Images, Normalisation
+from kfrl.nets.images.registry import make_net
+from kfrl.runs.folder import RunFolder
 from kfrl.supervised.classifiers import Card, Teacher
 from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
-from kfrl.supervised.data import Data
+from kfrl.supervised.data.batches import Images, Normalisation
+from kfrl.supervised.data.sets import Data
 from kfrl.supervised.methods.base import Task
-from kfrl.supervised.runs import Run
+from kfrl.supervised.run import Run
 from kfrl.supervised.trainer import Silent, Trainer
 
 PAIRS = {

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from kfrl.metrics import read_metrics
+from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import (
     BornAgainConfig,
@@ -35,9 +35,9 @@ from kfrl.supervised.config import (
     NodeConfig,
     SupervisedConfig,
 )
-from kfrl.supervised.evaluation import evaluate
-from kfrl.supervised.robustness import corrupted
-from kfrl.supervised.runs import Run, resolve
+from kfrl.supervised.data.corrupt import corrupted
+from kfrl.supervised.evaluate import evaluate
+from kfrl.supervised.run import Run, resolve
 from kfrl.supervised.trainer import Silent, Trainer
 
 CORRUPTION = (0, 5, 10, 20, 30, 40, 50)

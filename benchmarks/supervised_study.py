@@ -23,15 +23,15 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from kfrl.checkpoint import latest_checkpoint
 from kfrl.config import load_config
-from kfrl.nets.registry import make_net
-from kfrl.runs import RunFolder
-from kfrl.supervised.batches import Normalisation
+from kfrl.nets.images.registry import make_net
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.folder import RunFolder
 from kfrl.supervised.classifiers import Card, save_classifier
 from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
-from kfrl.supervised.data import SETS
-from kfrl.supervised.runs import reopen, resolve
+from kfrl.supervised.data.batches import Normalisation
+from kfrl.supervised.data.sets import SETS
+from kfrl.supervised.run import reopen, resolve
 from kfrl.supervised.trainer import Silent, Trainer
 
 CONFIGS = Path("configs/supervised")

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
+from agents.teachers.formats import Card, Teacher, save_agent
 from envs.atari import Episode, Transition, action_set
 from envs.protocols import Protocol, get_protocol
 from kfrl.config import dump_config
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Card, Teacher, save_agent
+from kfrl.nets.atari.net import AtariNet
 
 torch.set_num_threads(1)
 
@@ -87,7 +87,7 @@ class NoiseEnvs:
 @pytest.fixture
 def noise_games(monkeypatch: pytest.MonkeyPatch) -> None:
     """The synchronous engines play noise."""
-    monkeypatch.setattr("agents.sync.trainer.AtariEnvs", NoiseEnvs)
+    monkeypatch.setattr("agents.engines.synchronous.AtariEnvs", NoiseEnvs)
 
 
 Curve = Mapping[int, tuple[float, float]]

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 
 from agents.config import TrainConfig
-from agents.runs import resolve
+from agents.run import resolve
 from kfrl.config import load_config
 from kfrl.errors import UserError
-from kfrl.nets.registry import arch_of, make_net
+from kfrl.nets.images.registry import arch_of, make_net
 from kfrl.supervised.config import SupervisedConfig
-from kfrl.supervised.data import SETS
+from kfrl.supervised.data.sets import SETS
 from kfrl.supervised.methods import get_method
 
 CONFIGS = Path(__file__).parents[1] / "configs"

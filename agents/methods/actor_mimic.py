@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from agents.actions import in_order
 from agents.methods.base import Batch, Context, NetSpec, Phase
 from agents.methods.policy_distillation import PolicyDistillation, hidden_units
+from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
 from kfrl.losses.distillation import cross_entropy
-from kfrl.nets.atari import AtariNet, MultiTaskNet
-from kfrl.nets.initial import orthogonal
-from kfrl.teachers.actions import in_order
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.net import AtariNet, MultiTaskNet
+from kfrl.nets.init import orthogonal
 
 MIMIC = "mimic"
 

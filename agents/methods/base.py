@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
+from agents.teachers.formats import Teacher
 from envs.atari import Episode
 from kfrl.errors import UserError
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.net import AtariNet
 
 Context = tuple[Tensor, ...]
 """What a method computes once per observation and reuses in the update, e.g. frozen teachers' features."""
@@ -228,8 +228,8 @@ class Method:
     def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Logits (B, A) and values (B,).
 
-        `obs` are (B, stack, H, W) uint8, or the floats that `kfrl.nets.layout.screens` made of them and would leave as
-        they are: every net begins with it.
+        `obs` are (B, stack, H, W) uint8, or the floats that `kfrl.nets.memory_format.screens` made of them and would
+        leave as they are: every net begins with it.
         """
         output: tuple[Tensor, Tensor] = net(obs)
         return output

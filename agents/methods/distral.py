@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
+from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
 from kfrl.errors import UserError
 from kfrl.losses.actor_critic import entropy
 from kfrl.losses.distillation import kl_divergence
-from kfrl.nets.atari import AtariNet
-from kfrl.nets.columns import Column, ColumnNet
-from kfrl.nets.initial import HEAD_GAINS, orthogonal
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.atari.two_column import Column, ColumnNet
+from kfrl.nets.init import HEAD_GAINS, orthogonal
 
 
 class DistralNet(nn.Module):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from agents.methods.base import Method, NetSpec
+from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.net import AtariNet
 
 
 class FineTune(Method):

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from agents.config import TrainConfig
+from agents.engines.shared import flatten, named_views
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup
-from agents.shared_model import flatten, named_views
+from agents.replay import Memory
+from agents.teachers.formats import Teacher
 from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
 from kfrl.flow.handover import Lessons, handover_loss
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
-from kfrl.memory import Memory
-from kfrl.nets.atari import AtariNet
-from kfrl.nets.layout import screens
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.memory_format import screens
 
 RECENT = 20
 """Games in a worker's running mean score."""

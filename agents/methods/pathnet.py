@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
+from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
-from kfrl.nets.pathnet import ModularNet, Path, PathNet
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.pathnet import ModularNet, Path, PathNet
 
 MUTATION_REACH = 2
 """A mutated element moves by a number from -2 to 2."""

@@ -8,16 +8,16 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from agents.actions import epsilon_greedy, in_order
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
+from agents.replay import Memory
+from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
 from kfrl.losses.distillation import kl_divergence, negative_log_likelihood, squared_error
-from kfrl.memory import Memory
 from kfrl.nets import arch_of
-from kfrl.nets.atari import AtariNet, MultiTaskNet
-from kfrl.nets.features import features_of, layer_shapes
-from kfrl.teachers.actions import epsilon_greedy, in_order
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.net import AtariNet, MultiTaskNet
+from kfrl.nets.hooks import features_of, layer_shapes
 
 EPSILON = 0.05
 """How often a Q-network that collects data acts at random."""

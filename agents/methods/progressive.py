@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from agents.methods.base import Context, Method, NetSpec
-from kfrl.nets.progressive import ProgressiveNet
-from kfrl.teachers.formats import Teacher
+from agents.teachers.formats import Teacher
+from kfrl.nets.atari.progressive import ProgressiveNet
 
 
 class Progressive(Method):

@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             pass
     Console().print(_table(benchmark, args))
     if args.json is not None:
-        from kfrl.atomic import write_text
+        from kfrl.runs.atomic import write_text
 
         write_text(args.json, json.dumps(_answer(benchmark, args), indent=1) + "\n")
     return 0

@@ -12,7 +12,7 @@ import tyro
 from kfrl.errors import UserError
 
 if TYPE_CHECKING:
-    from agents.comparison import Comparison
+    from agents.compare.comparison import Comparison
 
 OURS = ("aggregate.csv", "aggregate.tex", "quoted.tex", "scores-*.tex", "learning-*.tex", "curves-*.png")
 """What `--output` holds, but for what every comparison writes."""
@@ -40,9 +40,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("Which runs? Give their folders, or folders that hold them: kfrl compare runs")
     if flags.output is not None and flags.output.exists() and not flags.output.is_dir():
         raise UserError(f"--output is a folder, and {flags.output} is a file.")
-    from agents.comparison import compare
-    from agents.records import read_run
-    from kfrl.runs import collect
+    from agents.compare.comparison import compare
+    from agents.compare.records import read_run
+    from kfrl.runs.folder import collect
 
     records, skipped = collect(flags.runs, read_run)
     comparison = compare(records, skipped, flags.baseline, flags.allow_mixed)
@@ -77,7 +77,6 @@ def _print(comparison: Comparison) -> None:
 
 def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
     """Write every file, each of them whole or not at all; yields their names."""
-    from kfrl.atomic import write_text
     from kfrl.cli.sheets import (
         QUOTED,
         aggregate_rows,
@@ -89,7 +88,8 @@ def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
         quoted_sheet,
         run_rows,
     )
-    from kfrl.plots import draw_arms
+    from kfrl.compare.plots import draw_arms
+    from kfrl.runs.atomic import write_text
 
     texts = {
         "comparison.md": markdown(comparison),

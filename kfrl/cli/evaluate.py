@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from agents.config import TrainConfig
-    from agents.evaluation import Evaluation, Policy
-    from agents.runs import Run
+    from agents.evaluation.play import Evaluation, Policy
+    from agents.run import Run
+    from envs.preprocessing import Preprocessing
     from envs.protocols import Protocol
-    from kfrl.teachers.preprocessing import Preprocessing
 
 Say = Callable[["RenderableType"], None]
 
@@ -52,12 +52,12 @@ def main(argv: Sequence[str]) -> int:
     flags = checked(tyro.cli(EvalFlags, prog="kfrl eval", args=list(argv)))
     from rich.console import Console
 
-    from agents.evaluation import check_video_path, policy_of, record
+    from agents.evaluation.play import check_video_path, policy_of, record
+    from agents.teachers.store import load_teacher
     from envs.atari import action_set, identify
-    from kfrl.atomic import write_text
-    from kfrl.provenance import sha256
-    from kfrl.teachers.preprocessing import ALE
-    from kfrl.teachers.store import load_teacher
+    from envs.preprocessing import ALE
+    from kfrl.runs.atomic import write_text
+    from kfrl.runs.provenance import sha256
 
     if flags.video is not None:
         check_video_path(flags.video)
@@ -133,8 +133,8 @@ def play_games(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from agents.evaluation import evaluate
-    from kfrl.teachers.preprocessing import ALE
+    from agents.evaluation.play import evaluate
+    from envs.preprocessing import ALE
 
     columns = (
         TextColumn("{task.description}"),
@@ -204,7 +204,7 @@ def _settings(path: Path) -> TrainConfig | None:
     """The settings of a run; None if `path` is no run's folder."""
     from agents.config import TrainConfig
     from kfrl.config import load_config
-    from kfrl.runs import RunFolder
+    from kfrl.runs.folder import RunFolder
 
     config = RunFolder(path).config
     return load_config(config, TrainConfig) if config.is_file() else None
@@ -222,8 +222,8 @@ def _with_links(path: Path, settings: TrainConfig) -> Policy | None:
         UserError: the teachers or the checkpoint are gone. The student plays without them.
     """
     from agents.methods import get_method
-    from agents.runs import reopen
-    from kfrl.checkpoint import latest_checkpoint
+    from agents.run import reopen
+    from kfrl.runs.checkpoint import latest_checkpoint
 
     if not get_method(settings.method_name).leans_on_teachers:
         return None

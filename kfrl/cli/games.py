@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
     from envs.games import all_games
     from kfrl.cli.console import table_console
-    from kfrl.stats import REFERENCE_SOURCE, reference_scores
+    from kfrl.compare.stats import REFERENCE_SOURCE, reference_scores
 
     wanted = re.sub(r"[\W_]", "", args.filter.casefold())
     games = [game for game in all_games() if wanted in game.title.casefold()]

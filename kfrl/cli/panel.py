@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agents.config import FAST_ENVS, TrainConfig, cores
-from agents.runs import Run
-from agents.training import Status
+from agents.run import Run
+from agents.trainer import Status
 from envs.games import Game
-from kfrl.checkpoint import Checkpoint
 from kfrl.cli.display import RunDisplay, View, duration, link_table, p_of
 from kfrl.flow import KnowledgeFlow
+from kfrl.runs.checkpoint import Checkpoint
 
 
 def introduce(display: RunDisplay, run: Run, checkpoint: Checkpoint | None) -> None:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     target = flags.output or flags.run / "curves.png"
     if target.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"A picture ends in .png, .svg or .pdf, got {target.name!r}.")
-    from kfrl.plots import draw_run
+    from kfrl.compare.plots import draw_run
 
     draw_run(flags.run, target)
     print(f"Wrote {target}")

@@ -16,8 +16,8 @@ from kfrl.config import checked, load_config
 from kfrl.errors import UserError
 
 if TYPE_CHECKING:
-    from kfrl.checkpoint import Checkpoint
-    from kfrl.runs import RunFolder
+    from kfrl.runs.checkpoint import Checkpoint
+    from kfrl.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def open_run(
     Raises:
         UserError: settings that fit nothing, a folder that exists, or one that is no run's. Nothing has been written.
     """
-    from kfrl.checkpoint import latest_checkpoint
+    from kfrl.runs.checkpoint import latest_checkpoint
 
     if flags.resume is not None:
         run = reopen(flags.resume)

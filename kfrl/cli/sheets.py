@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 from tabulate import tabulate
 
-from agents.comparison import Aggregate, Area, Cell, Comparison, Estimate
-from agents.records import RunRecord
+from agents.compare.comparison import Aggregate, Area, Cell, Comparison, Estimate
+from agents.compare.records import RunRecord
+from agents.scores.quoted import quoted_scores
 from envs.games import Game
-from kfrl.quoted import quoted_scores
-from kfrl.stats import human_normalised
+from kfrl.compare.stats import human_normalised
 
 QUOTED = (
     "Quoted scores are others' own, under others' protocols and budgets; no number above contains them. ~ marks what \

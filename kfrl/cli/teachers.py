@@ -14,8 +14,8 @@ from annotated_types import Ge
 from kfrl.errors import UserError
 
 if TYPE_CHECKING:
-    from agents.evaluation import Evaluation
-    from kfrl.teachers.formats import Card
+    from agents.evaluation.play import Evaluation
+    from agents.teachers.formats import Card
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ def main(argv: Sequence[str]) -> int:
 def _list(command: List) -> None:
     from rich.table import Table
 
+    from agents.teachers.store import list_teachers
     from envs.games import find_game
     from kfrl.cli.console import table_console
-    from kfrl.stats import human_normalised
-    from kfrl.teachers.store import list_teachers
+    from kfrl.compare.stats import human_normalised
 
     table = Table("--teachers", "game", "net", "method", "steps", "mean score", "human-normalised", "protocol")
     for entry in list_teachers(command.runs):
@@ -162,9 +162,9 @@ def _show(command: Show) -> None:
     import yaml
     from rich.console import Console
 
+    from agents.teachers.store import load_teacher
     from envs.atari import identify
-    from kfrl.provenance import sha256
-    from kfrl.teachers.store import load_teacher
+    from kfrl.runs.provenance import sha256
 
     agent, _ = load_teacher(command.name, command.runs, identify)
     card = agent.card
@@ -201,12 +201,12 @@ ALE_SCREENS = "on ale-py's pictures, as a student's teacher sees them"
 def _check(command: Check) -> None:
     from rich.console import Console
 
-    from agents.evaluation import policy_of
+    from agents.evaluation.play import policy_of
+    from agents.teachers.store import load_teacher
     from envs.atari import action_set, identify
-    from kfrl.atomic import write_text
     from kfrl.cli.evaluate import dump_json, play_games, protocol_of
     from kfrl.config import checked
-    from kfrl.teachers.store import load_teacher
+    from kfrl.runs.atomic import write_text
 
     command = checked(command)
     agent, _ = load_teacher(command.name, command.runs, identify)
@@ -247,7 +247,7 @@ def verdict(card: Card, result: Evaluation) -> str:
     """
     from scipy.stats import permutation_test
 
-    from kfrl.stats import mean
+    from kfrl.compare.stats import mean
 
     score, found = card.mean_score, result.summary
     if score is None:
@@ -275,10 +275,10 @@ def verdict(card: Card, result: Evaluation) -> str:
 def _import(command: Import) -> None:
     from rich.console import Console
 
+    from agents.teachers.formats import is_native, save_agent
+    from agents.teachers.store import Reference, load_teacher
     from envs.atari import identify
-    from kfrl.teachers.formats import is_native, save_agent
-    from kfrl.teachers.preprocessing import get_preprocessing
-    from kfrl.teachers.store import Reference, load_teacher
+    from envs.preprocessing import get_preprocessing
 
     asked = Reference.parse(command.file)
     if command.format:
@@ -308,13 +308,13 @@ def _import(command: Import) -> None:
 def _pack(command: Pack) -> None:
     from rich.console import Console
 
-    from agents.evaluation import policy_of
+    from agents.evaluation.play import policy_of
+    from agents.teachers.formats import load_agent, read_card, save_agent
     from envs.atari import action_set
     from kfrl.cli.evaluate import play_games, protocol_of
     from kfrl.config import checked
-    from kfrl.metrics import read_metrics
-    from kfrl.runs import RunFolder
-    from kfrl.teachers.formats import load_agent, read_card, save_agent
+    from kfrl.runs.folder import RunFolder
+    from kfrl.runs.metrics import read_metrics
 
     command = checked(command)
     folder = RunFolder.of_run(command.run)

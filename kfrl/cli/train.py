@@ -10,10 +10,10 @@ from agents.config import TrainConfig
 from kfrl.cli.runs import RunFlags, open_run, read_flags
 
 if TYPE_CHECKING:
-    from agents.runs import Run
-    from agents.training import Trainer
-    from kfrl.checkpoint import Checkpoint
+    from agents.run import Run
+    from agents.trainer import Trainer
     from kfrl.cli.display import RunDisplay
+    from kfrl.runs.checkpoint import Checkpoint
 
 PROG = "kfrl train"
 
@@ -31,13 +31,13 @@ class TrainFlags(RunFlags):
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     flags = read_flags(TrainFlags, PROG, argv)
-    from agents.runs import reopen, resolve
+    from agents.run import reopen, resolve
 
     return _train(*open_run(flags, PROG, resolve, reopen))
 
 
 def _train(run: Run, checkpoint: Checkpoint | None) -> int:
-    from agents.engines import ENGINES
+    from agents.engines.registry import ENGINES
     from kfrl.cli.display import open_display
     from kfrl.cli.panel import introduce, view
 
@@ -81,8 +81,8 @@ def _finished(run: Run, checkpoint: Checkpoint) -> bool:
 def _evaluate(run: Run, trainer: Trainer, display: RunDisplay) -> None:
     """Play the final episodes, save the scores beside the student, say what to type next."""
     from kfrl.cli.evaluate import linked_policy, play_games
-    from kfrl.plots import draw_run
-    from kfrl.provenance import commit, sha256
+    from kfrl.compare.plots import draw_run
+    from kfrl.runs.provenance import commit, sha256
 
     student = trainer.method.export(trainer.net)
     caveat = trainer.method.caveat(trainer.net)

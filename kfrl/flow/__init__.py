@@ -1,8 +1,8 @@
 """Knowledge Flow for any two modules (Knowledge Flow, section 3)."""
 
-from kfrl.flow.links import Link, hidden_layers, links_by_depth
 from kfrl.flow.module import KnowledgeFlow
 from kfrl.flow.schedule import HandOver, dependence_weight
+from kfrl.nets.links import Link, hidden_layers, links_by_depth
 
 __all__ = [
     "HandOver",

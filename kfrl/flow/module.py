@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kfrl.flow.links import Link, check_links
 from kfrl.flow.mixing import Mixing, Variant, tensor_name
-from kfrl.flow.transforms import build_transform
-from kfrl.nets.features import features_of, layer_shapes, overwrites, undisturbed, with_features
+from kfrl.nets.adapters import build_transform
+from kfrl.nets.hooks import features_of, layer_shapes, overwrites, undisturbed, with_features
+from kfrl.nets.links import Link, check_links
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 # By path, so that a command's help can list nets without importing torch.
 FAMILIES = {
-    "atari": "kfrl.nets.atari:AtariNet",
-    "columns": "kfrl.nets.columns:ColumnNet",
-    "conv": "kfrl.nets.conv:ConvNet",
-    "densenet": "kfrl.nets.densenet:DenseNet",
-    "lstm": "kfrl.nets.lstm:RowLSTM",
-    "mlp": "kfrl.nets.mlp:MLP",
-    "pathnet": "kfrl.nets.pathnet:ModularNet",
-    "progressive": "kfrl.nets.progressive:from_arch",
-    "resnet": "kfrl.nets.resnet:ResNet",
-    "wrn": "kfrl.nets.resnet:WideResNet",
+    "atari": "kfrl.nets.atari.net:AtariNet",
+    "columns": "kfrl.nets.atari.two_column:ColumnNet",
+    "conv": "kfrl.nets.images.conv:ConvNet",
+    "densenet": "kfrl.nets.images.densenet:DenseNet",
+    "lstm": "kfrl.nets.images.lstm:RowLSTM",
+    "mlp": "kfrl.nets.images.mlp:MLP",
+    "pathnet": "kfrl.nets.atari.pathnet:ModularNet",
+    "progressive": "kfrl.nets.atari.progressive:from_arch",
+    "resnet": "kfrl.nets.images.resnet:ResNet",
+    "wrn": "kfrl.nets.images.resnet:WideResNet",
 }
 """Family -> the class, called as `net(outputs, **fields)`."""
 

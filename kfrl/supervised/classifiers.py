@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from kfrl.cards import load_tensors, read_net, write_net
 from kfrl.nets import build_net
+from kfrl.runs.cards import load_tensors, read_net, write_net
 
 FORMAT = "kfrl-classifier-1"
 

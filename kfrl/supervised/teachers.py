@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.errors import UserError, missing_file, unknown, user_path
-from kfrl.nets.classifier import LUMA
-from kfrl.runs import STUDENT_FILE
-from kfrl.supervised.batches import Normalisation
+from kfrl.nets.images.classifier import LUMA
+from kfrl.runs.folder import STUDENT_FILE
 from kfrl.supervised.classifiers import Card, Teacher, load_classifier, read_card
-from kfrl.supervised.data import SETS, is_data_set
+from kfrl.supervised.data.batches import Normalisation
+from kfrl.supervised.data.sets import SETS, is_data_set
 
 
 def find_classifier(reference: str, runs: Path) -> Path:

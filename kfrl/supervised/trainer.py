@@ -10,16 +10,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kfrl.checkpoint import Checkpoint, save_checkpoint
-from kfrl.metrics import MetricsWriter
-from kfrl.nets.layout import channels_last
+from kfrl.nets.memory_format import channels_last
+from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
+from kfrl.runs.metrics import MetricsWriter
 from kfrl.seeding import seed_everything, stream
-from kfrl.signals import noting_signals
-from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import load_classifier
-from kfrl.supervised.evaluation import Evaluation, evaluate
+from kfrl.supervised.data.batches import Batch
+from kfrl.supervised.evaluate import Evaluation, evaluate
 from kfrl.supervised.methods.base import Predictor, Progress
-from kfrl.supervised.runs import Run
+from kfrl.supervised.run import Run
+from kfrl.training.signals import noting_signals
 
 CHECK_EVERY = 50
 """Updates between two looks at whether the loss is still a number; each waits for the device."""

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from agents.config import FineTuneConfig, PathNetConfig, TrainConfig
-from agents.engines import ENGINES
+from agents.engines.registry import ENGINES
 from agents.methods import get_method, method_names
-from agents.runs import Run, resolve
-from agents.training import Status
+from agents.run import Run, resolve
+from agents.teachers.formats import Card, load_agent, save_agent
+from agents.trainer import Status
 from envs.atari import action_set
 from envs.protocols import get_protocol
-from kfrl.checkpoint import latest_checkpoint
 from kfrl.cli.main import main
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Card, load_agent, save_agent
+from kfrl.nets.atari.net import AtariNet
+from kfrl.runs.checkpoint import latest_checkpoint
 
 pytestmark = pytest.mark.slow
 

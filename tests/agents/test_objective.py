@@ -8,7 +8,7 @@ from agents.config import PPOConfig, TrainConfig
 from agents.methods.base import Batch, Method
 from agents.objective import Samples, a3c_terms, ppo_terms
 from agents.rollout import Rollout
-from kfrl.nets.atari import AtariNet
+from kfrl.nets.atari.net import AtariNet
 
 CONFIG = TrainConfig(game="Pong")
 T = 3

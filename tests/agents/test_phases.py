@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.a3c.worker import _build
 from agents.config import TrainConfig
-from agents.engines import ENGINES
+from agents.engines.registry import ENGINES
+from agents.engines.worker import _build
 from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
-from agents.runs import Run, resolve
-from agents.training import Outcome, Status, Trainer
-from kfrl.checkpoint import latest_checkpoint
+from agents.run import Run, resolve
+from agents.teachers.formats import Teacher, read_card
+from agents.teachers.store import find_teacher
+from agents.trainer import Outcome, Status, Trainer
 from kfrl.errors import UserError
-from kfrl.metrics import read_metrics
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Teacher, read_card
-from kfrl.teachers.store import find_teacher
+from kfrl.nets.atari.net import AtariNet
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.metrics import read_metrics
 
 
 class Body(nn.Module):
@@ -88,8 +88,8 @@ class Screen:
 
 @pytest.fixture(autouse=True)
 def _in_turn(monkeypatch: pytest.MonkeyPatch, noise_games: None) -> None:
-    monkeypatch.setattr("agents.runs.get_method", lambda name: InTurn)
-    monkeypatch.setattr("agents.sync.trainer.TICK_SECONDS", 0.0)
+    monkeypatch.setattr("agents.run.get_method", lambda name: InTurn)
+    monkeypatch.setattr("agents.engines.synchronous.TICK_SECONDS", 0.0)
 
 
 SETTINGS = TrainConfig(
@@ -225,7 +225,7 @@ class Together(InTurn):
 
 
 def test_fewer_workers_than_games_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.runs.get_method", lambda name: Together)
+    monkeypatch.setattr("agents.run.get_method", lambda name: Together)
     for settings in ({"algo": "a3c", "workers": 2}, {"algo": "a2c"}):
         with pytest.raises(
             UserError,
@@ -238,7 +238,7 @@ def test_fewer_workers_than_games_are_refused(tmp_path: Path, monkeypatch: pytes
 def test_beside_its_own_game_a_run_counts_steps_in_others_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agents.runs.get_method", lambda name: Together)
+    monkeypatch.setattr("agents.run.get_method", lambda name: Together)
     run = prepare(tmp_path / "run", source_steps=None, algo="a3c", workers=4, envs_per_worker=1)
     trainer = ENGINES["a3c"](run, Screen())
     jobs = [trainer._job(rank) for rank in range(4)]

@@ -12,7 +12,7 @@ from agents.objective import a3c_terms
 from agents.rollout import Collector, Rollout, sample
 from envs.atari import AtariEnvs, Transition
 from envs.protocols import get_protocol
-from kfrl.nets.atari import AtariNet
+from kfrl.nets.atari.net import AtariNet
 
 CONFIG = TrainConfig(game="Pong")
 T = 3

@@ -29,12 +29,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("Which runs? Give their folders, or folders that hold them: kfrl supervised compare runs")
     if flags.output is not None and flags.output.exists() and not flags.output.is_dir():
         raise UserError(f"--output is a folder, and {flags.output} is a file.")
-    from kfrl.atomic import write_text
     from kfrl.cli.console import table_console
     from kfrl.cli.sheets import csv_text
     from kfrl.cli.supervised.sheets import data_sheet, markdown, run_rows
-    from kfrl.runs import collect
-    from kfrl.supervised.comparison import compare, read_run
+    from kfrl.runs.atomic import write_text
+    from kfrl.runs.folder import collect
+    from kfrl.supervised.compare import compare, read_run
 
     comparison = compare(*collect(flags.runs, read_run))
     console = table_console(markup=False)

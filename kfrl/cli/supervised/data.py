@@ -19,8 +19,8 @@ def main(argv: Sequence[str]) -> int:
     from rich.table import Column, Table
 
     from kfrl.cli.console import table_console
-    from kfrl.nets.registry import NAMES
-    from kfrl.supervised.data import SETS
+    from kfrl.nets.images.registry import NAMES
+    from kfrl.supervised.data.sets import SETS
     from kfrl.supervised.methods import method_names
 
     table = Table(

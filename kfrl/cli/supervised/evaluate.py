@@ -35,14 +35,14 @@ def main(argv: Sequence[str]) -> int:
     _check_percents(flags.corrupt)
     import json
 
-    from kfrl.atomic import write_text
     from kfrl.config import load_config
-    from kfrl.provenance import sha256
+    from kfrl.runs.atomic import write_text
+    from kfrl.runs.provenance import sha256
     from kfrl.supervised.classifiers import load_classifier
     from kfrl.supervised.config import SupervisedConfig
-    from kfrl.supervised.data import load_data
-    from kfrl.supervised.evaluation import score_classifier
-    from kfrl.supervised.robustness import corrupted
+    from kfrl.supervised.data.corrupt import corrupted
+    from kfrl.supervised.data.sets import load_data
+    from kfrl.supervised.evaluate import score_classifier
     from kfrl.supervised.teachers import find_classifier
 
     path = find_classifier(flags.classifier, flags.runs)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kfrl.cli.sheets import FEW, Sheet, number
-from kfrl.supervised.comparison import Arm, Comparison
+from kfrl.supervised.compare import Arm, Comparison
 
 
 def data_sheet(comparison: Comparison, data: str) -> Sheet:

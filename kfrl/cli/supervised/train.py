@@ -10,9 +10,9 @@ from kfrl.cli.runs import RunFlags, open_run, read_flags
 from kfrl.supervised.config import SupervisedConfig
 
 if TYPE_CHECKING:
-    from kfrl.checkpoint import Checkpoint
     from kfrl.cli.display import RunDisplay, View
-    from kfrl.supervised.runs import Run
+    from kfrl.runs.checkpoint import Checkpoint
+    from kfrl.supervised.run import Run
     from kfrl.supervised.trainer import Status, Trainer
 
 PROG = "kfrl supervised train"
@@ -31,7 +31,7 @@ class TrainFlags(RunFlags):
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     flags = read_flags(TrainFlags, PROG, argv)
-    from kfrl.supervised.runs import reopen, resolve
+    from kfrl.supervised.run import reopen, resolve
 
     return _train(*open_run(flags, PROG, resolve, reopen))
 
@@ -117,7 +117,7 @@ def view(status: Status) -> View:
 
 
 def _conclude(display: RunDisplay, run: Run, result: dict[str, Any]) -> None:
-    from kfrl.plots import draw_run
+    from kfrl.compare.plots import draw_run
 
     folder, test = run.folder, result["test"]
     draw_run(folder.path, folder.curves)

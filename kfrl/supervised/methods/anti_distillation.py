@@ -7,8 +7,8 @@ from typing import cast
 
 from torch import nn
 
-from kfrl.nets.classifier import Classifier
-from kfrl.nets.grow import grow
+from kfrl.nets.images.classifier import Classifier
+from kfrl.nets.images.widen import grow
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.methods.base import Method, Task
 

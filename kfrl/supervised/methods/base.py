@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from kfrl.errors import UserError
 from kfrl.losses.distillation import soft_target_loss
-from kfrl.nets.registry import make_net
-from kfrl.supervised.batches import Batch, Normalisation
+from kfrl.nets.images.registry import make_net
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import DistillationConfig, SupervisedConfig
+from kfrl.supervised.data.batches import Batch, Normalisation
 
 Predictor = Callable[[Tensor], Tensor]
 """Images (B, C, H, W), normalised -> logits (B, K)."""

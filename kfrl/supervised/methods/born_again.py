@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.losses.distillation import soft_target_loss
-from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, ParameterGroup, Predictor, Progress, Stage, Task, ensemble
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from kfrl.errors import UserError, unknown
 from kfrl.losses.distillation import GATES, soft_target_loss
-from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import CollaborativeConfig, EdgeConfig
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, check_same_classes
 from kfrl.supervised.teachers import teacher_logits
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, Progress, Task, check_same_classes, distillation_terms
 from kfrl.supervised.teachers import teacher_logits
 

@@ -14,9 +14,9 @@ from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by
 from kfrl.losses.distillation import kl_divergence
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.nets import heads_of
-from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import (
     Method,
     ParameterGroup,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kfrl.losses.distillation import mimic_loss
-from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, Progress, Task, check_same_classes
 from kfrl.supervised.teachers import teacher_logits
 

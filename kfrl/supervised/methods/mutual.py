@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kfrl.config import split_names
 from kfrl.losses.distillation import mutual_loss
-from kfrl.supervised.batches import Batch
 from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, ensemble
 
 

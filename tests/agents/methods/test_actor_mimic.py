@@ -10,11 +10,11 @@ from torch import Tensor
 from agents.config import DistillationConfig, TrainConfig
 from agents.methods.actor_mimic import MIMIC, ActorMimic, MimicNet
 from agents.methods.base import Batch, NetSpec
+from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
 from kfrl.errors import UserError
-from kfrl.nets.atari import AtariNet
-from kfrl.nets.pathnet import ModularNet
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.atari.pathnet import ModularNet
 
 PONG = NetSpec("pong", ("RIGHT", "NOOP", "FIRE"))
 SEAQUEST = NetSpec("seaquest", ALL_ACTIONS)

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from agents.config import DistralConfig, TrainConfig
-from agents.engines import ENGINES
+from agents.engines.registry import ENGINES
 from agents.methods.base import Batch, NetSpec
 from agents.methods.distral import Distral, DistralNet
 from agents.objective import a3c_terms
 from agents.rollout import Rollout
-from agents.runs import resolve
-from agents.training import Status
+from agents.run import resolve
+from agents.teachers.store import find_teacher
+from agents.trainer import Status
 from envs.atari import action_set
 from envs.protocols import get_protocol
-from kfrl.checkpoint import latest_checkpoint
 from kfrl.errors import UserError
-from kfrl.metrics import read_metrics
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.store import find_teacher
+from kfrl.nets.atari.net import AtariNet
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.metrics import read_metrics
 
 CONFIG = TrainConfig(game="Pong", convs=((4, 8, 8),), hidden=8)
 PONG = NetSpec("pong", ("NOOP", "RIGHT", "LEFT"))

@@ -7,10 +7,10 @@ from torch import Tensor
 from agents.config import FineTuneConfig, TrainConfig
 from agents.methods.base import NetSpec
 from agents.methods.fine_tune import FineTune
+from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
-from kfrl.nets.atari import AtariNet
-from kfrl.nets.columns import ColumnNet
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.atari.two_column import ColumnNet
 
 SPEC = NetSpec("pong", ("NOOP", "FIRE", "RIGHT"))
 ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")

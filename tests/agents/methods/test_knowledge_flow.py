@@ -15,13 +15,13 @@ from agents.methods.base import Batch, NetSpec, joined
 from agents.methods.knowledge_flow import GuidedFlow, KnowledgeFlowMethod
 from agents.objective import Samples, a3c_terms, ppo_terms
 from agents.rollout import Collector, Rollout
+from agents.teachers.formats import Card, Teacher, save_agent
+from agents.teachers.store import load_teachers
 from envs.atari import ALL_ACTIONS, AtariEnvs, Episode, identify
 from envs.protocols import get_protocol
 from kfrl.config import LinkConfig
 from kfrl.flow import KnowledgeFlow
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Card, Teacher, save_agent
-from kfrl.teachers.store import load_teachers
+from kfrl.nets.atari.net import AtariNet
 
 SPEC = NetSpec("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"))
 OTHER_ACTIONS = ("FIRE", "UP", "LEFT", "NOOP", "RIGHT")

@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.a3c.shared_adam import SharedAdam
 from agents.config import PathNetConfig, TrainConfig
-from agents.engines import ENGINES
+from agents.engines.registry import ENGINES
+from agents.engines.shared import SharedModel, bind, untrained
+from agents.engines.shared_adam import SharedAdam
 from agents.methods.base import Batch, NetSpec
 from agents.methods.pathnet import EvolvingPathNet, PathNetMethod, Population, Trial, mutate, path_of
-from agents.runs import Run, resolve
-from agents.shared_model import SharedModel, bind, untrained
-from agents.training import Status, Trainer
+from agents.run import Run, resolve
+from agents.teachers.store import find_teacher
+from agents.trainer import Status, Trainer
 from envs.atari import Episode
-from kfrl.checkpoint import latest_checkpoint
 from kfrl.cli.main import main
 from kfrl.errors import UserError
-from kfrl.metrics import read_metrics
-from kfrl.nets.pathnet import ModularNet
-from kfrl.teachers.store import find_teacher
+from kfrl.nets.atari.pathnet import ModularNet
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.metrics import read_metrics
 
 SMALL = PathNetConfig(
     modules=5,

@@ -11,12 +11,12 @@ from agents.config import DistillationConfig, TrainConfig
 from agents.methods.base import Batch, NetSpec
 from agents.methods.policy_distillation import PolicyDistillation
 from agents.rollout import Collector
+from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
 from envs.protocols import get_protocol
 from kfrl.errors import UserError
-from kfrl.nets.atari import AtariNet, MultiTaskNet
-from kfrl.nets.columns import ColumnNet
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.net import AtariNet, MultiTaskNet
+from kfrl.nets.atari.two_column import ColumnNet
 
 PONG = NetSpec("pong", ("NOOP", "FIRE", "RIGHT"))
 BREAKOUT = NetSpec("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"), sources=(PONG,))

@@ -10,12 +10,12 @@ from agents.config import ProgressiveConfig, TrainConfig
 from agents.methods.base import NetSpec, joined
 from agents.methods.progressive import Progressive
 from agents.rollout import Collector
+from agents.teachers.formats import Card, Teacher, load_agent, save_agent
 from envs.atari import AtariEnvs
 from envs.protocols import get_protocol
-from kfrl.nets.atari import AtariNet
-from kfrl.nets.columns import ColumnNet
-from kfrl.nets.progressive import ProgressiveNet
-from kfrl.teachers.formats import Card, Teacher, load_agent, save_agent
+from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.atari.progressive import ProgressiveNet
+from kfrl.nets.atari.two_column import ColumnNet
 
 SPEC = NetSpec("pong", ("NOOP", "FIRE", "RIGHT"))
 

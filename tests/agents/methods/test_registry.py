@@ -9,9 +9,9 @@ from agents.methods import get_method, method_names
 from agents.methods.base import Method, NetSpec
 from agents.methods.fine_tune import FineTune
 from agents.methods.knowledge_flow import KnowledgeFlowMethod
+from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Teacher
+from kfrl.nets.atari.net import AtariNet
 
 
 def test_methods_are_found_by_their_files() -> None:

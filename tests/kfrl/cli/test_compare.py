@@ -137,7 +137,7 @@ def test_a_run_without_a_curve_is_missing_in_the_picture_and_the_others_are_not(
 ) -> None:
     one_kind(runs)
     drawn = []
-    monkeypatch.setattr("kfrl.plots.save_figure", lambda figure, target: drawn.append(figure))
+    monkeypatch.setattr("kfrl.compare.plots.save_figure", lambda figure, target: drawn.append(figure))
     metrics = Path("runs/Breakout/a3c/2/metrics.csv")
     metrics.write_text("global_step,charts/episodic_return,charts/episodes\n50,1.0,1\n100,3.0,1\n")
     assert main(["compare", "runs/Breakout", "--output", "out"]) == 0

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from agents.config import FlowConfig, TrainConfig
-from agents.runs import resolve
+from agents.run import resolve
+from agents.teachers.formats import Card, save_agent
 from envs.atari import ALL_ACTIONS
-from kfrl.checkpoint import save_checkpoint
 from kfrl.cli.main import main
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Card, save_agent
+from kfrl.nets.atari.net import AtariNet
+from kfrl.runs.checkpoint import save_checkpoint
 
 PONG = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
 

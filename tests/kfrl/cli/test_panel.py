@@ -2,7 +2,7 @@ import pytest
 from rich.console import Console
 
 from agents.config import TrainConfig
-from agents.training import Status
+from agents.trainer import Status
 from kfrl.cli.display import panel, plain_line
 from kfrl.cli.panel import _engine_lines, view
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from agents.evaluation import Evaluation
+from agents.evaluation.play import Evaluation
+from agents.teachers.formats import Card, load_agent, save_agent
+from agents.teachers.store import ZOO, find_teacher
 from envs import atari, protocols
+from envs.preprocessing import PRESETS
 from kfrl.cli.main import main
 from kfrl.cli.teachers import net_name, verdict
-from kfrl.nets.atari import AtariNet
-from kfrl.nets.progressive import ProgressiveNet
-from kfrl.stats import reference_scores
-from kfrl.teachers.formats import Card, load_agent, save_agent
-from kfrl.teachers.preprocessing import PRESETS
-from kfrl.teachers.store import ZOO, find_teacher
+from kfrl.compare.stats import reference_scores
+from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.atari.progressive import ProgressiveNet
 
 
 @pytest.fixture(autouse=True)

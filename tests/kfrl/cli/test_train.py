@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
+from agents.teachers.formats import Card, load_agent, save_agent
 from kfrl.cli.main import main
-from kfrl.metrics import read_metrics
-from kfrl.nets.atari import AtariNet
-from kfrl.teachers.formats import Card, load_agent, save_agent
+from kfrl.nets.atari.net import AtariNet
+from kfrl.runs.metrics import read_metrics
 
 TINY = [
     *("--game", "Pong", "--steps", "600", "--workers", "2", "--envs-per-worker", "2"),

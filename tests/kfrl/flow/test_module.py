@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, links_by_depth
-from kfrl.nets.atari import AtariNet
-from kfrl.nets.features import with_features
+from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.hooks import with_features
 
 Mlp = Callable[..., nn.Sequential]
 

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from agents.teachers.formats import Card as AgentCard
+from agents.teachers.formats import save_agent
 from kfrl.errors import UserError
-from kfrl.nets.atari import AtariNet
-from kfrl.nets.registry import make_net
-from kfrl.supervised.batches import Normalisation
+from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.images.registry import make_net
 from kfrl.supervised.classifiers import Card, Teacher, load_classifier, save_classifier
+from kfrl.supervised.data.batches import Normalisation
 from kfrl.supervised.teachers import LUMA, Adapter, adapt, find_classifier, load_classifiers, teacher_logits
-from kfrl.teachers.formats import Card as AgentCard
-from kfrl.teachers.formats import save_agent
 
 OWN = Normalisation((0.25,), (0.5,))
 

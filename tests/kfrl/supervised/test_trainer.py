@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kfrl.checkpoint import latest_checkpoint
 from kfrl.errors import UserError
-from kfrl.metrics import read_metrics
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
 from kfrl.supervised.methods.base import Method, ParameterGroup, Stage
-from kfrl.supervised.runs import Run, reopen, resolve
+from kfrl.supervised.run import Run, reopen, resolve
 from kfrl.supervised.trainer import Outcome, Silent, Trainer
 
 SETTINGS = SupervisedConfig(data="digits", net="mlp-16-dropout", epochs=3, batch_size=64, augment="crop-flip", pad=1)

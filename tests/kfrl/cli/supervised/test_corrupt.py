@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from kfrl.cli.main import main
-from kfrl.nets.registry import make_net
+from kfrl.nets.images.registry import make_net
 from kfrl.supervised.classifiers import Card, save_classifier
-from kfrl.supervised.data import load_data
+from kfrl.supervised.data.sets import load_data
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kfrl.nets.registry import make_net
-from kfrl.supervised.batches import Batch, Normalisation
+from kfrl.nets.images.registry import make_net
 from kfrl.supervised.classifiers import Card, Teacher
+from kfrl.supervised.data.batches import Batch, Normalisation
 from kfrl.supervised.methods.base import Task
 
 CLASSES = ("cat", "dog", "emu")

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kfrl.errors import UserError
-from kfrl.supervised.batches import Batch
 from kfrl.supervised.config import DistillationConfig, FitNetsConfig, SupervisedConfig
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Progress
 from kfrl.supervised.methods.fitnets import FitNet, FitNets
 

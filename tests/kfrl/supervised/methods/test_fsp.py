@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kfrl.errors import UserError
-from kfrl.nets.features import layer_shapes
-from kfrl.supervised.batches import Batch
+from kfrl.nets.hooks import layer_shapes
 from kfrl.supervised.config import FspConfig, SupervisedConfig
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Progress
 from kfrl.supervised.methods.fsp import Fsp
 

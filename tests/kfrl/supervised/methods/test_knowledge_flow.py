@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from kfrl.config import LinkConfig, load_config
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow
-from kfrl.supervised.batches import Batch
 from kfrl.supervised.config import ClassifierFlowConfig, DistillationConfig, SupervisedConfig
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Progress, Task
 from kfrl.supervised.methods.knowledge_flow import KnowledgeFlowMethod
 from kfrl.supervised.teachers import adapt

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kfrl.checkpoint import latest_checkpoint
-from kfrl.metrics import read_metrics
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.config import (
     BornAgainConfig,
     ClassifierFlowConfig,
@@ -19,8 +19,8 @@ from kfrl.supervised.config import (
     NodeConfig,
     SupervisedConfig,
 )
-from kfrl.supervised.evaluation import evaluate
-from kfrl.supervised.runs import Run, reopen, resolve
+from kfrl.supervised.evaluate import evaluate
+from kfrl.supervised.run import Run, reopen, resolve
 from kfrl.supervised.trainer import Silent, Trainer
 
 GRAPH = CollaborativeConfig(

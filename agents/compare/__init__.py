@@ -1,0 +1,1 @@
+"""Runs of games side by side."""

@@ -1,0 +1,206 @@
+"""Arms of a comparison: runs that differ in nothing but game and seed, and what arms are called."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any
+
+from agents.compare.records import RunRecord
+from agents.config import TrainConfig
+from agents.methods import get_method
+from envs.games import find_game
+from kfrl.compare.facts import Facts, add_words, show, unique_names, varying
+from kfrl.errors import UserError, unknown
+
+SCRATCH = "a3c"
+"""The method that learns without teachers, which others are measured by."""
+
+IDENTITY = {"game", "seed", "method", "algo", "teachers"}
+"""Settings that the name of an arm or its place in a table says."""
+BOOKKEEPING = {"run_dir", "preset", "device", "curve_points", "curve_episodes", "checkpoint_every", "worker_timeout"}
+"""Settings that change nothing of what is learned, or only others' defaults."""
+SHARED = {"steps", "protocol", "eval_episodes"}
+"""Settings that all runs have to share: `shared_facts` has what they come to."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one method under the same settings, over games and seeds."""
+
+    name: str
+    method: str
+    runs: Mapping[str, Sequence[RunRecord]]
+    """By ROM name, by seed."""
+
+    @property
+    def scratch(self) -> bool:
+        """It learns without teachers."""
+        return all(run.config.method_name == SCRATCH for run in self.all_runs)
+
+    @property
+    def all_runs(self) -> list[RunRecord]:
+        """The runs of all games."""
+        return [run for runs in self.runs.values() for run in runs]
+
+
+def shared_facts(record: RunRecord) -> dict[str, Any]:
+    """What has to agree before scores share a table: budget, rules of play, number of games and choice of actions."""
+    rules = {key: value for key, value in asdict(record.protocol).items() if key not in ("name", "game")}
+    return {
+        "steps": record.config.steps,
+        "episodes": len(record.final.scores),
+        "actions": "most probable" if record.final.greedy else "sampled",
+        **rules,
+    }
+
+
+def settings(record: RunRecord) -> dict[str, Any]:
+    """What else can make two runs differ, by the name of the setting (`flow.handover_start`)."""
+    known: dict[str, Any] = {}
+    for name, value in asdict(record.config.with_shape()).items():
+        if name in IDENTITY | BOOKKEEPING | SHARED | _unread(record.config):
+            continue
+        if isinstance(value, dict):
+            known |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            known[name] = value
+    return known
+
+
+def _unread(config: TrainConfig) -> set[str]:
+    """Settings, and groups of them, that this run does not read."""
+    groups = {field.name for field in fields(config) if is_dataclass(getattr(config, field.name))}
+    if not config.source_names:
+        groups.add("source_games")
+    if config.source_steps is None:
+        groups.add("source_steps")
+    return groups - {config.algo, *get_method(config.method_name).config_groups}
+
+
+def make_arms(records: Sequence[RunRecord]) -> list[Arm]:
+    """Sort runs into arms, scratch first.
+
+    Two runs are of one arm if the user gave them one name, or else if method, teachers and all settings agree. A budget
+    or a rule of play that varies within a game keeps arms apart as well.
+    """
+    apart = _varying_within_games(records)
+    grouped: dict[Hashable, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        grouped[_key(record, apart)].append(record)
+    members = list(grouped.values())
+    names = _names(members, apart)
+    arms = [
+        Arm(name, runs[0].config.label if _one_method(runs) else "several", _by_game(runs))
+        for name, runs in zip(names, members, strict=True)
+    ]
+    return sorted(arms, key=lambda arm: (not arm.scratch, arm.name))
+
+
+def _one_method(runs: Iterable[RunRecord]) -> bool:
+    return len({run.config.label for run in runs}) == 1
+
+
+def _varying_within_games(records: Sequence[RunRecord]) -> list[str]:
+    by_game: dict[str, list[Facts]] = defaultdict(list)
+    for record in records:
+        by_game[record.game].append(shared_facts(record))
+    return list(dict.fromkeys(name for facts in by_game.values() for name in varying(facts)))
+
+
+def _key(record: RunRecord, apart: Sequence[str]) -> Hashable:
+    facts = shared_facts(record)
+    kept = tuple((name, facts[name]) for name in apart)
+    if record.group is not None:
+        return record.group, kept
+    return record.config.label, record.config.teacher_names, repr(settings(record)), kept
+
+
+def _by_game(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    games: dict[str, list[RunRecord]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: (run.game, run.config.seed, str(run.path))):
+        games[run.game].append(run)
+    return dict(games)
+
+
+def _names(members: Sequence[Sequence[RunRecord]], apart: Sequence[str]) -> list[str]:
+    """A short name for each arm: method and teachers, and only such settings as tell it from its namesakes."""
+    firsts = [runs[0] for runs in members]
+    return unique_names([_short_name(run) for run in firsts], [_telling(run, apart) for run in firsts])
+
+
+def _short_name(record: RunRecord) -> str:
+    if record.group is not None:
+        return record.group
+    sources = (find_game(name).rom for name in record.config.source_names)
+    return add_words(record.config.label, "+".join((*record.card.teachers, *sources)))
+
+
+def _telling(record: RunRecord, apart: Sequence[str]) -> dict[str, Any]:
+    shared = shared_facts(record)
+    facts = {name: shared[name] for name in apart} | settings(record)
+    # Last: paths are long, and most namesakes differ in a setting.
+    return facts | {"teachers": record.config.teachers}
+
+
+def check_shared(records: Sequence[RunRecord]) -> None:
+    """Refuse runs whose budgets, rules of play or evaluations differ.
+
+    Raises:
+        UserError: naming what differs, and the runs of each kind.
+    """
+    kinds = kinds_of(records)
+    if len(kinds) > 1:
+        raise UserError(
+            "These runs do not share their budget and rules of play:\n"
+            + "\n".join(f"  {kind}" for kind in describe_kinds(kinds))
+            + "\nCompare runs of one kind, or put them side by side with --allow-mixed, which still takes no "
+            "game's mean over two kinds."
+        )
+
+
+def kinds_of(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Runs by what they do not share, in words; one kind, called "", if they share everything."""
+    facts = [shared_facts(record) for record in records]
+    names = varying(facts)
+    kinds: dict[str, list[RunRecord]] = defaultdict(list)
+    for record, fact in zip(records, facts, strict=True):
+        kinds[", ".join(f"{name} {show(fact[name])}" for name in names)].append(record)
+    return dict(kinds)
+
+
+def describe_kinds(kinds: Mapping[str, Sequence[RunRecord]], most: int = 6) -> list[str]:
+    """Each kind with its runs: all of them by name, but for the commonest kind, of which `most` are."""
+    commonest = max(kinds, key=lambda kind: len(kinds[kind]))
+    lines = []
+    for kind, runs in kinds.items():
+        shown = runs[:most] if kind == commonest else runs
+        more = f" and {len(runs) - len(shown)} more" if len(runs) > len(shown) else ""
+        lines.append(f"{kind}: {', '.join(str(run.path) for run in shown)}{more}")
+    return lines
+
+
+def find_baseline(arms: Sequence[Arm], wanted: str | None) -> tuple[Arm | None, str]:
+    """The arm that others are measured by, and why there is none.
+
+    Args:
+        arms: All arms.
+        wanted: An arm's name or a method's; None is scratch, if there is just one such arm.
+
+    Raises:
+        UserError: what was asked for is not there, or is several arms.
+    """
+    if wanted in (None, "scratch"):
+        found = [arm for arm in arms if arm.scratch]
+    else:
+        found = [arm for arm in arms if arm.name == wanted] or [arm for arm in arms if arm.method == wanted]
+    if len(found) == 1:
+        return found[0], ""
+    names = ", ".join(repr(arm.name) for arm in found)
+    if wanted is None:
+        reason = f"{len(found)} arms are scratch ({names}); choose one with --baseline" if found else "no scratch runs"
+        return None, reason
+    if found:
+        raise UserError(f"--baseline {wanted} is {len(found)} arms: {names}. Give one of these names.")
+    raise unknown("baseline", wanted, {arm.name for arm in arms} | {arm.method for arm in arms})

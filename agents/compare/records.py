@@ -1,0 +1,187 @@
+"""Finished runs, read from their folders for a comparison. A folder that is not whole is named and left out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, MinLen
+from safetensors import SafetensorError, safe_open
+
+from agents.config import TrainConfig
+from agents.teachers.formats import Card, is_native, read_card
+from agents.teachers.store import ZOO, ZOO_PREFIX, Reference, load_teacher
+from envs.atari import identify
+from envs.games import find_game
+from envs.protocols import Protocol
+from kfrl.config import load_config, validated
+from kfrl.errors import UserError
+from kfrl.runs.folder import RUNS, RunFolder
+from kfrl.runs.metrics import STEP, read_metrics
+
+TRAINED = "exp_avg."
+"""Prefix of what the optimiser holds for each trained tensor in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class FinalScores:
+    """What a comparison needs of `eval.json`: the games that the student played alone when the run was over."""
+
+    steps: Annotated[int, Ge(0)]
+    """Agent steps that were trained."""
+    scores: Annotated[tuple[float, ...], MinLen(1)]
+    """Raw points, game by game."""
+    greedy: bool
+    """The most probable action was taken, not a sampled one."""
+    protocol: dict[str, Any]
+    versions: dict[str, str]
+    source_steps: Annotated[int, Ge(0)] = 0
+    """Agent steps in source games, which no budget contains."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One finished run."""
+
+    path: Path
+    config: TrainConfig
+    card: Card
+    final: FinalScores
+    protocol: Protocol
+    rows: tuple[Mapping[str, float], ...]
+    """Its metrics."""
+    deployed: int
+    """Numbers in the student's file: parameters, and whatever else it cannot play without."""
+    trained: int | None
+    """Parameters that the optimiser moved; None where no whole checkpoint is left."""
+    teacher_frames: int | None
+    """Emulator frames that its teachers were trained on; None where one does not say."""
+    group: str | None = None
+    """What the user called the arm that it belongs to."""
+
+    @property
+    def game(self) -> str:
+        """The ROM's name."""
+        return self.protocol.game
+
+    @property
+    def source_frames(self) -> int:
+        """Emulator frames of its source games, which the budget does not contain."""
+        return self.final.source_steps * self.protocol.frame_skip
+
+    @property
+    def score(self) -> float:
+        """Mean raw score of the student alone, over its final games."""
+        return sum(self.final.scores) / len(self.final.scores)
+
+    @property
+    def last_step(self) -> float:
+        """The last step of its learning curve."""
+        return max(row[STEP] for row in self.rows)
+
+
+def read_run(path: Path, group: str | None = None) -> RunRecord:
+    """Read one finished run.
+
+    Raises:
+        UserError: the folder is empty, unfinished or damaged; the message says in what.
+    """
+    folder = RunFolder(path)
+    if _without_games(folder):
+        raise UserError(
+            "made without final games (eval_episodes: 0), so it has no score. Write their number into its config.yaml, "
+            f"and: kfrl train --resume {path}"
+        )
+    folder.check_finished("kfrl train --resume")
+    try:
+        return _read(folder, group)
+    except (OSError, ValueError, csv.Error, SafetensorError) as error:
+        raise UserError(f"damaged: {error}") from None
+
+
+def _without_games(folder: RunFolder) -> bool:
+    try:
+        return not folder.evaluation.exists() and not load_config(folder.config, TrainConfig).eval_episodes
+    except UserError:
+        return False
+
+
+def _read(folder: RunFolder, group: str | None) -> RunRecord:
+    config = load_config(folder.config, TrainConfig)
+    final = _read_scores(folder.evaluation)
+    protocol = Protocol.from_dict(final.protocol)
+    if find_game(config.game).rom != protocol.game:
+        raise UserError(f"config.yaml says {config.game}, eval.json says {protocol.game}")
+    if final.steps < config.steps:
+        raise UserError(f"evaluated after {final.steps:,} of its {config.steps:,} agent steps")
+    rows = tuple(read_metrics(folder.metrics))
+    if not rows:
+        raise UserError("metrics.csv holds no row")
+    return RunRecord(
+        path=folder.path,
+        config=config,
+        card=read_card(folder.student),
+        final=final,
+        protocol=protocol,
+        rows=rows,
+        deployed=_count(folder.student),
+        trained=_trained(folder.checkpoints),
+        teacher_frames=_teacher_frames(config.teacher_names, protocol.frame_skip),
+        group=group,
+    )
+
+
+def _read_scores(path: Path) -> FinalScores:
+    values = json.loads(path.read_text())
+    if not isinstance(values, dict):
+        raise UserError(f"{path.name} holds a JSON {type(values).__name__}, expected an object")
+    wanted = {field.name for field in fields(FinalScores)}
+    final = validated({key: value for key, value in values.items() if key in wanted}, FinalScores, path.name)
+    if not all(map(math.isfinite, final.scores)):
+        raise UserError(f"{path.name} holds scores that are not finite numbers")
+    return final
+
+
+def _count(path: Path, prefix: str = "") -> int:
+    """Numbers in the tensors of a file whose names start with `prefix`."""
+    with safe_open(path, framework="numpy") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+
+
+def _trained(checkpoints: Path) -> int | None:
+    for file in sorted(checkpoints.glob("*.safetensors"), reverse=True):
+        try:
+            return _count(file, TRAINED) or None
+        except (OSError, SafetensorError):
+            continue
+    return None
+
+
+def _teacher_frames(references: Sequence[str], frame_skip: int) -> int | None:
+    """Frames of all teachers together. Only files at hand are asked; an agent from elsewhere does not say."""
+    total = 0
+    for reference in references:
+        card = _card(reference)
+        if card is None or not card.steps:
+            return None
+        total += card.steps * int(card.protocol.get("frame_skip", frame_skip))
+    return total
+
+
+def _card(reference: str) -> Card | None:
+    """A teacher's card, by the exact reference; None if it cannot be read here."""
+    asked = Reference.parse(reference)
+    if asked.on_hub:
+        return None
+    name = reference.removeprefix(ZOO_PREFIX)
+    path = Path(asked.place) if name == reference else ZOO / f"{name}.safetensors"
+    try:
+        return read_card(path) if is_native(path) else load_teacher(asked, RUNS, identify)[0].card
+    except (UserError, OSError):
+        return None

@@ -1,0 +1,1 @@
+"""What runs the updates: asynchronous workers, or one synchronous learner."""

@@ -1,0 +1,155 @@
+"""The parent of an A3C run: starts the workers and watches over them."""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+import torch
+from torch import Tensor
+
+from agents.engines.processes import process_context
+from agents.engines.shared import untrained
+from agents.engines.update import Report
+from agents.engines.worker import Job, run_worker
+from agents.trainer import Trainer
+
+
+class A3CTrainer(Trainer):
+    """Hogwild: worker processes on one model in shared memory."""
+
+    def place(self) -> None:
+        """Put the teachers where every worker reads them; the net follows as a `SharedModel`."""
+        for teacher in self.run.teachers:
+            teacher.net.share_memory()
+
+    def learn(self) -> None:
+        """Run the workers until the steps are done or the run is `stopping`."""
+        with self._processes() as workers:
+            self._watch(workers)
+            self._stop(workers)
+
+    @contextmanager
+    def _processes(self) -> Iterator[dict[Connection, BaseProcess]]:
+        context = process_context()
+        workers: dict[Connection, BaseProcess] = {}
+        try:
+            for rank in range(self.run.config.shape.workers):
+                ours, theirs = context.Pipe(duplex=False)
+                job = self._job(rank)
+                process: BaseProcess = context.Process(
+                    target=run_worker, args=(job, theirs), daemon=True, name=f"worker {rank}"
+                )
+                process.start()
+                theirs.close()
+                workers[ours] = process
+            yield workers
+        finally:
+            self.shared.stop[0] = 1
+            for process in workers.values():
+                if process.is_alive():
+                    process.kill()
+                process.join()
+
+    def _job(self, rank: int) -> Job:
+        run, shared = self.run, self.shared
+        task = self.phase.games[rank % len(self.phase.games)]
+        # What does not train is in shared memory once, as the teachers are.
+        fixed = untrained(self.net, self.groups)
+        for tensor in fixed.values():
+            tensor.share_memory_()
+        return Job(
+            rank=rank,
+            config=run.config,
+            protocol=run.rules(task),
+            spec=run.spec,
+            teachers=run.teachers,
+            phase=self.phase_index,
+            task=task,
+            budget=self.phase.steps,
+            counter=shared.steps if self.counts(task) else shared.other_steps,
+            fixed=fixed,
+            shared=shared,
+            session=self.session,
+        )
+
+    def _watch(self, workers: dict[Connection, BaseProcess]) -> None:
+        """Take reports until all workers are done or something ends the run."""
+        watchdog = _Watchdog(self.shared.updates, self.run.config.worker_timeout)
+        running = set(workers)
+        while running and not self.stopping:
+            for ready in multiprocessing.connection.wait(list(running), timeout=0.2):
+                assert isinstance(ready, Connection)
+                if not self._take_report(ready, workers[ready]):
+                    running.discard(ready)
+            self.fail(watchdog.complaint([rank for rank, pipe in enumerate(workers) if pipe in running]))
+            self.tick()
+
+    def _stop(self, workers: dict[Connection, BaseProcess]) -> None:
+        """Let the workers finish their rollout; `_processes` kills those that do not."""
+        self.shared.stop[0] = 1
+        deadline = time.monotonic() + 10.0
+        for pipe, process in workers.items():
+            while process.is_alive() and time.monotonic() < deadline:
+                if pipe.poll(0.05) and not self._take_report(pipe, process):
+                    process.join(1.0)
+                    break
+
+    def _take_report(self, pipe: Connection, process: BaseProcess) -> bool:
+        """Take one report; False when the worker has closed its pipe."""
+        try:
+            report: Report = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            process.join()
+            if process.exitcode:
+                self.fail(_way_of_death(process))
+            return False
+        if report.error is not None:
+            self.fail(f"{process.name} failed:\n{report.error}")
+        else:
+            self.take(report)
+        return True
+
+
+class _Watchdog:
+    """Notices a worker whose counter stands still while this process runs.
+
+    The time since the last look counts for at most `LONGEST_LOOK` seconds: when the whole run was suspended (Ctrl-Z, a
+    laptop's lid), nobody hung.
+    """
+
+    LONGEST_LOOK = 5.0
+
+    def __init__(self, counts: Tensor, timeout: float) -> None:
+        self._counts, self._timeout = counts, timeout
+        self._last = counts[1:].clone()
+        self._still = torch.zeros(self._last.shape)
+        self._looked = time.monotonic()
+
+    def complaint(self, ranks: Sequence[int]) -> str | None:
+        """What to say of the first of these workers that hangs."""
+        now, counts = time.monotonic(), self._counts[1:].clone()
+        self._still += min(now - self._looked, self.LONGEST_LOOK)
+        self._still[counts != self._last] = 0.0
+        self._looked, self._last = now, counts
+        hung = [rank for rank in ranks if self._still[rank] > self._timeout]
+        if not hung:
+            return None
+        return (
+            f"Worker {hung[0]} has not made a step for {self._timeout:.0f} s: it hangs. "
+            "(--worker-timeout sets this limit.)"
+        )
+
+
+def _way_of_death(process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " Out of memory?" if name == "SIGKILL" else ""
+        return f"{process.name} was killed by {name}.{hint}"
+    return f"{process.name} ended with exit code {code}."

@@ -1,0 +1,50 @@
+"""RMSProp as TensorFlow has it, which the published A2C was tuned with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agents.engines.shared import SharedModel, clipped_norm
+from agents.methods.base import ParameterGroup
+
+
+class RMSpropTF:
+    """s = alpha s + (1 - alpha) g^2, theta -= lr g / sqrt(s + eps), from s = 1.
+
+    `torch.optim.RMSprop` starts from s = 0 and adds eps outside the root, which makes the first steps about ten times
+    as large; Stable-Baselines3 had to write the same to match the published scores.
+    """
+
+    def __init__(
+        self,
+        shared: SharedModel,
+        groups: Sequence[ParameterGroup],
+        max_grad_norm: float,
+        alpha: float = 0.99,
+        eps: float = 1e-5,
+    ) -> None:
+        """Train the parameters of `shared`; its `exp_avg_sq` is s."""
+        self._groups, self._max_grad_norm, self._alpha, self._eps = groups, max_grad_norm, alpha, eps
+        self._sizes = [sum(p.numel() for p in group.parameters) for group in groups]
+        self._parameters, self._squares = (
+            torch.split(tensor, self._sizes) for tensor in (shared.parameters, shared.exp_avg_sq)
+        )
+        self._steps = shared.adam_steps
+        if not self._steps.any():
+            shared.exp_avg_sq.fill_(1.0)
+
+    def push(self, grads: Tensor, lr: float) -> float | None:
+        """Apply one update; see `Optimiser`."""
+        norm = clipped_norm(grads, self._max_grad_norm)
+        if norm is None:
+            return None
+        for index, (group, grad) in enumerate(zip(self._groups, torch.split(grads, self._sizes), strict=True)):
+            if group.lazy and not grad.any():
+                continue
+            squares = self._squares[index].mul_(self._alpha).addcmul_(grad, grad, value=1.0 - self._alpha)
+            self._parameters[index].addcdiv_(grad, (squares + self._eps).sqrt_(), value=-lr * group.lr_scale)
+            self._steps[index] += 1
+        return norm

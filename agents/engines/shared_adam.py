@@ -1,0 +1,68 @@
+"""Adam whose statistics all workers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agents.engines.shared import SharedModel, clipped_norm
+from agents.methods.base import ParameterGroup
+
+BETAS = (0.9, 0.999)
+
+
+class SharedAdam:
+    """Adam on a `SharedModel`; every worker has one, and all of them advance the same statistics.
+
+    Calls the kernel of `torch.optim.Adam(fused=True)` itself: the optimiser around it keeps its own step counts, takes
+    longer than a rollout's forward pass for a small net, and has each process import 60 MB of compiler.
+    """
+
+    def __init__(
+        self, shared: SharedModel, groups: Sequence[ParameterGroup], max_grad_norm: float, eps: float = 1e-8
+    ) -> None:
+        """Train the parameters of `shared`, whose slices have the groups' rates."""
+        self._max_grad_norm, self._eps = max_grad_norm, eps
+        self._groups = groups
+        self._sizes = [sum(p.numel() for p in group.parameters) for group in groups]
+        self._parameters, self._exp_avg, self._exp_avg_sq = (
+            torch.split(tensor, self._sizes) for tensor in (shared.parameters, shared.exp_avg, shared.exp_avg_sq)
+        )
+        self._steps = shared.adam_steps
+
+    @torch.no_grad()
+    def push(self, grads: Tensor, lr: float) -> float | None:
+        """Apply one update.
+
+        Args:
+            grads: (N,) gradients; scaled in place when their norm exceeds the maximum.
+            lr: Learning rate, before a group's own factor.
+
+        Returns:
+            The norm before clipping, or None when it was not finite: the update was then dropped.
+        """
+        norm = clipped_norm(grads, self._max_grad_norm)
+        if norm is None:
+            return None
+        for index, (group, grad) in enumerate(zip(self._groups, torch.split(grads, self._sizes), strict=True)):
+            if group.lazy and not grad.any():
+                continue
+            self._steps[index] += 1
+            torch._fused_adam_(
+                [self._parameters[index]],
+                [grad],
+                [self._exp_avg[index]],
+                [self._exp_avg_sq[index]],
+                [],
+                [self._steps[index]],
+                lr=lr * group.lr_scale,
+                beta1=BETAS[0],
+                beta2=BETAS[1],
+                weight_decay=0.0,
+                eps=self._eps,
+                amsgrad=False,
+                maximize=False,
+            )
+        return norm

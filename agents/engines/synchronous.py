@@ -1,0 +1,117 @@
+"""A2C and PPO: collect a rollout of all games, update, repeat; on CPU or GPU, and reproducible on the CPU."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from abc import abstractmethod
+
+import torch
+
+from agents.config import cores
+from agents.engines.processes import keep_memory
+from agents.engines.rmsprop import RMSpropTF
+from agents.engines.shared import bind
+from agents.engines.shared_adam import SharedAdam
+from agents.engines.update import Optimiser, Report, Updater
+from agents.objective import Samples, a3c_terms, ppo_terms
+from agents.rollout import Collector, Rollout
+from agents.trainer import Trainer
+from envs.atari import AtariEnvs
+from kfrl.seeding import seed_everything, stream
+
+TICK_SECONDS = 0.2
+
+
+class SyncTrainer(Trainer):
+    """One learner in this process, on one game at a time."""
+
+    keep_graph = True
+    """Whether one update follows each rollout, so that the acting passes' activations serve it."""
+
+    def place(self) -> None:
+        """Move net and teachers to the device."""
+        self.net.to(self.run.config.device)
+        for teacher in self.run.teachers:
+            teacher.net.to(self.run.config.device)
+
+    def learn(self) -> None:
+        """Update until the steps are done or the run is `stopping`."""
+        try:
+            self._learn()
+        except Exception:
+            self.fail(f"The learner failed:\n{traceback.format_exc()}")
+        for net in (self.net, *(teacher.net for teacher in self.run.teachers)):
+            net.cpu()
+
+    def _learn(self) -> None:
+        config, shape = self.run.config, self.run.config.shape
+        (task,) = self.phase.games
+        seed = stream(config.seed, 1 + 1000 * self.session + 1_000_000 * self.phase_index)
+        seed_everything(seed)
+        keep_memory()
+        grads = torch.zeros_like(self.shared.parameters)
+        bind(self.groups, self.shared.parameters, grads)
+        updater = Updater(self.method, self.net, self.shared, grads, self.optimiser(), rank=0)
+        envs = AtariEnvs(self.run.rules(task), shape.envs_per_worker, num_threads=min(cores(), shape.envs_per_worker))
+        collector = Collector(
+            envs, self.method, self.net, shape.t_max, seed, keep_graph=self.keep_graph, device=config.device
+        )
+        ticked = time.monotonic()
+        while self.shared.global_step < self.phase.steps and not self.stopping:
+            progress = self.progress
+            self.method.schedule(self.net, progress)
+            self.method.before_rollout(self.net)
+            rollout = collector.collect()
+            report = Report(task.game, list(rollout.episodes))
+            self.update(rollout, updater, progress, report)
+            self.shared.steps[1] += rollout.actions.numel()
+            self.take(report)
+            if time.monotonic() - ticked > TICK_SECONDS:
+                self.tick()
+                ticked = time.monotonic()
+
+    @abstractmethod
+    def optimiser(self) -> Optimiser:
+        """What applies the gradients."""
+
+    @abstractmethod
+    def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
+        """Learn from one rollout."""
+
+
+class A2CTrainer(SyncTrainer):
+    """A3C's losses as means over the rollout, one update each (OpenAI baselines' A2C)."""
+
+    def optimiser(self) -> Optimiser:
+        """RMSProp in TensorFlow's form."""
+        return RMSpropTF(self.shared, self.groups, self.run.config.shape.max_grad_norm)
+
+    def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
+        """One update."""
+        config = self.run.config
+        terms = a3c_terms(self.method, self.net, rollout, progress, config)
+        means = {name: term / len(rollout.actions) for name, term in terms.items()}
+        updater.update(means, config.shape.lr * (1.0 - progress), progress, report)
+
+
+class PPOTrainer(SyncTrainer):
+    """Several epochs of minibatches over each rollout, the policy's change clipped."""
+
+    keep_graph = False
+
+    def optimiser(self) -> Optimiser:
+        """Adam with the epsilon of the published code."""
+        return SharedAdam(self.shared, self.groups, self.run.config.shape.max_grad_norm, eps=1e-5)
+
+    def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
+        """`epochs` passes over the rollout, its samples shuffled anew for each."""
+        config = self.run.config
+        samples = Samples.of(rollout, config)
+        episodes = rollout.episodes
+        for _ in range(config.ppo.epochs):
+            order = torch.randperm(len(samples)).to(samples.actions.device)
+            for indices in torch.split(order, config.ppo.batch_size):
+                terms = ppo_terms(self.method, self.net, samples.pick(indices), episodes, progress, config)
+                updater.update(terms, config.shape.lr * (1.0 - progress), progress, report)
+                episodes = ()

@@ -1,0 +1,115 @@
+"""One A3C worker: sync -> collect rollout -> loss -> push gradients."""
+
+from __future__ import annotations
+
+import signal
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import torch
+from torch import Tensor, nn
+
+from agents.config import TrainConfig
+from agents.engines.processes import keep_memory, launcher_alive
+from agents.engines.shared import SharedModel, bind, flatten
+from agents.engines.shared_adam import SharedAdam
+from agents.engines.update import Report, Updater
+from agents.methods import get_method
+from agents.methods.base import Method, NetSpec
+from agents.objective import a3c_terms
+from agents.rollout import Collector
+from agents.teachers.formats import Teacher
+from envs.atari import AtariEnvs
+from envs.protocols import Protocol
+from kfrl.seeding import seed_everything, stream
+
+REPORT_SECONDS = 0.5
+MIN_ENVS_TO_KEEP_GRAPH = 8
+"""With fewer games, one backward pass over the whole rollout is faster than one a step, its own forward included."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker is to do."""
+
+    rank: int
+    config: TrainConfig
+    protocol: Protocol
+    """The rules of the game that it plays."""
+    spec: NetSpec
+    """The run's own game."""
+    teachers: tuple[Teacher, ...]
+    phase: int
+    task: NetSpec
+    """The game that it plays."""
+    budget: int
+    """Steps of the phase."""
+    counter: Tensor
+    """(1 + workers,) where it counts its steps."""
+    fixed: dict[str, Tensor]
+    """What of the net does not train, by name, in shared memory."""
+    shared: SharedModel
+    session: int
+    """How often the run was resumed: later sessions see other random numbers."""
+
+
+def run_worker(job: Job, connection: Connection) -> None:
+    """Train until the phase's steps are done or the launcher says stop. Entry point of a spawned process."""
+    # Ctrl-C reaches the whole process group; the launcher decides, the workers finish their rollout.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    keep_memory()
+    try:
+        _train(job, connection)
+    except Exception:
+        connection.send(Report(error=traceback.format_exc()))
+        raise SystemExit(1) from None
+    finally:
+        connection.close()
+
+
+def _train(job: Job, connection: Connection) -> None:
+    config, shape, shared = job.config, job.config.shape, job.shared
+    seed = stream(config.seed, 1 + job.rank + 1000 * job.session + 1_000_000 * job.phase)
+    seed_everything(seed)
+    method = get_method(config.method_name)(config)
+    net = _build(method, job)
+    groups = method.parameter_groups(net)
+    local, grads = flatten(groups), torch.zeros_like(shared.parameters)
+    bind(groups, local, grads)
+    shared_net = _build(method, job)
+    bind(method.parameter_groups(shared_net), shared.parameters)
+    optimiser = SharedAdam(shared, groups, shape.max_grad_norm)
+    updater = Updater(method, shared_net, shared, grads, optimiser, job.rank)
+    envs = AtariEnvs(job.protocol, shape.envs_per_worker)
+    keep_graph = shape.envs_per_worker >= MIN_ENVS_TO_KEEP_GRAPH
+    collector = Collector(envs, method, net, shape.t_max, seed, keep_graph=keep_graph)
+
+    report, reported = Report(job.task.game), time.monotonic()
+    while (done := shared.global_step) < job.budget and not shared.stop[0]:
+        if not launcher_alive():
+            return
+        progress = done / job.budget
+        local.copy_(shared.parameters)
+        method.schedule(net, progress)
+        method.before_rollout(net)
+        rollout = collector.collect()
+        terms = a3c_terms(method, net, rollout, progress, config)
+        updater.update(terms, shape.lr * (1.0 - progress), progress, report)
+        job.counter[1 + job.rank] += rollout.actions.numel()
+        report.episodes += rollout.episodes
+        if time.monotonic() - reported > REPORT_SECONDS:
+            connection.send(report)
+            report, reported = Report(job.task.game), time.monotonic()
+    connection.send(report)
+
+
+def _build(method: Method, job: Job) -> nn.Module:
+    """The net as the phase has it, what trains still at its first values."""
+    net = method.build(job.spec, job.teachers)
+    net.load_state_dict(job.fixed, strict=False, assign=True)
+    method.begin(net, job.phase, job.task, job.rank)
+    return net

@@ -1,0 +1,1 @@
+"""Games played for a score or a video."""

@@ -1,0 +1,100 @@
+"""A process beside the workers that plays the student alone, all along the run."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from agents.engines.processes import keep_memory, launcher_alive, process_context
+from agents.evaluation.play import Policy, evaluate
+from envs.protocols import Protocol
+from kfrl.errors import UserError
+from kfrl.nets import build_net
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A student to play; plain arrays, so that no memory is shared with the run."""
+
+    step: int
+    arch: dict[str, Any]
+    outputs: int
+    weights: dict[str, NDArray[np.float32]]
+
+
+class Evaluator:
+    """The launcher's end: one process that plays one snapshot at a time."""
+
+    def __init__(self, protocol: Protocol, episodes: int, seed: int) -> None:
+        """Prepare it; the games are `episodes` whole ones from no-op starts, the same for every snapshot."""
+        context = process_context()
+        self._pipe, self._theirs = context.Pipe()
+        arguments = (protocol, episodes, seed, self._theirs)
+        self._process = context.Process(target=run_evaluator, args=arguments, daemon=True)
+        self.busy = False
+
+    def ask(self, snapshot: Snapshot) -> None:
+        """Have a student played; `answers` will hold its scores."""
+        if self._process.pid is None:
+            self._process.start()
+            self._theirs.close()
+        self._pipe.send(snapshot)
+        self.busy = True
+
+    def answers(self) -> list[tuple[int, tuple[float, ...]]]:
+        """(step, scores) of the student that was played meanwhile, if it was.
+
+        Raises:
+            ChildProcessError: the process died.
+        """
+        try:
+            if not self._pipe.poll():
+                return []
+            step, scores = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise ChildProcessError("The evaluator process died.") from None
+        self.busy = False
+        return [(step, scores)] if scores else []
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
+
+
+def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Connection) -> None:
+    """Answer each `Snapshot` with (step, scores) until the pipe closes. Entry point of a spawned process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    keep_memory()
+    while launcher_alive():
+        if not connection.poll(1.0):
+            continue
+        try:
+            snapshot: Snapshot = connection.recv()
+            net = build_net(snapshot.arch, snapshot.outputs)
+            net.load_state_dict({k: torch.from_numpy(v) for k, v in snapshot.weights.items()})
+            result = evaluate(_policy(net), protocol, episodes=episodes, seed=seed)
+            connection.send((snapshot.step, result.scores))
+        except UserError:
+            # Weights that are not finite: the workers will say so themselves, a missing point says enough.
+            connection.send((snapshot.step, ()))
+        except (EOFError, BrokenPipeError):
+            return
+
+
+def _policy(net: nn.Module) -> Policy:
+    def logits(obs: Tensor) -> Tensor:
+        both: tuple[Tensor, Tensor] = net(obs)
+        return both[0]
+
+    return logits

@@ -1,0 +1,360 @@
+"""The published protocol of scores: whole games from no-op starts, raw points; and videos of the play."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.table import Table
+from torch import nn
+
+from agents.actions import epsilon_greedy, in_order
+from agents.evaluation.own_envs import OwnEnvs
+from envs.atari import AtariEnvs, Episode
+from envs.games import Game
+from envs.preprocessing import ALE, Preprocessing
+from envs.protocols import Protocol
+from kfrl.compare.stats import REFERENCE_SOURCE, Summary, human_normalised, reference_scores, summarise
+from kfrl.errors import UserError
+from kfrl.runs.atomic import replacing
+from kfrl.seeding import stream
+
+Policy = Callable[[torch.Tensor], torch.Tensor]
+"""uint8 observations (K, stack, H, W) to logits (K, A)."""
+Frame = NDArray[np.uint8]
+"""(H, W, 3) RGB."""
+
+SIDE_BY_SIDE = 10
+EPSILON = 0.01
+"""How often a Q-network acts at random."""
+FRAMES_PER_SECOND = 15
+"""Agent steps in a second of the console's 60 Hz at the usual frame skip of 4."""
+UPSCALE = 2
+CAPTION_HEIGHT = 24
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The games that a policy played, and the rules that it played under."""
+
+    protocol: Protocol
+    greedy: bool
+    seed: int
+    num_envs: int
+    """Games side by side; with the seed it decides which games are played."""
+    games: tuple[Episode, ...]
+    """Ordered by environment, then by time."""
+    preprocessing: Preprocessing = ALE
+    """What the agent saw."""
+
+    @property
+    def episodes(self) -> int:
+        """How many games were played."""
+        return len(self.games)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Raw points, game by game."""
+        return tuple(game.score for game in self.games)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Agent steps, game by game."""
+        return tuple(game.steps for game in self.games)
+
+    @property
+    def truncated(self) -> int:
+        """How many games the frame cap cut off."""
+        return sum(game.truncated for game in self.games)
+
+    @property
+    def frames(self) -> int:
+        """Emulator frames played, without the no-ops."""
+        return sum(self.steps) * self.protocol.frame_skip
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The scores in numbers; the interval is over episodes, hence of this one agent."""
+        return summarise(self.scores, seed=self.seed)
+
+    @property
+    def human_normalised(self) -> float | None:
+        """Of the mean score; None for a game outside Atari-57."""
+        return human_normalised(self.summary.mean, self.protocol.game)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON; `mean` to `iqm` are raw points."""
+        summary = asdict(self.summary)
+        del summary["n"]
+        reference = reference_scores().get(self.protocol.game)
+        return {
+            "game": self.protocol.game,
+            "episodes": self.episodes,
+            **summary,
+            "human_normalised": self.human_normalised,
+            "reference": None if reference is None else {**asdict(reference), "source": REFERENCE_SOURCE},
+            "scores": list(self.scores),
+            "episode_steps": list(self.steps),
+            "truncated": self.truncated,
+            "frames": self.frames,
+            "greedy": self.greedy,
+            "seed": self.seed,
+            "num_envs": self.num_envs,
+            "protocol": self.protocol.to_dict(),
+            "preprocessing": asdict(self.preprocessing),
+            "versions": {"ale_py": ale_py.__version__, "torch": torch.__version__},
+        }
+
+    def table(self, title: str = "") -> Table:
+        """What `kfrl eval` prints."""
+        table = Table(title=title or None, show_header=False, title_justify="left")
+        table.add_column(style="bold")
+        for row in self._rows():
+            table.add_row(*row)
+        return table
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        found, protocol = self.summary, self.protocol
+        yield "game", f"{Game(protocol.game).title}, played {self.episodes} times, seed {self.seed}"
+        yield "actions", "the most probable" if self.greedy else "sampled"
+        yield "mean", f"{found.mean:,.1f}" + ("" if found.std is None else f" (std {found.std:,.1f})")
+        if found.ci_low is not None:
+            yield "95 % interval", f"{found.ci_low:,.1f} to {found.ci_high:,.1f}, over this one agent's games"
+        yield "median, IQM", f"{found.median:,.1f}, {found.iqm:,.1f}"
+        yield "lowest, highest", f"{found.min:,.0f}, {found.max:,.0f}"
+        yield "human-normalised", self._normalised()
+        yield "length", f"{np.mean(self.steps):,.0f} steps a game, {self.frames:,} frames in all"
+        if self.truncated:
+            yield "cut off", f"{self.truncated} games, at {protocol.max_frames:,} frames"
+        yield "protocol", f"{protocol.name}, fingerprint {protocol.fingerprint}"
+
+    def _normalised(self) -> str:
+        if self.human_normalised is None:
+            return "not defined: the game is not one of Atari-57"
+        reference = reference_scores()[self.protocol.game]
+        return f"{self.human_normalised:.1%} (random {reference.random:,.1f}, human {reference.human:,.1f})"
+
+
+def policy_of(net: nn.Module, actions: tuple[str, ...], played: tuple[str, ...]) -> Policy:
+    """A net as a player of games.
+
+    Actions meet by name; what the net does not know it never does. An actor-critic's logits are used as they are.
+    A Q-network's are no log-probabilities, so it acts by its greatest Q, and at random once in 1 / EPSILON steps.
+
+    Args:
+        net: uint8 observations (K, stack, H, W) to logits (K, A) and values.
+        actions: The net's A actions.
+        played: The actions of the game.
+
+    Raises:
+        UserError: the net has an action that the game has not.
+    """
+    strange = sorted(set(actions) - set(played))
+    if strange:
+        raise UserError(
+            f"The agent chooses between {len(actions)} actions, but the game under this protocol has {len(played)} of "
+            f"them, without {', '.join(strange)}. Evaluate it under the protocol that it was trained with (leave "
+            "--protocol out)."
+        )
+    greedy = getattr(net, "head", "") == "q"
+
+    def policy(obs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = net(obs)[0]
+        return in_order(epsilon_greedy(logits, EPSILON) if greedy else logits, actions, played)
+
+    return policy
+
+
+def evaluate(
+    policy: Policy,
+    protocol: Protocol,
+    *,
+    preprocessing: Preprocessing = ALE,
+    episodes: int = 30,
+    seed: int = 0,
+    greedy: bool = False,
+    num_envs: int | None = None,
+    num_threads: int = 1,
+    on_episode: Callable[[Episode], None] | None = None,
+) -> Evaluation:
+    """Play whole games and count raw points, whatever the learner saw.
+
+    How many games each environment plays is fixed beforehand. The first games to finish would be the short
+    ones, and in most games the bad ones.
+
+    Args:
+        policy: What plays; called without gradients, on the observations of the games that still count.
+        protocol: The rules; life loss and reward clipping do not touch the score.
+        preprocessing: What the policy sees, and which buttons are pressed for it.
+        episodes: Games.
+        seed: Of the games and of the sampled actions. Same seed and `num_envs`, same games.
+        greedy: Take the most probable action instead of sampling.
+        num_envs: K, games side by side; by default 10, at most `episodes`.
+        num_threads: Emulator threads; changes nothing but the speed.
+        on_episode: Called with each game that counts, when it ends.
+
+    Raises:
+        UserError: no episodes, no environments, or logits that do not fit the game.
+    """
+    if episodes < 1 or (num_envs is not None and num_envs < 1):
+        raise UserError(f"Expected at least 1 episode and 1 environment, got {episodes} and {num_envs}.")
+    num_envs = min(num_envs or SIDE_BY_SIDE, episodes)
+    remaining = np.bincount(np.arange(episodes) % num_envs)
+    envs: AtariEnvs | OwnEnvs
+    if preprocessing == ALE:
+        envs = AtariEnvs(protocol, num_envs, num_threads=num_threads)
+    else:
+        envs = OwnEnvs(protocol, num_envs, preprocessing, num_threads=num_threads)
+    generator = _generator(seed, greedy)
+    obs = envs.reset(stream(seed, 0))
+    games: list[Episode] = []
+    while remaining.any():
+        playing = np.flatnonzero(remaining)
+        actions = np.zeros(num_envs, dtype=np.int64)
+        actions[playing] = _choose(policy, obs[playing], envs.actions, generator)
+        transition = envs.step(actions)
+        obs = transition.obs
+        for episode in transition.episodes:
+            if remaining[episode.env]:
+                remaining[episode.env] -= 1
+                games.append(episode)
+                if on_episode is not None:
+                    on_episode(episode)
+    games.sort(key=lambda game: game.env)
+    return Evaluation(protocol, greedy, seed, num_envs, tuple(games), preprocessing)
+
+
+def _generator(seed: int, greedy: bool) -> torch.Generator | None:
+    return None if greedy else torch.Generator().manual_seed(stream(seed, 1))
+
+
+def _choose(
+    policy: Policy, obs: NDArray[np.uint8], actions: tuple[str, ...], generator: torch.Generator | None
+) -> NDArray[np.int64]:
+    with torch.inference_mode():
+        logits = policy(torch.from_numpy(obs)).float().cpu()
+        if logits.shape != (len(obs), len(actions)):
+            raise UserError(
+                f"The policy gave logits of shape {tuple(logits.shape)}; expected "
+                f"{(len(obs), len(actions))}, for {', '.join(actions)}. "
+                "Use the protocol that the policy was trained under."
+            )
+        probabilities = logits.softmax(dim=1)
+        if probabilities.isnan().any():
+            raise UserError("The policy gave logits that are not finite numbers. Use an earlier checkpoint.")
+        if generator is None:
+            chosen = logits.argmax(dim=1)
+        else:
+            chosen = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return chosen.numpy()
+
+
+def record(
+    policy: Policy,
+    protocol: Protocol,
+    path: Path,
+    *,
+    seed: int = 0,
+    greedy: bool = False,
+    max_steps: int = 4_500,
+) -> float:
+    """Play one game and write what the agent does, 15 steps a second.
+
+    Args:
+        policy: What plays.
+        protocol: The rules.
+        path: Ends in .mp4 or .gif; whole or not there, whatever happens.
+        seed: Of the game and of the sampled actions.
+        greedy: Take the most probable action instead of sampling.
+        max_steps: The video ends here at the latest; the default is five minutes.
+
+    Returns:
+        The raw score of what the video shows.
+
+    Raises:
+        UserError: another suffix, a file that cannot be written, or logits that do not fit the game.
+    """
+    check_video_path(path)
+    screening = _Screening(policy, protocol, seed, greedy, max_steps)
+    with replacing(path) as temporary:
+        _WRITERS[path.suffix.lower()](temporary, screening)
+    return screening.score
+
+
+def check_video_path(path: Path) -> None:
+    """Refuse, before anything is played, a file that `record` cannot write.
+
+    Raises:
+        UserError: the suffix is neither .mp4 nor .gif.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise UserError(
+            f"A video ends in {' or '.join(_WRITERS)}, got {path.name!r}. Try {path.with_suffix('.mp4').name!r}."
+        )
+
+
+class _Screening:
+    """One game, frame by frame as colour pictures; `score` is what it has come to."""
+
+    def __init__(self, policy: Policy, protocol: Protocol, seed: int, greedy: bool, max_steps: int) -> None:
+        raw = replace(protocol, clip_rewards=False)
+        self._policy, self._max_steps, self._seed = policy, max_steps, seed
+        self._generator = _generator(seed, greedy)
+        self._game = AtariEnvs(raw, 1)
+        # Same seed and same actions give the same game: one is what the policy sees, the other is shown.
+        self._screen = AtariEnvs(raw, 1, grayscale=False, native_screen=True)
+        self.score = 0.0
+
+    def __iter__(self) -> Iterator[Frame]:
+        obs = self._game.reset(stream(self._seed, 0))
+        yield _captioned(self._screen.reset(stream(self._seed, 0)), self.score)
+        for _ in range(self._max_steps):
+            action = _choose(self._policy, obs, self._game.actions, self._generator)
+            played, shown = self._game.step(action), self._screen.step(action)
+            obs = played.obs
+            self.score += float(played.rewards[0])
+            yield _captioned(shown.obs if shown.final_obs is None else shown.final_obs, self.score)
+            if played.episodes:
+                return
+
+
+def _captioned(screens: NDArray[np.uint8], score: float) -> Frame:
+    """The newest of screens (1, stack, H, W, 3), enlarged, the score below it."""
+    large = screens[0, -1].repeat(UPSCALE, axis=0).repeat(UPSCALE, axis=1)
+    frame = np.pad(large, ((0, CAPTION_HEIGHT), (0, 0), (0, 0)))
+    place = (6, frame.shape[0] - 7)
+    cv2.putText(frame, f"score {score:,.0f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1)
+    return frame
+
+
+def _write_mp4(path: Path, frames: Iterable[Frame]) -> None:
+    pictures = iter(frames)
+    first = next(pictures)
+    size = (first.shape[1], first.shape[0])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FRAMES_PER_SECOND, size)
+    if not writer.isOpened():
+        raise UserError("This build of OpenCV cannot write .mp4: write a .gif instead.")
+    try:
+        writer.write(cv2.cvtColor(first, cv2.COLOR_RGB2BGR))
+        for frame in pictures:
+            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    finally:
+        writer.release()
+
+
+def _write_gif(path: Path, frames: Iterable[Frame]) -> None:
+    pictures = (Image.fromarray(frame) for frame in frames)
+    milliseconds = round(1000 / FRAMES_PER_SECOND)
+    next(pictures).save(path, save_all=True, append_images=pictures, duration=milliseconds, loop=0)
+
+
+_WRITERS: dict[str, Callable[[Path, Iterable[Frame]], None]] = {".mp4": _write_mp4, ".gif": _write_gif}

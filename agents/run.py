@@ -1,0 +1,187 @@
+"""A run: what a config resolves to, and the folder that it writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from agents.config import Shape, TrainConfig
+from agents.methods import get_method
+from agents.methods.base import Method, NetSpec, Phase
+from agents.teachers.formats import Card, Teacher, save_agent
+from agents.teachers.store import load_teachers
+from envs.atari import action_set, identify
+from envs.games import Game, find_game
+from envs.protocols import Protocol, get_protocol
+from kfrl.config import load_config
+from kfrl.devices import check_device
+from kfrl.errors import UserError
+from kfrl.nets import arch_of
+from kfrl.runs.folder import RUNS, RunFolder
+from kfrl.runs.provenance import commit
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config with everything that it names looked up and loaded. Nothing is written yet."""
+
+    config: TrainConfig
+    protocol: Protocol
+    spec: NetSpec
+    teachers: tuple[Teacher, ...]
+    folder: RunFolder
+
+    def method(self) -> Method:
+        """A fresh instance of the run's method."""
+        return get_method(self.config.method_name)(self.config)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What is learned, in turn; the last phase has the run's own game."""
+        return self.method().phases(self.spec)
+
+    def rules(self, task: NetSpec) -> Protocol:
+        """The protocol that a game of this run is learned under: the same rules for all."""
+        return replace(self.protocol, game=task.game)
+
+    def card(self, steps: int, net: nn.Module, evaluation: dict[str, Any] | None = None, caveat: str = "") -> Card:
+        """What the student's file says of it."""
+        return Card(
+            game=self.protocol.game,
+            actions=self.spec.actions,
+            arch=arch_of(net),
+            method=self.config.label,
+            steps=steps,
+            seed=self.config.seed,
+            teachers=tuple(teacher.name for teacher in self.teachers),
+            protocol=self.protocol.to_dict(),
+            evaluation=evaluation or {},
+            commit=commit(),
+            caveat=caveat,
+        )
+
+    def save_student(
+        self, net: nn.Module, steps: int, evaluation: dict[str, Any] | None = None, caveat: str = ""
+    ) -> None:
+        """Write the student alone, as a teacher for the next run."""
+        save_agent(self.folder.student, net, self.card(steps, net, evaluation, caveat))
+
+
+def resolve(config: TrainConfig) -> Run:
+    """Look up the game, the protocol, the method, the source games and the teachers.
+
+    Raises:
+        UserError: one of them does not exist, or they do not fit together. Nothing has been written.
+    """
+    if not config.game:
+        raise UserError("Which game? Give --game NAME, e.g. --game Alien; `kfrl games` lists them.")
+    game = find_game(config.game)
+    protocol = get_protocol(config.protocol, game.rom)
+    method = get_method(config.method_name)
+    method.check_teachers(config.method_name, len(config.teacher_names))
+    method.check_sources(config.method_name, len(config.source_names), config.source_steps)
+    method.check_algo(config.method_name, config.algo)
+    _check_engine(config)
+    teachers, exact = load_teachers(config.teacher_names, RUNS, identify)
+    sources = _source_games(config, method, game, teachers)
+    config = replace(
+        config.with_shape(),
+        game=game.title,
+        teachers=",".join(exact),
+        source_games=",".join(Game(rom).title for rom in sources) if config.source_names else "",
+        source_steps=config.source_steps or config.steps if method.takes_sources.endswith("before") else None,
+        method=config.method_name,
+    )
+    folder = RunFolder(config.run_dir or _default_folder(config, game.rom, teachers))
+    config = replace(config, run_dir=folder.path)
+    specs = [NetSpec(rom, action_set(replace(protocol, game=rom))) for rom in sources]
+    spec = NetSpec(game.rom, action_set(protocol), tuple(specs))
+    run = Run(config, protocol, spec, teachers, folder)
+    _check_workers(run)
+    try:
+        run.method().build(spec, teachers)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The student (convs {config.convs}, hidden {config.hidden}) and its teachers cannot be put together on "
+            f"{protocol.frame_stack} x {protocol.screen_size} x {protocol.screen_size} screens: {error}"
+        ) from None
+    return run
+
+
+def _source_games(
+    config: TrainConfig, method: type[Method], game: Game, teachers: Sequence[Teacher]
+) -> tuple[str, ...]:
+    """The ROMs of the run's source games, in the order given."""
+    if method.takes_sources.startswith("teachers"):
+        beside = method.takes_sources.endswith("beside")
+        played = dict.fromkeys(teacher.card.game for teacher in teachers)
+        return tuple(rom for rom in played if not (beside and rom == game.rom))
+    roms = [find_game(name).rom for name in config.source_names]
+    for index, rom in enumerate(roms):
+        if rom in (game.rom, *roms[:index]):
+            why = "the run's own game" if rom == game.rom else "given twice"
+            raise UserError(f"--source-games {config.source_games}: {Game(rom).title} is {why}. Name other games.")
+    return tuple(roms)
+
+
+def _check_workers(run: Run) -> None:
+    """Refuse fewer workers than games that are learned at the same time."""
+    workers = run.config.shape.workers
+    most = max(len(phase.games) for phase in run.phases)
+    if workers < most:
+        raise UserError(
+            f"Method {run.config.method_name} learns {most} games at the same time here, and a worker plays one: give "
+            f"--algo a3c --workers {most} or more, got {run.config.algo} with {workers}."
+        )
+
+
+def _check_engine(config: TrainConfig) -> None:
+    """Refuse settings that the algorithm has no use for, a device that is not there, and batches that do not divide."""
+    if config.algo == "a3c":
+        if config.device != "cpu":
+            raise UserError(
+                f"--algo a3c trains in the CPU's shared memory, got --device {config.device}. "
+                "--algo a2c and --algo ppo train on a GPU."
+            )
+        return
+    if config.workers not in (None, 1):
+        raise UserError(
+            f"--algo {config.algo} has one learner, got --workers {config.workers}. "
+            "--envs-per-worker says how many games it plays side by side."
+        )
+    check_device(config.device)
+    if config.algo == "ppo":
+        _check_batch_size(config.shape, config.ppo.batch_size)
+
+
+def _check_batch_size(shape: Shape, batch_size: int) -> None:
+    samples = shape.envs_per_worker * shape.t_max
+    if samples % batch_size:
+        divisors = [size for size in range(1, samples + 1) if samples % size == 0]
+        near = sorted(sorted(divisors, key=lambda size: abs(size - batch_size))[:3])
+        raise UserError(
+            f"--batch-size {batch_size} does not divide a rollout of {shape.envs_per_worker} games x {shape.t_max} "
+            f"steps = {samples:,} samples. The nearest sizes that do: {', '.join(map(str, near))}."
+        )
+
+
+def _default_folder(config: TrainConfig, rom: str, teachers: Sequence[Teacher]) -> Path:
+    roms = [find_game(name).rom for name in config.source_names]
+    names = "+".join([teacher.name for teacher in teachers] or roms) or "none"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return RUNS / rom / config.label / f"{names}-s{config.seed}-{stamp}"
+
+
+def reopen(path: Path) -> Run:
+    """The run that an existing folder holds.
+
+    Raises:
+        UserError: not a run's folder, or something that it needs is gone.
+    """
+    folder = RunFolder.of_run(path)
+    return resolve(replace(load_config(folder.config, TrainConfig), run_dir=path))

@@ -1,0 +1,143 @@
+"""Agents of other programs, recognised by what is in their files, which are never unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.teachers.foreign import sb3
+from agents.teachers.foreign.layers import LayerTable, Tensors, build_agent, unrecognised
+from agents.teachers.foreign.state_dicts import canonical, recognise
+from agents.teachers.foreign.tensors import load_safetensors, load_torch
+from envs.preprocessing import PRESETS, Preprocessing, get_preprocessing
+from kfrl.config import load_config
+from kfrl.errors import UserError, missing_file, unknown
+from kfrl.nets.atari.net import AtariNet
+
+FORMATS = ("sb3", "cleanrl", "ikostrikov", "plain")
+TABLE_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class ForeignAgent:
+    """What a foreign file says of its agent; what it does not say is empty."""
+
+    net: AtariNet
+    """Called like any other net: scale and frame order are folded in."""
+    method: str
+    preprocessing: Preprocessing
+    game: str = ""
+    """As the file spells it."""
+    actions: tuple[str, ...] = ()
+    """By name, in the order of the logits."""
+    steps: int = 0
+    seed: int | None = None
+    score: float | None = None
+    """What its authors report."""
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class AgentTable:
+    """A YAML file that describes an agent in a file of weights which kfrl does not recognise."""
+
+    weights: Path
+    """The state dict: torch.save's or safetensors; relative to the YAML file."""
+    layers: LayerTable
+    game: str = ""
+    actions: tuple[str, ...] = ()
+    """In the order of the logits; by default the game's minimal set, or all 18 if there are that many."""
+    preprocessing: str | Preprocessing = "ale"
+    """A preset's name, or its fields."""
+    method: str = "imported"
+    steps: int = 0
+    score: float | None = None
+    """What its authors report."""
+    notes: str = ""
+
+
+def read_foreign(path: Path, kind: str | None = None) -> ForeignAgent:
+    """Read an agent of another program.
+
+    Args:
+        path: A Stable-Baselines3 zip, a state dict (torch.save's or safetensors), or a YAML file with a layer table.
+        kind: One of FORMATS, to accept only this.
+
+    Raises:
+        UserError: missing, damaged, with code in it (which did not run), or of a net that no teacher can be.
+    """
+    if kind is not None and kind not in FORMATS:
+        raise unknown("format", kind, FORMATS)
+    if not path.is_file():
+        raise missing_file(path)
+    if path.suffix in TABLE_SUFFIXES:
+        return _read_table(path)
+    members = _members(path)
+    if sb3.POLICY in members:
+        if kind not in (None, "sb3"):
+            raise UserError(f"{path} is a Stable-Baselines3 zip, expected format {kind}.")
+        return _read_sb3(path)
+    if members and not any(name.endswith("data.pkl") for name in members):
+        raise UserError(
+            f"{path} is a zip archive with no policy in it: it holds {', '.join(members[:6])}. Expected the "
+            f"{sb3.POLICY} of Stable-Baselines3, or what torch.save wrote."
+        )
+    tensors = canonical(_read_tensors(path))
+    found = recognise(tensors, kind)
+    if kind == "sb3" or (found is None and kind is not None):
+        raise UserError(f"{path} is not of format {kind}. Leave the format out to have it recognised.")
+    if found is None:
+        raise unrecognised(tensors, str(path), path.name)
+    method, table, preprocessing = found
+    return ForeignAgent(build_agent(table, tensors, str(path)), method, preprocessing)
+
+
+def _members(path: Path) -> list[str]:
+    if not zipfile.is_zipfile(path):
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path} is truncated or damaged: {error}.") from None
+
+
+def _read_tensors(path: Path) -> Tensors:
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file starts with its header's length, eight bytes, and then the header.
+    return load_safetensors(path) if start[8:] == b"{" else load_torch(path, str(path))
+
+
+def _read_sb3(path: Path) -> ForeignAgent:
+    method, table, tensors, data = sb3.read_zip(path)
+    steps, seed = data.get("num_timesteps"), data.get("seed")
+    return ForeignAgent(
+        build_agent(table, tensors, f"{path} (Stable-Baselines3)"),
+        method,
+        PRESETS["baselines"],
+        steps=steps if isinstance(steps, int) else 0,
+        seed=seed if isinstance(seed, int) else None,
+    )
+
+
+def _read_table(path: Path) -> ForeignAgent:
+    table = load_config(path, AgentTable)
+    weights = path.parent / table.weights
+    if not weights.is_file():
+        raise missing_file(weights)
+    own = table.preprocessing
+    net = build_agent(table.layers, _read_tensors(weights), str(path))
+    if table.actions and len(table.actions) != net.policy.out_features:
+        raise UserError(f"{path} names {len(table.actions)} actions, but the net has {net.policy.out_features}.")
+    return ForeignAgent(
+        net,
+        table.method,
+        get_preprocessing(own) if isinstance(own, str) else own,
+        table.game,
+        table.actions,
+        table.steps,
+        score=table.score,
+        notes=table.notes,
+    )

@@ -1,0 +1,101 @@
+"""The native agent file and its card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from envs.preprocessing import ALE, Preprocessing
+from kfrl.nets import build_net
+from kfrl.runs.cards import has_format, load_tensors, read_net, write_net
+
+FORMAT = "kfrl-agent-1"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a file says of the agent in it."""
+
+    game: str
+    """The ROM's name."""
+    actions: tuple[str, ...]
+    """The actions by name, in the order of the logits."""
+    arch: dict[str, Any]
+    """What `build_net` needs."""
+    method: str = "unknown"
+    steps: int = 0
+    """Agent steps that it was trained for."""
+    seed: int | None = None
+    teachers: tuple[str, ...] = ()
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """The rules of its training."""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """The result of its last 30-episode evaluation: all scores, mean, interval."""
+    preprocessing: Preprocessing = ALE
+    """The pictures that it was trained on, and the buttons that its wrappers press for it."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """(agent steps, mean raw return of the student alone) along its training."""
+    commit: str = "unknown"
+    notes: str = ""
+    caveat: str = ""
+    """What its scores must not be quoted without."""
+
+    @property
+    def mean_score(self) -> float | None:
+        """Mean raw score of the evaluation, if there was one."""
+        mean = self.evaluation.get("mean")
+        return mean if isinstance(mean, int | float) else None
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """The raw scores of that evaluation's games, if the file has them."""
+        scores = self.evaluation.get("scores")
+        return tuple(score for score in scores if isinstance(score, int | float)) if isinstance(scores, list) else ()
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A loaded agent."""
+
+    name: str
+    """What a run calls it: a column of tables, a key of metrics and links."""
+    net: nn.Module
+    card: Card
+    path: Path
+
+
+def save_agent(path: Path, net: nn.Module, card: Card, half: bool = False) -> None:
+    """Write `net` and its `card`, with `half` in half precision; the file is either whole or not there."""
+    write_net(path, net, card, FORMAT, half)
+
+
+def read_card(path: Path) -> Card:
+    """Read only the header of an agent file.
+
+    Raises:
+        UserError: not a whole native agent file.
+    """
+    return read_net(path, Card, FORMAT, with_tensors=False)[0]
+
+
+def load_agent(path: Path, name: str | None = None) -> Teacher:
+    """Read an agent file into a net on the CPU, in evaluation mode.
+
+    Args:
+        path: The file.
+        name: What to call it; by default the file's stem.
+
+    Raises:
+        UserError: missing, truncated, of a foreign format, or tensors that do not fit the architecture it names.
+    """
+    card, tensors = read_net(path, Card, FORMAT, with_tensors=True)
+    net = load_tensors(path, build_net(card.arch, len(card.actions)), tensors)
+    return Teacher(name or path.stem, net, card, path)
+
+
+def is_native(path: Path) -> bool:
+    """Whether a file says of itself that it is one of ours. What cannot be read says nothing."""
+    return has_format(path, FORMAT)

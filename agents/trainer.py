@@ -1,0 +1,390 @@
+"""What every engine does around its updates: log, evaluate along the way, checkpoint, stop on a signal, save."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.engines.shared import SharedModel, bind, named_views
+from agents.engines.update import Report
+from agents.evaluation.background import Evaluator, Snapshot
+from agents.methods.base import NetSpec
+from agents.run import Run
+from envs.atari import AtariEnvs
+from envs.games import Game
+from kfrl.nets import arch_of
+from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
+from kfrl.runs.metrics import MetricsWriter
+from kfrl.seeding import seed_everything, stream
+from kfrl.training.signals import noting_signals
+
+ROWS = 500
+"""How many rows a run's metrics.csv gets."""
+RECENT = 100
+"""Games in the running mean of the raw return."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands, for whoever shows it."""
+
+    step: int
+    """Of the phase, as its budget counts."""
+    steps: int
+    steps_per_sec: float
+    recent_return: float | None
+    """Mean raw score of the last games that ended."""
+    student_return: float | None
+    """Mean raw score of the student alone when it was last evaluated."""
+    metrics: dict[str, float]
+    """The method's own, e.g. p per layer."""
+    dropped: int
+    phase: str = ""
+    """Which one it is, in words; empty where a run has one."""
+    source_returns: Mapping[str, float] = field(default_factory=dict)
+    """As `recent_return`, by source game."""
+
+    @property
+    def eta_sec(self) -> float | None:
+        """Seconds to go at the present rate."""
+        return (self.steps - self.step) / self.steps_per_sec if self.steps_per_sec else None
+
+
+class Display(Protocol):
+    """Shows a run; the command line brings one."""
+
+    def update(self, status: Status) -> None:
+        """Show where the run stands."""
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    net: nn.Module
+    """The net that trained, links and all."""
+    step: int
+    """Agent steps in the run's own game."""
+    source_steps: int = 0
+    """Agent steps in its source games."""
+    stopped_by: int | None = None
+    """The signal that stopped it."""
+    failure: str | None = None
+    """What ended it early: a learner's traceback, or the way it died."""
+
+
+@dataclass
+class _Window:
+    """What was reported since the last row of metrics."""
+
+    step: int
+    report: Report = field(default_factory=Report)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    """Of the games that ended, by ROM."""
+    since: float = field(default_factory=time.monotonic)
+
+
+class Trainer(ABC):
+    """One run of one model, phase by phase; an engine says how its updates come about."""
+
+    def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
+        """Build the model, from a checkpoint if there is one."""
+        self.run, self.display = run, display
+        seed_everything(stream(run.config.seed, 0))
+        self.method = run.method()
+        self.net = self.method.build(run.spec, run.teachers)
+        self.phases = run.phases
+        self.session, self._elapsed = 0, 0.0
+        self._started = self._saved = time.monotonic()
+        self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+        self._student_return: float | None = None
+        self._rate = 0.0
+        self._evaluator: Evaluator | None = None
+        self._signal: int | None = None
+        self._failure: str | None = None
+        if checkpoint is None:
+            self.method.prepare(self.net, self._random_play)
+            self._enter(0)
+        else:
+            self._restore(checkpoint)
+        self._open_logs(resumed=checkpoint is not None)
+
+    def _random_play(self) -> Tensor:
+        """(256, stack, H, W) uint8 observations of the run's own game, every fourth of 16 games played at random."""
+        envs = AtariEnvs(self.run.rules(self.run.spec), 16)
+        envs.reset(seed=stream(self.run.config.seed, 999_998))
+        rng = np.random.default_rng(stream(self.run.config.seed, 999_998))
+        seen = [envs.step(rng.integers(len(envs.actions), size=16)).obs for _ in range(64)]
+        return torch.from_numpy(np.concatenate(seen[3::4]))
+
+    def _enter(self, index: int) -> None:
+        """Take up phase `index`, with an optimiser that knows nothing yet."""
+        self.phase_index, self.phase = index, self.phases[index]
+        self.place()
+        self.method.begin(self.net, index, self.phase.games[0], rank=0)
+        self.groups = self.method.parameter_groups(self.net)
+        self.shared = SharedModel.create(self.groups, self.run.config.shape.workers)
+        bind(self.groups, self.shared.parameters)
+
+    def _open_logs(self, *, resumed: bool) -> None:
+        """The metrics of a phase of source games are its own: the run's count steps in the run's own game."""
+        folder, step, steps = self.run.folder, self.shared.global_step, self.phase.steps
+        directory = folder.path if self.on_target else folder.source(self.phase_index)
+        self._metrics = MetricsWriter(directory, step if resumed else None)
+        self._window = _Window(step)
+        self._row = _Every(steps, ROWS, step)
+        self._curve = _Every(steps, self.run.config.curve_points if self.on_target else 0, step - 1)
+
+    @abstractmethod
+    def place(self) -> None:
+        """Put net and teachers where they train."""
+
+    @abstractmethod
+    def learn(self) -> None:
+        """Update until the phase's steps are done or `stopping`; `take` what the learners report, and `tick` often."""
+
+    @property
+    def on_target(self) -> bool:
+        """Whether the run's own game is learned now, which the last phase does."""
+        return self.phase_index == len(self.phases) - 1
+
+    def counts(self, task: NetSpec) -> bool:
+        """Whether steps in a game are part of the phase's budget."""
+        return not self.on_target or task.game == self.run.spec.game
+
+    @property
+    def step(self) -> int:
+        """Agent steps in the run's own game."""
+        return self.shared.global_step if self.on_target else 0
+
+    @property
+    def source_steps(self) -> int:
+        """Agent steps in the source games, all phases together."""
+        return int(self.shared.other_steps.sum()) + (0 if self.on_target else self.shared.global_step)
+
+    @property
+    def progress(self) -> float:
+        """Share of the phase's steps that are done."""
+        return min(1.0, self.shared.global_step / self.phase.steps)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal or a failure ends the run."""
+        return self._signal is not None or self._failure is not None
+
+    def train(self) -> Outcome:
+        """Learn, phase by phase, until the steps are done, a signal comes or a learner fails; then save."""
+        config = self.run.config
+        with noting_signals(self._note):
+            if config.curve_points:
+                seed = stream(config.seed, 999_999)
+                self._evaluator = Evaluator(self.run.protocol, config.curve_episodes, seed)
+            try:
+                self.learn()
+                while not self.on_target and not self.stopping:
+                    self._next_phase()
+                    self.learn()
+                self._finish_curve()
+            finally:
+                if self._evaluator is not None:
+                    self._evaluator.close()
+        self._close_logs()
+        self.method.schedule(self.net, self.progress)
+        self.save()
+        return Outcome(self.net, self.step, self.source_steps, self._signal, self._failure)
+
+    def _next_phase(self) -> None:
+        self._close_logs()
+        caveat = self.method.caveat(self.net)
+        if caveat:
+            self.display.say(f"Phase {self.phase_title}, is over. {caveat}")
+        self.method.end_phase(self.net)
+        before = self.source_steps
+        self._enter(self.phase_index + 1)
+        self.shared.other_steps[0] = before
+        self._open_logs(resumed=False)
+        self.save()
+        self.display.say(f"Phase {self.phase_title}")
+
+    @property
+    def phase_title(self) -> str:
+        """Which phase it is, in words; empty where a run has one."""
+        if len(self.phases) == 1:
+            return ""
+        games = ", ".join(Game(task.game).title for task in self.phase.games)
+        return f"{self.phase_index + 1} of {len(self.phases)}, {games}"
+
+    def take(self, report: Report) -> None:
+        """Count what a learner reports."""
+        window = self._window.report
+        window.updates += report.updates
+        for name, value in report.sums.items():
+            window.sums[name] = window.sums.get(name, 0.0) + value
+        scores = [episode.score for episode in report.episodes]
+        self._window.scores.setdefault(report.game, []).extend(scores)
+        self._recent[report.game].extend(scores)
+
+    def fail(self, reason: str | None) -> None:
+        """Keep the first reason to stop; the others follow from it."""
+        self._failure = self._failure or reason
+
+    def tick(self) -> None:
+        """Log, evaluate, checkpoint and show, each when it is due."""
+        step = self.shared.global_step
+        if self._row.due(step):
+            self._log_row()
+        self._evaluate_along(step)
+        if time.monotonic() - self._saved > self.run.config.checkpoint_every:
+            self.save()
+            self._saved = time.monotonic()
+        self.display.update(self._status())
+
+    def _finish_curve(self) -> None:
+        """Have the last student played too, and wait for what is missing."""
+        while self._evaluator is not None and not self.stopping:
+            self._evaluate_along(self.shared.global_step)
+            if not self._evaluator.busy:
+                return
+            time.sleep(0.05)
+
+    def _evaluate_along(self, step: int) -> None:
+        if self._evaluator is None:
+            return
+        try:
+            for at, scores in self._evaluator.answers():
+                self._student_return = float(sum(scores) / len(scores))
+                self._metrics.log(at, {"eval/mean_return": self._student_return})
+        except ChildProcessError as error:
+            self.fail(str(error))
+            return
+        if not self._evaluator.busy and self._curve.due(step):
+            self._evaluator.ask(self._snapshot(step))
+
+    def student(self) -> nn.Module:
+        """The student alone, as it is now. A net that is built for it takes no random numbers from the run."""
+        with torch.random.fork_rng(devices=[]):
+            return self.method.export(self.net)
+
+    def _snapshot(self, step: int) -> Snapshot:
+        student = self.student()
+        weights = {
+            name: tensor.detach().cpu().contiguous().numpy().copy() for name, tensor in student.state_dict().items()
+        }
+        return Snapshot(step, arch_of(student), len(self.run.spec.actions), weights)
+
+    def save(self) -> None:
+        """Write a checkpoint and, once the run's own game is being learned, the student as it is."""
+        state = {
+            "phase": self.phase_index,
+            "phase_step": self.shared.global_step,
+            "global_step": self.step,
+            "source_steps": self.source_steps,
+            "updates": int(self.shared.updates.sum()),
+            "dropped": int(self.shared.dropped.sum()),
+            "session": self.session,
+            "elapsed_sec": self._elapsed + time.monotonic() - self._started,
+        }
+        tensors: dict[str, Tensor] = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        for name in ("exp_avg", "exp_avg_sq"):
+            views = named_views(self.net, self.groups, getattr(self.shared, name))
+            tensors |= {f"{name}.{parameter}": view for parameter, view in views.items()}
+        tensors["adam_steps"] = self.shared.adam_steps
+        played = self.step + self.source_steps
+        save_checkpoint(self.run.folder.checkpoints, played, {k: t.cpu() for k, t in tensors.items()}, state)
+        if self.step:
+            self.run.save_student(self.student(), self.step, caveat=self.method.caveat(self.net))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        checkpoint.load_net(self.net)
+        # Checkpoints of before there were phases know of their only one.
+        self._enter(state.get("phase", 0))
+        for name in ("exp_avg", "exp_avg_sq"):
+            views = named_views(self.net, self.groups, getattr(self.shared, name))
+            for parameter, saved in checkpoint.prefixed(f"{name}.").items():
+                views[parameter].copy_(saved)
+        self.shared.adam_steps.copy_(checkpoint.tensors["adam_steps"])
+        self.shared.steps[0] = state.get("phase_step", state["global_step"])
+        self.shared.other_steps[0] = state.get("source_steps", 0) - self.source_steps
+        self.shared.updates[0] = state["updates"]
+        self.shared.dropped[0] = state["dropped"]
+        self.session = state["session"] + 1
+        self._elapsed = state["elapsed_sec"]
+
+    def _note(self, number: int) -> None:
+        self._signal = number
+
+    def _close_logs(self) -> None:
+        self._log_row()
+        self._metrics.close()
+
+    def _log_row(self) -> None:
+        window, step, now = self._window, self.shared.global_step, time.monotonic()
+        if step == window.step:
+            return
+        self._rate = (step - window.step) / (now - window.since)
+        report = window.report
+        values = {name: value / report.updates for name, value in report.sums.items()}
+        for task in self.phase.games:
+            values |= self._scores(task.game, window.scores.get(task.game, []))
+        values |= {
+            "charts/learning_rate": self.run.config.shape.lr * (1.0 - self.progress),
+            "charts/updates": float(self.shared.updates.sum()),
+            "charts/dropped_updates": float(self.shared.dropped.sum()),
+            "time/steps_per_sec": self._rate,
+            "time/elapsed_sec": self._elapsed + now - self._started,
+        }
+        self._metrics.log(step, values | self._method_metrics())
+        self._window = _Window(step)
+
+    def _scores(self, game: str, scores: Sequence[float]) -> dict[str, float]:
+        """What the games that ended say; those of a source game under its name."""
+        suffix = "" if game == self.run.spec.game else f"/{game}"
+        mean = {f"charts/episodic_return{suffix}": sum(scores) / len(scores)} if scores else {}
+        return mean | {f"charts/episodes{suffix}": float(len(scores))}
+
+    def _method_metrics(self) -> dict[str, float]:
+        self.method.schedule(self.net, self.progress)
+        return self.method.metrics(self.net)
+
+    def _status(self) -> Status:
+        recent = {game: sum(scores) / len(scores) for game, scores in self._recent.items() if scores}
+        return Status(
+            step=self.shared.global_step,
+            steps=self.phase.steps,
+            steps_per_sec=self._rate,
+            recent_return=recent.pop(self.run.spec.game, None),
+            student_return=self._student_return,
+            metrics=self._method_metrics(),
+            dropped=int(self.shared.dropped.sum()),
+            phase=self.phase_title,
+            source_returns=recent,
+        )
+
+
+class _Every:
+    """Says when the next of `count` even parts of a phase is over."""
+
+    def __init__(self, total: int, count: int, start: int) -> None:
+        self._part = max(1, total // count) if count else 0
+        self._next = self._after(start)
+
+    def _after(self, step: int) -> int:
+        return (step // self._part + 1) * self._part if self._part else 0
+
+    def due(self, step: int) -> bool:
+        if not self._part or step < self._next:
+            return False
+        self._next = self._after(step)
+        return True

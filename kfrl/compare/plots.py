@@ -1,0 +1,189 @@
+"""Pictures of runs, drawn from their own metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
+
+from kfrl.errors import UserError
+from kfrl.runs.atomic import replacing
+from kfrl.runs.metrics import STEP, read_metrics
+
+Rows = Sequence[Mapping[str, float]]
+TRAINING = "charts/episodic_return"
+VALIDATION = "val/accuracy"
+EPOCH = "charts/epoch"
+STUDENT = "eval/mean_return"
+P_STUDENT = "flow/p_student/"
+P_TEACHER = "flow/p_teacher/"
+LEGEND_COLUMNS = 3
+"""Of the legend below the curves of several arms."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """What a run's length is drawn in."""
+
+    label: str
+    scale: float = 1.0
+
+
+def series(rows: Rows, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and values of one metric, by step; rows without it are left out."""
+    points = sorted((row[STEP], row[name]) for row in rows if name in row)
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
+
+
+def smooth(rows: Rows, name: str, grid: NDArray[np.float64], weight: str | None = None) -> NDArray[np.float64]:
+    """One metric averaged over the bins that end at each step of `grid`; empty bins take their neighbours' line.
+
+    Args:
+        rows: A run's metrics.
+        name: The metric.
+        grid: Right ends of the bins, ascending.
+        weight: A metric to weigh the rows by, e.g. how many games a row's mean return is of.
+
+    Returns:
+        (len(grid),)
+    """
+    kept = [row for row in rows if name in row]
+    bins = np.searchsorted(grid, [row[STEP] for row in kept])
+    weights = np.array([row[weight] if weight else 1.0 for row in kept])
+    values = np.array([row[name] for row in kept])
+    inside = bins < len(grid)
+    total = np.bincount(bins[inside], (weights * values)[inside], len(grid))
+    count = np.bincount(bins[inside], weights[inside], len(grid))
+    filled = count > 0
+    if not filled.any():
+        return np.full(len(grid), np.nan)
+    return np.interp(grid, grid[filled], total[filled] / count[filled])
+
+
+def draw_run(directory: Path, target: Path) -> None:
+    """Draw one run: its returns or its accuracy, and p of the student and of each teacher per layer (Figure 1(c)).
+
+    Raises:
+        UserError: the folder holds no metrics.
+    """
+    rows = read_metrics(directory / "metrics.csv")
+    if not rows:
+        raise UserError(f"{directory} holds no metrics.csv with a row in it: nothing to draw.")
+    layers = [name.removeprefix(P_STUDENT) for name in _names(rows, P_STUDENT)]
+    figure, axes = plt.subplots(
+        1, 1 + len(layers), figsize=(4.4 + 2.3 * len(layers), 3.2), squeeze=False, layout="constrained"
+    )
+    if any(EPOCH in row for row in rows):
+        rows, time = [{**row, STEP: row[EPOCH]} for row in rows if EPOCH in row], Time("epochs")
+        _draw_accuracies(axes[0, 0], rows)
+    else:
+        time = Time("million agent steps", 1e-6)
+        _draw_returns(axes[0, 0], rows, with_links=bool(layers))
+    for axis, layer in zip(axes[0, 1:], layers, strict=True):
+        _draw_weights(axis, rows, layer, time)
+    figure.suptitle("/".join(directory.resolve().parts[-3:]), fontsize=8)
+    save_figure(figure, target)
+
+
+def _draw_accuracies(axis: Any, rows: Rows) -> None:
+    """Of the student alone and of whatever else was evaluated beside it."""
+    names = [
+        VALIDATION,
+        *sorted(name for name in {n for row in rows for n in row} if name.startswith(f"{VALIDATION}_")),
+    ]
+    for name in names:
+        epochs, values = series(rows, name)
+        label = name.removeprefix(f"{VALIDATION}_") if name != VALIDATION else "student alone"
+        axis.plot(epochs, 100 * values, "o-", markersize=3, label=label)
+    axis.set(xlabel="epochs", ylabel="validation accuracy, %")
+    axis.legend(fontsize=7)
+
+
+def _draw_returns(axis: Any, rows: Rows, with_links: bool) -> None:
+    last = max(row[STEP] for row in rows)
+    grid = np.linspace(last / 40, last, 40)
+    label = "training, with links" if with_links else "training"
+    axis.plot(grid / 1e6, smooth(rows, TRAINING, grid, "charts/episodes"), label=label)
+    steps, values = series(rows, STUDENT)
+    if len(steps):
+        axis.plot(steps / 1e6, values, "o-", markersize=3, label="student alone")
+    axis.set(xlabel="million agent steps", ylabel="raw return")
+    axis.legend(fontsize=7)
+
+
+def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25) -> None:
+    """Draw what arms learned: the mean of each arm's runs and their range, in training and by the student alone.
+
+    Args:
+        arms: Metrics of each run, by what to call the arm.
+        target: The picture.
+        points: Of each curve.
+    """
+    legend_rows = -(-len(arms) // LEGEND_COLUMNS)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4 + 0.2 * legend_rows), layout="constrained")
+    for index, (name, runs) in enumerate(arms.items()):
+        last = min(max(row[STEP] for row in rows) for rows in runs)
+        grid = np.linspace(last / points, last, points)
+        smoothed = (smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs)
+        training = [curve for curve in smoothed if not np.isnan(curve).any()]
+        evaluated = (series(rows, STUDENT) for rows in runs)
+        alone = [np.interp(grid, steps, values) for steps, values in evaluated if len(steps) > 1 and steps[0] < last]
+        # A dollar would begin a formula.
+        label = name.replace("$", r"\$") + _missing(len(runs), training=len(training), alone=len(alone))
+        color = f"C{index}"
+        for axis, curves in zip(axes, (training, alone), strict=True):
+            if curves:
+                _draw_spread(axis, grid, curves, color)
+        axes[0].plot([], color=color, label=label)
+    axes[0].set(title="while training", xlabel="million agent steps", ylabel="raw return")
+    axes[1].set(title="student alone", xlabel="million agent steps")
+    figure.legend(loc="outside lower center", ncols=min(len(arms), LEGEND_COLUMNS), fontsize=8)
+    save_figure(figure, target)
+
+
+def _missing(runs: int, **curves: int) -> str:
+    """What to add to the name of an arm some of whose runs have no curve."""
+    fewer = [f"{count} of {runs} {name}" for name, count in curves.items() if count < runs]
+    return f" ({', '.join(fewer)})" if fewer else ""
+
+
+def _draw_spread(axis: Any, grid: NDArray[np.float64], curves: Sequence[NDArray[np.float64]], color: str) -> None:
+    values = np.stack(curves)
+    axis.plot(grid / 1e6, values.mean(0), color=color)
+    axis.fill_between(grid / 1e6, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+
+
+def _draw_weights(axis: Any, rows: Rows, layer: str, time: Time) -> None:
+    steps, own = series(rows, P_STUDENT + layer)
+    axis.plot(steps * time.scale, own, label="student", color="black")
+    for name in _names(rows, P_TEACHER):
+        teacher, fed = name.removeprefix(P_TEACHER).split("/", 1)
+        if fed == layer:
+            steps, p = series(rows, name)
+            axis.plot(steps * time.scale, p, label=teacher)
+    axis.set(title=layer, ylim=(-0.03, 1.03), xlabel=time.label)
+    axis.legend(fontsize=7)
+
+
+def _names(rows: Rows, prefix: str) -> list[str]:
+    """The metrics that start with `prefix`, in the order of the net's layers."""
+    order = {"conv": 0, "fc": 1, "policy": 2, "value": 3}
+    names = {name for row in rows for name in row if name.startswith(prefix)}
+    return sorted(names, key=lambda name: (order.get(name.rsplit("/", 1)[1].rstrip("0123456789"), 0), name))
+
+
+def save_figure(figure: Any, target: Path) -> None:
+    """Write a figure atomically and close it."""
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,109 @@
+"""Image classifiers by name: the published nets, and every size of their families."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from kfrl.errors import UserError, unknown
+from kfrl.nets import build_net
+
+if TYPE_CHECKING:
+    from kfrl.nets.images.classifier import Classifier
+
+NAMES = (
+    "mlp-1200-1200-dropout",
+    "mlp-800-800",
+    "mnist-mlp",
+    "cifar-conv-128",
+    "stl-conv-32",
+    "conv-16-32",
+    "lstm-128",
+    "resnet-20",
+    "resnet-32",
+    "resnet-110",
+    "wrn-16-2",
+    "wrn-28-2",
+    "wrn-40-2",
+    "densenet-100-24",
+    "densenet-bc-100-12",
+    "densenet-bc-190-40",
+)
+"""The nets of the papers. The numbers in a name may be others: `mlp-300`, `resnet-56`; mlp, wrn and densenet take
+`-dropout`, with the rate of their paper, or `-dropout-0.4`."""
+
+_DROPOUT = r"(-dropout(?:-0?\.\d+)?)?"
+
+# A name's numbers and what else it says -> the architecture block.
+_FAMILIES: dict[str, Callable[[list[int], str | None], dict[str, Any]]] = {
+    # Rates of Hinton et al. 2012, which the distillation paper's large net is trained with.
+    rf"mlp((?:-\d+)+){_DROPOUT}": lambda hidden, dropout: {
+        "family": "mlp",
+        "hidden": hidden,
+        **_dropout(dropout, 0.5),
+        **({"input_dropout": 0.2} if dropout else {}),
+    },
+    r"mnist-mlp()()": lambda *_: {"family": "mlp", "hidden": [256, 256], "dropout": 0.2},
+    r"cifar-conv-(\d+)()": lambda n, _: _playground([[1, 1], [2, 2], [4, 4], [8]], n[0]),
+    r"stl-conv-(\d+)()": lambda n, _: _playground([[1], [2], [4], [4], [8, 8]], n[0]),
+    r"conv((?:-\d+)+)()": lambda widths, _: {"family": "conv", "blocks": [[width] for width in widths]},
+    r"lstm((?:-\d+)+)()": lambda hidden, _: {"family": "lstm", "hidden": hidden},
+    r"resnet-(\d+)()": lambda n, _: {"family": "resnet", "depth": n[0]},
+    # Zagoruyko and Komodakis 2016, section 3.4: 0.3 on CIFAR.
+    rf"wrn(-\d+-\d+){_DROPOUT}": lambda n, dropout: {
+        "family": "wrn",
+        "depth": n[0],
+        "widen": n[1],
+        **_dropout(dropout, 0.3),
+    },
+    rf"densenet(-\d+-\d+){_DROPOUT}": lambda n, dropout: _densenet(n, False, dropout),
+    rf"densenet-bc(-\d+-\d+){_DROPOUT}": lambda n, dropout: _densenet(n, True, dropout),
+}
+
+
+def _dropout(words: str | None, rate: float) -> dict[str, float]:
+    """The rate that `-dropout-RATE` says, or the paper's."""
+    return {"dropout": float(words.removeprefix("-dropout").lstrip("-") or rate)} if words else {}
+
+
+def _densenet(n: list[int], bottleneck: bool, dropout: str | None) -> dict[str, Any]:
+    # Huang et al. 2017, section 3: 0.2 where the images are not augmented.
+    held = _dropout(dropout, 0.2)
+    return {"family": "densenet", "depth": n[0], "growth": n[1], "bottleneck": bottleneck, **held}
+
+
+def _playground(blocks: list[list[int]], channels: int) -> dict[str, Any]:
+    widths = [[width * channels for width in block] for block in blocks]
+    return {"family": "conv", "blocks": widths, "batch_norm": True, "global_pool": True}
+
+
+def arch_of(name: str) -> dict[str, Any]:
+    """The architecture block of a net's name, without the input shape.
+
+    Raises:
+        UserError: no such net.
+    """
+    for pattern, fields in _FAMILIES.items():
+        if match := re.fullmatch(pattern, name):
+            return fields([int(number) for number in re.findall(r"\d+", match[1])], match[2])
+    raise unknown("net", name, NAMES, "The numbers may be others, e.g. mlp-300 or resnet-56.")
+
+
+def make_net(name: str, input_shape: Sequence[int], num_classes: int) -> Classifier:
+    """Build a net with fresh weights.
+
+    Args:
+        name: One of `NAMES`, or a name with other numbers.
+        input_shape: (C, H, W) of the images.
+        num_classes: Number of logits.
+
+    Raises:
+        UserError: no such net, or one that cannot be built on such images.
+    """
+    arch = {**arch_of(name), "input_shape": list(input_shape)}
+    try:
+        return cast("Classifier", build_net(arch, num_classes))
+    except UserError as error:
+        shape = " x ".join(map(str, input_shape))
+        raise UserError(f"There is no net {name!r} for images of {shape}. {error}") from None

@@ -1,0 +1,116 @@
+"""Nets in files: safetensors with a JSON card in the header. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kfrl.config import validated
+from kfrl.errors import UserError
+from kfrl.runs.atomic import replacing
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
+
+
+def write_net(path: Path, net: nn.Module, card: DataclassInstance, form: str, half: bool = False) -> None:
+    """Write the tensors of `net` and its `card` as a file of format `form`: whole or not there.
+
+    With `half`, real numbers are stored in half precision; a net reads them into its own.
+    """
+    tensors = {
+        name: tensor.detach().to(
+            "cpu",
+            torch.half if half and tensor.is_floating_point() else tensor.dtype,
+            copy=True,
+            memory_format=torch.contiguous_format,
+        )
+        for name, tensor in net.state_dict().items()
+    }
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {"format": form, "card": json.dumps(asdict(card))})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read_net(path: Path, kind: type[C], form: str, with_tensors: bool) -> tuple[C, dict[str, Tensor]]:
+    """Read the card of a file of format `form`, and its tensors if asked.
+
+    Raises:
+        UserError: not a whole file of that format.
+    """
+    _refuse_foreign(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            if header.get("format") != form:
+                raise UserError(
+                    f"{path} is a safetensors file without kfrl's card (format {header.get('format')!r}, "
+                    f"expected {form!r})."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
+    except SafetensorError as error:
+        raise UserError(f"{path} is truncated or damaged ({error}). Copy it again, or train it anew.") from None
+    return _parse_card(path, header.get("card", ""), kind), tensors
+
+
+def load_tensors(path: Path, net: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """Put a file's tensors into the net that its card describes; frozen and in evaluation mode.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path}: its tensors do not fit the architecture that its card names. {error}") from None
+    return net.eval().requires_grad_(False)
+
+
+def has_format(path: Path, form: str) -> bool:
+    """Whether a file says of itself that it is of format `form`. What cannot be read says nothing."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == form
+    except (SafetensorError, OSError):
+        return False
+
+
+def _parse_card(path: Path, text: str, kind: type[C]) -> C:
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: its card is not JSON ({error}).") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: its card is a JSON {type(fields).__name__}, expected an object.")
+    return validated(fields, kind, source=f"{path}: its card")
+
+
+def _refuse_foreign(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    with path.open("rb") as file:
+        start = file.read(9)
+    # Before the brace stands the header's length, whose bytes may look like the start of anything.
+    if start[8:9] == b"{":
+        return
+    if start[:2] == b"PK":
+        kind = "a zip archive (a torch.save or Stable-Baselines3 file?)"
+    elif start[:1] == b"\x80":
+        kind = "a Python pickle, which can run code"
+    else:
+        kind = "no safetensors file, or a truncated one"
+    raise UserError(
+        f"{path} is {kind}: it was not opened. Expected kfrl's own agent format (.safetensors, as a run or "
+        "`kfrl teachers import` writes it)."
+    )

@@ -1,0 +1,103 @@
+"""Checkpoints: atomic, the last two kept, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kfrl.errors import UserError
+from kfrl.runs.atomic import replacing
+
+KEPT = 2
+SHOWN = 3
+"""So many differences between two nets are named."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run's state: named tensors and counters."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    path: Path
+
+    def prefixed(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names start with `prefix`, under the rest of their names."""
+        return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+
+    def load_net(self, net: nn.Module) -> None:
+        """Put the tensors `net.*` into `net`.
+
+        Raises:
+            UserError: they are those of another net; the message says what differs.
+        """
+        saved, own = self.prefixed("net."), net.state_dict()
+        shapes = {name: (saved.get(name), own.get(name)) for name in sorted(saved.keys() | own.keys())}
+        differing = [
+            f"{name}: {_shape(theirs)} instead of {_shape(ours)}"
+            for name, (theirs, ours) in shapes.items()
+            if theirs is None or ours is None or theirs.shape != ours.shape
+        ]
+        if differing:
+            more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+            raise UserError(
+                f"{self.path} holds another net than this version of kfrl makes of the run's config.yaml and teachers "
+                f"({'; '.join(differing[:SHOWN])}{more}). Go on with the version that began the run, or put config and "
+                "teachers back as they were."
+            )
+        net.load_state_dict(saved)
+
+
+def save_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write `step-<step>.safetensors` into `directory` and drop all but the last two.
+
+    Raises:
+        UserError: it could not be written (a full disk); earlier checkpoints are as they were.
+    """
+    path = directory / f"step-{step:012d}.safetensors"
+    copies = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    with replacing(path) as temporary:
+        try:
+            save_file(copies, temporary, {"state": json.dumps(dict(state))})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+    for old in _paths(directory)[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def latest_checkpoint(directory: Path) -> Checkpoint:
+    """Read the newest checkpoint that is whole.
+
+    Raises:
+        UserError: there is none.
+    """
+    damaged = []
+    for path in reversed(_paths(directory)):
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                return Checkpoint(tensors, json.loads((file.metadata() or {})["state"]), path)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            damaged.append(f"{path.name} ({error})")
+    found = f"; damaged: {', '.join(damaged)}" if damaged else ""
+    raise UserError(f"There is no checkpoint to resume from in {directory}{found}.")
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
+
+
+def _paths(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step-*.safetensors"))

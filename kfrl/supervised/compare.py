@@ -1,0 +1,173 @@
+"""What finished runs say about methods: errors on the test images, over seeds, data set by data set."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+
+from kfrl.compare.facts import add_words, show, unique_names, varying
+from kfrl.config import load_config, validated
+from kfrl.errors import UserError
+from kfrl.runs.folder import RunFolder, Skipped
+from kfrl.supervised.classifiers import Card, read_card
+from kfrl.supervised.config import SupervisedConfig
+
+MIN_SEEDS = 3
+IDENTITY = {"data", "seed", "method", "teachers", "teacher_sha256"}
+"""Settings that the name of an arm or its place in a table says."""
+BOOKKEEPING = {"run_dir", "data_dir", "device", "checkpoint_every"}
+"""Settings that change nothing of what is learned."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The part of `eval.json` about the student alone."""
+
+    error_percent: Annotated[float, Ge(0.0), Le(100.0)]
+    images: Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run."""
+
+    path: Path
+    config: SupervisedConfig
+    card: Card
+    test: Score
+    deployed: int
+    trained: int
+    group: str | None = None
+    """What the user called the arm that it belongs to."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What can make two runs of a method differ, by the name of the setting (`flow.kl_coef`)."""
+        known: dict[str, Any] = {}
+        for name, value in asdict(self.config).items():
+            if isinstance(value, dict):
+                known |= {f"{name}.{key}": inner for key, inner in value.items()}
+            elif name not in IDENTITY | BOOKKEEPING:
+                known[name] = value
+        # A teacher is its file: another under the same name makes another arm.
+        return known | {
+            "teacher.file": "+".join(each[:8] for each in self.config.teacher_sha256) or self.config.teachers
+        }
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one method under the same settings on one data set, by seed."""
+
+    name: str
+    data: str
+    runs: tuple[Record, ...]
+
+    @property
+    def errors(self) -> list[float]:
+        """In percent, seed by seed."""
+        return [run.test.error_percent for run in self.runs]
+
+    @property
+    def mean(self) -> float:
+        """Of the errors."""
+        return statistics.fmean(self.errors)
+
+    @property
+    def std(self) -> float | None:
+        """The sample's standard deviation over seeds; None of a single run."""
+        return statistics.stdev(self.errors) if len(self.runs) > 1 else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that `kfrl supervised compare` shows."""
+
+    arms: tuple[Arm, ...]
+    data: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What has to be known beside the numbers, a sentence each."""
+
+
+def read_run(path: Path, group: str | None = None) -> Record:
+    """Read one finished run.
+
+    Raises:
+        UserError: the folder is empty, unfinished or damaged; the message says in what.
+    """
+    folder = RunFolder(path)
+    folder.check_finished("kfrl supervised train --resume")
+    try:
+        values = json.loads(folder.evaluation.read_text())
+        wanted = {field.name for field in fields(Score)}
+        score = {name: value for name, value in values["test"].items() if name in wanted}
+        deployed, trained = int(values["deployed_parameters"]), int(values["trained_parameters"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"damaged: {folder.evaluation.name}: {error!r}") from None
+    config = load_config(folder.config, SupervisedConfig)
+    test = validated(score, Score, folder.evaluation.name)
+    return Record(path, config, read_card(folder.student), test, deployed, trained, group)
+
+
+def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Comparison:
+    """Sort runs into arms, and say what is not like for like.
+
+    Raises:
+        UserError: there is no run.
+    """
+    left_out = [f"Left out: {entry.path} ({entry.reason.rstrip('.')})." for entry in skipped]
+    if not records:
+        raise UserError(" ".join(["No run is left to compare.", *left_out]))
+    arms = [arm for data in sorted({run.card.data for run in records}) for arm in _arms(records, data)]
+    notes = [
+        "Errors are those of the kept student, alone, on test images that nothing was chosen by. n counts runs; +- is "
+        "the standard deviation over them.",
+        *(note for data in dict.fromkeys(arm.data for arm in arms) for note in _notes(data, arms)),
+        *left_out,
+    ]
+    return Comparison(tuple(arms), tuple(dict.fromkeys(arm.data for arm in arms)), tuple(notes))
+
+
+def _arms(records: Sequence[Record], data: str) -> list[Arm]:
+    grouped: dict[Hashable, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.card.data == data:
+            settings = repr(record.settings)
+            grouped[record.group or (record.config.method_name, record.card.teachers, settings)].append(record)
+    members = [sorted(runs, key=lambda run: (run.config.seed, str(run.path))) for runs in grouped.values()]
+    firsts = [runs[0] for runs in members]
+    names = unique_names([_short_name(run) for run in firsts], [run.settings for run in firsts])
+    arms = [Arm(name, data, tuple(runs)) for name, runs in zip(names, members, strict=True)]
+    return sorted(arms, key=lambda arm: (bool(arm.runs[0].card.teachers), arm.name))
+
+
+def _short_name(run: Record) -> str:
+    return run.group or add_words(run.config.method_name, "+".join(run.card.teachers))
+
+
+def _notes(data: str, arms: Sequence[Arm]) -> list[str]:
+    here = [arm for arm in arms if arm.data == data]
+    notes = []
+    few = [f"{arm.name} ({len(arm.runs)})" for arm in here if len(arm.runs) < MIN_SEEDS]
+    if few:
+        notes.append(f"{data}: fewer than {MIN_SEEDS} seeds, so the spread says little: {', '.join(few)}.")
+    for arm in here:
+        seeds = [run.config.seed for run in arm.runs]
+        if len(set(seeds)) < len(seeds):
+            notes.append(f"{data}: {arm.name} has several runs of one seed.")
+        differing = varying([run.settings for run in arm.runs])
+        if differing:
+            notes.append(f"{data}: runs of {arm.name} differ in {', '.join(differing)}.")
+    facts = [arm.runs[0].settings for arm in here]
+    for name in varying(facts):
+        if "." not in name:
+            held = ", ".join(f"{arm.name} {show(fact[name])}" for arm, fact in zip(here, facts, strict=True))
+            notes.append(f"{data}: arms differ in {name}: {held}.")
+    return notes

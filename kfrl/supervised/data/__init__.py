@@ -1,0 +1,1 @@
+"""Data sets: found, downloaded, read, batched and corrupted."""

@@ -1,0 +1,177 @@
+"""A run: what a config resolves to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kfrl.config import load_config
+from kfrl.devices import check_device
+from kfrl.errors import UserError
+from kfrl.nets import arch_of
+from kfrl.nets.images.registry import arch_of as arch_named
+from kfrl.runs.folder import RUNS, RunFolder
+from kfrl.runs.provenance import commit, sha256
+from kfrl.supervised.classifiers import Card, Teacher, save_classifier
+from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.data.batches import Images, Loader, Normalisation, split_off
+from kfrl.supervised.data.sets import Data, absolute, load_data
+from kfrl.supervised.methods import get_method
+from kfrl.supervised.methods.base import Method, Task
+from kfrl.supervised.teachers import adapt, load_classifiers
+
+
+@dataclass(frozen=True)
+class Run:
+    """A config with everything that it names looked up and loaded. Nothing is written yet."""
+
+    config: SupervisedConfig
+    data: Data
+    task: Task
+    train: Images
+    validation: Images
+    teachers: tuple[Teacher, ...]
+    folder: RunFolder
+
+    def method(self) -> Method:
+        """A fresh instance of the run's method."""
+        return get_method(self.config.method_name)(self.config)
+
+    def loader(self, images: Images, channels_last: bool, augmented: bool = False) -> Loader:
+        """Batches of some of the data's images, on the run's device."""
+        kind = self.config.augment if augmented else "none"
+        return Loader(
+            images.to(torch.device(self.config.device)),
+            self.config.batch_size,
+            self.task.normalisation,
+            channels_last,
+            self.config.pad if kind != "none" else 0,
+            flip=kind == "crop-flip",
+        )
+
+    def save_student(self, net: nn.Module, epochs: int, validation: float | None, test: dict[str, Any]) -> None:
+        """Write the student alone, as a teacher for the next run."""
+        card = Card(
+            data=self.data.name,
+            classes=self.task.classes,
+            arch=arch_of(net),
+            input_shape=self.task.shape,
+            mean=self.task.normalisation.mean,
+            std=self.task.normalisation.std,
+            net=self.task.net,
+            method=self.config.method_name,
+            epochs=epochs,
+            seed=self.config.seed,
+            teachers=tuple(teacher.name for teacher in self.teachers),
+            teacher_sha256=self.config.teacher_sha256,
+            validation_accuracy=validation,
+            evaluation=test,
+            commit=commit(),
+        )
+        save_classifier(self.folder.student, net, card)
+
+
+def resolve(config: SupervisedConfig) -> Run:
+    """Look up the data, the method and the teachers, and see that they fit together.
+
+    Raises:
+        UserError: one of them does not exist, or they do not fit. Nothing has been written.
+    """
+    if not config.data:
+        raise UserError("Which images? Give --data NAME, e.g. --data mnist; `kfrl supervised data` lists them.")
+    check_device(config.device)
+    method = get_method(config.method_name)
+    method.check_teachers(config.method_name, len(config.teacher_names))
+    loaded = load_classifiers(config.teacher_names, RUNS)
+    checksums = _checksums(loaded, config.teacher_sha256)
+    if config.net is not None:
+        arch_named(config.net)
+    # Last, because it may be a long download.
+    data = load_data(config.data, config.data_dir, config.image_size)
+    train, validation = _divide(data, config)
+    normalisation = Normalisation.of(train.pixels)
+    teachers = tuple(adapt(teacher, data.shape, normalisation) for teacher in loaded)
+    for teacher in teachers:
+        teacher.net.to(torch.device(config.device))
+    config = replace(
+        config,
+        data=absolute(config.data),
+        data_dir=config.data_dir and config.data_dir.expanduser().absolute(),
+        teachers=",".join(str(teacher.path.resolve()) for teacher in teachers),
+        teacher_sha256=checksums,
+        method=config.method_name,
+        net=config.net or method.default_net(data.net, teachers),
+        augment=data.augment if config.augment == "auto" else config.augment,
+    )
+    folder = RunFolder(config.run_dir or _default_folder(config, data.name, teachers))
+    config = replace(config, run_dir=folder.path)
+    assert config.net is not None
+    task = Task(data.name, data.classes, data.shape, normalisation, config.net)
+    run = Run(config, data, task, train, validation, teachers, folder)
+    try:
+        run.method().build(task, teachers)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"The student {config.net} and its teachers cannot be put together: {error}") from None
+    return run
+
+
+def _checksums(teachers: Sequence[Teacher], pinned: Sequence[str]) -> tuple[str, ...]:
+    """Those of the teachers' files.
+
+    Raises:
+        UserError: they are not the pinned ones; the first that differs is named.
+    """
+    found = tuple(sha256(teacher.path) for teacher in teachers)
+    for teacher, now, before in zip_longest(teachers, found, pinned):
+        if pinned and now != before:
+            raise UserError(
+                f"Teacher {teacher.path if teacher else 'missing'}: its SHA-256 is {now}, and the config says {before}."
+                " Put the file back with which the run began; or begin a new run with the one that is there: leave "
+                "teacher_sha256 out of the config, or give --teacher-sha256 with nothing after it."
+            )
+    return found
+
+
+def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images]:
+    """The images to learn from and those for validation, which are the set's own if it has some."""
+    images, count = data.train, config.train_images
+    classes = len(set(images.labels.tolist()))
+    if count is not None and not classes <= count <= len(images):
+        raise UserError(
+            f"--train-images {count:,} is not possible: there are {len(images):,} training images in {classes} "
+            f"classes. Give {classes} to {len(images):,}."
+        )
+    if data.validation is not None and config.validation:
+        return images.take(split_off(images.labels, 0.0, count=count)[0]), data.validation
+    rows, kept_back = split_off(images.labels, config.validation, count=count)
+    if config.validation and not len(kept_back):
+        raise UserError(
+            f"--validation {config.validation:g} of {len(rows):,} training images in {classes} classes is no image "
+            f"of any class: a class needs {math.ceil(0.5 / config.validation + 1e-9)} images. Give a larger share, or "
+            "--validation 0 to do without."
+        )
+    return images.take(rows), images.take(kept_back)
+
+
+def _default_folder(config: SupervisedConfig, data: str, teachers: Sequence[Teacher]) -> Path:
+    names = "+".join(teacher.name for teacher in teachers) or "none"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return RUNS / data / config.method_name / f"{names}-s{config.seed}-{stamp}"
+
+
+def reopen(path: Path) -> Run:
+    """The run that an existing folder holds.
+
+    Raises:
+        UserError: not a run's folder, or something that it needs is gone.
+    """
+    folder = RunFolder.of_run(path)
+    return resolve(replace(load_config(folder.config, SupervisedConfig), run_dir=path))

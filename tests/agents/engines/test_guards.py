@@ -1,0 +1,261 @@
+"""What can go wrong with real worker processes: killed, interrupted, poisoned, hung, orphaned, out of disk."""
+
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agents.engines.a3c import _Watchdog
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.metrics import read_metrics
+
+ENDLESS = 10_000_000
+REPOSITORY = Path(__file__).parents[3]
+
+
+class Training:
+    """`kfrl train` in a process of its own, with its output read line by line."""
+
+    def __init__(self, cwd: Path, *flags: str, **options: Any) -> None:
+        self.cwd = cwd
+        command = [sys.executable, "-m", "kfrl.cli.main", "train", *flags]
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        self.output = ""
+
+    def wait_for(self, text: str) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            if text in line:
+                return
+        pytest.fail(f"ended without {text!r}:\n{self.output}")
+
+    def finish(self) -> int:
+        rest, _ = self.process.communicate(timeout=90)
+        self.output += rest
+        return self.process.returncode
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers, in the order they were started; the evaluator would come last."""
+        (server,) = [pid for pid in _children(self.process.pid) if b"forkserver" in _command_line(pid)]
+        return _children(server)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Iterator[Callable[..., Training]]:
+    started: list[Training] = []
+
+    def start(*flags: str, **options: Any) -> Training:
+        started.append(Training(tmp_path, *flags, **options))
+        return started[-1]
+
+    yield start
+    for training in started:
+        if training.process.poll() is None:
+            os.killpg(training.process.pid, signal.SIGKILL)
+            training.process.communicate()
+
+
+def small(steps: int, *more: str) -> list[str]:
+    return [
+        *("--game", "Pong", "--steps", str(steps), "--workers", "2", "--envs-per-worker", "2"),
+        *("--run-dir", "run", "--curve-points", "0", "--eval-episodes", "0", *more),
+    ]
+
+
+def poison(directory: Path, code: str) -> dict[str, str]:
+    """An environment in which every worker runs `code` before it trains."""
+    (directory / "sitecustomize.py").write_text(
+        "import sys\nif any('forkserver' in word for word in sys.orig_argv):\n"
+        + textwrap.indent(textwrap.dedent(code), "    ")
+    )
+    return {**os.environ, "PYTHONPATH": f"{directory}{os.pathsep}{REPOSITORY}"}
+
+
+REWARDS = """
+import dataclasses
+import numpy as np
+import envs.atari
+step, calls = envs.atari.AtariEnvs.step, 0
+
+def poisoned(self, actions):
+    global calls
+    calls += 1
+    transition = step(self, actions)
+    if calls {when}:
+        return dataclasses.replace(transition, rewards=transition.rewards * np.nan)
+    return transition
+
+envs.atari.AtariEnvs.step = poisoned
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_writes_a_checkpoint_and_the_line_that_resumes(
+    train: Callable[..., Training], number: signal.Signals, code: int
+) -> None:
+    training = train(*small(ENDLESS))
+    training.wait_for("steps ")
+    os.killpg(training.process.pid, number)  # as a terminal's Ctrl-C: the workers get it too
+    assert training.finish() == code
+    assert "kfrl train --resume run" in training.output
+    assert "Traceback" not in training.output
+    checkpoint = latest_checkpoint(training.cwd / "run" / "checkpoint")
+    assert checkpoint.state["global_step"] > 0
+
+
+def test_resumed_run_goes_on_with_counters_schedules_statistics_and_curve(
+    train: Callable[..., Training],
+) -> None:
+    first = train(*small(8_000))
+    first.wait_for("steps ")
+    first.process.send_signal(signal.SIGINT)
+    assert first.finish() == 130
+    folder = first.cwd / "run"
+    before = latest_checkpoint(folder / "checkpoint")
+    rows_before = read_metrics(folder / "metrics.csv")
+
+    second = train("--resume", "run")
+    assert second.finish() == 0
+    after = latest_checkpoint(folder / "checkpoint")
+    rows = read_metrics(folder / "metrics.csv")
+    assert f"Going on from step {before.state['global_step']:,}" in second.output
+    assert after.state["global_step"] >= 8_000
+    assert after.state["session"] == 1
+    assert after.state["updates"] > before.state["updates"]
+    assert float(after.tensors["adam_steps"][0]) > float(before.tensors["adam_steps"][0]) > 0
+    assert rows[: len(rows_before)] == rows_before
+    steps = [row["global_step"] for row in rows]
+    assert steps == sorted(set(steps))
+    rates = [row["charts/learning_rate"] for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    first_resumed = rows[len(rows_before)]
+    expected = 1e-4 * 2**0.5 * (1 - first_resumed["global_step"] / 8_000)
+    assert first_resumed["charts/learning_rate"] == pytest.approx(expected)
+
+
+def test_killed_worker_stops_the_run_and_saves(train: Callable[..., Training]) -> None:
+    training = train(*small(ENDLESS))
+    training.wait_for("steps ")
+    os.kill(training.workers()[1], signal.SIGKILL)
+    assert training.finish() == 1
+    assert "worker 1 was killed by SIGKILL" in training.output
+    assert "kfrl train --resume run" in training.output
+    assert latest_checkpoint(training.cwd / "run" / "checkpoint").state["global_step"] > 0
+
+
+def test_failing_worker_shows_its_own_traceback(train: Callable[..., Training], tmp_path: Path) -> None:
+    code = """
+    import envs.atari
+    def broken(self, actions):
+        raise RuntimeError("the joystick fell off")
+    envs.atari.AtariEnvs.step = broken
+    """
+    training = train(*small(ENDLESS), env=poison(tmp_path, code))
+    assert training.finish() == 1
+    assert "RuntimeError: the joystick fell off" in training.output
+    assert "in broken" in training.output
+
+
+def test_single_non_finite_gradient_is_dropped_and_counted(train: Callable[..., Training], tmp_path: Path) -> None:
+    training = train(*small(2_000), env=poison(tmp_path, REWARDS.format(when="== 20")))
+    assert training.finish() == 0, training.output
+    checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoint")
+    assert checkpoint.state["dropped"] == 2  # one update in each of two workers
+    assert all(tensor.isfinite().all() for tensor in checkpoint.tensors.values())
+
+
+def test_endless_non_finite_gradients_stop_the_run_with_a_clear_error(
+    train: Callable[..., Training], tmp_path: Path
+) -> None:
+    training = train(*small(ENDLESS), env=poison(tmp_path, REWARDS.format(when=">= 20")))
+    assert training.finish() == 1
+    assert "50 updates in a row had a non-finite gradient" in training.output
+    checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoint")
+    assert all(tensor.isfinite().all() for tensor in checkpoint.tensors.values())
+
+
+def test_hung_worker_is_noticed(train: Callable[..., Training]) -> None:
+    training = train(*small(ENDLESS, "--worker-timeout", "20"))
+    training.wait_for("steps ")
+    os.kill(training.workers()[0], signal.SIGSTOP)
+    assert training.finish() == 1
+    assert "Worker 0 has not made a step for 20 s" in training.output
+
+
+def test_a_run_that_was_suspended_has_no_hung_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1_000.0]
+    monkeypatch.setattr("agents.engines.a3c.time.monotonic", lambda: clock[0])
+    steps = torch.zeros(3, dtype=torch.int64)
+    watchdog = _Watchdog(steps, timeout=20.0)
+    clock[0] += 3_600.0
+    assert watchdog.complaint([0, 1]) is None
+    for _ in range(4):
+        clock[0] += 4.0
+        steps[1] += 1
+        complaint = watchdog.complaint([0, 1])
+    assert complaint is not None
+    assert "Worker 1 has not" in complaint
+    assert watchdog.complaint([0]) is None, "worker 1 may have finished"
+
+
+def test_workers_end_when_their_parent_is_killed(train: Callable[..., Training]) -> None:
+    training = train(*small(ENDLESS))
+    training.wait_for("steps ")
+    handles = [os.pidfd_open(pid) for pid in training.workers()]
+    assert len(handles) == 2
+    training.process.kill()
+    for handle in handles:
+        assert select.select([handle], [], [], 30.0)[0], "a worker outlived its parent"
+        os.close(handle)
+
+
+def test_full_disk_during_a_checkpoint_keeps_the_previous_one(
+    train: Callable[..., Training],
+) -> None:
+    first = train(*small(ENDLESS))
+    first.wait_for("steps ")
+    first.process.send_signal(signal.SIGINT)
+    assert first.finish() == 130
+    directory = first.cwd / "run" / "checkpoint"
+    before = latest_checkpoint(directory)
+
+    def fill_disk() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
+
+    second = train("--resume", "run", preexec_fn=fill_disk)
+    second.wait_for("steps ")
+    second.process.send_signal(signal.SIGINT)
+    assert second.finish() == 2
+    assert "Could not write run/checkpoint" in second.output
+    assert "Traceback" not in second.output
+    after = latest_checkpoint(directory)
+    assert after.path == before.path
+    assert after.state == before.state
+    assert [path.name for path in directory.iterdir()] == [before.path.name]

@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from agents.engines.rmsprop import RMSpropTF
+from agents.engines.shared import SharedModel
+from agents.methods.base import ParameterGroup
+
+
+def model(*values: float) -> tuple[SharedModel, list[ParameterGroup]]:
+    groups = [
+        ParameterGroup((nn.Parameter(torch.tensor([value])),), scale)
+        for value, scale in zip(values, (1.0, 10.0), strict=False)
+    ]
+    return SharedModel.create(groups, 1), groups
+
+
+def test_two_steps_by_hand() -> None:
+    shared, groups = model(5.0)
+    optimiser = RMSpropTF(shared, groups, max_grad_norm=100.0, alpha=0.9, eps=0.01)
+    assert optimiser.push(torch.tensor([3.0]), lr=0.1) == 3.0
+    # s = 0.9 x 1 + 0.1 x 9 = 1.8
+    first = 5.0 - 0.1 * 3.0 / math.sqrt(1.81)
+    assert shared.parameters.item() == pytest.approx(first, rel=1e-6)
+    optimiser.push(torch.tensor([-2.0]), lr=0.1)
+    # s = 0.9 x 1.8 + 0.1 x 4 = 2.02
+    assert shared.parameters.item() == pytest.approx(first + 0.1 * 2.0 / math.sqrt(2.03), rel=1e-6)
+
+
+def test_the_norm_is_clipped_first_and_each_group_has_its_own_rate() -> None:
+    shared, groups = model(0.0, 0.0)
+    optimiser = RMSpropTF(shared, groups, max_grad_norm=0.5, alpha=1.0, eps=0.0)  # s stays 1
+    assert optimiser.push(torch.tensor([3.0, 4.0]), lr=0.1) == 5.0
+    assert shared.parameters.tolist() == pytest.approx([-0.03, -0.4])
+
+
+def test_gradients_that_are_not_finite_change_nothing() -> None:
+    shared, groups = model(1.0, 2.0)
+    optimiser = RMSpropTF(shared, groups, max_grad_norm=0.5)
+    assert optimiser.push(torch.tensor([math.nan, 1.0]), lr=0.1) is None
+    assert shared.parameters.tolist() == [1.0, 2.0]
+    assert shared.exp_avg_sq.tolist() == [1.0, 1.0]
+
+
+def test_statistics_of_a_resumed_run_are_kept() -> None:
+    shared, groups = model(1.0)
+    RMSpropTF(shared, groups, max_grad_norm=1.0).push(torch.tensor([0.1]), lr=0.1)
+    before = shared.exp_avg_sq.clone()
+    RMSpropTF(shared, groups, max_grad_norm=1.0)
+    torch.testing.assert_close(shared.exp_avg_sq, before)
+    assert before.item() == pytest.approx(0.9901)
+
+
+def test_a_lazy_group_without_a_gradient_keeps_its_statistics() -> None:
+    groups = [ParameterGroup((nn.Parameter(torch.ones(1)),), lazy=lazy) for lazy in (False, True)]
+    shared = SharedModel.create(groups, 1)
+    optimiser = RMSpropTF(shared, groups, max_grad_norm=100.0, alpha=0.5)
+    optimiser.push(torch.zeros(2), lr=0.1)
+    assert shared.exp_avg_sq.tolist() == [0.5, 1.0]
+    assert shared.adam_steps.tolist() == [1.0, 0.0]
+    optimiser.push(torch.tensor([0.0, 2.0]), lr=0.1)
+    assert shared.exp_avg_sq.tolist() == [0.25, 2.5]

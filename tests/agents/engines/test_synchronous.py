@@ -1,0 +1,226 @@
+"""Real, short runs of the synchronous engines."""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from agents.config import FlowConfig, PathNetConfig, PPOConfig, TrainConfig
+from agents.engines.registry import ENGINES
+from agents.run import Run, resolve
+from agents.teachers.formats import load_agent
+from agents.teachers.store import ZOO
+from agents.trainer import Outcome, Status
+from kfrl.errors import UserError
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.metrics import read_metrics
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"envs_per_worker": 2, "steps": 128, "curve_points": 0, "eval_episodes": 0}
+PPO = PPOConfig(epochs=2, batch_size=16)
+SMALL_PATHNET = PathNetConfig(
+    modules=3, active_modules=2, module_convs=((2, 8, 8),), module_units=8, population=4, tournament_episodes=2
+)
+
+
+class Silent:
+    """Shows nothing; calls back on the way."""
+
+    def __init__(self, on_update: Callable[[], None] = lambda: None) -> None:
+        self.on_update = on_update
+
+    def update(self, status: Status) -> None:
+        self.on_update()
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def prepare(folder: Path, algo: str, **settings: object) -> Run:
+    config = TrainConfig(algo=algo, ppo=PPO, run_dir=folder, **({"game": "Pong"} | SMALL | settings))
+    run = resolve(TrainConfig(**{**vars(config), "t_max": config.t_max or (16 if algo == "ppo" else 5)}))
+    run.folder.write_config(run.config)
+    return run
+
+
+def train(run: Run) -> Outcome:
+    return ENGINES[run.config.algo](run, Silent(), None).train()
+
+
+def weights(outcome: Outcome) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in outcome.net.parameters()])
+
+
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(algo: str, tmp_path: Path) -> None:
+    one, same, other = (
+        weights(train(prepare(tmp_path / str(index), algo, seed=seed))) for index, seed in enumerate((1, 1, 2))
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
+def test_knowledge_flow_runs_on_it_and_ends_independent_with_its_teacher_unchanged(algo: str, tmp_path: Path) -> None:
+    flow = FlowConfig(handover_start=0.1, independence_at=0.5)
+    run = prepare(tmp_path / "run", algo, teachers=str(ZOO / "seaquest.safetensors"), flow=flow)
+    (teacher,) = run.teachers
+    before = {name: tensor.clone() for name, tensor in teacher.net.state_dict().items()}
+    outcome = train(run)
+    assert outcome.failure is None
+    assert run.method().independent(outcome.net)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.net.state_dict().items())
+    row = read_metrics(run.folder.metrics)[-1]
+    assert row["flow/p_student/fc"] == 1.0
+    assert {"losses/policy", "losses/value", "losses/entropy", "losses/policy_kl"} <= row.keys()
+
+
+def test_features_are_brought_to_the_students_scale_when_a_run_begins_and_not_again(tmp_path: Path) -> None:
+    def scales(net: nn.Module, layer: str) -> list[float]:
+        return net.get_buffer(f"scales.{layer}").tolist()
+
+    run = prepare(tmp_path / "run", "a2c", game="Seaquest", teachers="zoo:seaquest")
+    outcome = train(run)
+    own, seaquest = scales(outcome.net, "fc")
+    assert own == 1.0
+    assert 0.0 < seaquest < 0.5, "a trained net's features are far larger than a fresh one's"
+    assert scales(outcome.net, "policy") == scales(outcome.net, "value") == [1.0, 1.0]
+    resumed = ENGINES["a2c"](run, Silent(), latest_checkpoint(run.folder.checkpoints))
+    assert scales(resumed.net, "fc") == [own, seaquest]
+    unmatched = prepare(
+        tmp_path / "other", "a2c", game="Seaquest", teachers="zoo:seaquest", flow=FlowConfig(match_scales=False)
+    )
+    assert scales(train(unmatched).net, "fc") == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("method", "algo"),
+    [
+        ("fine-tune", "a2c"),
+        ("progressive", "a2c"),
+        ("progressive", "ppo"),
+        ("policy-distillation", "a2c"),
+        ("policy-distillation", "ppo"),
+        ("actor-mimic", "a2c"),
+    ],
+)
+def test_a_method_with_a_teacher_learns_leaves_it_unchanged_and_goes_on(
+    method: str, algo: str, tmp_path: Path, obs: torch.Tensor
+) -> None:
+    run = prepare(tmp_path / "run", algo, game="Seaquest", teachers="zoo:seaquest", method=method)
+    before = run.method().export(run.method().build(run.spec, run.teachers)).state_dict()
+    outcome = train(run)
+    assert outcome.failure is None
+    assert outcome.step >= 128
+    fresh = load_agent(ZOO / "seaquest.safetensors").net.state_dict()
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in run.teachers[0].net.state_dict().items())
+    student = run.method().export(outcome.net)
+    assert not torch.equal(student.state_dict()["conv1.weight"], before["conv1.weight"])
+    alone = load_agent(run.folder.student).net
+    assert torch.equal(alone(obs)[0], student(obs)[0])
+    resumed = ENGINES[algo](run, Silent(), latest_checkpoint(run.folder.checkpoints))
+    assert (resumed.step, resumed.source_steps) == (outcome.step, outcome.source_steps)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.net.parameters(), outcome.net.parameters(), strict=True))
+    # Rewards do not count where a teacher is imitated.
+    assert ("losses/policy" in read_metrics(run.folder.metrics)[-1]) == (method != "policy-distillation")
+
+
+def test_an_update_of_ppo_makes_its_epochs_and_minibatches(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", "ppo")
+    outcome = train(run)
+    # 128 steps are 4 rollouts of 2 x 16, each 2 epochs of 2 minibatches.
+    assert outcome.step == 128
+    assert latest_checkpoint(run.folder.checkpoints).state["updates"] == 16
+
+
+def test_a_signal_stops_it_with_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", "a2c", steps=1_000_000)
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert threading.current_thread() is threading.main_thread()
+    outcome = ENGINES["a2c"](run, Silent(interrupt), None).train()
+    assert outcome.stopped_by == signal.SIGINT
+    checkpoint = latest_checkpoint(run.folder.checkpoints)
+    assert checkpoint.state["global_step"] == outcome.step > 0
+    resumed = ENGINES["a2c"](run, Silent(), checkpoint)
+    assert resumed.shared.global_step == outcome.step
+    torch.testing.assert_close(resumed.shared.exp_avg_sq, _statistics(checkpoint.prefixed("exp_avg_sq."), resumed.net))
+    assert not (resumed.shared.exp_avg_sq == 1.0).all()
+
+
+def _statistics(named: dict[str, torch.Tensor], net: torch.nn.Module) -> torch.Tensor:
+    """In the flat model's order and layout: four dimensions are channels_last."""
+    parts = [named[name] for name, _ in net.named_parameters()]
+    return torch.cat([part.permute(0, 2, 3, 1).flatten() if part.dim() == 4 else part.flatten() for part in parts])
+
+
+def test_endless_non_finite_gradients_end_the_run_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.engines.update.MAX_CONSECUTIVE_DROPS", 3)
+    run = prepare(tmp_path / "run", "a2c", steps=1_000, value_loss_coef=float("inf"))
+    outcome = train(run)
+    assert outcome.failure is not None
+    assert "3 updates in a row had a non-finite gradient" in outcome.failure
+    assert latest_checkpoint(run.folder.checkpoints).state["dropped"] == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"algo": "a2c", "workers": 4}, ["one learner", "--workers 4", "--envs-per-worker"]),
+        ({"algo": "a3c", "device": "cuda"}, ["shared memory", "--algo a2c"]),
+        ({"algo": "a2c", "device": "cuda:77"}, ["cuda:77", "Devices here: cpu"]),
+        ({"algo": "a2c", "device": "gpu"}, ["'gpu'", "cpu, cuda or cuda:N"]),
+        (
+            {"algo": "ppo", "envs_per_worker": 8, "ppo": PPOConfig(batch_size=300)},
+            ["300", "8 games x 128 steps = 1,024", "128, 256, 512"],
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_engine_are_refused(
+    settings: dict[str, object], said: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        resolve(TrainConfig(game="Pong", run_dir=tmp_path / "run", **settings))
+    for part in said:
+        assert part in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_looking_at_a_run_changes_nothing_in_it(tmp_path: Path) -> None:
+    # PathNet counts its rollouts, and its export is a net that is built anew.
+    settings = {"method": "pathnet", "source_games": "freeway", "source_steps": 64, "pathnet": SMALL_PATHNET}
+    watched, unwatched = (prepare(tmp_path / name, "a2c", **settings) for name in ("watched", "unwatched"))
+
+    def look() -> None:
+        for _ in range(5):
+            trainer.student()
+            trainer._method_metrics()
+
+    trainer = ENGINES["a2c"](watched, Silent(look), None)
+    assert torch.equal(weights(trainer.train()), weights(train(unwatched)))
+
+
+def test_a_finished_run_that_is_resumed_for_its_scores_is_independent(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", "a2c", teachers="zoo:seaquest")
+    train(run)
+    trainer = ENGINES["a2c"](run, Silent(), latest_checkpoint(run.folder.checkpoints))
+    outcome = trainer.train()
+    assert trainer.method.independent(outcome.net)
+    assert set(trainer.method.metrics(outcome.net).values()) == {0.0, 1.0}
+
+
+def test_the_curve_ends_with_the_last_student(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", "a2c", game="Breakout", curve_points=2, curve_episodes=2)
+    outcome = train(run)
+    points = [row["global_step"] for row in read_metrics(run.folder.metrics) if "eval/mean_return" in row]
+    assert points[-1] == outcome.step
