@@ -1,4 +1,4 @@
-"""K Atari games side by side: on ale-py's C++ vector environment, or in this thread where K is 1."""
+"""K Atari games side by side: on ale-py's C++ vector environment, or in this thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from envs.games import Game
-from envs.one_game import OneGame
+from envs.one_game import OwnThread
 from envs.protocols import Protocol, get_protocol
 from kfrl.errors import UserError, unknown
 
@@ -69,15 +69,15 @@ class AtariEnvs:
         Args:
             protocol: The rules.
             num_envs: K.
-            num_threads: Emulator threads; 1 inside an A3C worker.
+            num_threads: Emulator threads; 1 inside an A3C worker. Games under `fire_reset` have this thread only.
             grayscale: False gives RGB frames, (K, stack, H, W, 3): for videos.
             native_screen: True keeps the console's 210 x 160 screen.
         """
         self.protocol = protocol
         self.num_envs = num_envs
-        self.emulator: OneGame | _Vector = (
-            OneGame(protocol)
-            if num_envs == 1 and grayscale and not native_screen
+        self.emulator: OwnThread | _Vector = (
+            OwnThread(protocol, num_envs, grayscale, native_screen)
+            if protocol.fire_reset or (num_envs == 1 and grayscale and not native_screen)
             else _Vector(protocol, num_envs, num_threads, grayscale, native_screen)
         )
         self.actions: tuple[str, ...] = tuple(action.name for action in self.emulator.get_action_set())
@@ -90,7 +90,7 @@ class AtariEnvs:
         obs: NDArray[np.uint8]
         obs, info = self.emulator.reset(seed=seed)
         self._lives = info["lives"]
-        self._scores[:] = 0
+        self._scores[:] = info.get("started", 0)
         self._steps[:] = 0
         return obs
 
@@ -103,20 +103,27 @@ class AtariEnvs:
         if actions.min() < 0 or actions.max() >= len(self.actions):
             raise ValueError(f"Expected actions in [0, {len(self.actions)}), got {actions}.")
         obs, raw, game_over, truncated, info = self.emulator.step(actions)
-        self._scores += raw
+        self._scores += raw + info.get("pressed", 0)
         self._steps += 1
         terminated = game_over
         if self.protocol.episodic_life:
-            terminated = game_over | ((info["lives"] < self._lives) & ~truncated)
+            terminated = game_over | (self._lost_lives(info["lives"]) & ~truncated)
         self._lives = info["lives"]
+        episodes = self._finished(game_over, truncated)
+        self._scores += info.get("started", 0)
         return Transition(
             obs=obs,
             rewards=(np.clip(raw, -1, 1) if self.protocol.clip_rewards else raw).astype(np.float32),
             terminated=terminated,
             truncated=truncated,
             final_obs=info.get("final_obs"),
-            episodes=self._finished(game_over, truncated),
+            episodes=episodes,
         )
+
+    def _lost_lives(self, lives: NDArray[np.int32]) -> NDArray[np.bool_]:
+        lost: NDArray[np.bool_] = lives < self._lives
+        # A life of 0 that is still played (Q*bert) ends with the game under SB3's rule.
+        return lost & (lives > 0) if self.protocol.fire_reset else lost
 
     def _finished(self, game_over: NDArray[np.bool_], truncated: NDArray[np.bool_]) -> tuple[Episode, ...]:
         ended = np.flatnonzero(game_over | truncated)
@@ -152,7 +159,7 @@ class _Vector(AtariVectorEnv):
             noop_max=protocol.noop_max + 1,
             episodic_life=False,
             reward_clipping=False,
-            use_fire_reset=protocol.fire_reset,
+            use_fire_reset=False,
         )
 
     def get_action_set(self) -> list[ale_py.Action]:

@@ -1,7 +1,9 @@
-"""One Atari game in the caller's own thread."""
+"""Atari games in the caller's own thread."""
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import ale_py
@@ -15,15 +17,83 @@ from envs.protocols import Protocol
 StepResult = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
 
 
-class OneGame:
-    """What `AtariVectorEnv` with one game is, frame for frame and seed for seed, without its thread.
+class OwnThread:
+    """K games one after the other, in the interface of `AtariVectorEnv`.
 
-    The vector environment hands an action to a thread of its own and waits for the answer. Where there are more workers
-    than cores, both hand-overs let another worker in, and each finds its caches cold: 16 workers lose a tenth of their
-    rate to it.
+    With one game it is that class, frame for frame and seed for seed, without its thread. The vector environment hands
+    an action to a thread of its own and waits for the answer. Where there are more workers than cores, both hand-overs
+    let another worker in, and each finds its caches cold: 16 workers lose a tenth of their rate to it.
+
+    `fire_reset` is played here only: ale-py's class presses FIRE for one frame at the start of a game and never again.
     """
 
-    def __init__(self, protocol: Protocol) -> None:
+    def __init__(self, protocol: Protocol, num_envs: int, grayscale: bool = True, native_screen: bool = False) -> None:
+        """Start the consoles; `reset` must come next. The arguments are those of `envs.atari.AtariEnvs`."""
+        self._games = [OneGame(protocol, grayscale, native_screen) for _ in range(num_envs)]
+
+    def get_action_set(self) -> list[ale_py.Action]:
+        """The actions, in the order of their indices."""
+        return self._games[0].actions
+
+    def reset(self, *, seed: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Start new games, game k seeded with `seed + k`.
+
+        Returns:
+            Observations (K, stack, H, W), and by name (K,): `lives`, `started` (see `step`).
+        """
+        started = [game.reset(seed + k) for k, game in enumerate(self._games)]
+        return self._observations(), {"lives": self._lives(), "started": np.array(started)}
+
+    def step(self, actions: NDArray[np.int64]) -> StepResult:
+        """Play one agent step.
+
+        Args:
+            actions: (K,) indices into the action set.
+
+        Returns:
+            Observations (K, stack, H, W), of the next game where one ended; raw rewards, game over and truncated (K,);
+            and by name: `lives` (K,); `pressed` and `started` (K,), raw points beside the reward, of buttons in the
+            game that was played and of the start of the next; `final_obs` (K, stack, H, W) where a game ended.
+        """
+        steps = [game.step(action) for game, action in zip(self._games, actions, strict=True)]
+        over = np.array([step.over for step in steps])
+        cut = np.array([step.cut for step in steps])
+        info = {"lives": self._lives()} | {
+            name: np.array([getattr(step, name) for step in steps]) for name in ("pressed", "started")
+        }
+        obs = self._observations()
+        if (over | cut).any():
+            info["final_obs"] = np.stack(
+                [seen if step.final_obs is None else step.final_obs for step, seen in zip(steps, obs, strict=True)]
+            )
+        return obs, np.array([step.reward for step in steps]), over, cut, info
+
+    def _observations(self) -> NDArray[np.uint8]:
+        return np.stack([game.stack for game in self._games])
+
+    def _lives(self) -> NDArray[np.int32]:
+        return np.array([game.lives for game in self._games], dtype=np.int32)
+
+
+@dataclass
+class Step:
+    """What one step of one game gave."""
+
+    reward: int
+    over: bool
+    cut: bool
+    final_obs: NDArray[np.uint8] | None = None
+    """(stack, H, W) the last observation of a game that ended."""
+    pressed: int = 0
+    """Points of the buttons that were pressed after a lost life."""
+    started: int = 0
+    """Points of the next game's start."""
+
+
+class OneGame:
+    """One console, reset by itself."""
+
+    def __init__(self, protocol: Protocol, grayscale: bool, native_screen: bool) -> None:
         """Start the console; `reset` must come next."""
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._protocol = protocol
@@ -34,42 +104,51 @@ class OneGame:
         self._ale.setFloat("repeat_action_probability", protocol.sticky)
         self._ale.loadROM(self._rom)
         legal, minimal = self._ale.getLegalActionSet(), self._ale.getMinimalActionSet()
-        self._actions: list[ale_py.Action] = legal if protocol.full_action_set else minimal
-        self._presses_fire = protocol.fire_reset and ale_py.Action.FIRE in self._actions
-        self._screens = np.zeros((2, *self._ale.getScreenDims()), dtype=np.uint8)
-        self._stack = np.zeros((protocol.frame_stack, protocol.screen_size, protocol.screen_size), dtype=np.uint8)
+        self.actions: list[ale_py.Action] = legal if protocol.full_action_set else minimal
+        self._buttons = self.actions[1:3] if protocol.fire_reset and ale_py.Action.FIRE in self.actions else []
+        colours = () if grayscale else (3,)
+        console = self._ale.getScreenDims()
+        size = console if native_screen else (protocol.screen_size, protocol.screen_size)
+        self._look = self._ale.getScreenGrayscale if grayscale else self._ale.getScreenRGB
+        self._screens = np.zeros((2, *console, *colours), dtype=np.uint8)
+        self.stack = np.zeros((protocol.frame_stack, *size, *colours), dtype=np.uint8)
+        """(stack, H, W) the observation."""
         self._frames = 0
 
-    def get_action_set(self) -> list[ale_py.Action]:
-        """The actions, in the order of their indices."""
-        return self._actions
+    @property
+    def lives(self) -> int:
+        """The lives that are left."""
+        lives: int = self._ale.lives()
+        return lives
 
-    def reset(self, *, seed: int) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Start a new game. Returns its observation (1, stack, H, W), and its lives (1,)."""
+    def reset(self, seed: int) -> int:
+        """Start a new game. Returns the points that its start earned."""
         self._ale.setInt("random_seed", seed)
         # Of MT19937's generators in NumPy, the one that is seeded as C++'s is.
         self._random = np.random.RandomState(seed)
         self._ale.loadROM(self._rom)
-        self._start()
-        return self._observation(), {"lives": self._lives()}
+        return self._start()
 
-    def step(self, actions: NDArray[np.int64]) -> StepResult:
-        """Play one agent step.
+    def step(self, action: int) -> Step:
+        """Play one agent step; where the game ends, the next one starts."""
+        lives = self.lives
+        step = Step(*self._act(self.actions[action]))
+        if step.over or step.cut:
+            step.final_obs = self.stack.copy()
+            step.started = self._start()
+        elif self._protocol.fire_reset and self._life_lost(lives):
+            step.final_obs = self.stack.copy()
+            step.pressed, ended = self._press([ale_py.Action.NOOP, *self._buttons])
+            if ended:
+                step.over = True
+                step.started = self._start()
+            self._begin_stack()
+        step.cut = step.cut and not step.over
+        return step
 
-        Args:
-            actions: (1,) an index into the action set.
-
-        Returns:
-            The observation (1, stack, H, W), of the next game where this one ended; raw reward, game over and truncated
-            (1,); lives, and `final_obs` where the game ended.
-        """
-        reward, over, cut = self._act(self._actions[actions[0]])
-        info: dict[str, Any] = {}
-        if over or cut:
-            info["final_obs"] = self._observation()
-            self._start()
-        info["lives"] = self._lives()
-        return self._observation(), np.array([reward]), np.array([over]), np.array([cut and not over]), info
+    def _life_lost(self, before: int) -> bool:
+        """By SB3's rule: the learner's episode ends by the game's end where no life is left."""
+        return self._protocol.episodic_life and 0 < self.lives < before
 
     def _act(self, action: ale_py.Action) -> tuple[int, bool, bool]:
         reward, over, cut = 0, False, False
@@ -80,38 +159,65 @@ class OneGame:
             if over or cut:
                 break
             if left < 2:
-                self._ale.getScreenGrayscale(self._screens[left])
+                self._look(self._screens[left])
         self._see()
         return reward, over, cut
 
-    def _start(self) -> None:
+    def _press(self, buttons: list[ale_py.Action]) -> tuple[int, bool]:
+        """Hold each button for one agent step, and NOOP after a life that is lost meanwhile.
+
+        Returns:
+            The points, and whether the game ended; the buttons that were left are then not pressed.
+        """
+        points, due = 0, deque(buttons)
+        while due:
+            button, lives = due.popleft(), self.lives
+            reward, over, cut = self._act(button)
+            points += reward
+            if over or cut:
+                return points, True
+            if button != ale_py.Action.NOOP and self._life_lost(lives):
+                due.appendleft(ale_py.Action.NOOP)
+        return points, False
+
+    def _start(self) -> int:
+        """Start the console. Returns points that count for the score: those of the buttons and of what led to them."""
+        points = self._power_on()
+        pressed, ended = self._press(self._buttons)
+        if ended:
+            points, pressed = self._power_on(), 0
+        self._begin_stack()
+        return points + pressed if self._protocol.fire_reset else 0
+
+    def _power_on(self) -> int:
         self._ale.reset_game()
-        if self._presses_fire:
-            self._ale.act(ale_py.Action.FIRE)
-        for _ in range(self._draw_noops() - self._presses_fire):
-            self._ale.act(ale_py.Action.NOOP)
+        points = 0
+        noops = self._draw_noops()
+        for _ in range(noops):
+            points += self._ale.act(ale_py.Action.NOOP)
             if self._ale.game_over():
                 self._ale.reset_game()
-        self._frames = 0
-        self._stack[:] = 0
+                points = 0
+        # SB3's cap counts the frames of the console, others' those of the agent.
+        self._frames = noops if self._protocol.fire_reset else 0
         self._screens[:] = 0
-        self._ale.getScreenGrayscale(self._screens[0])
+        self._look(self._screens[0])
         self._see()
+        return points
 
     def _draw_noops(self) -> int:
-        """0 to `noop_max`, by the multiplication that libstdc++'s uniform_int_distribution makes."""
-        return int(self._random.randint(2**32, dtype=np.uint32)) * (self._protocol.noop_max + 1) >> 32
+        """0 to `noop_max` (1 to it, as SB3, under `fire_reset`), by libstdc++'s uniform_int_distribution."""
+        least = min(1, self._protocol.noop_max) if self._protocol.fire_reset else 0
+        drawn = int(self._random.randint(2**32, dtype=np.uint32)) * (self._protocol.noop_max + 1 - least) >> 32
+        return least + drawn
+
+    def _begin_stack(self) -> None:
+        """Forget all but the newest picture."""
+        self.stack[:-1] = 0
 
     def _see(self) -> None:
         if self._protocol.max_pool:
             np.maximum(self._screens[0], self._screens[1], out=self._screens[0])
-        self._stack[:-1] = self._stack[1:]
-        newest = self._stack[-1]
-        cv2.resize(self._screens[0], newest.shape[::-1], dst=newest, interpolation=cv2.INTER_AREA)
-
-    def _observation(self) -> NDArray[np.uint8]:
-        observation: NDArray[np.uint8] = self._stack[None].copy()
-        return observation
-
-    def _lives(self) -> NDArray[np.int32]:
-        return np.array([self._ale.lives()], dtype=np.int32)
+        self.stack[:-1] = self.stack[1:]
+        newest = self.stack[-1]
+        cv2.resize(self._screens[0], newest.shape[1::-1], dst=newest, interpolation=cv2.INTER_AREA)

@@ -27,7 +27,10 @@ class Protocol:
     full_action_set: bool = False
     """All 18 joystick actions instead of the game's minimal set."""
     fire_reset: bool = False
-    """Press FIRE at the start of a game that has the button."""
+    """A game starts, and goes on after a lost life, as in Stable-Baselines3's AtariWrapper: in a game with the button,
+    FIRE and the action after it are pressed for one agent step each, a NOOP before them after a lost life; the frame
+    stack begins anew; a start has 1 to `noop_max` no-op frames. The learner sees none of those steps; their points
+    count."""
     episodic_life: bool = True
     """A lost life ends the episode for the learner. Never for the score."""
     clip_rewards: bool = True
@@ -40,7 +43,8 @@ class Protocol:
     screen_size: int = 84
     frame_stack: int = 4
     max_frames: int = 108_000
-    """A game is truncated after this many frames (30 minutes)."""
+    """A game is truncated after this many frames (108,000 are 30 minutes). Scores under different caps are not
+    compared: the longer game collects more points."""
 
     def __post_init__(self) -> None:
         """Refuse rules that no preset could mean."""
@@ -52,15 +56,22 @@ class Protocol:
         # 0 and 0.0 are equal rules, but not equal JSON: other tools write 0.0 as 0.
         object.__setattr__(self, "sticky", float(self.sticky))
 
+    def _digest(self, **without: str) -> str:
+        rules = asdict(self) | without
+        if self.fire_reset:
+            # Until it meant every life it was FIRE for one frame at the start of a game: those scores are others.
+            rules["fire_reset"] = "every life"
+        return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:12]
+
     @property
     def fingerprint(self) -> str:
         """Twelve hex digits over every rule and the game."""
-        return _digest(asdict(self) | {"name": ""})
+        return self._digest(name="")
 
     @property
     def rules(self) -> str:
         """The fingerprint without the game: what must agree before two games' scores share a table."""
-        return _digest(asdict(self) | {"name": "", "game": ""})
+        return self._digest(name="", game="")
 
     def to_dict(self) -> dict[str, Any]:
         """Every rule, and the fingerprint, for a file's header."""
@@ -83,13 +94,11 @@ class Protocol:
         return protocol
 
 
-def _digest(rules: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:12]
-
-
 _PRESETS: dict[str, dict[str, Any]] = {
-    # Mnih et al. 2015 and 2016, which the Knowledge Flow paper follows.
+    # Mnih et al. 2016 (A3C), and most that came after it: half an hour a game.
     "paper": {},
+    # Mnih et al. 2015 (Nature), whose evaluation Knowledge Flow follows (section 4.1): five minutes a game.
+    "nature": {"max_frames": 18_000},
     # Machado et al. 2018, "Revisiting the Arcade Learning Environment".
     "machado": {"sticky": 0.25, "full_action_set": True, "episodic_life": False, "noop_max": 0},
     # Stable-Baselines3's AtariWrapper.

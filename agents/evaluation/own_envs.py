@@ -17,7 +17,8 @@ class OwnEnvs:
     """`AtariEnvs` under an agent's preprocessing; steps and points are counted as ever.
 
     A pressed button takes the place of the agent's action in that step. Under rules in which a lost life ends no
-    episode, buttons are pressed at the starts of games only.
+    episode, buttons are pressed at the starts of games only. Rules that press them (`Protocol.fire_reset`) do so
+    between two steps of the agent, and nothing is pressed here.
     """
 
     def __init__(
@@ -31,7 +32,8 @@ class OwnEnvs:
             newest = replace(protocol, frame_stack=1)
             self._envs = AtariEnvs(newest, num_envs, num_threads=num_threads, grayscale=False, native_screen=True)
         self.actions = self._envs.actions
-        self._buttons = preprocessing.fire_reset
+        self._rules = protocol
+        self._buttons = preprocessing.fire_reset and not protocol.fire_reset
         self._presses: list[deque[int]] = [deque() for _ in range(num_envs)]
         self._stacks = np.zeros((num_envs, protocol.frame_stack, SCREEN, SCREEN), dtype=np.uint8)
 
@@ -52,6 +54,8 @@ class OwnEnvs:
         for k in np.flatnonzero(over | transition.terminated):
             self._press(int(k), after_a_life=not over[k])
         started = pressing & [not presses for presses in self._presses]
+        if self._rules.fire_reset:
+            started = transition.terminated
         return replace(transition, obs=self._see(transition.obs, over | started), final_obs=None)
 
     def _press(self, k: int, after_a_life: bool) -> None:

@@ -8,7 +8,7 @@ import pytest
 from envs.atari import AtariEnvs, Transition
 from envs.protocols import Protocol, get_protocol
 
-PRESETS = ("paper", "machado", "sb3")
+PRESETS = ("paper", "machado")
 
 
 def played(protocol: Protocol, seed: int, steps: int, num_envs: int) -> tuple[np.ndarray, list[Transition]]:

@@ -50,7 +50,7 @@ def test_the_game_is_in_the_fingerprint_but_not_in_the_rules() -> None:
 
 @pytest.mark.parametrize(
     ("preset", "fingerprint"),
-    [("paper", "8c1834b99f5f"), ("machado", "57f226068904"), ("sb3", "ea5b2582b5c3")],
+    [("paper", "8c1834b99f5f"), ("nature", "df3aba6dc6f8"), ("machado", "57f226068904"), ("sb3", "e746b4f08308")],
 )
 def test_a_preset_never_changes_silently(preset: str, fingerprint: str) -> None:
     """Files in the world carry these: a change here makes their scores incomparable with new ones."""
@@ -90,6 +90,19 @@ def test_a_block_without_its_game_is_refused() -> None:
 def test_senseless_rules_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"got {next(iter(change.values()))}"):
         replace(PAPER, **change)
+
+
+def test_a_block_with_the_old_meaning_of_fire_reset_is_refused() -> None:
+    old = get_protocol("sb3", "Seaquest").to_dict() | {"fingerprint": "ea5b2582b5c3"}
+    with pytest.raises(UserError, match="written by another version"):
+        Protocol.from_dict(old)
+
+
+def test_each_frame_cap_has_a_preset_and_nothing_else_differs() -> None:
+    nature = get_protocol("nature", "Seaquest")
+    assert (PAPER.max_frames, nature.max_frames) == (60 * 60 * 30, 60 * 60 * 5)
+    assert replace(nature, name="paper", max_frames=PAPER.max_frames) == PAPER
+    assert nature.rules != PAPER.rules
 
 
 def test_an_unknown_preset_gets_the_nearest_one() -> None:
