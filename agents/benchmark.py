@@ -96,7 +96,7 @@ class Benchmark:
             self.training("fast", f"a3c, --preset fast: {fast.workers} x {fast.envs_per_worker}"),
             self.training("flow-1", "the same, flow from one teacher, as published"),
             self.training("flow-2", "the same, from two"),
-            self.training("flow-handover", "from one, with the hand-over"),
+            self.training("flow-imitation", "imitation of a linked net with one teacher"),
             self.training("a2c", "a2c, --preset fast"),
             self.training("ppo", "ppo, --preset fast"),
             Arm("evaluation", f"evaluation, {SIDE_BY_SIDE} games side by side", self._evaluation),
@@ -153,15 +153,16 @@ class Benchmark:
         return str(path)
 
     def training(self, name: str, title: str = "", **settings: Any) -> Arm:
-        """One way to train: paper, fast, flow-1, flow-2, flow-handover, a2c or ppo; `settings` override its own."""
+        """One way to train: paper, fast, flow-1, flow-2, flow-imitation, a2c or ppo; `settings` override its own."""
         one, two = self._teachers[0], ",".join(self._teachers)
-        published = FlowConfig(match_scales=False, handover_coef=0.0, independence_at=None, link_heads="never")
+        published = FlowConfig(choose_channels=False, match_scales=False, fold_at=None, link_heads="never")
+        imitation = FlowConfig(fold_at=0.0, fold_observations=4_096, imitate="always", imitation_steps=10**9)
         ways: dict[str, dict[str, Any]] = {
             "paper": {"preset": "paper"},
             "fast": {},
             "flow-1": {"teachers": one, "flow": published},
             "flow-2": {"teachers": two, "flow": published},
-            "flow-handover": {"teachers": one, "flow": FlowConfig(handover_from="any")},
+            "flow-imitation": {"teachers": one, "flow": imitation},
             "a2c": {"algo": "a2c", "device": self._device},
             "ppo": {"algo": "ppo", "device": self._device},
         }

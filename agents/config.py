@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from kfrl.config import Count, FlowSettings, Fraction, NonNegative, Positive, split_names
 
@@ -18,21 +18,37 @@ class FlowConfig(FlowSettings):
 
     policy_kl_coef: NonNegative = 0.01
     """lambda_2, holds the policy near the previous iteration's (the paper samples 0.001, 0.01, 0.05)."""
+    student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = 0.1
+    """p of the student at the start; None: an equal share with each linked teacher layer."""
+    layer_weights_lr: Positive = 100.0
+    """How far w moves while linked: so many times its mean gradient, by plain gradient descent (+)."""
+    choose_channels: bool = True
+    """Start the Qs as a choice of the teachers' most useful channels on this game (+), else orthogonal."""
     match_scales: bool = True
-    """Bring the teachers' hidden features to the scale of the fresh student's own (+), once, on random play."""
-    independence_at: Fraction | None = 0.9
-    """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
-    handover_start: Fraction = 0.3
-    """Share of the run at which p of the student begins its forced way to 1 (+)."""
-    handover_from: Literal["expert", "any"] = "expert"
-    """Whose links are distilled into the student alone (+): only if a teacher plays the same game (expert), or any."""
-    handover_reuse: Positive = 2.0
-    """Samples of this distillation for each sample of a rollout, drawn from memory (+)."""
-    handover_memory: Count = 16_384
-    """Samples that all workers together remember for it (+); 28 KB each."""
+    """Bring the teachers' hidden features to the scale of the fresh student's own (+), once, before training."""
     link_heads: Literal["never", "expert", "always"] = "expert"
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
     meaning."""
+    fold_at: Fraction | None = 0.1
+    """Share of the run after which the linked student is folded into a plain net, which goes on alone (+). None: the
+    student stays linked, as in the paper."""
+    fold_observations: Count = 8_192
+    """Observations of the linked student's play for the fold's regressions, every fourth step of it (+)."""
+    imitate: Literal["never", "expert", "always"] = "expert"
+    """Whether the plain net then imitates the linked one before it learns alone (+): only if a teacher plays the same
+    game (expert), always, or never."""
+    imitation_steps: Count = 100_000
+    """Steps of this imitation (+), at most half of what is left of the run."""
+    imitation_lr: Positive = 3e-3
+    """Its learning rate, of an Adam of its own, falling linearly to 0 (+)."""
+    imitation_batch: Count = 256
+    """Samples of each of its updates (+)."""
+    imitation_samples: Count = 8
+    """Samples that it learns from for each step of play (+)."""
+    imitation_memory: Count = 65_536
+    """Samples that all workers together remember for it (+); 28 KB each."""
+    imitation_value_coef: NonNegative = 0.05
+    """Weight of the squared error of the values beside the KL of the policies (+)."""
 
 
 @dataclass(frozen=True)

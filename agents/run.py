@@ -43,7 +43,7 @@ class Run:
     @property
     def phases(self) -> tuple[Phase, ...]:
         """What is learned, in turn; the last phase has the run's own game."""
-        return self.method().phases(self.spec)
+        return self.method().phases(self.spec, self.teachers)
 
     def rules(self, task: NetSpec) -> Protocol:
         """The protocol that a game of this run is learned under: the same rules for all."""

@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.config import cores
 from agents.engines.shared import SharedModel, bind, named_views
 from agents.engines.update import Report
 from agents.evaluation.background import Evaluator, Snapshot
 from agents.methods.base import NetSpec
+from agents.observations import observe, steps_for
 from agents.run import Run
-from envs.atari import AtariEnvs
 from envs.games import Game
 from kfrl.nets import arch_of
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
@@ -30,6 +31,8 @@ ROWS = 500
 """How many rows a run's metrics.csv gets."""
 RECENT = 100
 """Games in the running mean of the raw return."""
+PLAY_STREAM = 999_998
+"""The stream of random numbers of `Play`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Status:
     """Where a run stands, for whoever shows it."""
 
     step: int
-    """Of the phase, as its budget counts."""
+    """In the run's own game; in a phase of source games, those of the phase."""
     steps: int
     steps_per_sec: float
     recent_return: float | None
@@ -109,24 +112,26 @@ class Trainer(ABC):
         self._started = self._saved = time.monotonic()
         self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self._student_return: float | None = None
+        self._own_steps_before = 0
         self._rate = 0.0
         self._evaluator: Evaluator | None = None
         self._signal: int | None = None
         self._failure: str | None = None
         if checkpoint is None:
-            self.method.prepare(self.net, self._random_play)
+            with _all_cores():
+                for line in self.method.prepare(self.net, self._play):
+                    self.display.say(line)
             self._enter(0)
         else:
             self._restore(checkpoint)
         self._open_logs(resumed=checkpoint is not None)
 
-    def _random_play(self) -> Tensor:
-        """(256, stack, H, W) uint8 observations of the run's own game, every fourth of 16 games played at random."""
-        envs = AtariEnvs(self.run.rules(self.run.spec), 16)
-        envs.reset(seed=stream(self.run.config.seed, 999_998))
-        rng = np.random.default_rng(stream(self.run.config.seed, 999_998))
-        seen = [envs.step(rng.integers(len(envs.actions), size=16)).obs for _ in range(64)]
-        return torch.from_numpy(np.concatenate(seen[3::4]))
+    def _play(self, count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """See `Play`."""
+        seed = stream(self.run.config.seed, PLAY_STREAM + self._own_steps_before)
+        seen = observe(self.run.rules(self.run.spec), count, policy, seed)
+        self._own_steps_before += steps_for(count)
+        return seen
 
     def _enter(self, index: int) -> None:
         """Take up phase `index`, with an optimiser that knows nothing yet."""
@@ -139,9 +144,11 @@ class Trainer(ABC):
 
     def _open_logs(self, *, resumed: bool) -> None:
         """The metrics of a phase of source games are its own: the run's count steps in the run's own game."""
-        folder, step, steps = self.run.folder, self.shared.global_step, self.phase.steps
+        folder, step, steps = self.run.folder, self._logged_step, self._logged_steps
         directory = folder.path if self.on_target else folder.source(self.phase_index)
-        self._metrics = MetricsWriter(directory, step if resumed else None)
+        self._metrics = MetricsWriter(
+            directory, step if resumed or (self.on_target and self._own_steps_before) else None
+        )
         self._window = _Window(step)
         self._row = _Every(steps, ROWS, step)
         self._curve = _Every(steps, self.run.config.curve_points if self.on_target else 0, step - 1)
@@ -156,8 +163,8 @@ class Trainer(ABC):
 
     @property
     def on_target(self) -> bool:
-        """Whether the run's own game is learned now, which the last phase does."""
-        return self.phase_index == len(self.phases) - 1
+        """Whether the run's own game is learned now, perhaps with others beside it."""
+        return any(task.game == self.run.spec.game for task in self.phase.games)
 
     def counts(self, task: NetSpec) -> bool:
         """Whether steps in a game are part of the phase's budget."""
@@ -165,8 +172,17 @@ class Trainer(ABC):
 
     @property
     def step(self) -> int:
-        """Agent steps in the run's own game."""
-        return self.shared.global_step if self.on_target else 0
+        """Agent steps in the run's own game, those of `Play` included."""
+        return self._own_steps_before + (self.shared.global_step if self.on_target else 0)
+
+    @property
+    def _logged_step(self) -> int:
+        """Where the metrics stand: steps in the run's own game, or those of a phase of source games."""
+        return self.step if self.on_target else self.shared.global_step
+
+    @property
+    def _logged_steps(self) -> int:
+        return self.run.config.steps if self.on_target else self.phase.steps
 
     @property
     def source_steps(self) -> int:
@@ -177,6 +193,11 @@ class Trainer(ABC):
     def progress(self) -> float:
         """Share of the phase's steps that are done."""
         return min(1.0, self.shared.global_step / self.phase.steps)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate now."""
+        return self.run.config.shape.lr * self.phase.lr_share(self.progress)
 
     @property
     def stopping(self) -> bool:
@@ -192,9 +213,9 @@ class Trainer(ABC):
                 self._evaluator = Evaluator(self.run.protocol, config.curve_episodes, seed)
             try:
                 self.learn()
-                while not self.on_target and not self.stopping:
-                    self._next_phase()
-                    self.learn()
+                while self.phase_index < len(self.phases) - 1 and not self.stopping:
+                    if self._next_phase():
+                        self.learn()
                 self._finish_curve()
             finally:
                 if self._evaluator is not None:
@@ -204,18 +225,24 @@ class Trainer(ABC):
         self.save()
         return Outcome(self.net, self.step, self.source_steps, self._signal, self._failure)
 
-    def _next_phase(self) -> None:
+    def _next_phase(self) -> bool:
+        """Go on to the next phase; False if the run is `stopping` before that."""
         self._close_logs()
         caveat = self.method.caveat(self.net)
         if caveat:
             self.display.say(f"Phase {self.phase_title}, is over. {caveat}")
-        self.method.end_phase(self.net)
-        before = self.source_steps
+        with _all_cores():
+            for line in self.method.end_phase(self.net, self._play):
+                self.display.say(line)
+                if self.stopping:
+                    return False
+        own, other = self.step, self.source_steps
         self._enter(self.phase_index + 1)
-        self.shared.other_steps[0] = before
+        self._own_steps_before, self.shared.other_steps[0] = own, other
         self._open_logs(resumed=False)
         self.save()
         self.display.say(f"Phase {self.phase_title}")
+        return True
 
     @property
     def phase_title(self) -> str:
@@ -223,7 +250,7 @@ class Trainer(ABC):
         if len(self.phases) == 1:
             return ""
         games = ", ".join(Game(task.game).title for task in self.phase.games)
-        return f"{self.phase_index + 1} of {len(self.phases)}, {games}"
+        return f"{self.phase_index + 1} of {len(self.phases)}, {self.phase.title or games}"
 
     def take(self, report: Report) -> None:
         """Count what a learner reports."""
@@ -241,7 +268,7 @@ class Trainer(ABC):
 
     def tick(self) -> None:
         """Log, evaluate, checkpoint and show, each when it is due."""
-        step = self.shared.global_step
+        step = self._logged_step
         if self._row.due(step):
             self._log_row()
         self._evaluate_along(step)
@@ -253,7 +280,7 @@ class Trainer(ABC):
     def _finish_curve(self) -> None:
         """Have the last student played too, and wait for what is missing."""
         while self._evaluator is not None and not self.stopping:
-            self._evaluate_along(self.shared.global_step)
+            self._evaluate_along(self._logged_step)
             if not self._evaluator.busy:
                 return
             time.sleep(0.05)
@@ -316,6 +343,7 @@ class Trainer(ABC):
                 views[parameter].copy_(saved)
         self.shared.adam_steps.copy_(checkpoint.tensors["adam_steps"])
         self.shared.steps[0] = state.get("phase_step", state["global_step"])
+        self._own_steps_before = state["global_step"] - (self.shared.global_step if self.on_target else 0)
         self.shared.other_steps[0] = state.get("source_steps", 0) - self.source_steps
         self.shared.updates[0] = state["updates"]
         self.shared.dropped[0] = state["dropped"]
@@ -330,7 +358,7 @@ class Trainer(ABC):
         self._metrics.close()
 
     def _log_row(self) -> None:
-        window, step, now = self._window, self.shared.global_step, time.monotonic()
+        window, step, now = self._window, self._logged_step, time.monotonic()
         if step == window.step:
             return
         self._rate = (step - window.step) / (now - window.since)
@@ -339,7 +367,7 @@ class Trainer(ABC):
         for task in self.phase.games:
             values |= self._scores(task.game, window.scores.get(task.game, []))
         values |= {
-            "charts/learning_rate": self.run.config.shape.lr * (1.0 - self.progress),
+            "charts/learning_rate": self.lr,
             "charts/updates": float(self.shared.updates.sum()),
             "charts/dropped_updates": float(self.shared.dropped.sum()),
             "time/steps_per_sec": self._rate,
@@ -361,8 +389,8 @@ class Trainer(ABC):
     def _status(self) -> Status:
         recent = {game: sum(scores) / len(scores) for game, scores in self._recent.items() if scores}
         return Status(
-            step=self.shared.global_step,
-            steps=self.phase.steps,
+            step=self._logged_step,
+            steps=self._logged_steps,
             steps_per_sec=self._rate,
             recent_return=recent.pop(self.run.spec.game, None),
             student_return=self._student_return,
@@ -371,6 +399,17 @@ class Trainer(ABC):
             phase=self.phase_title,
             source_returns=recent,
         )
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """Let PyTorch use all cores for a while: no worker plays meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Every:

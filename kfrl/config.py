@@ -51,10 +51,6 @@ class FlowSettings:
     constant)."""
     student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = None
     """p of the student at the start; by default an equal share with each linked teacher layer."""
-    layer_weights_lr: Positive = 1.0
-    """Learning rate of w as a multiple of --lr (+)."""
-    handover_coef: NonNegative = 1.0
-    """Weight of the distillation of the linked net into the student alone, until independence (+)."""
     links: tuple[LinkConfig, ...] = ()
     """Links by name (YAML only); by default every hidden layer meets the one at the same relative depth."""
 

@@ -27,15 +27,16 @@ def test_quickstart_is_alien_from_the_zoos_seaquest_and_ends_independent() -> No
     assert run.protocol.game == "alien"
     assert run.config.method_name == "knowledge-flow"
     assert [teacher.card.game for teacher in run.teachers] == ["seaquest"]
-    assert run.config.flow.independence_at is not None
+    assert run.config.flow.fold_at is not None
 
 
 @pytest.mark.parametrize("name", ["paper", "reproduction"])
 def test_what_goes_beyond_the_paper_is_off(name: str) -> None:
     config = load_config(CONFIGS / "atari" / f"{name}.yaml", TrainConfig)
     flow = config.flow
-    assert (flow.independence_at, flow.handover_coef, flow.link_heads, flow.layer_weights_lr) == (None, 0, "never", 1)
+    assert (flow.fold_at, flow.link_heads, flow.student_weight) == (None, "never", None)
     assert not flow.match_scales
+    assert not flow.choose_channels
     assert (config.shape.workers, config.shape.envs_per_worker, config.shape.t_max, config.shape.lr) == (16, 1, 5, 1e-4)
     assert (config.steps, config.gamma, config.entropy_coef, config.shape.max_grad_norm) == (40_000_000, 0.99, 0.01, 40)
 

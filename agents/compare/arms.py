@@ -57,7 +57,7 @@ def shared_facts(record: RunRecord) -> dict[str, Any]:
 
 
 def settings(record: RunRecord) -> dict[str, Any]:
-    """What else can make two runs differ, by the name of the setting (`flow.handover_start`)."""
+    """What else can make two runs differ, by the name of the setting (`flow.fold_at`)."""
     known: dict[str, Any] = {}
     for name, value in asdict(record.config.with_shape()).items():
         if name in IDENTITY | BOOKKEEPING | SHARED | _unread(record.config):

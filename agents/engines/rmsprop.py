@@ -44,6 +44,9 @@ class RMSpropTF:
         for index, (group, grad) in enumerate(zip(self._groups, torch.split(grads, self._sizes), strict=True)):
             if group.lazy and not grad.any():
                 continue
+            if group.sgd is not None:
+                self._parameters[index].sub_(grad, alpha=group.sgd)
+                continue
             squares = self._squares[index].mul_(self._alpha).addcmul_(grad, grad, value=1.0 - self._alpha)
             self._parameters[index].addcdiv_(grad, (squares + self._eps).sqrt_(), value=-lr * group.lr_scale)
             self._steps[index] += 1

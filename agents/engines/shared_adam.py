@@ -49,6 +49,9 @@ class SharedAdam:
         for index, (group, grad) in enumerate(zip(self._groups, torch.split(grads, self._sizes), strict=True)):
             if group.lazy and not grad.any():
                 continue
+            if group.sgd is not None:
+                self._parameters[index].sub_(grad, alpha=group.sgd)
+                continue
             self._steps[index] += 1
             torch._fused_adam_(
                 [self._parameters[index]],

@@ -52,10 +52,14 @@ class SyncTrainer(Trainer):
         keep_memory()
         grads = torch.zeros_like(self.shared.parameters)
         bind(self.groups, self.shared.parameters, grads)
-        updater = Updater(self.method, self.net, self.shared, grads, self.optimiser(), rank=0)
+        imitates = self.phase.imitates
+        optimiser = SharedAdam(self.shared, self.groups, shape.max_grad_norm) if imitates else self.optimiser()
+        updater = Updater(self.method, self.net, self.shared, grads, optimiser, rank=0)
+        update = self._imitate if imitates else self.update
+        t_max = self.phase.t_max or shape.t_max
         envs = AtariEnvs(self.run.rules(task), shape.envs_per_worker, num_threads=min(cores(), shape.envs_per_worker))
         collector = Collector(
-            envs, self.method, self.net, shape.t_max, seed, keep_graph=self.keep_graph, device=config.device
+            envs, self.method, self.net, t_max, seed, keep_graph=self.keep_graph, device=config.device
         )
         ticked = time.monotonic()
         while self.shared.global_step < self.phase.steps and not self.stopping:
@@ -64,12 +68,16 @@ class SyncTrainer(Trainer):
             self.method.before_rollout(self.net)
             rollout = collector.collect()
             report = Report(task.game, list(rollout.episodes))
-            self.update(rollout, updater, progress, report)
+            update(rollout, updater, progress, report)
             self.shared.steps[1] += rollout.actions.numel()
             self.take(report)
             if time.monotonic() - ticked > TICK_SECONDS:
                 self.tick()
                 ticked = time.monotonic()
+
+    def _imitate(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
+        terms = a3c_terms(self.method, self.net, rollout, progress, self.run.config)
+        updater.update(terms, self.lr, progress, report)
 
     @abstractmethod
     def optimiser(self) -> Optimiser:
@@ -92,7 +100,7 @@ class A2CTrainer(SyncTrainer):
         config = self.run.config
         terms = a3c_terms(self.method, self.net, rollout, progress, config)
         means = {name: term / len(rollout.actions) for name, term in terms.items()}
-        updater.update(means, config.shape.lr * (1.0 - progress), progress, report)
+        updater.update(means, self.lr, progress, report)
 
 
 class PPOTrainer(SyncTrainer):
@@ -113,5 +121,5 @@ class PPOTrainer(SyncTrainer):
             order = torch.randperm(len(samples)).to(samples.actions.device)
             for indices in torch.split(order, config.ppo.batch_size):
                 terms = ppo_terms(self.method, self.net, samples.pick(indices), episodes, progress, config)
-                updater.update(terms, config.shape.lr * (1.0 - progress), progress, report)
+                updater.update(terms, self.lr, progress, report)
                 episodes = ()

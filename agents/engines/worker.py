@@ -17,7 +17,7 @@ from agents.engines.shared import SharedModel, bind, flatten
 from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Report, Updater
 from agents.methods import get_method
-from agents.methods.base import Method, NetSpec
+from agents.methods.base import Method, NetSpec, Phase
 from agents.objective import a3c_terms
 from agents.rollout import Collector
 from agents.teachers.formats import Teacher
@@ -41,11 +41,10 @@ class Job:
     spec: NetSpec
     """The run's own game."""
     teachers: tuple[Teacher, ...]
-    phase: int
+    phase: Phase
+    phase_index: int
     task: NetSpec
     """The game that it plays."""
-    budget: int
-    """Steps of the phase."""
     counter: Tensor
     """(1 + workers,) where it counts its steps."""
     fixed: dict[str, Tensor]
@@ -73,7 +72,7 @@ def run_worker(job: Job, connection: Connection) -> None:
 
 def _train(job: Job, connection: Connection) -> None:
     config, shape, shared = job.config, job.config.shape, job.shared
-    seed = stream(config.seed, 1 + job.rank + 1000 * job.session + 1_000_000 * job.phase)
+    seed = stream(config.seed, 1 + job.rank + 1000 * job.session + 1_000_000 * job.phase_index)
     seed_everything(seed)
     method = get_method(config.method_name)(config)
     net = _build(method, job)
@@ -86,19 +85,19 @@ def _train(job: Job, connection: Connection) -> None:
     updater = Updater(method, shared_net, shared, grads, optimiser, job.rank)
     envs = AtariEnvs(job.protocol, shape.envs_per_worker)
     keep_graph = shape.envs_per_worker >= MIN_ENVS_TO_KEEP_GRAPH
-    collector = Collector(envs, method, net, shape.t_max, seed, keep_graph=keep_graph)
+    collector = Collector(envs, method, net, job.phase.t_max or shape.t_max, seed, keep_graph=keep_graph)
 
     report, reported = Report(job.task.game), time.monotonic()
-    while (done := shared.global_step) < job.budget and not shared.stop[0]:
+    while (done := shared.global_step) < job.phase.steps and not shared.stop[0]:
         if not launcher_alive():
             return
-        progress = done / job.budget
+        progress = done / job.phase.steps
         local.copy_(shared.parameters)
         method.schedule(net, progress)
         method.before_rollout(net)
         rollout = collector.collect()
         terms = a3c_terms(method, net, rollout, progress, config)
-        updater.update(terms, shape.lr * (1.0 - progress), progress, report)
+        updater.update(terms, shape.lr * job.phase.lr_share(progress), progress, report)
         job.counter[1 + job.rank] += rollout.actions.numel()
         report.episodes += rollout.episodes
         if time.monotonic() - reported > REPORT_SECONDS:
@@ -111,5 +110,5 @@ def _build(method: Method, job: Job) -> nn.Module:
     """The net as the phase has it, what trains still at its first values."""
     net = method.build(job.spec, job.teachers)
     net.load_state_dict(job.fixed, strict=False, assign=True)
-    method.begin(net, job.phase, job.task, job.rank)
+    method.begin(net, job.phase_index, job.task, job.rank)
     return net

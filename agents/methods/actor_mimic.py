@@ -39,7 +39,7 @@ class ActorMimic(PolicyDistillation):
     teacher_acts = False
     q_temperature = 1.0
 
-    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+    def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """All teachers' games at the same time, then the run's own."""
         assert self.config.source_steps is not None
         return (Phase(spec.sources, self.config.source_steps), Phase((spec,), self.config.steps))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,40 @@ class NetSpec:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run: games that are learned at the same time."""
+    """A part of a run: games that are learned at the same time, in one way."""
 
     games: tuple[NetSpec, ...]
     """What the workers play, as evenly divided as can be; the run's own game first, if it is among them."""
     steps: int
     """Agent steps: of the run's own game if it is among them, else of all games together."""
+    title: str = ""
+    """What it is called, where a run has several phases of the same games."""
+    lr: tuple[float, float] = (1.0, 0.0)
+    """The learning rate at its start and at its end, as shares of the run's; linear between them."""
+    warm_up: float = 0.0
+    """Share of the phase in which the rate first grows from 0, so that Adam's first steps spare what the net knows."""
+    t_max: int | None = None
+    """Steps of a rollout; default: the run's."""
+    imitates: bool = False
+    """Rewards do not count: one update by Adam a rollout, from the method's own losses alone, on every engine."""
+
+    def lr_share(self, progress: float) -> float:
+        """The learning rate at `progress` in [0, 1], as a share of the run's."""
+        start, end = self.lr
+        share = start + (end - start) * progress
+        return share * min(1.0, progress / self.warm_up) if self.warm_up else share
+
+
+class Play(Protocol):
+    """Plays the run's own game and gives observations of it. The steps count."""
+
+    def __call__(self, count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(count, stack, H, W) uint8, every fourth step of several games.
+
+        Args:
+            count: How many, rounded up to a multiple of the games.
+            policy: (B, stack, H, W) -> logits (B, A); without one, random play.
+        """
 
 
 @dataclass(frozen=True)
@@ -79,6 +108,8 @@ class ParameterGroup:
     lr_scale: float = 1.0
     lazy: bool = False
     """Left alone by an update whose gradient is 0 throughout: an optimiser with momentum would move it all the same."""
+    sgd: float | None = None
+    """A rate of plain gradient descent, which this group gets instead of the run's optimiser and its rate."""
 
 
 class Method:
@@ -165,13 +196,13 @@ class Method:
         """The network that trains: obs (B, stack, H, W) uint8 -> logits (B, A), values (B,)."""
         return AtariNet(len(spec.actions), self.config.convs, self.config.hidden)
 
-    def prepare(self, net: nn.Module, play: Callable[[], Tensor]) -> None:
-        """Fit a new run's net to its game, once, in the launcher.
+    def prepare(self, net: nn.Module, play: Play) -> Iterable[str]:
+        """Fit a new run's net, as `build` made it, to its game, once, in the launcher.
 
-        Args:
-            net: As `build` made it.
-            play: Gives (B, stack, H, W) uint8 observations of random play.
+        Returns:
+            Sentences for whoever watches the run, as they come.
         """
+        return ()
 
     def notes(self, net: nn.Module) -> Sequence[str]:
         """Sentences for whoever starts a run, of what its settings amount to."""
@@ -181,8 +212,8 @@ class Method:
         """What a trained net's scores must not be quoted without, in a sentence; it goes into the net's file."""
         return ""
 
-    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
-        """What is learned, in turn; the run's own game is among the games of the last phase only."""
+    def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
+        """What is learned, in turn; the run's own game is among the games of the last phase."""
         return (Phase((spec,), self.config.steps),)
 
     def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
@@ -196,11 +227,15 @@ class Method:
         """
         self.phase, self.task = phase, task
 
-    def end_phase(self, net: nn.Module) -> None:
+    def end_phase(self, net: nn.Module, play: Play) -> Iterable[str]:
         """Make the net ready for the next phase, once, in the launcher. The optimiser starts afresh by itself.
 
         What later phases have to know of this one stands in the net, in tensors of its `state_dict`.
+
+        Returns:
+            Sentences for whoever watches the run, as they come.
         """
+        return ()
 
     def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
         """What the optimiser updates in this phase: all that is not frozen.

@@ -108,7 +108,7 @@ class Distral(Method):
         """The share of the divergence in the regularisation."""
         return self.c_kl / (self.c_kl + self.c_ent)
 
-    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+    def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """All games at the same time."""
         return (Phase((spec, *spec.sources), self.config.steps),)
 

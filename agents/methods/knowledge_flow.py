@@ -1,51 +1,88 @@
-"""Knowledge Flow (Liu et al., ICLR 2019) as a method of the A3C loop."""
+"""Knowledge Flow (Liu et al., ICLR 2019) as a method of the A3C loop.
+
+A run has up to three phases of the same game, all of whose steps count:
+
+    linked     the student learns with its teachers' links: eq. 4 of the paper;
+    imitation  a plain net, into which the linked one is folded, imitates it, where a teacher plays the run's own game;
+    alone      the plain net goes on learning by itself.
+
+With `fold_at: null` the run is the paper's: linked throughout.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from agents.actions import in_order
 from agents.config import TrainConfig
-from agents.engines.shared import flatten, named_views
-from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup
+from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase, Play
+from agents.observations import steps_for
 from agents.replay import Memory
 from agents.teachers.formats import Teacher
-from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
-from kfrl.flow.handover import Lessons, handover_loss
+from kfrl.errors import UserError
+from kfrl.flow import KnowledgeFlow, Link, dependence_weight, links_by_depth
+from kfrl.flow.fold import fold, foldable_layers, observations_needed
+from kfrl.flow.mixing import tensor_name
+from kfrl.losses.distillation import kl_divergence
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.nets.atari.net import AtariNet
 from kfrl.nets.memory_format import screens
 
-RECENT = 20
-"""Games in a worker's running mean score."""
+LINKED, IMITATION, ALONE = "linked", "imitation", "alone"
+CHOICE_OBSERVATIONS = 512
+"""On which the teachers' channels are chosen and their scales matched."""
+FOLD_BATCH = 128
+SAMPLE_BYTES = 4 * 84 * 84
+WARM_UP = 0.05
+STRETCH = 50
+"""Steps, on average, that the linked net or the lone one plays a game before it is drawn anew who goes on."""
 
 
-class GuidedFlow(KnowledgeFlow):
-    """A linked student with a place for the guide of its hand-over: its own parameters of the ramp's beginning.
+class FlowNet(nn.Module):
+    """A linked student, and the plain net of the same shape that takes over what it knows.
 
-    They are tensors of its `state_dict` that do not train, so all workers share them and checkpoints hold them.
+    After the fold `flow` stays as it is, for `alone` to imitate.
     """
 
-    guide: Tensor
-    """(N,) all that trains; meaningless until `guided`."""
-    guided: Tensor
-    """() bool"""
-    linked_scores: Tensor
-    """(workers,) each worker's mean score before the ramp; NaN until it has one."""
+    def __init__(self, flow: KnowledgeFlow, layers: Sequence[str]) -> None:
+        """Keep both.
 
-    def make_room(self, groups: Sequence[ParameterGroup], workers: int) -> None:
-        """For a guide of the parameters of `groups`."""
-        self.register_buffer("guide", torch.zeros_like(flatten(groups)))
-        self.register_buffer("guided", torch.tensor(False))
-        self.register_buffer("linked_scores", torch.full((workers,), torch.nan))
+        Args:
+            flow: The linked student.
+            layers: What a fold changes.
+        """
+        super().__init__()
+        self.flow = flow
+        self.alone = flow.export()
+        self.fold_r2 = nn.Module()
+        for layer in layers:
+            self.fold_r2.register_buffer(tensor_name(layer), torch.tensor(torch.nan))
+
+    @property
+    def folded(self) -> bool:
+        """Whether `alone` has taken over what `flow` knows."""
+        return not any(r2.isnan() for r2 in self.fold_r2.buffers())
+
+    def fold(self, observations: Tensor) -> Iterator[str]:
+        """Fold `flow` into `alone`; a line for each layer.
+
+        Raises:
+            UserError: too few observations (N, stack, H, W).
+        """
+        self.alone.load_state_dict(self.flow.export().state_dict())
+        layers = [name for name, _ in self.fold_r2.named_buffers()]
+        batches = observations.split(max(1, min(FOLD_BATCH, len(observations) // 10)))
+        for folded in fold(self.alone, layers, self.flow.mixture, batches):
+            self.fold_r2.get_buffer(tensor_name(folded.layer)).fill_(folded.r2)
+            yield f"Folded {folded}"
 
 
 class KnowledgeFlowMethod(Method):
-    """total = A3C loss + lambda_1(t) l_dep + lambda_2 l_KL (eq. 4), and a deliberate hand-over to the student."""
+    """total = A3C loss + lambda_1(t) l_dep + lambda_2 l_KL (eq. 4) while linked; then the student learns alone."""
 
     takes_teachers = "some"
     leans_on_teachers = True
@@ -55,65 +92,129 @@ class KnowledgeFlowMethod(Method):
         """Keep the settings."""
         super().__init__(config)
         self.flow_config = config.flow
-        self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
-        self._rank = 0
-        self._scores: deque[float] = deque(maxlen=RECENT)
-        self._first_share = 1.0
-        self._distils = False
-        self._memory = Memory(config.flow.handover_memory // config.shape.workers)
+        self._stages: tuple[str, ...] = (LINKED,)
+        self._expert: Teacher | None = None
+        self._actions: tuple[str, ...] = ()
+        self._memory = Memory(config.flow.imitation_memory // config.shape.workers)
+        self._guide_share = 1.0
+        self._guided: Tensor | None = None
 
-    def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
-        """Remember which worker this is."""
-        super().begin(net, phase, task, rank)
-        self._rank = rank
+    @property
+    def stage(self) -> str:
+        """What the process's phase is about."""
+        return self._stages[self.phase]
 
-    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> GuidedFlow:
-        """The paper's student, linked to every teacher."""
+    def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
+        """Linked, imitation, alone; the steps of all play together are the run's.
+
+        Raises:
+            UserError: the run is too short for the play that a fold needs.
+        """
+        flow, steps, games = self.flow_config, self.config.steps, (spec,)
+        if flow.fold_at is None:
+            return (Phase(games, steps, LINKED),)
+        left = steps - steps_for(CHOICE_OBSERVATIONS) - steps_for(flow.fold_observations)
+        linked = round(flow.fold_at * left)
+        if left <= 0:
+            play = steps_for(flow.fold_observations)
+            raise UserError(
+                f"--steps {steps:,}: the fold of the linked student needs the play of {play:,} "
+                f"steps (four for each of --fold-observations). Give --steps {-left + steps + 1:,} or more, fewer "
+                "observations, or --fold-at None for a run that stays linked."
+            )
+        imitation = min(flow.imitation_steps, (left - linked) // 2) if self._imitates(spec, teachers) else 0
+        t_max = max(1, round(flow.imitation_batch / (flow.imitation_samples * self.config.shape.envs_per_worker)))
+        phases = (
+            Phase(games, linked, LINKED, lr=(1.0, 1.0 - flow.fold_at)),
+            Phase(games, imitation, IMITATION, t_max=t_max, imitates=True, warm_up=WARM_UP),
+            Phase(games, left - linked - imitation, ALONE),
+        )
+        return tuple(phase for phase in phases if phase.steps)
+
+    def _imitates(self, spec: NetSpec, teachers: Sequence[Teacher]) -> bool:
+        """From non-experts come features: what their linked net plays is nothing to imitate."""
+        imitate = self.flow_config.imitate
+        return imitate == "always" or (imitate == "expert" and _expert(spec, teachers) is not None)
+
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> FlowNet:
+        """The paper's student, linked to every teacher, and the plain net that it is folded into."""
         config = self.flow_config
+        self._stages = tuple(phase.title for phase in self.phases(spec, teachers))
+        self._expert, self._actions = _expert(spec, teachers), spec.actions
         student = super().build(spec, ())
+        assert isinstance(student, AtariNet)
+        size, stack = student.arch["screen_size"], student.arch["frame_stack"]
+        example = torch.zeros(1, stack, size, size, dtype=torch.uint8)
         nets = {teacher.name: teacher.net for teacher in teachers}
         links = [Link(link.student, link.teacher, link.layer) for link in config.links]
         if not links:
-            links = links_by_depth(student, nets) + self._head_links(spec, teachers)
-        assert isinstance(student, AtariNet)
-        size, stack = student.arch["screen_size"], student.arch["frame_stack"]
-        flow = GuidedFlow(
+            links = links_by_depth(student, nets, example) + self._head_links(spec, teachers)
+        flow = KnowledgeFlow(
             student,
             nets,
             links,
-            torch.zeros(1, stack, size, size, dtype=torch.uint8),
+            example,
             transform=config.transform,
             rank=config.transform_rank,
             mixing=config.mixing,
             student_weight=config.student_weight,
         )
         _match_actions(flow, spec, teachers)
-        # From non-experts come features, which the student outgrows by itself: all that its linked self could teach it
-        # meanwhile is to play as badly.
-        expert = config.handover_from == "any" or any(teacher.card.game == spec.game for teacher in teachers)
-        self._distils = expert and config.handover_coef > 0.0
-        self._first_share = _teachers_share([flow.mixing(layer)[0] for layer in flow.layers])
         if config.mixing == "simplex":
             flow.transforms.requires_grad_(False)
-        flow.make_room(self.parameter_groups(flow), self.config.shape.workers)
-        return flow
+        layers = foldable_layers(student, flow.layers, example)
+        if config.fold_at is not None:
+            self._check_observations(student, layers)
+        if IMITATION in self._stages:
+            _check_memory(config.imitation_memory)
+        net = FlowNet(flow, layers)
+        net.alone.requires_grad_(False)
+        return net
 
-    def prepare(self, net: nn.Module, play: Callable[[], Tensor]) -> None:
-        """Have the teachers' hidden features arrive at the fresh student's own scale.
+    def _check_observations(self, student: nn.Module, layers: Sequence[str]) -> None:
+        have = self.flow_config.fold_observations
+        for layer, needed in observations_needed(student, layers).items():
+            if have < needed:
+                raise UserError(
+                    f"--fold-observations {have:,} are too few: layer {layer} has more unknowns. Give {needed:,} "
+                    f"or more ({steps_for(needed):,} steps of play), or --fold-at None for a run that stays linked."
+                )
 
-        Logits and values keep theirs, which says how sure the teacher is.
+    def prepare(self, net: nn.Module, play: Play) -> Iterator[str]:
+        """Choose the teachers' channels, and have their hidden features arrive at the fresh student's own scale.
+
+        Logits and values keep theirs, which says how sure the teacher is. Without a linked phase the fold is here.
         """
-        assert isinstance(net, KnowledgeFlow)
-        if self.flow_config.match_scales:
-            heads = AtariNet.head_layers
-            hidden = [link for link in net.links if not (link.student in heads and link.layer in heads)]
-            net.match_scales(screens(play()), hidden)
+        assert isinstance(net, FlowNet)
+        config, flow = self.flow_config, net.flow
+        heads = AtariNet.head_layers
+        hidden = [link for link in flow.links if not (link.student in heads and link.layer in heads)]
+        if config.choose_channels or config.match_scales:
+            obs = screens(play(CHOICE_OBSERVATIONS, self._expert_policy()))
+            if config.choose_channels:
+                yield from flow.choose_channels(obs, hidden)
+            if config.match_scales:
+                flow.match_scales(obs, hidden)
+        if self._stages[0] != LINKED:
+            yield from self._fold(net, play)
+
+    def _expert_policy(self) -> Callable[[Tensor], Tensor] | None:
+        if self._expert is None:
+            return None
+        net, card = self._expert.net, self._expert.card
+        return lambda obs: in_order(net(obs)[0], card.actions, self._actions)
 
     def notes(self, net: nn.Module) -> Sequence[str]:
-        """Whether anything is distilled."""
-        if self._distils or not self.flow_config.handover_coef:
-            return ()
-        return ("No teacher plays this game, so nothing is distilled; --handover-from any does so all the same.",)
+        """What the imitation takes, or why there is none."""
+        config = self.flow_config
+        if IMITATION in self._stages:
+            return (
+                f"The lone student imitates the linked one from {config.imitation_samples} samples a step, of "
+                f"{config.imitation_memory:,} in memory ({config.imitation_memory * SAMPLE_BYTES / 2**30:.1f} GiB).",
+            )
+        if config.imitate == "expert" and config.fold_at is not None:
+            return ("No teacher plays this game, so the lone student imitates nobody; --imitate always has it do so.",)
+        return ()
 
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
         wanted = self.flow_config.link_heads
@@ -125,133 +226,143 @@ class KnowledgeFlowMethod(Method):
         heads = AtariNet.head_layers
         return [Link(head, teacher.name, head) for head in heads for teacher in linked]
 
-    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
-        """Student and Q at the run's rate, w at its own.
+    def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
+        """Say which of the two nets trains."""
+        assert isinstance(net, FlowNet)
+        super().begin(net, phase, task, rank)
+        linked = self.stage == LINKED
+        net.flow.student.requires_grad_(linked)
+        net.flow.transforms.requires_grad_(linked and self.flow_config.mixing == "softmax")
+        net.flow.mixing.requires_grad_(linked)
+        net.alone.requires_grad_(not linked)
 
-        Under Adam the dependence gradient never changes sign, so p moves at lr times this factor an update, whatever
-        lambda_1 is.
+    def end_phase(self, net: nn.Module, play: Play) -> Iterable[str]:
+        """The fold, after the linked phase."""
+        assert isinstance(net, FlowNet)
+        if self.stage == LINKED:
+            yield from self._fold(net, play)
+
+    def _fold(self, net: FlowNet, play: Play) -> Iterator[str]:
+        return net.fold(play(self.flow_config.fold_observations, lambda obs: net.flow(obs)[0]))
+
+    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+        """While linked student and Q at the run's rate, w by plain gradient descent; then the plain net.
+
+        An optimiser that divides by the gradient's size makes w a clock: the gradient of l_dep never changes sign, and
+        that of the task becomes noise of the same size. Plain steps add up what the gradients say.
         """
-        assert isinstance(net, KnowledgeFlow)
-        body = [*net.student.parameters(), *net.transforms.parameters()]
+        assert isinstance(net, FlowNet)
+        if self.stage != LINKED:
+            scale = self.flow_config.imitation_lr / self.config.shape.lr if self.stage == IMITATION else 1.0
+            return [ParameterGroup(tuple(net.alone.parameters()), scale)]
+        body = [*net.flow.student.parameters(), *net.flow.transforms.parameters()]
+        mixing = tuple(net.flow.mixing.parameters())
         return [
             ParameterGroup(tuple(p for p in body if p.requires_grad)),
-            ParameterGroup(tuple(net.mixing.parameters()), self.flow_config.layer_weights_lr),
+            ParameterGroup(mixing, sgd=self._mixing_lr()),
         ]
 
-    def schedule(self, net: nn.Module, progress: float) -> None:
-        """Move the forced hand-over on."""
-        assert isinstance(net, KnowledgeFlow)
-        net.handover = self.hand_over(progress)
+    def _mixing_lr(self) -> float:
+        """So that w moves by `layer_weights_lr` times the mean gradient in a linked run of any length."""
+        shape = self.config.shape
+        share = 1.0 if self.flow_config.fold_at is None else self.flow_config.fold_at
+        updates = share * self.config.steps / (shape.envs_per_worker * shape.t_max)
+        return self.flow_config.layer_weights_lr / max(updates, 1.0)
 
-    def observe(self, net: nn.Module, obs: Tensor) -> Context:
-        """The teachers' features, until independence."""
-        assert isinstance(net, KnowledgeFlow)
-        return () if net.independent else super().observe(net, obs)
+    def schedule(self, net: nn.Module, progress: float) -> None:
+        """The linked net acts less and less in the first half of the imitation, and not in its second."""
+        self._guide_share = max(0.0, 1.0 - 2.0 * progress)
 
     def features(self, net: nn.Module, obs: Tensor) -> Context:
-        """The teachers' pre-activations."""
-        assert isinstance(net, KnowledgeFlow)
-        return net.teacher_features(screens(obs))
+        """While linked the teachers' pre-activations; in the imitation the linked net's logits and values."""
+        assert isinstance(net, FlowNet)
+        if self.stage == LINKED:
+            return net.flow.teacher_features(screens(obs))
+        if self.stage == IMITATION:
+            with torch.no_grad():
+                logits, values = net.flow(screens(obs))
+            return logits, values
+        return ()
 
     def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """The linked student's logits and values."""
-        output: tuple[Tensor, Tensor] = net(obs, context)
+        """The linked student's logits and values, later the plain net's, which learns from memory in the imitation."""
+        assert isinstance(net, FlowNet)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != IMITATION):
+            output: tuple[Tensor, Tensor] = net.flow(obs, context) if self.stage == LINKED else net.alone(obs)
         return output
 
+    def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
+        """In the imitation the linked net's in some games: it shows what it does, and the lone net its own mistakes."""
+        if self.stage != IMITATION:
+            return logits
+        fresh = torch.rand(len(logits)) < self._guide_share
+        if self._guided is None:
+            self._guided = fresh
+        self._guided = torch.where(torch.rand(len(logits)) < 1.0 / STRETCH, fresh, self._guided)
+        return torch.where(self._guided.to(logits.device)[:, None], context[0], logits)
+
+    def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All, or none in the imitation."""
+        return {} if self.stage == IMITATION else terms
+
     def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """lambda_1(t) l_dep (eq. 5), lambda_2 l_KL (eq. 6) and, until independence, an expert's distillation."""
-        assert isinstance(net, GuidedFlow)
+        """lambda_1(t) l_dep (eq. 5) while linked, lambda_2 l_KL (eq. 6) while rewards count; or the imitation."""
+        assert isinstance(net, FlowNet)
+        if self.stage == IMITATION:
+            return {"imitation": self._imitation(net.alone, batch)}
         config = self.flow_config
         terms: dict[str, Tensor] = {}
         if config.policy_kl_coef:
             terms["policy_kl"] = config.policy_kl_coef * _policy_kl(batch)
-        if net.independent:
-            return terms
-        p_student = [net.mixing(layer)[0] for layer in net.layers]
-        # Like the other terms a sum over the rollout's steps, in each of which eq. 4 has it once.
-        steps = len(batch.values) / batch.num_envs
-        weight = dependence_weight(progress, config.dependence_coef)
-        terms["dependence"] = steps * weight * dependence_loss(p_student)
-        if self._distils:
-            weight = max(1.0 - net.handover, self._deficit(net, batch)) * self._reliance(p_student)
-            terms["handover"] = config.handover_coef * weight * self._handover(net, batch)
+        if self.stage == LINKED:
+            p_student = [net.flow.mixing(layer)[0] for layer in net.flow.layers]
+            # Like the other terms a sum over the rollout's steps, in each of which eq. 4 has it once.
+            steps = len(batch.values) / batch.num_envs
+            weight = dependence_weight(progress, config.dependence_coef)
+            terms["dependence"] = steps * weight * dependence_loss(p_student)
         return terms
 
-    def _reliance(self, p_student: Sequence[Tensor]) -> float:
-        """How much of their first weight the losses have left the teachers, in [0, 1].
-
-        A student who has turned from its teachers by itself has nothing to be taught: what it would imitate is its
-        own past.
-        """
-        return min(_teachers_share(p_student) / self._first_share, 1.0)
-
-    def _deficit(self, net: GuidedFlow, batch: Batch) -> float:
-        """How far the acting policy has fallen behind its linked self of the ramp's beginning, in [0, 1].
-
-        The distillation fades with the ramp, so that a student who outgrows its teachers is not held back, and stays
-        where the student loses points without them (the idea of QDagger: Agarwal et al. 2022).
-        """
-        self._scores.extend(episode.score for episode in batch.episodes)
-        if not self._scores:
-            return 0.0
-        score = sum(self._scores) / len(self._scores)
-        linked = net.linked_scores[self._rank]
-        if net.handover == 0.0 or linked.isnan():
-            linked.fill_(score)
-        lost = (float(linked) - score) / max(abs(float(linked)), 1.0)
-        return min(max(lost, 0.0), 1.0)
-
-    def _handover(self, net: GuidedFlow, batch: Batch) -> Tensor:
-        """The distillation, on as many times a rollout's samples as `handover_reuse` says."""
-        self._memory.add(*self._lessons(net, batch))
-        lessons = Lessons(*self._memory.draw(max(1, round(len(batch.values) * self.flow_config.handover_reuse))))
-        logits, values = net.student(lessons.obs)
-        steps = len(batch.values) / batch.num_envs
-        return steps * handover_loss(logits, values, lessons).mean()
-
-    def _lessons(self, net: GuidedFlow, batch: Batch) -> Lessons:
-        """What the linked student says; once it is being cut off, what it would have said before.
-
-        During the ramp the student acts more and more by itself, so it meets its own mistakes, and is told what its
-        linked self of the ramp's beginning, frozen, would do there.
-        """
-        if net.handover == 0.0:
-            return Lessons(batch.obs, batch.logits.detach(), batch.values.detach())
-        groups = self.parameter_groups(net)
-        if not net.guided:
-            net.guide.copy_(flatten(groups))
-            net.guided.fill_(True)
-        handover, net.handover = net.handover, 0.0
-        try:
-            with torch.no_grad():
-                logits, values = functional_call(net, named_views(net, groups, net.guide), (batch.obs, batch.context))
-        finally:
-            net.handover = handover
-        return Lessons(batch.obs, logits, values)
+    def _imitation(self, alone: nn.Module, batch: Batch) -> Tensor:
+        """KL[pi_linked || pi_alone] + c (V_linked - V_alone)^2, the mean over samples from memory."""
+        batch_size = self.flow_config.imitation_batch
+        self._memory.add(batch.obs, *batch.context)
+        obs, guide_logits, guide_values = self._memory.draw(batch_size, parts=batch_size)
+        logits, values = alone(obs)
+        error = (guide_values - values).square()
+        loss: Tensor = kl_divergence(guide_logits, logits) + self.flow_config.imitation_value_coef * error
+        return loss.mean()
 
     def after_update(self, net: nn.Module, progress: float) -> None:
         """Reproduction variant: p back on the simplex."""
-        assert isinstance(net, KnowledgeFlow)
-        net.mixing.renormalise()
+        assert isinstance(net, FlowNet)
+        if self.stage == LINKED:
+            net.flow.mixing.renormalise()
 
     def export(self, net: nn.Module) -> nn.Module:
-        """The student alone."""
-        assert isinstance(net, KnowledgeFlow)
-        return net.export()
+        """The student alone: after the fold the plain net."""
+        assert isinstance(net, FlowNet)
+        return super().export(net.alone) if net.folded else net.flow.export()
 
     def independent(self, net: nn.Module) -> bool:
-        """Whether the hand-over is complete."""
-        assert isinstance(net, KnowledgeFlow)
-        return net.independent
+        """Whether the fold is behind it."""
+        assert isinstance(net, FlowNet)
+        return net.folded
 
     def metrics(self, net: nn.Module) -> dict[str, float]:
-        """The weights p of the student and of each teacher, per layer."""
-        assert isinstance(net, KnowledgeFlow)
-        return net.weights()
+        """While linked the weights p of the student and of each teacher, per layer; then the fold's R2."""
+        assert isinstance(net, FlowNet)
+        if self.stage == LINKED:
+            return net.flow.weights()
+        return {f"fold/r2/{name}": float(r2) for name, r2 in net.fold_r2.named_buffers()}
+
+
+def _expert(spec: NetSpec, teachers: Sequence[Teacher]) -> Teacher | None:
+    """The first teacher that plays the run's own game."""
+    return next((teacher for teacher in teachers if teacher.card.game == spec.game), None)
 
 
 def _policy_kl(batch: Batch) -> Tensor:
-    """Eq. 6, summed over the batch's steps; the samples that theta_old has spoken of anyway stand for all."""
+    """Eq. 6, summed over the batch's steps, estimated on the samples for which theta_old's logits are known."""
     old_logits = batch.previous_logits
     if old_logits is None:
         return batch.logits.new_zeros(())
@@ -259,9 +370,14 @@ def _policy_kl(batch: Batch) -> Tensor:
     return steps * policy_kl_loss(batch.logits[: len(old_logits)], old_logits).mean()
 
 
-def _teachers_share(p_student: Sequence[Tensor]) -> float:
-    """1 - p of the student, the mean over layers."""
-    return 1.0 - float(torch.stack(list(p_student)).detach().mean())
+def _check_memory(samples: int) -> None:
+    """Refuse a replay buffer that does not fit into the machine's memory."""
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if samples * SAMPLE_BYTES > 0.8 * have:
+        raise UserError(
+            f"--imitation-memory {samples:,} needs {samples * SAMPLE_BYTES / 2**30:,.1f} GiB, and this machine has "
+            f"{have / 2**30:.1f} GiB. Give {int(0.5 * have / SAMPLE_BYTES):,} or fewer."
+        )
 
 
 @torch.no_grad()

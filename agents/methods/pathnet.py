@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
-from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
+from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase, Play
 from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
 from kfrl.nets.atari.pathnet import ModularNet, Path, PathNet
@@ -138,7 +138,7 @@ class PathNetMethod(Method):
                 f"{self.settings.population}. Give fewer --workers or a larger population."
             )
 
-    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+    def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """A source game after the other, then the run's own."""
         steps = self.config.source_steps
         assert steps is not None
@@ -171,12 +171,13 @@ class PathNetMethod(Method):
         shape = self.config.shape
         self._trial = Trial(self.settings.tournament_episodes, shape.envs_per_worker, shape.t_max)
 
-    def end_phase(self, net: nn.Module) -> None:
+    def end_phase(self, net: nn.Module, play: Play) -> Iterable[str]:
         """Freeze the best path, re-initialise the other modules, and draw a new population."""
         assert isinstance(net, EvolvingPathNet)
         net.unchosen += int(not net.population.played.any())
         net.freeze(net.population.best)
         net.population.renew()
+        return ()
 
     def caveat(self, net: nn.Module) -> str:
         """In how many phases no path won its place."""

@@ -46,7 +46,7 @@ class PolicyDistillation(Method):
         self._teachers: dict[str, Teacher] = {}
         self._memory = Memory(self.distillation.replay_memory // config.shape.workers)
 
-    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+    def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """Every teacher's game at the same time."""
         return (Phase((spec, *spec.sources), self.config.steps),)
 

@@ -26,7 +26,7 @@ class BenchArgs:
     game: str = "Seaquest"
     """The game; they differ in speed."""
     only: str = ""
-    """Comma-separated: ceiling, random, paper, fast, flow-1, flow-2, flow-handover, a2c, ppo, evaluation,
+    """Comma-separated: ceiling, random, paper, fast, flow-1, flow-2, flow-imitation, a2c, ppo, evaluation,
     evaluation-1. Default: all."""
     rounds: Annotated[int, Ge(1)] = 5
     """How often each is measured; the table shows medians."""

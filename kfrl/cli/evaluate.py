@@ -232,7 +232,7 @@ def _with_links(path: Path, settings: TrainConfig) -> Policy | None:
     net = method.build(run.spec, run.teachers)
     saved = latest_checkpoint(run.folder.checkpoints)
     saved.load_net(net)
-    method.begin(net, len(run.phases) - 1, run.spec, rank=0)
+    method.begin(net, saved.state.get("phase", 0), run.spec, rank=0)
     method.schedule(net, min(1.0, saved.state["global_step"] / run.config.steps))
     return linked_policy(run, net)
 

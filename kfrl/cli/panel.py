@@ -38,8 +38,9 @@ def introduce(display: RunDisplay, run: Run, checkpoint: Checkpoint | None) -> N
         display.say(f"{trained:,} parameters train, {deployed:,} are deployed")
     else:
         display.say(f"{trained:,} parameters train in phase 1")
-    if isinstance(net, KnowledgeFlow):
-        display.say(link_table(net))
+    for flow in net.modules():
+        if isinstance(flow, KnowledgeFlow):
+            display.say(link_table(flow))
     for note in method.notes(net):
         display.say(note)
     if checkpoint is not None:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kfrl.errors import UserError
 from kfrl.flow.mixing import Mixing, Variant, tensor_name
+from kfrl.flow.selection import channel_uses, choose
 from kfrl.nets.adapters import build_transform
 from kfrl.nets.hooks import features_of, layer_shapes, overwrites, undisturbed, with_features
 from kfrl.nets.links import Link, check_links
@@ -182,6 +184,56 @@ class KnowledgeFlow(nn.Module):
         finally:
             self._features = {}
 
+    @torch.no_grad()
+    def mixture(self, layer: str, obs: Tensor) -> Tensor:
+        """What the student's `layer`, linked or not, has for `obs` with the teachers' help: (B, ...)."""
+        self._features = dict(zip(self._taps, self.teacher_features(obs), strict=True))
+        try:
+            return features_of(self.student, (layer,), obs)[layer]
+        finally:
+            self._features = {}
+
+    @torch.no_grad()
+    def choose_channels(self, obs: Tensor, links: Sequence[Link]) -> list[str]:
+        """Start the Qs of `links` as a choice of the teachers' most useful channels on `obs` (`selection`).
+
+        All links of a student's layer share its rows. A link whose channels cannot be ranked, or whose Q is no matrix
+        of channels, keeps its orthogonal start.
+
+        Returns:
+            A sentence for each of the student's layers: how many of its rows each teacher's layer has.
+
+        Raises:
+            UserError: a teacher's features are not finite on `obs`.
+        """
+        for (name, layer), z in zip(self._taps, self.teacher_features(obs), strict=True):
+            if not z.isfinite().all():
+                raise UserError(
+                    f"Teacher {name!r}: layer {layer} gives numbers that are not finite on this game's screens. "
+                    "Leave this teacher out of --teachers."
+                )
+        return [line for layer in self.layers for line in self._choose_rows(layer, obs, links)]
+
+    def _choose_rows(self, layer: str, obs: Tensor, links: Sequence[Link]) -> list[str]:
+        feeds = [index for index in self._feeds[layer] if self.links[index] in links]
+        sources = [self.links[index] for index in feeds]
+        uses = [channel_uses(self._teachers[link.teacher], link.layer, obs) for link in sources]
+        matrices = [_channel_matrix(self.transforms[index], use) for index, use in zip(feeds, uses, strict=True)]
+        if not any(matrix is not None for matrix in matrices):
+            return []
+        known = [use if matrix is not None else None for use, matrix in zip(uses, matrices, strict=True)]
+        first = next(matrix for matrix in matrices if matrix is not None)
+        row, said = 0, []
+        for link, matrix, channels in zip(sources, matrices, choose(known, len(first)), strict=True):
+            if matrix is None:
+                said.append(f"{link.teacher}.{link.layer} left out of the choice (its channels cannot be ranked here)")
+                continue
+            matrix.zero_()
+            matrix[torch.arange(row, row + len(channels)), channels] = 1.0
+            row += len(channels)
+            said.append(f"{len(channels)} of {matrix.shape[1]} channels of {link.teacher}.{link.layer}")
+        return [f"{layer} starts with {', '.join(said)}."]
+
     def layer_weights(self, layer: str) -> Tensor:
         """The effective p^j of `layer`, the hand-over included: (1 + teacher layers,), the student's first."""
         p: Tensor = self.mixing(layer)
@@ -245,3 +297,12 @@ class KnowledgeFlow(nn.Module):
         shapes = layer_shapes(self.student, [link.student for link in self.links], example)
         taken = zip(self._taps, self.teacher_features(example), strict=True)
         return {("", layer): shape for layer, shape in shapes.items()} | {tap: tuple(z.shape[1:]) for tap, z in taken}
+
+
+def _channel_matrix(transform: nn.Module, uses: Tensor | None) -> Tensor | None:
+    """Q as a writable matrix (student's channels, teacher's channels), if it is one."""
+    weight: Tensor | None = getattr(transform, "weight", None)
+    if uses is None or weight is None:
+        return None
+    matrix = weight.detach().flatten(1)
+    return matrix if matrix.shape[1] == len(uses) else None

@@ -76,6 +76,16 @@ def overwrites(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> bool:
 
 
 @torch.no_grad()
+def layers_in_use(net: nn.Module, example: Tensor) -> list[str]:
+    """The convolutions (2d) and fully connected layers of `net`, in the order in which a forward pass uses them."""
+    named = [(name, module) for name, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    order: list[str] = []
+    with _listening(net, [name for name, _ in named], lambda layer, z: order.append(layer)):
+        net(example)
+    return list(dict.fromkeys(order))
+
+
+@torch.no_grad()
 def layer_shapes(net: nn.Module, layers: Iterable[str], example: Tensor) -> dict[str, tuple[int, ...]]:
     """Layer -> the shape of its output without the batch dimension, by a dry run that leaves the net as it was."""
     features = undisturbed(net, layers, example)

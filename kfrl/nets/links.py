@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from kfrl.errors import UserError, unknown
+from kfrl.nets.hooks import layer_shapes
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ def hidden_layers(net: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, module in net.named_modules() if isinstance(module, weighted))[:-1]
 
 
-def links_by_depth(student: nn.Module, teachers: Mapping[str, nn.Module]) -> list[Link]:
+def links_by_depth(student: nn.Module, teachers: Mapping[str, nn.Module], example: Tensor | None = None) -> list[Link]:
     """Link every hidden layer of the student to the layer of each teacher at the same relative depth.
 
-    Layer j of L_0 takes layer round(j L_m / L_0) of a teacher with L_m layers, at least the first.
+    Layer j of L_0 takes layer round(j L_m / L_0) of a teacher with L_m layers, at least the first. With an `example` of
+    what both nets take, a map takes the nearest of the teacher's maps of its own size instead, if there is one: these
+    need no resize, and see the same parts of the screen.
 
     Raises:
         UserError: a student or a teacher without hidden layers.
@@ -46,15 +49,25 @@ def links_by_depth(student: nn.Module, teachers: Mapping[str, nn.Module]) -> lis
     student_layers = hidden_layers(student)
     if not student_layers:
         raise UserError(f"The student, a {type(student).__name__}, has no hidden layer to which a link could lead.")
+    sizes = {} if example is None else _map_sizes(student, student_layers, example)
     links = []
     for depth, layer in enumerate(student_layers, start=1):
         for name, teacher in teachers.items():
             teacher_layers = hidden_layers(teacher)
             if not teacher_layers:
                 raise UserError(f"Teacher {name!r} has no hidden layer to learn from.")
-            index = max(1, round(depth * len(teacher_layers) / len(student_layers)))
-            links.append(Link(layer, name, teacher_layers[index - 1]))
+            index = max(1, round(depth * len(teacher_layers) / len(student_layers))) - 1
+            if layer in sizes and example is not None:
+                theirs = _map_sizes(teacher, teacher_layers, example)
+                same = [place for place, other in enumerate(teacher_layers) if theirs.get(other) == sizes[layer]]
+                index = min(same, key=lambda place: abs(place - index), default=index)
+            links.append(Link(layer, name, teacher_layers[index]))
     return links
+
+
+def _map_sizes(net: nn.Module, layers: Iterable[str], example: Tensor) -> dict[str, tuple[int, ...]]:
+    """Height and width of those of `layers` that are maps."""
+    return {layer: shape[1:] for layer, shape in layer_shapes(net, layers, example).items() if len(shape) == 3}
 
 
 def check_links(links: Iterable[Link], student: nn.Module, teachers: Mapping[str, nn.Module]) -> None:

@@ -34,6 +34,10 @@ class ClassifierFlowConfig(FlowSettings):
     """lambda_2, holds the classifier near the previous iteration's."""
     dependence_schedule: Literal["linear", "constant"] = "linear"
     """lambda_1 over the run: from 0 up (paper), or --dependence-coef all the time (reproduction)."""
+    layer_weights_lr: Positive = 1.0
+    """Learning rate of w as a multiple of --lr (+)."""
+    handover_coef: NonNegative = 1.0
+    """Weight of the distillation of the linked net into the student alone, until independence (+)."""
     independence_at: Fraction | None = 0.4
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
     handover_start: Fraction = 0.0

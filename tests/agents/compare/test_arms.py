@@ -68,7 +68,7 @@ def test_source_games_are_part_of_the_name_spelt_as_teachers_are(records: Record
 
 
 def test_namesakes_are_told_apart_by_as_few_settings_as_possible(records: Records) -> None:
-    slow = FlowConfig(handover_start=0.5, handover_coef=0.0)
+    slow = FlowConfig(fold_observations=4096, fold_at=0.5)
     arms = make_arms(
         records(
             {},
@@ -81,9 +81,9 @@ def test_namesakes_are_told_apart_by_as_few_settings_as_possible(records: Record
     assert list(names(arms)) == [
         "a3c (lr=0.0001)",
         "a3c (lr=0.001)",
-        "knowledge-flow (seaquest, t_max=20, flow.handover_coef=0)",
-        "knowledge-flow (seaquest, t_max=5, flow.handover_coef=0)",
-        "knowledge-flow (seaquest, t_max=5, flow.handover_coef=1)",
+        "knowledge-flow (seaquest, t_max=20, flow.fold_at=0.5)",
+        "knowledge-flow (seaquest, t_max=5, flow.fold_at=0.5)",
+        "knowledge-flow (seaquest, t_max=5, flow.fold_at=0.1)",
     ]
 
 
@@ -96,7 +96,7 @@ def test_two_teachers_of_one_name_are_two_arms(records: Records) -> None:
 
 
 def test_settings_of_knowledge_flow_do_not_part_runs_of_another_method(records: Records) -> None:
-    assert names(make_arms(records({}, {"flow": FlowConfig(handover_start=0.5)}))) == {"a3c": 2}
+    assert names(make_arms(records({}, {"flow": FlowConfig(fold_at=0.5)}))) == {"a3c": 2}
 
 
 def test_a_methods_own_settings_part_its_runs(records: Records) -> None:

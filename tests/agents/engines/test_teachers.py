@@ -7,7 +7,7 @@ import torch
 
 from agents.config import FlowConfig, TrainConfig
 from agents.engines.registry import ENGINES
-from agents.methods.knowledge_flow import GuidedFlow
+from agents.methods.knowledge_flow import FlowNet
 from agents.run import resolve
 from agents.teachers.formats import Card, load_agent, save_agent
 from agents.teachers.store import ZOO
@@ -70,16 +70,16 @@ def test_workers_share_two_teachers_of_other_shapes_and_leave_them_unchanged(met
     assert len(student(torch.zeros(1, 4, 84, 84, dtype=torch.uint8))[0][0]) == 18
 
 
-def test_workers_share_the_guide_of_the_hand_over_and_a_checkpoint_holds_it(tmp_path: Path) -> None:
+def test_a_run_passes_through_all_phases_and_a_checkpoint_holds_what_is_imitated(tmp_path: Path) -> None:
     settings = TrainConfig(
         game="Seaquest",
         teachers="zoo:seaquest",
-        steps=1000,
+        steps=4_000,
         workers=2,
         envs_per_worker=2,
         convs=((4, 8, 8), (4, 4, 2)),
         hidden=8,
-        flow=FlowConfig(handover_start=0.2, independence_at=1.0),
+        flow=FlowConfig(fold_at=0.2, fold_observations=160, imitation_steps=300, imitation_memory=4_000),
         curve_points=0,
         eval_episodes=0,
         run_dir=tmp_path / "run",
@@ -87,13 +87,26 @@ def test_workers_share_the_guide_of_the_hand_over_and_a_checkpoint_holds_it(tmp_
     run = resolve(settings)
     run.folder.write_config(run.config)
     trainer = ENGINES["a3c"](run, Silent(), None)
-    assert trainer.train().failure is None
+    outcome = trainer.train()
+    assert outcome.failure is None
+    assert outcome.step >= 4_000
     net = trainer.net
-    assert isinstance(net, GuidedFlow)
-    assert net.guided
-    assert net.guide.count_nonzero() > 1000
-    # Taken when a fifth of the updates were made: on the way, and before the end.
-    assert not torch.equal(net.guide, trainer.shared.parameters)
-    again = ENGINES["a3c"](run, Silent(), latest_checkpoint(run.folder.checkpoints)).net
+    assert isinstance(net, FlowNet)
+    rows = [row for row in read_metrics(run.folder.metrics) if "charts/grad_norm" in row]
+    assert [row["global_step"] for row in rows] == sorted(row["global_step"] for row in rows)
+    # In turn p of the linked student, the imitation without rewards, and rewards without teachers.
+    kinds = [("flow/p_student/fc" in row, "losses/imitation" in row, "losses/policy" in row) for row in rows]
+    assert list(dict.fromkeys(kinds)) == [(True, False, True), (False, True, False), (False, False, True)]
+    # 2,048 steps of play before the linked phase and 640 after it count.
+    linked = [row["global_step"] for row, kind in zip(rows, kinds, strict=True) if kind[0]]
+    imitated = [row["global_step"] for row, kind in zip(rows, kinds, strict=True) if kind[1]]
+    assert linked[0] > 2_048
+    assert imitated[0] > linked[-1] + 640
+    checkpoint = latest_checkpoint(run.folder.checkpoints)
+    again = ENGINES["a3c"](run, Silent(), checkpoint)
+    assert again.step == outcome.step
+    assert isinstance(again.net, FlowNet)
     for name, tensor in net.state_dict().items():
-        assert torch.equal(again.state_dict()[name].nan_to_num(), tensor.nan_to_num()), name
+        assert torch.equal(again.net.state_dict()[name], tensor), name
+    student = load_agent(run.folder.student).net
+    assert all(torch.equal(net.alone.state_dict()[name], tensor) for name, tensor in student.state_dict().items())

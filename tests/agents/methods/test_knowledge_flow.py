@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.config import FlowConfig, TrainConfig
 from agents.methods.base import Batch, NetSpec, joined
-from agents.methods.knowledge_flow import GuidedFlow, KnowledgeFlowMethod
+from agents.methods.knowledge_flow import FlowNet, KnowledgeFlowMethod
 from agents.objective import Samples, a3c_terms, ppo_terms
 from agents.rollout import Collector, Rollout
 from agents.teachers.formats import Card, Teacher, save_agent
@@ -20,6 +20,7 @@ from agents.teachers.store import load_teachers
 from envs.atari import ALL_ACTIONS, AtariEnvs, Episode, identify
 from envs.protocols import get_protocol
 from kfrl.config import LinkConfig
+from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow
 from kfrl.nets.atari.net import AtariNet
 
@@ -83,7 +84,7 @@ def gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor |
 
 
 def linked(method: KnowledgeFlowMethod, teachers: Sequence[Teacher], name: str) -> list[tuple[str, str]]:
-    links = method.build(SPEC, teachers).links
+    links = method.build(SPEC, teachers).flow.links
     return [(link.student, link.layer) for link in links if link.teacher == name]
 
 
@@ -106,7 +107,7 @@ def test_links_may_be_given_by_name(expert: Teacher) -> None:
 
 
 def test_the_student_is_the_configured_net(expert: Teacher) -> None:
-    student = make_method().build(SPEC, [expert]).student
+    student = make_method().build(SPEC, [expert]).alone
     assert isinstance(student, AtariNet)
     assert student.arch["convs"] == [[4, 8, 8], [4, 4, 2]]
     assert (student.fc.out_features, student.policy.out_features) == (8, 4)
@@ -120,7 +121,7 @@ def lean_on_teachers(net: KnowledgeFlow, *layers: str) -> None:
 
 
 def test_actions_meet_by_meaning(expert: Teacher, obs: Tensor) -> None:
-    net = make_method().build(SPEC, [expert])
+    net = make_method().build(SPEC, [expert]).flow
     lean_on_teachers(net, "policy", "value")
     logits, values = net(obs)
     theirs, their_values = expert.net(obs)
@@ -131,7 +132,7 @@ def test_actions_meet_by_meaning(expert: Teacher, obs: Tensor) -> None:
 
 
 def test_an_action_that_the_teacher_lacks_gets_nothing_from_it(stranger: Teacher, obs: Tensor) -> None:
-    net = make_method(link_heads="always").build(SPEC, [stranger])
+    net = make_method(link_heads="always").build(SPEC, [stranger]).flow
     lean_on_teachers(net, "policy")
     logits, theirs = net(obs)[0], stranger.net(obs)[0]
     expected = torch.stack([theirs[:, 0], theirs[:, 1], torch.zeros(2), torch.zeros(2)], 1)
@@ -143,7 +144,7 @@ def test_each_teacher_of_several_has_its_own_actions(
 ) -> None:
     first = teacher(small_net(4), ("NOOP", "FIRE", "RIGHT", "LEFT"))
     second = teacher(small_net(4), ("LEFT", "RIGHT", "FIRE", "NOOP"), name="breakout-2")
-    net = make_method(student_weight=1e-9).build(SPEC, [first, second])
+    net = make_method(student_weight=1e-9).build(SPEC, [first, second]).flow
     expected = (first.net(obs)[0] + second.net(obs)[0].flip(1)) / 2
     torch.testing.assert_close(net(obs)[0], expected)
 
@@ -178,7 +179,7 @@ class Pictures(gym.Env[np.ndarray, int]):
 
 
 def test_teachers_of_any_program_teach_one_student_together(shelf: tuple[Teacher, ...], obs: Tensor) -> None:
-    net = KnowledgeFlowMethod(TrainConfig(flow=FlowConfig(link_heads="always"))).build(SPEC, shelf)
+    net = KnowledgeFlowMethod(TrainConfig(flow=FlowConfig(link_heads="always"))).build(SPEC, shelf).flow
     table = {(row.link.student, row.link.teacher): row for row in net.link_table()}
     expected = {
         ("conv1", "seaquest"): ("conv1", (16, 20, 20), "Conv1x1", 16 * 16),
@@ -189,7 +190,7 @@ def test_teachers_of_any_program_teach_one_student_together(shelf: tuple[Teacher
     for teacher, actions in (("breakout", 4), ("pong", 6)):
         expected |= {
             ("conv1", teacher): ("conv1", (32, 20, 20), "Conv1x1", 16 * 32),
-            ("conv2", teacher): ("conv3", (64, 7, 7), "Conv1x1", 32 * 64),
+            ("conv2", teacher): ("conv2", (64, 9, 9), "Conv1x1", 32 * 64),
             ("fc", teacher): ("fc", (512,), "Dense", 256 * 512),
             ("policy", teacher): ("policy", (actions,), "Dense", 4 * actions),
         }
@@ -199,23 +200,20 @@ def test_teachers_of_any_program_teach_one_student_together(shelf: tuple[Teacher
     assert net(obs)[0].shape == (2, 4)
 
 
-def test_each_of_them_reaches_the_student_until_independence(shelf: tuple[Teacher, ...], obs: Tensor) -> None:
+def test_each_of_them_reaches_the_linked_student_and_not_the_lone_one(shelf: tuple[Teacher, ...], obs: Tensor) -> None:
     net = KnowledgeFlowMethod(TrainConfig()).build(SPEC, shelf)
+    alone = net.alone(obs)[0]
     for teacher in shelf:
         for layer in ("conv1", "fc"):
-            before, weight = net(obs)[0], teacher.net.get_parameter(f"{layer}.weight")
+            before, weight = net.flow(obs)[0], teacher.net.get_parameter(f"{layer}.weight")
             weight.add_(0.1 * torch.randn_like(weight))
-            assert not torch.allclose(net(obs)[0], before), f"{teacher.name} {layer}"
-    net.handover = 1.0
-    before = net(obs)[0]
-    for teacher in shelf:
-        teacher.net.get_parameter("fc.weight").add_(1.0)
-    assert torch.equal(net(obs)[0], before)
+            assert not torch.allclose(net.flow(obs)[0], before), f"{teacher.name} {layer}"
+    assert torch.equal(net.alone(obs)[0], alone)
 
 
 def test_a_q_teacher_of_the_same_game_is_linked_at_its_heads(obs: Tensor, teacher: Callable[..., Teacher]) -> None:
     q = teacher(AtariNet(5, ((5, 8, 8), (4, 3, 1), (3, 3, 1)), 6, head="q"), OTHER_ACTIONS)
-    net = make_method().build(SPEC, [q])
+    net = make_method().build(SPEC, [q]).flow
     lean_on_teachers(net, "policy", "value")
     theirs, their_values = q.net(obs)
     logits, values = net(obs)
@@ -231,58 +229,33 @@ def test_what_was_observed_is_what_forward_would_compute(expert: Teacher, obs: T
     net = method.build(SPEC, [expert])
     context = method.observe(net, obs)
     assert len(context) == 5
-    for cached, computed in zip(method.forward(net, obs, context), net(obs), strict=True):
+    for cached, computed in zip(method.forward(net, obs, context), net.flow(obs), strict=True):
         assert torch.equal(cached, computed)
-
-
-def test_the_hand_over_follows_the_run(expert: Teacher, obs: Tensor) -> None:
-    method = make_method(handover_start=0.5, independence_at=0.75)
-    net = method.build(SPEC, [expert])
-    shares, contexts = [], []
-    for progress in (0.0, 0.5, 0.625, 0.75, 1.0):
-        method.schedule(net, progress)
-        shares.append((net.handover, method.independent(net)))
-        contexts.append(len(method.observe(net, obs)))
-    assert shares == [(0.0, False), (0.0, False), (0.875, False), (1.0, True), (1.0, True)]
-    assert contexts == [5, 5, 5, 0, 0]
 
 
 # --- losses -------------------------------------------------------------------------------------------------
 
 
 def test_the_terms_of_the_objective(expert: Teacher, obs: Tensor) -> None:
-    def terms(handover: float, **flow: object) -> set[str]:
-        method = make_method(**flow)
+    def terms(stage: int, **flow: object) -> set[str]:
+        method = make_method(imitation_memory=64, **flow)
         net = method.build(SPEC, [expert])
-        net.handover = handover
+        method.begin(net, stage, SPEC, rank=0)
         return set(method.losses(net, play(method, net, obs), 0.5))
 
-    assert terms(0.5) == {"policy_kl", "dependence", "handover"}
-    assert terms(0.5, policy_kl_coef=0.0) == {"dependence", "handover"}
-    assert terms(0.5, handover_coef=0.0) == {"policy_kl", "dependence"}
-    assert terms(1.0) == {"policy_kl"}
-
-
-def test_links_are_distilled_if_a_teacher_plays_the_game(expert: Teacher, stranger: Teacher, obs: Tensor) -> None:
-    def distilled(teachers: Sequence[Teacher], **flow: object) -> tuple[bool, bool]:
-        """Whether it is, and whether it is said that it is not."""
-        method = make_method(**flow)
-        net = method.build(SPEC, teachers)
-        said = " ".join(method.notes(net))
-        return "handover" in method.losses(net, play(method, net, obs), 0.5), "nothing is distilled" in said
-
-    assert distilled([stranger, expert]) == distilled([expert], link_heads="never") == (True, False)
-    assert distilled([stranger], handover_from="any") == (True, False)
-    assert distilled([stranger]) == distilled([stranger], link_heads="always") == (False, True)
-    assert distilled([expert], handover_coef=0.0) == distilled([stranger], handover_coef=0.0) == (False, False)
+    assert terms(0) == {"policy_kl", "dependence"}
+    assert terms(0, policy_kl_coef=0.0) == {"dependence"}
+    assert terms(1) == {"imitation"}
+    assert terms(2) == {"policy_kl"}
 
 
 def test_hidden_features_are_matched_wherever_they_go_and_logits_are_not(expert: Teacher, obs: Tensor) -> None:
     def scales(layer: str, *links: LinkConfig, **flow: object) -> list[float]:
         method = make_method(links=links, **flow)
         net = method.build(SPEC, [expert])
-        method.prepare(net, lambda: obs)
-        return net.get_buffer(f"scales.{layer}").tolist()
+        list(method.prepare(net, lambda count, policy=None: obs))
+        scales: list[float] = net.flow.get_buffer(f"scales.{layer}").tolist()
+        return scales
 
     to_head = LinkConfig("policy", "breakout", "fc")
     both = scales("policy", to_head, LinkConfig("policy", "breakout", "policy"))
@@ -322,14 +295,14 @@ def test_policy_kl_compares_the_previous_parameters_on_the_rollouts_first_observ
 
         first = rollout.obs[0]
         assert len(first) == envs
-        expected = coefficient * t_max * kl(new(first)[0], old(first)[0]).sum() / envs
+        expected = coefficient * t_max * kl(new.flow(first)[0], old.flow(first)[0]).sum() / envs
         assert expected > 1e-3
         assert term.item() == pytest.approx(expected, rel=1e-4)
 
-        log_p = new(first)[0].log_softmax(1)
-        log_q = old(first)[0].detach().log_softmax(1)
+        log_p = new.flow(first)[0].log_softmax(1)
+        log_q = old.flow(first)[0].detach().log_softmax(1)
         same = coefficient * t_max * F.kl_div(log_q, log_p, reduction="sum", log_target=True) / envs
-        ours, theirs = (gradients(loss, list(module.parameters())) for loss, module in ((term, net), (same, new)))
+        ours, theirs = (gradients(loss, list(module.flow.parameters())) for loss, module in ((term, net), (same, new)))
         norms = [float(g.norm()) for g in ours if g is not None]
         assert len(norms) == len(ours) - 2, "all but the value head take part"
         assert min(norms) > 0
@@ -347,7 +320,7 @@ def test_under_ppo_policy_kl_compares_with_the_policy_that_acted(expert: Teacher
     randomise(net)
     picked = samples.pick(torch.tensor([4, 1, 3]))
     term = ppo_terms(method, net, picked, (), 0.2, method.config)["policy_kl"]
-    expected = 0.3 * kl(net(picked.obs)[0], acted(picked.obs)[0]).mean()
+    expected = 0.3 * kl(net.flow(picked.obs)[0], acted.flow(picked.obs)[0]).mean()
     assert expected > 1e-3
     assert term.item() == pytest.approx(expected, rel=1e-4)
 
@@ -367,22 +340,22 @@ def test_a_teacher_sees_each_observation_of_a_run_once(expert: Teacher) -> None:
         collector.collect()
     # 4 rollouts of 3 steps and what follows the last one, in each environment.
     assert seen == ENVS * (4 * 3 + 1)
-    net.handover = 1.0
-    assert joined(collector.collect().contexts) == ()
+    method.begin(net, 2, SPEC, rank=0)
+    assert joined(play_on(method, net).collect().contexts) == ()
     assert seen == ENVS * 13
 
 
-def test_policy_kl_goes_on_after_independence(expert: Teacher) -> None:
+def test_policy_kl_goes_on_when_the_student_is_alone(expert: Teacher) -> None:
     method = make_method(policy_kl_coef=1.0)
     net = method.build(SPEC, [expert])
-    net.handover = 1.0
+    net = staged(method, expert, 2)
     collector = play_on(method, net)
     collector.collect()
-    old = net.export()
+    old = method.export(net)
     randomise(net)
     rollout = collector.collect()
     term = a3c_terms(method, net, rollout, 0.9, method.config)["policy_kl"]
-    expected = 3 * kl(net.export()(rollout.obs[0])[0], old(rollout.obs[0])[0]).sum() / ENVS
+    expected = 3 * kl(method.export(net)(rollout.obs[0])[0], old(rollout.obs[0])[0]).sum() / ENVS
     assert expected > 1e-3
     assert term.item() == pytest.approx(expected, rel=1e-4)
 
@@ -402,167 +375,220 @@ def test_dependence_moves_nothing_but_w(expert: Teacher, obs: Tensor) -> None:
     method = make_method()
     net = method.build(SPEC, [expert])
     term = method.losses(net, play(method, net, obs), 0.5)["dependence"]
-    weights = list(net.mixing.parameters())
+    weights = list(net.flow.mixing.parameters())
     for gradient in gradients(term, weights):
         assert gradient is not None
         assert gradient[0] < 0 < gradient[1], "a step must raise p of the student"
-    others = [*net.student.parameters(), *net.transforms.parameters()]
+    others = [*net.flow.student.parameters(), *net.flow.transforms.parameters()]
     assert gradients(term, others) == [None] * len(others)
 
 
-def test_the_hand_over_pulls_the_student_alone_towards_the_linked_one(expert: Teacher, obs: Tensor) -> None:
-    # Four times the same observation: whichever samples the term draws, it is the same by hand.
-    method = make_method(handover_coef=0.7)
-    net = method.build(SPEC, [expert])
-    randomise(net.student)
-    randomise(net.transforms)
-    batch = play(method, net, obs[:1].repeat(4, 1, 1, 1))
-    term = method.losses(net, batch, 0.5)["handover"]
+# --- the phases of a run ------------------------------------------------------------------------------------
 
-    alone = net.export()
-    logits, values = alone(batch.obs)
-    distance = (batch.values - values).detach().numpy()
-    expected = 0.7 * (kl(batch.logits, logits) + 0.5 * distance**2).sum() / ENVS
+
+def staged(method: KnowledgeFlowMethod, expert: Teacher, stage: int) -> FlowNet:
+    net = method.build(SPEC, [expert])
+    randomise(net.flow)
+    if stage:
+        for r2 in net.fold_r2.buffers():
+            r2.fill_(0.9)
+    method.begin(net, stage, SPEC, rank=0)
+    return net
+
+
+def test_the_phases_share_the_runs_steps_with_the_play_of_the_fold(expert: Teacher, stranger: Teacher) -> None:
+    def phases(*teachers: Teacher, steps: int = 200_000, **flow: object) -> list[tuple[str, int]]:
+        config = TrainConfig(steps=steps, flow=FlowConfig(fold_observations=5_000, **flow))
+        return [(phase.title, phase.steps) for phase in KnowledgeFlowMethod(config).phases(SPEC, teachers)]
+
+    # 4 x 512 and 4 x 5,024 (a multiple of 32 games) steps are played for choice and fold: 177,856 are left.
+    assert phases(expert, fold_at=0.1) == [("linked", 17_786), ("imitation", 80_035), ("alone", 80_035)]
+    assert phases(expert, fold_at=0.1, imitation_steps=5_000)[1:] == [("imitation", 5_000), ("alone", 155_070)]
+    assert phases(expert, fold_at=0.0) == [("imitation", 88_928), ("alone", 88_928)]
+    assert phases(stranger, fold_at=0.5) == [("linked", 88_928), ("alone", 88_928)]
+    assert phases(stranger, expert, fold_at=0.0, imitate="never") == [("alone", 177_856)]
+    assert [title for title, _ in phases(stranger, imitate="always")] == ["linked", "imitation", "alone"]
+    assert phases(expert, fold_at=None) == [("linked", 200_000)]
+    with pytest.raises(UserError, match=r"--steps 22,000: .* Give --steps 22,145 or more"):
+        phases(expert, steps=22_000)
+
+
+def test_a_rollout_of_the_imitation_brings_as_much_play_as_an_update_of_it_needs(expert: Teacher) -> None:
+    def t_max(envs: int, **flow: object) -> int | None:
+        config = TrainConfig(envs_per_worker=envs, flow=FlowConfig(**flow))
+        return KnowledgeFlowMethod(config).phases(SPEC, [expert])[1].t_max
+
+    assert [t_max(envs) for envs in (1, 8, 32, 100)] == [32, 4, 1, 1]
+    assert t_max(8, imitation_batch=64, imitation_samples=2) == 4
+
+
+def test_the_rate_of_the_imitation_is_its_own_and_starts_at_nothing(expert: Teacher) -> None:
+    method = make_method(imitation_lr=0.02)
+    net = staged(method, expert, 1)
+    (group,) = method.parameter_groups(net)
+    imitation = method.phases(SPEC, [expert])[1]
+    lr = [method.config.shape.lr * group.lr_scale * imitation.lr_share(at) for at in (0.0, 0.025, 0.05, 0.5, 1.0)]
+    assert lr == pytest.approx([0.0, 0.02 * 0.5 * 0.975, 0.02 * 0.95, 0.01, 0.0])
+    assert {id(p) for p in group.parameters} == {id(p) for p in net.alone.parameters()}
+
+
+def test_only_the_net_of_the_phase_trains(expert: Teacher) -> None:
+    def trained(stage: int) -> set[str]:
+        net = staged(make_method(), expert, stage)
+        return {name.split(".")[0] for name, parameter in net.named_parameters() if parameter.requires_grad}
+
+    assert [trained(stage) for stage in range(3)] == [{"flow"}, {"alone"}, {"alone"}]
+
+
+def test_the_imitation_pulls_the_lone_student_towards_the_linked_one(expert: Teacher, obs: Tensor) -> None:
+    # The same observation throughout: whichever samples the term draws, it is the same by hand.
+    method = make_method(imitation_value_coef=0.3, imitation_memory=128, imitation_batch=5)
+    net = staged(method, expert, 1)
+    same = obs[:1].repeat(4, 1, 1, 1)
+    term = method.losses(net, play(method, net, same), 0.5)["imitation"]
+    guide_logits, guide_values = net.flow(same)
+    logits, values = net.alone(same)
+    distance = (guide_values - values).detach().numpy()
+    expected = kl(guide_logits, logits).mean() + 0.3 * (distance**2).mean()
     assert expected > 1e-3
     assert term.item() == pytest.approx(expected, rel=1e-4)
 
-    # The gradient of KL[p || softmax(l)] + 1/2 (c - v)^2 for constant p and c is softmax(l) - p, v - c.
-    d_logits = torch.from_numpy(softmax(logits) - softmax(batch.logits)).float()
-    loss = 0.7 * ((logits * d_logits).sum() - (values * torch.from_numpy(distance)).sum()) / ENVS
-    ours = gradients(term, list(net.student.parameters()))
-    theirs = gradients(loss, list(alone.parameters()))
+    # The gradient of KL[p || softmax(l)] + c (g - v)^2 for constant p and g is softmax(l) - p, 2 c (v - g).
+    d_logits = torch.from_numpy(softmax(logits) - softmax(guide_logits)).float()
+    loss = ((logits * d_logits).sum(1) - 0.6 * values * torch.from_numpy(distance)).mean()
+    ours, theirs = (gradients(value, list(net.alone.parameters())) for value in (term, loss))
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
-
-    linked_side = [*net.transforms.parameters(), *net.mixing.parameters()]
-    assert gradients(term, linked_side) == [None] * len(linked_side)
-
-
-def test_during_the_ramp_the_student_learns_from_its_linked_self_of_the_ramps_beginning(
-    expert: Teacher, obs: Tensor
-) -> None:
-    same = obs[:1].repeat(4, 1, 1, 1)
-    method = make_method(policy_kl_coef=0.0, handover_memory=1)
-    net = method.build(SPEC, [expert])
-    randomise(net.student)
-    randomise(net.transforms)
-    linked_logits, linked_values = (part.detach().clone() for part in net(same))
-    net.handover = 0.3
-    method.losses(net, play(method, net, same), 0.5)
-    randomise(net.student)
-    randomise(net.transforms)
-    net.handover = 0.9
-    term = method.losses(net, play(method, net, same), 0.8)["handover"]
-    logits, values = net.export()(same)
-    distance = (linked_values - values).detach().numpy()
-    expected = 0.1 * (kl(linked_logits, logits) + 0.5 * distance**2).sum() / ENVS  # faded to 1 - 0.9
-    assert term.item() == pytest.approx(expected, rel=1e-4)
-    assert net.handover == 0.9
+    flow = list(net.flow.parameters())
+    assert not any(parameter.requires_grad for parameter in flow)
 
 
-def test_a_run_resumed_inside_the_ramp_keeps_its_guide_and_its_score_before_the_ramp(
-    expert: Teacher, obs: Tensor
-) -> None:
-    same = obs[:1].repeat(4, 1, 1, 1)
-
-    def go_on(method: KnowledgeFlowMethod, net: GuidedFlow) -> float:
-        method.begin(net, 0, SPEC, 1)
-        net.handover = 0.9
-        return method.losses(net, play(method, net, same, (20.0,) * 20), 0.8)["handover"].item()
-
-    def make() -> tuple[KnowledgeFlowMethod, GuidedFlow]:
-        method = make_method(policy_kl_coef=0.0, handover_memory=1)
-        return method, method.build(SPEC, [expert])
-
-    def resume(net: GuidedFlow, *lost: str) -> float:
-        method, resumed = make()
-        kept = {name: tensor for name, tensor in net.state_dict().items() if name not in lost}
-        resumed.load_state_dict(kept, strict=False)
-        return go_on(method, resumed)
-
-    method, net = make()
-    method.begin(net, 0, SPEC, 1)
-    randomise(net.student)
-    method.losses(net, play(method, net, same, (100.0,)), 0.4)
-    net.handover = 0.3
-    method.losses(net, play(method, net, same), 0.5)
-    randomise(net.student)
-    resumed, without_score, without_guide = resume(net), resume(net, "linked_scores"), resume(net, "guided")
-    assert resumed == pytest.approx(without_score * 0.8 / 0.1, rel=1e-4)
-    assert resumed != pytest.approx(without_guide, rel=0.1)
-    assert go_on(method, net) == pytest.approx(resumed, rel=1e-4), "the uninterrupted run's"
-
-
-@pytest.mark.parametrize(
-    ("linked", "later", "weight"), [(100.0, 20.0, 0.8), (100.0, 300.0, 0.25), (-5.0, -9.0, 0.8), (4.0, 3.9, 0.25)]
-)
-def test_the_distillation_fades_with_the_ramp_unless_the_student_falls_behind(
-    expert: Teacher, obs: Tensor, linked: float, later: float, weight: float
-) -> None:
-    method = make_method(policy_kl_coef=0.0)
-    net = method.build(SPEC, [expert])
-    same = obs[:1].repeat(4, 1, 1, 1)
-    at_first = method.losses(net, play(method, net, same, (linked,)), 0.5)["handover"]
-    net.handover = 0.75
-    then = method.losses(net, play(method, net, same, (later,) * 20), 0.8)["handover"]
-    assert then.item() == pytest.approx(weight * at_first.item(), rel=1e-4)
-
-
-def test_the_distillation_fades_when_the_student_turns_from_its_teachers_by_itself(
-    expert: Teacher, obs: Tensor
-) -> None:
-    method = make_method(policy_kl_coef=0.0, student_weight=0.5)
-    net = method.build(SPEC, [expert])
-    batch = play(method, net, obs[:1].repeat(4, 1, 1, 1))
-    at_first = method.losses(net, batch, 0.5)["handover"].item()
-    with torch.no_grad():
-        for raw in net.mixing.parameters():
-            raw.copy_(torch.tensor([0.95, 0.05]).log())
-    assert method.losses(net, batch, 0.5)["handover"].item() == pytest.approx(0.1 * at_first, rel=1e-3)
-    with torch.no_grad():
-        for raw in net.mixing.parameters():
-            raw.copy_(torch.tensor([0.2, 0.8]).log())
-    assert method.losses(net, batch, 0.5)["handover"].item() == pytest.approx(at_first, rel=1e-3)
-
-
-def test_the_hand_over_comes_back_to_earlier_rollouts(expert: Teacher) -> None:
-    method = make_method(policy_kl_coef=0.0, handover_reuse=3.0)
-    net = method.build(SPEC, [expert])
-    rollouts = [torch.full((8, 4, 84, 84), index, dtype=torch.uint8) for index in range(2)]
-    for rollout in rollouts:
-        batch = play(method, net, rollout)
-        seen: list[Tensor] = []
-        handle = net.student.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
+def test_the_imitation_comes_back_to_earlier_rollouts(expert: Teacher) -> None:
+    method = make_method(imitation_batch=24, imitation_memory=1600)
+    net = staged(method, expert, 1)
+    seen: list[Tensor] = []
+    for index in range(2):
+        batch = play(method, net, torch.full((8, 4, 84, 84), index, dtype=torch.uint8))
+        handle = net.alone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         method.losses(net, batch, 0.5)
         handle.remove()
-    (studied,) = seen
-    assert len(studied) == 24
-    assert set(studied[:, 0, 0, 0].tolist()) == {0, 1}
+    assert len(seen[-1]) == 24
+    assert set(seen[-1][:, 0, 0, 0].tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("settings", [{"handover_reuse": 0.01}, {"handover_memory": 1}])
-def test_the_smallest_hand_over_settings_train(expert: Teacher, obs: Tensor, settings: dict[str, object]) -> None:
-    method = make_method(**settings)
-    net = method.build(SPEC, [expert])
-    for _ in range(2):
-        term = method.losses(net, play(method, net, obs), 0.5)["handover"]
-        assert math.isfinite(float(term.detach()))
-
-
-def test_a_step_on_the_hand_over_brings_the_two_policies_together(expert: Teacher, obs: Tensor) -> None:
+def test_the_linked_net_shows_what_it_does_in_fewer_and_fewer_games(expert: Teacher) -> None:
     method = make_method()
+    net = staged(method, expert, 1)
+    theirs, own = torch.zeros(4000, 4), torch.ones(4000, 4)
+
+    def share(progress: float) -> float:
+        method.schedule(net, progress)
+        method._guided = None
+        return 1.0 - float(method.acting_logits(own, (theirs,)).mean())
+
+    torch.manual_seed(0)
+    assert [share(progress) for progress in (0.0, 0.125, 0.25, 0.5, 1.0)] == pytest.approx(
+        [1.0, 0.75, 0.5, 0.0, 0.0], abs=0.03
+    )
+
+
+def test_who_plays_a_game_changes_about_every_fifty_steps(expert: Teacher) -> None:
+    method = make_method()
+    net = staged(method, expert, 1)
+    method.schedule(net, 0.25)
+    torch.manual_seed(0)
+    theirs, own = torch.zeros(200, 4), torch.ones(200, 4)
+    acted = torch.stack([method.acting_logits(own, (theirs,))[:, 0] for _ in range(400)])
+    # A redraw keeps the player half of the time.
+    assert float((acted[1:] != acted[:-1]).float().mean()) == pytest.approx(0.5 / 50, rel=0.1)
+
+
+def test_in_the_other_phases_the_student_acts_by_itself(expert: Teacher) -> None:
+    method = make_method()
+    for stage in (0, 2):
+        staged(method, expert, stage)
+        own = torch.rand(3, 4)
+        assert torch.equal(method.acting_logits(own, (torch.zeros(3, 4),)), own)
+
+
+def test_rewards_do_not_count_in_the_imitation(expert: Teacher) -> None:
+    method = make_method()
+    terms = {"policy": torch.ones(())}
+    kept = []
+    for stage in range(3):
+        staged(method, expert, stage)
+        kept.append(method.rl_terms(terms))
+    assert kept == [terms, {}, terms]
+
+
+def test_a_fold_of_the_linked_phase_is_what_the_lone_student_starts_from(expert: Teacher) -> None:
+    method = make_method(fold_observations=600, student_weight=0.3)
+    net = staged(method, expert, 0)
+    observations = torch.randint(0, 256, (600, 4, 84, 84), dtype=torch.uint8)
+    asked: list[int] = []
+
+    def game(count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        asked.append(count)
+        assert policy is not None
+        assert torch.equal(policy(observations[:2]), net.flow(observations[:2])[0])
+        return observations
+
+    lines = list(method.end_phase(net, game))
+    assert asked == [600]
+    assert [line.split()[1] for line in lines] == ["conv1", "conv2", "fc", "policy", "value"]
+    logged = method.metrics(net)
+    method.begin(net, 1, SPEC, rank=0)
+    assert not any(name.startswith("fold/") for name in logged)
+    r2 = method.metrics(net)
+    assert set(r2) == {f"fold/r2/{layer}" for layer in ("conv1", "conv2", "fc", "policy", "value")}
+    # Student and teacher have the same kernel and stride here, so conv1 is exact.
+    assert r2["fold/r2/conv1"] == pytest.approx(1.0, abs=1e-3)
+    mixed = net.flow.mixture("conv1", observations[:4])
+    torch.testing.assert_close(net.alone.get_submodule("conv1")(observations[:4] / 255.0), mixed, atol=2e-2, rtol=1e-2)
+    assert list(method.end_phase(net, game)) == []
+
+
+def test_without_a_linked_phase_the_fold_is_at_the_start(expert: Teacher) -> None:
+    method = make_method(fold_at=0.0, fold_observations=600)
     net = method.build(SPEC, [expert])
-    lean_on_teachers(net, *net.layers)
-    with torch.no_grad():
-        net.student.policy.weight.mul_(100.0)  # A fresh policy is nearly uniform, which leaves no distance to go.
-    optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
-    distances = []
-    for _ in range(30):
-        batch = play(method, net, obs)
-        distances.append(kl(batch.logits, net.export()(obs)[0]).sum())
-        optimiser.zero_grad()
-        method.losses(net, batch, 0.5)["handover"].backward()
-        optimiser.step()
-    assert distances[-1] < 0.5 * distances[0]
+    generator = torch.Generator().manual_seed(0)
+
+    def game(count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8, generator=generator)
+
+    said = " ".join(method.prepare(net, game))
+    assert "conv1 starts with" in said
+    assert "Folded value R2" in said
+    method.begin(net, 0, SPEC, rank=0)
+    assert method.independent(net)
+    assert method.metrics(net)["fold/r2/conv1"] > 0.99
+
+
+def test_channels_are_chosen_on_an_experts_own_play(expert: Teacher, stranger: Teacher, obs: Tensor) -> None:
+    policies: list[Callable[[Tensor], Tensor] | None] = []
+
+    def game(count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        policies.append(policy)
+        return obs
+
+    for teachers in ([stranger, expert], [stranger]):
+        method = make_method()
+        list(method.prepare(method.build(SPEC, teachers), game))
+    played, at_random = policies
+    assert at_random is None
+    assert played is not None
+    assert torch.equal(played(obs), expert.net(obs)[0][:, [3, 0, 4, 2]])
+
+
+def test_too_few_observations_are_refused_before_the_run(expert: Teacher) -> None:
+    with pytest.raises(UserError, match=r"--fold-observations 50 are too few: layer fc .* Give 82 or more"):
+        make_method(fold_observations=50).build(SPEC, [expert])
+    make_method(fold_observations=50, fold_at=None).build(SPEC, [expert])
+
+
+def test_a_replay_buffer_larger_than_the_memory_is_refused(expert: Teacher, stranger: Teacher) -> None:
+    with pytest.raises(UserError, match=r"--imitation-memory 10,000,000,000 needs 262,856\.\d GiB"):
+        make_method(imitation_memory=10**10).build(SPEC, [expert])
+    make_method(imitation_memory=10**10).build(SPEC, [stranger])
 
 
 # --- what trains --------------------------------------------------------------------------------------------
@@ -573,17 +599,20 @@ def names_of(net: nn.Module, parameters: Sequence[nn.Parameter]) -> list[str]:
     return [names[id(parameter)] for parameter in parameters]
 
 
-def test_w_has_its_own_learning_rate(expert: Teacher) -> None:
-    method = make_method(layer_weights_lr=25.0)
+def test_w_learns_by_plain_gradient_descent_at_a_rate_by_the_budget(expert: Teacher) -> None:
+    config = TrainConfig(
+        steps=1_000_000, workers=2, envs_per_worker=10, t_max=5, flow=FlowConfig(layer_weights_lr=40.0, fold_at=0.2)
+    )
+    method = KnowledgeFlowMethod(config)
     net = method.build(SPEC, [expert])
     body, weights = method.parameter_groups(net)
-    assert (body.lr_scale, weights.lr_scale) == (1.0, 25.0)
+    assert body.sgd is None
+    # A fifth of 1M steps, 50 an update: 4,000 updates.
+    assert weights.sgd == pytest.approx(40.0 / 4000)
     assert names_of(net, weights.parameters) == [
-        f"mixing.raw.{layer}" for layer in ("conv1", "conv2", "fc", "policy", "value")
+        f"flow.mixing.raw.{layer}" for layer in ("conv1", "conv2", "fc", "policy", "value")
     ]
-    rest = [name for name, _ in net.named_parameters() if not name.startswith("mixing.")]
-    assert names_of(net, body.parameters) == rest
-    assert {name.split(".")[0] for name in rest} == {"student", "transforms"}
+    assert {name.split(".")[1] for name in names_of(net, body.parameters)} == {"student", "transforms"}
 
 
 def test_no_teacher_is_in_the_optimiser(expert: Teacher, stranger: Teacher) -> None:
@@ -595,14 +624,14 @@ def test_no_teacher_is_in_the_optimiser(expert: Teacher, stranger: Teacher) -> N
 
 
 def test_the_reproductions_variant_keeps_q_and_puts_p_back_on_the_simplex(expert: Teacher, obs: Tensor) -> None:
-    method = make_method(mixing="simplex", layer_weights_lr=3.0, handover_coef=0.0)
+    method = make_method(mixing="simplex", student_weight=None, layer_weights_lr=3.0)
     net = method.build(SPEC, [expert])
     body, weights = method.parameter_groups(net)
     assert not any("transforms" in name for name in names_of(net, body.parameters))
-    assert not any(parameter.requires_grad for parameter in net.transforms.parameters())
-    assert net.mixing("fc").tolist() == pytest.approx([0.1 / 1.1, 1 / 1.1])
+    assert not any(parameter.requires_grad for parameter in net.flow.transforms.parameters())
+    assert net.flow.mixing("fc").tolist() == pytest.approx([0.1 / 1.1, 1 / 1.1])
     assert len(weights.parameters) == 5
-    q = [parameter.clone() for parameter in net.transforms.parameters()]
+    q = [parameter.clone() for parameter in net.flow.transforms.parameters()]
     optimiser = torch.optim.SGD([*body.parameters, *weights.parameters], lr=0.5)
     batch = play(method, net, obs)
     (batch.logits.sum() + batch.values.sum()).backward()
@@ -612,7 +641,7 @@ def test_the_reproductions_variant_keeps_q_and_puts_p_back_on_the_simplex(expert
     for p in weights.parameters:
         assert sum(p.tolist()) == pytest.approx(1.0, abs=1e-6)
         assert min(p.tolist()) >= 0
-    assert all(torch.equal(old, new) for old, new in zip(q, net.transforms.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(q, net.flow.transforms.parameters(), strict=True))
 
 
 # --- what comes out -----------------------------------------------------------------------------------------
@@ -621,10 +650,9 @@ def test_the_reproductions_variant_keeps_q_and_puts_p_back_on_the_simplex(expert
 def test_metrics_tell_p_of_every_layer(expert: Teacher, stranger: Teacher) -> None:
     method = make_method(link_heads="never", student_weight=0.5)
     net = method.build(SPEC, [expert, stranger])
-    net.handover = 0.5
-    expected = {f"flow/p_student/{layer}": 0.75 for layer in ("conv1", "conv2", "fc")}
+    expected = {f"flow/p_student/{layer}": 0.5 for layer in ("conv1", "conv2", "fc")}
     for name in ("breakout", "seaquest"):
-        expected |= {f"flow/p_teacher/{name}/{layer}": 0.125 for layer in ("conv1", "conv2", "fc")}
+        expected |= {f"flow/p_teacher/{name}/{layer}": 0.25 for layer in ("conv1", "conv2", "fc")}
     assert method.metrics(net) == pytest.approx(expected)
 
 
@@ -634,19 +662,22 @@ def test_metrics_add_up_to_one_in_every_layer(expert: Teacher, stranger: Teacher
     )
     method = make_method(links=links)
     net = method.build(SPEC, [expert, stranger])
-    randomise(net.mixing)
+    randomise(net.flow.mixing)
     logged = method.metrics(net)
     assert set(logged) == {"flow/p_student/fc", "flow/p_teacher/breakout/fc", "flow/p_teacher/seaquest/fc"}
     assert sum(logged.values()) == pytest.approx(1.0)
-    p = net.layer_weights("fc").tolist()
+    p = net.flow.layer_weights("fc").tolist()
     assert logged["flow/p_teacher/breakout/fc"] == pytest.approx(p[1] + p[2])
 
 
 def test_the_export_is_a_plain_net(expert: Teacher, obs: Tensor) -> None:
     method = make_method()
     net = method.build(SPEC, [expert])
-    exported = method.export(net)
-    plain = AtariNet(4, ((4, 8, 8), (4, 4, 2)), 8)
-    plain.load_state_dict(exported.state_dict())
-    assert torch.equal(exported(obs)[0], plain(obs)[0])
-    assert not torch.equal(exported(obs)[0], net(obs)[0])
+    for stage in range(3):
+        net = staged(method, expert, stage)
+        exported = method.export(net)
+        plain = AtariNet(4, ((4, 8, 8), (4, 4, 2)), 8)
+        plain.load_state_dict(exported.state_dict())
+        assert torch.equal(exported(obs)[0], plain(obs)[0])
+        assert not torch.equal(exported(obs)[0], net.flow(obs)[0])
+        assert method.independent(net) == (stage > 0)

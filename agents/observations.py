@@ -1,0 +1,52 @@
+"""Observations of a game that is played for them: what links are fitted to and folded on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.config import cores
+from agents.rollout import sample
+from envs.atari import AtariEnvs
+from envs.protocols import Protocol
+
+GAMES = 32
+"""Games side by side."""
+EVERY = 4
+"""Steps of each game between two observations that are kept."""
+AT_RANDOM = 0.1
+"""Share of the actions that are random, so that other than the best situations are seen."""
+
+
+@torch.no_grad()
+def observe(protocol: Protocol, count: int, policy: Callable[[Tensor], Tensor] | None, seed: int) -> Tensor:
+    """Play `steps_for(count)` steps and keep every fourth observation: (at least `count`, stack, H, W) uint8.
+
+    Args:
+        protocol: The game and its rules.
+        count: Observations, rounded up to a multiple of the games.
+        policy: (B, stack, H, W) uint8 -> logits (B, A); without one, random play.
+        seed: Of the games and the actions.
+    """
+    games = min(GAMES, count)
+    envs = AtariEnvs(protocol, games, num_threads=min(cores(), games))
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    obs, kept = envs.reset(seed=seed), []
+    for step in range(1, steps_for(count) // games + 1):
+        actions = rng.integers(len(envs.actions), size=games)
+        if policy is not None:
+            chosen = sample(policy(torch.from_numpy(obs)), generator).numpy()
+            actions = np.where(rng.random(games) < AT_RANDOM, actions, chosen)
+        obs = envs.step(actions).obs
+        if step % EVERY == 0:
+            kept.append(obs.copy())
+    return torch.from_numpy(np.concatenate(kept))
+
+
+def steps_for(count: int) -> int:
+    """The agent steps that `count` observations take."""
+    games = min(GAMES, count)
+    return EVERY * games * -(-count // games)

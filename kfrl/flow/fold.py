@@ -1,0 +1,199 @@
+"""Fold: the student's own layers take over what their links bring, by ridge regression, layer after layer.
+
+For each layer j from the input on, with x the input of layer j in the student that is already folded before j, and y
+what the linked net had at j (the mixture of its links, or the student's own output where nothing is linked):
+
+    [W, b] = argmin  sum |y - W x - b|^2 + mu |W|^2        ("asymmetric" regression, He et al. 2017, section 3.2)
+
+The cases of a convolution are the patches of its input. Where y is a linear map of x, as at a first convolution that
+sees what its teachers see with the same kernel and stride, the fold is exact up to mu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kfrl.errors import UserError
+from kfrl.nets.hooks import layers_in_use
+
+RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
+"""mu as shares of the mean diagonal of X^T X; the one with the least held-out error is taken."""
+HELD_OUT = 5
+"""Every fifth batch of observations is left out of the regression; it chooses mu and gives R2."""
+POSITIONS = 64
+"""About so many patches of each observation are cases; which ones changes from batch to batch."""
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """What the regression of one layer gave."""
+
+    layer: str
+    r2: float
+    """1 - squared error / variance of the targets, all outputs together, on held-out observations; at most 1."""
+    cases: int
+    """Observations, times patches."""
+    ridge: float
+    """mu as a share of the mean diagonal of X^T X."""
+
+    def __str__(self) -> str:
+        """A line for logs."""
+        return f"{self.layer} R2 {self.r2:.3f} ({self.cases:,} cases, ridge {self.ridge:g})"
+
+
+class Moments:
+    """Sums of a regression of y (n, m) on x (n, d) with an intercept, streamed in 64 bits."""
+
+    def __init__(self, inputs: int, outputs: int, *, intercept: bool = True) -> None:
+        """Begin at zero, for d inputs and m outputs; without an intercept, it is 0."""
+        self.inputs, self.cases, self._one = inputs, 0, float(intercept)
+        self.y = torch.zeros(outputs, dtype=torch.float64)
+        self.xx = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
+        self.xy = torch.zeros(inputs + 1, outputs, dtype=torch.float64)
+        self.yy = torch.zeros(outputs, dtype=torch.float64)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Count cases: x (n, d), y (n, m). The last input of `xx` and `xy` is the constant 1."""
+        x, y = F.pad(x.double(), (0, 1), value=self._one), y.double()
+        self.xx.addmm_(x.T, x)
+        self.xy.addmm_(x.T, y)
+        self.y += y.sum(0)
+        self.yy += y.square().sum(0)
+        self.cases += len(x)
+
+    def solve(self, ridge: float) -> Tensor:
+        """(d + 1, m): weights, and the intercept in the last row, which is not damped."""
+        damped = self.xx.clone()
+        damped.diagonal()[:-1] += ridge * self.xx.diagonal()[:-1].mean()
+        # Inputs that are always 0 make X^T X singular.
+        damped.diagonal().add_(1e-12 * damped.diagonal().mean())
+        return torch.cholesky_solve(self.xy, torch.linalg.cholesky(damped))
+
+    def r2(self, solution: Tensor) -> float:
+        """Of `solution` (d + 1, m) on these cases; 1 where y is constant and met."""
+        errors = self.yy - 2 * (solution * self.xy).sum(0) + (solution * (self.xx @ solution)).sum(0)
+        deviations = self.yy - self.y.square() / max(self.cases, 1)
+        return float(1.0 - errors.sum() / deviations.sum().clamp_min(1e-12))
+
+
+def foldable_layers(student: nn.Module, linked: Sequence[str], example: Tensor) -> list[str]:
+    """The layers that a fold changes: from the first linked one on, in the order of the forward pass.
+
+    Raises:
+        UserError: one of them is no convolution or fully connected layer, so it is no linear map of its input.
+    """
+    used = layers_in_use(student, example)
+    others = [layer for layer in linked if layer not in used]
+    if others:
+        kind = type(student.get_submodule(others[0])).__name__
+        raise UserError(
+            f"Layer {others[0]} of the student is a {kind}: a fold changes convolutions and fully connected layers, "
+            f"which are linear maps of their inputs. Link some of these instead: {', '.join(used)}."
+        )
+    return used[min(used.index(layer) for layer in linked) :]
+
+
+def observations_needed(student: nn.Module, layers: Sequence[str]) -> dict[str, int]:
+    """Layer -> observations that its regression needs at least: more cases than unknowns, a fifth held out.
+
+    Only for fully connected layers; of a convolution every observation has many patches.
+    """
+    modules = {layer: student.get_submodule(layer) for layer in layers}
+    return {
+        layer: -(-(module.in_features + 1) * HELD_OUT // (HELD_OUT - 1))
+        for layer, module in modules.items()
+        if isinstance(module, nn.Linear)
+    }
+
+
+@torch.no_grad()
+def fold(
+    student: nn.Module,
+    layers: Sequence[str],
+    target: Callable[[str, Tensor], Tensor],
+    observations: Sequence[Tensor],
+) -> Iterator[FoldedLayer]:
+    """Change `layers` of `student` in place, one a turn of the iterator, so that it does alone what `target` says.
+
+    Args:
+        student: A plain net without hooks in evaluation mode; called as `student(obs)`.
+        layers: As `foldable_layers` gives them.
+        target: (layer, obs) -> what the layer's output should be, (B, ...).
+        observations: Batches of what the student takes, five at least; every fifth is held out.
+
+    Raises:
+        UserError: too few observations for a layer's regression.
+    """
+    for layer in layers:
+        yield _fold_layer(student, layer, target, observations)
+
+
+def _fold_layer(
+    student: nn.Module, layer: str, target: Callable[[str, Tensor], Tensor], observations: Sequence[Tensor]
+) -> FoldedLayer:
+    module = student.get_submodule(layer)
+    fitted, held_out = _moments(student, layer, target, observations)
+    if fitted.cases <= fitted.inputs or not held_out.cases:
+        raise UserError(
+            f"The fold of layer {layer} has {fitted.cases:,} cases for {fitted.inputs + 1:,} unknowns of each output "
+            f"from {sum(map(len, observations)):,} observations. Collect more observations."
+        )
+    solutions = {ridge: fitted.solve(ridge) for ridge in RIDGES}
+    ridge = max(solutions, key=lambda share: held_out.r2(solutions[share]))
+    weight, bias = solutions[ridge][:-1].T, solutions[ridge][-1]
+    own = module.get_parameter("weight")
+    own.copy_(weight.reshape(own.shape))
+    if module.bias is not None:
+        module.get_parameter("bias").copy_(bias)
+    return FoldedLayer(layer, held_out.r2(solutions[ridge]), fitted.cases, ridge)
+
+
+def _moments(
+    student: nn.Module, layer: str, target: Callable[[str, Tensor], Tensor], observations: Sequence[Tensor]
+) -> tuple[Moments, Moments]:
+    module = student.get_submodule(layer)
+    parts: tuple[Moments, Moments] | None = None
+    for index, obs in enumerate(observations):
+        x, y = cases(module, input_of(student, layer, obs), target(layer, obs), index)
+        if parts is None:
+            first, second = (Moments(x.shape[1], y.shape[1], intercept=module.bias is not None) for _ in range(2))
+            parts = first, second
+        parts[index % HELD_OUT == HELD_OUT - 1].add(x, y)
+    if parts is None:
+        raise UserError(f"The fold of layer {layer} has no observations. Collect some.")
+    return parts
+
+
+def input_of(net: nn.Module, layer: str, obs: Tensor) -> Tensor:
+    """What `layer` of `net` is given on `obs`, (B, ...)."""
+    seen: list[Tensor] = []
+    hook = net.get_submodule(layer).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    try:
+        net(obs)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def cases(module: nn.Module, x: Tensor, y: Tensor, batch: int = 0) -> tuple[Tensor, Tensor]:
+    """The cases of a layer's regression: (n, d) and (n, m).
+
+    Args:
+        module: `nn.Conv2d` with zero padding and one group, or `nn.Linear`.
+        x: Its input (B, ...).
+        y: Its wanted output (B, ...).
+        batch: Says which of a convolution's patches are taken, where it has many.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return x.flatten(0, -2), y.flatten(0, -2)
+    padding = tuple(int(side) for side in module.padding)
+    patches = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)  # (B, d, positions)
+    every = max(1, patches.shape[2] // POSITIONS)
+    chosen = slice(batch % every, None, every)
+    x, y = patches[:, :, chosen], y.flatten(2)[:, :, chosen]
+    return x.transpose(1, 2).flatten(0, 1), y.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,114 @@
+"""Which channels of its teachers a link starts with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kfrl.errors import UserError
+from kfrl.flow import KnowledgeFlow, Link
+from kfrl.flow.selection import channel_uses, choose
+
+
+class Two(nn.Module):
+    """Two fully connected layers with ReLU between."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int = 2) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.last(self.first(x).relu())
+        return h
+
+
+class Maps(nn.Module):
+    """A convolution read by a fully connected layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 3, 1), nn.Linear(3 * 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.fc(self.conv(x).relu().flatten(1))
+        return h
+
+
+@torch.no_grad()
+def test_a_channels_use_is_its_spread_times_the_norm_of_what_reads_it() -> None:
+    net = Two(1, 3)
+    net.first.weight.copy_(torch.tensor([[1.0], [2.0], [0.0]]))
+    net.first.bias.copy_(torch.tensor([0.0, 0.0, 5.0]))
+    net.last.weight.copy_(torch.tensor([[3.0, 0.0, 9.0], [4.0, 1.0, 9.0]]))
+    uses = channel_uses(net, "first", torch.tensor([[1.0], [2.0], [3.0]]))
+    # Spreads 1, 2, 0; norms 5, 1.
+    assert uses is not None
+    torch.testing.assert_close(uses, torch.tensor([5.0, 2.0, 0.0]) / 7.0)
+
+
+@torch.no_grad()
+def test_a_fully_connected_layer_reads_all_positions_of_a_channel() -> None:
+    net = Maps()
+    net.conv.weight.copy_(torch.tensor([1.0, 1.0, 1.0]).view(3, 1, 1, 1))
+    net.conv.bias.zero_()
+    net.fc.weight.zero_()
+    net.fc.weight[0, 4:8] = 1.0
+    uses = channel_uses(net, "conv", torch.rand(5, 1, 2, 2))
+    assert uses is not None
+    assert uses.tolist() == pytest.approx([0.0, 1.0, 0.0])
+
+
+def test_the_last_layer_has_no_reader() -> None:
+    assert channel_uses(Two(2, 3), "last", torch.rand(4, 2)) is None
+
+
+def test_the_most_useful_channels_of_all_sources_are_chosen() -> None:
+    uses = [torch.tensor([0.5, 0.1, 0.4]), None, torch.tensor([0.45, 0.55, 0.0])]
+    assert choose(uses, 3) == [[0], [], [0, 1]]
+    # A channel that never changes is not chosen, were there room.
+    assert choose(uses, 9) == [[0, 1, 2], [], [0, 1]]
+
+
+def flow_of(*teachers: Two) -> KnowledgeFlow:
+    nets = {f"t{index}": teacher for index, teacher in enumerate(teachers)}
+    links = [Link("first", name, "first") for name in nets]
+    return KnowledgeFlow(Two(2, 4), nets, links, torch.zeros(1, 2))
+
+
+def test_each_row_of_q_is_one_channel_and_the_lines_say_whose() -> None:
+    torch.manual_seed(0)
+    teachers = Two(2, 6), Two(2, 3)
+    flow, obs = flow_of(*teachers), torch.randn(50, 2)
+    lines = flow.choose_channels(obs, flow.links)
+    rows = torch.cat([q.get_parameter("weight") for q in flow.transforms], 1)
+    assert rows.sum(1).tolist() == [1.0] * 4
+    assert sorted(set(rows.flatten().tolist())) == [0.0, 1.0]
+    picked = choose([channel_uses(teacher, "first", obs) for teacher in teachers], 4)
+    assert [int(q.get_parameter("weight").sum()) for q in flow.transforms] == [len(part) for part in picked]
+    assert lines == [
+        f"first starts with {len(picked[0])} of 6 channels of t0.first, {len(picked[1])} of 3 channels of t1.first."
+    ]
+
+
+def test_a_teacher_of_the_students_shape_arrives_channel_by_channel() -> None:
+    flow = flow_of(Two(2, 4))
+    flow.choose_channels(torch.randn(50, 2), flow.links)
+    assert torch.equal(flow.transforms[0].get_parameter("weight"), torch.eye(4))
+
+
+def test_a_constant_teacher_gets_no_row() -> None:
+    dead = Two(2, 4)
+    nn.init.zeros_(dead.first.weight)
+    flow = flow_of(Two(2, 4), dead)
+    lines = flow.choose_channels(torch.randn(50, 2), flow.links)
+    assert "0 of 4 channels of t1.first" in lines[0]
+    assert not flow.transforms[1].get_parameter("weight").any()
+
+
+def test_a_teacher_whose_features_are_not_finite_is_named() -> None:
+    broken = Two(2, 4)
+    nn.init.constant_(broken.first.weight, float("nan"))
+    flow = flow_of(Two(2, 4), broken)
+    with pytest.raises(UserError, match="Teacher 't1': layer first"):
+        flow.choose_channels(torch.randn(50, 2), flow.links)
