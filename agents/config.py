@@ -18,14 +18,15 @@ class FlowConfig(FlowSettings):
 
     policy_kl_coef: NonNegative = 0.01
     """lambda_2, holds the policy near the previous iteration's (the paper samples 0.001, 0.01, 0.05)."""
-    student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = 0.1
+    student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = 0.01
     """p of the student at the start; None: an equal share with each linked teacher layer."""
     layer_weights_lr: Positive = 100.0
     """How far w moves while linked: so many times its mean gradient, by plain gradient descent (+)."""
     choose_channels: bool = True
     """Start the Qs as a choice of the teachers' most useful channels on this game (+), else orthogonal."""
-    match_scales: bool = True
-    """Bring the teachers' hidden features to the scale of the fresh student's own (+), once, before training."""
+    match_scales: bool = False
+    """Bring the teachers' hidden features to the scale of the fresh student's own (+), once, before training. For runs
+    that stay linked: what is folded trains best at the teachers' own scale."""
     link_heads: Literal["never", "expert", "always"] = "expert"
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
     meaning."""

@@ -127,7 +127,7 @@ class KnowledgeFlowMethod(Method):
         phases = (
             Phase(games, linked, LINKED, lr=(1.0, 1.0 - flow.fold_at)),
             Phase(games, imitation, IMITATION, t_max=t_max, imitates=True, warm_up=WARM_UP),
-            Phase(games, left - linked - imitation, ALONE),
+            Phase(games, left - linked - imitation, ALONE, warm_up=WARM_UP),
         )
         return tuple(phase for phase in phases if phase.steps)
 

@@ -93,7 +93,7 @@ def test_features_are_brought_to_the_students_scale_when_a_run_begins_and_not_ag
     def scales(net: nn.Module, layer: str) -> list[float]:
         return net.get_buffer(f"flow.scales.{layer}").tolist()
 
-    flow = FlowConfig(fold_at=None)
+    flow = FlowConfig(fold_at=None, match_scales=True)
     run = prepare(tmp_path / "run", "a2c", game="Seaquest", teachers="zoo:seaquest", flow=flow)
     outcome = train(run)
     own, seaquest = scales(outcome.net, "fc")

@@ -33,7 +33,9 @@ ENVS = 2
 
 
 def make_method(**flow: object) -> KnowledgeFlowMethod:
-    return KnowledgeFlowMethod(TrainConfig(convs=((4, 8, 8), (4, 4, 2)), hidden=8, flow=FlowConfig(**flow)))
+    return KnowledgeFlowMethod(
+        TrainConfig(convs=((4, 8, 8), (4, 4, 2)), hidden=8, flow=FlowConfig(**{"student_weight": 0.25, **flow}))
+    )
 
 
 @pytest.fixture
@@ -251,7 +253,7 @@ def test_the_terms_of_the_objective(expert: Teacher, obs: Tensor) -> None:
 
 def test_hidden_features_are_matched_wherever_they_go_and_logits_are_not(expert: Teacher, obs: Tensor) -> None:
     def scales(layer: str, *links: LinkConfig, **flow: object) -> list[float]:
-        method = make_method(links=links, **flow)
+        method = make_method(links=links, **{"match_scales": True, **flow})
         net = method.build(SPEC, [expert])
         list(method.prepare(net, lambda count, policy=None: obs))
         scales: list[float] = net.flow.get_buffer(f"scales.{layer}").tolist()
