@@ -39,7 +39,7 @@ class FlowConfig(FlowSettings):
     """Whether the plain net then imitates the linked one before it learns alone (+): only if a teacher plays the same
     game (expert), always, or never."""
     imitation_steps: Count = 100_000
-    """Steps of this imitation (+), at most half of what is left of the run."""
+    """Steps of this imitation (+), at most two thirds of what is left of the run."""
     imitation_lr: Positive = 3e-3
     """Its learning rate, of an Adam of its own, falling linearly to 0 (+)."""
     imitation_batch: Count = 256
@@ -50,6 +50,9 @@ class FlowConfig(FlowSettings):
     """Samples that all workers together remember for it (+); 28 KB each."""
     imitation_value_coef: NonNegative = 0.05
     """Weight of the squared error of the values beside the KL of the policies (+)."""
+    kickstart_coef: NonNegative = 1.0
+    """Weight of the KL to the linked net that stays beside the rewards when the plain net then learns alone (+); it
+    falls to 0 by the middle of that phase (Schmitt et al. 2018)."""
 
 
 @dataclass(frozen=True)

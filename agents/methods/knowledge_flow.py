@@ -96,7 +96,7 @@ class KnowledgeFlowMethod(Method):
         self._expert: Teacher | None = None
         self._actions: tuple[str, ...] = ()
         self._memory = Memory(config.flow.imitation_memory // config.shape.workers)
-        self._guide_share = 1.0
+        self._guide_share, self._kickstart = 1.0, 0.0
         self._guided: Tensor | None = None
 
     @property
@@ -122,7 +122,7 @@ class KnowledgeFlowMethod(Method):
                 f"steps (four for each of --fold-observations). Give --steps {-left + steps + 1:,} or more, fewer "
                 "observations, or --fold-at None for a run that stays linked."
             )
-        imitation = min(flow.imitation_steps, (left - linked) // 2) if self._imitates(spec, teachers) else 0
+        imitation = min(flow.imitation_steps, 2 * (left - linked) // 3) if self._imitates(spec, teachers) else 0
         t_max = max(1, round(flow.imitation_batch / (flow.imitation_samples * self.config.shape.envs_per_worker)))
         phases = (
             Phase(games, linked, LINKED, lr=(1.0, 1.0 - flow.fold_at)),
@@ -270,15 +270,20 @@ class KnowledgeFlowMethod(Method):
         return self.flow_config.layer_weights_lr / max(updates, 1.0)
 
     def schedule(self, net: nn.Module, progress: float) -> None:
-        """The linked net acts less and less in the first half of the imitation, and not in its second."""
+        """The linked net acts, and later is followed, less and less in a phase's first half, and not in its second."""
         self._guide_share = max(0.0, 1.0 - 2.0 * progress)
+        kickstarts, before = self.stage == ALONE and IMITATION in self._stages, self._kickstart
+        self._kickstart = self.flow_config.kickstart_coef * self._guide_share if kickstarts else 0.0
+        if before and not self._kickstart:
+            # The steps of a rollout have contexts of one kind.
+            self._observed = None
 
     def features(self, net: nn.Module, obs: Tensor) -> Context:
-        """While linked the teachers' pre-activations; in the imitation the linked net's logits and values."""
+        """While linked the teachers' pre-activations; while it is followed the linked net's logits and values."""
         assert isinstance(net, FlowNet)
         if self.stage == LINKED:
             return net.flow.teacher_features(screens(obs))
-        if self.stage == IMITATION:
+        if self.stage == IMITATION or self._kickstart:
             with torch.no_grad():
                 logits, values = net.flow(screens(obs))
             return logits, values
@@ -306,7 +311,11 @@ class KnowledgeFlowMethod(Method):
         return {} if self.stage == IMITATION else terms
 
     def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """lambda_1(t) l_dep (eq. 5) while linked, lambda_2 l_KL (eq. 6) while rewards count; or the imitation."""
+        """lambda_1(t) l_dep (eq. 5) while linked, lambda_2 l_KL (eq. 6) while rewards count; or the imitation.
+
+        An imitation leaves a term behind, KL[pi_linked || pi_alone] with a weight that falls to 0: the first updates
+        from rewards would else undo it.
+        """
         assert isinstance(net, FlowNet)
         if self.stage == IMITATION:
             return {"imitation": self._imitation(net.alone, batch)}
@@ -314,6 +323,9 @@ class KnowledgeFlowMethod(Method):
         terms: dict[str, Tensor] = {}
         if config.policy_kl_coef:
             terms["policy_kl"] = config.policy_kl_coef * _policy_kl(batch)
+        if self._kickstart:
+            guide = kl_divergence(batch.context[0], batch.logits).sum() / batch.num_envs
+            terms["kickstart"] = self._kickstart * guide
         if self.stage == LINKED:
             p_student = [net.flow.mixing(layer)[0] for layer in net.flow.layers]
             # Like the other terms a sum over the rollout's steps, in each of which eq. 4 has it once.

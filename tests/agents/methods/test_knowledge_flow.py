@@ -404,9 +404,9 @@ def test_the_phases_share_the_runs_steps_with_the_play_of_the_fold(expert: Teach
         return [(phase.title, phase.steps) for phase in KnowledgeFlowMethod(config).phases(SPEC, teachers)]
 
     # 4 x 512 and 4 x 5,024 (a multiple of 32 games) steps are played for choice and fold: 177,856 are left.
-    assert phases(expert, fold_at=0.1) == [("linked", 17_786), ("imitation", 80_035), ("alone", 80_035)]
+    assert phases(expert, fold_at=0.1) == [("linked", 17_786), ("imitation", 100_000), ("alone", 60_070)]
     assert phases(expert, fold_at=0.1, imitation_steps=5_000)[1:] == [("imitation", 5_000), ("alone", 155_070)]
-    assert phases(expert, fold_at=0.0) == [("imitation", 88_928), ("alone", 88_928)]
+    assert phases(expert, fold_at=0.0) == [("imitation", 100_000), ("alone", 77_856)]
     assert phases(stranger, fold_at=0.5) == [("linked", 88_928), ("alone", 88_928)]
     assert phases(stranger, expert, fold_at=0.0, imitate="never") == [("alone", 177_856)]
     assert [title for title, _ in phases(stranger, imitate="always")] == ["linked", "imitation", "alone"]
@@ -520,6 +520,40 @@ def test_rewards_do_not_count_in_the_imitation(expert: Teacher) -> None:
         staged(method, expert, stage)
         kept.append(method.rl_terms(terms))
     assert kept == [terms, {}, terms]
+
+
+def test_the_lone_student_follows_the_linked_one_less_and_less(expert: Teacher, obs: Tensor) -> None:
+    method = make_method(kickstart_coef=2.0, policy_kl_coef=0.0)
+    net = staged(method, expert, 2)
+
+    def weights(progress: float) -> dict[str, float]:
+        method.schedule(net, progress)
+        batch = play(method, net, obs)
+        return {name: float(term.detach()) for name, term in method.losses(net, batch, progress).items()}
+
+    expected = 2.0 * kl(net.flow(obs)[0], net.alone(obs)[0]).sum() / ENVS
+    assert expected > 1e-3
+    assert weights(0.0)["kickstart"] == pytest.approx(expected, rel=1e-4)
+    assert weights(0.375)["kickstart"] == pytest.approx(0.25 * expected, rel=1e-4)
+    assert weights(0.5) == weights(0.9) == {}
+
+
+@pytest.mark.parametrize("keep_graph", [True, False])
+def test_a_rollout_in_which_the_linked_net_is_left_has_contexts_of_one_kind(expert: Teacher, keep_graph: bool) -> None:
+    method = make_method()
+    net = staged(method, expert, 2)
+    collector = play_on(method, net, keep_graph=keep_graph)
+    for progress, followed in ((0.49, True), (0.5, False)):
+        method.schedule(net, progress)
+        terms = a3c_terms(method, net, collector.collect(), progress, method.config)
+        assert ("kickstart" in terms) == followed
+
+
+def test_a_student_of_non_experts_follows_nobody(stranger: Teacher, obs: Tensor) -> None:
+    method = make_method()
+    net = staged(method, stranger, 1)
+    method.schedule(net, 0.0)
+    assert set(method.losses(net, play(method, net, obs), 0.0)) == {"policy_kl"}
 
 
 def test_a_fold_of_the_linked_phase_is_what_the_lone_student_starts_from(expert: Teacher) -> None:
