@@ -67,12 +67,16 @@ def test_a_run_that_leans_on_nobody_is_scored_when_its_teachers_and_checkpoints_
 def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
     agent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = TrainConfig(game="Pong", teachers=str(agent), run_dir=Path("run"), steps=1000, flow=FlowConfig())
+    flow = FlowConfig(fold_at=None)
+    config = TrainConfig(game="Pong", teachers=str(agent), run_dir=Path("run"), steps=1000, flow=flow)
     run = resolve(config)
     run.folder.write_config(run.config)
     net = run.method().build(run.spec, run.teachers)
-    torch.nn.init.normal_(net.student.policy.weight)  # from near uniform, links would hardly change an action
-    for steps, parts in {100: 2, 1000: 1}.items():  # before the hand-over, and after it
+    torch.nn.init.normal_(net.flow.student.policy.weight)  # from near uniform, links would hardly change an action
+    for steps, parts in {100: 2, 1000: 1}.items():  # before the fold, and after it
+        if parts == 1:
+            for r2 in net.fold_r2.buffers():
+                r2.fill_(1.0)
         tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
         save_checkpoint(run.folder.checkpoints, steps, tensors, {"global_step": steps})
         run.save_student(run.method().export(net), steps)

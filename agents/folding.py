@@ -1,0 +1,66 @@
+"""The fold of a run that is still linked, after the fact: its student as a plain net that needs no teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from agents.methods import get_method
+from agents.methods.knowledge_flow import FlowNet
+from agents.observations import observe
+from agents.run import Run, reopen
+from agents.teachers.formats import save_agent
+from kfrl.errors import UserError
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.seeding import stream
+
+SEED_STREAM = 999_997
+
+
+class LinkedRun:
+    """A finished or interrupted run whose student still leans on its links, as its last checkpoint has it."""
+
+    def __init__(self, path: Path) -> None:
+        """Load it.
+
+        Raises:
+            UserError: no run's folder, a run without links or without a checkpoint, or a student already independent.
+        """
+        self.run: Run = reopen(path)
+        name = self.run.config.method_name
+        if not get_method(name).leans_on_teachers:
+            raise UserError(
+                f"{path} was trained by {name}, which has no links: its student is a plain net already. "
+                "A fold is for runs of --method knowledge-flow."
+            )
+        checkpoint = latest_checkpoint(self.run.folder.checkpoints)
+        method = self.run.method()
+        net = method.build(self.run.spec, self.run.teachers)
+        checkpoint.load_net(net)
+        if not isinstance(net, FlowNet) or method.independent(net):
+            raise UserError(f"{path} is independent already: {self.run.folder.student} needs no teacher.")
+        self.net: FlowNet = net
+        self.steps: int = checkpoint.state["global_step"]
+
+    def linked(self, obs: Tensor) -> Tensor:
+        """The linked student's logits (B, A)."""
+        logits: Tensor = self.net.flow(obs)[0]
+        return logits
+
+    def alone(self, obs: Tensor) -> Tensor:
+        """The folded student's logits (B, A)."""
+        logits: Tensor = self.net.alone(obs)[0]
+        return logits
+
+    def fold(self, observations: int, said: Callable[[str], None]) -> None:
+        """Play with the links for so many observations, and fold on them; `said` gets a line for each layer."""
+        config = self.run.config
+        seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, SEED_STREAM))
+        for line in self.net.fold(seen):
+            said(line)
+
+    def save(self, path: Path) -> None:
+        """Write the folded student as an agent."""
+        save_agent(path, self.net.alone, self.run.card(self.steps, self.net.alone))

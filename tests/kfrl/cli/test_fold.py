@@ -1,0 +1,87 @@
+"""`kfrl fold` on runs of every kind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from agents.config import FlowConfig, TrainConfig
+from agents.run import resolve
+from agents.teachers.formats import Card, load_agent, save_agent
+from kfrl.cli.main import main
+from kfrl.nets.atari.net import AtariNet
+from kfrl.runs.checkpoint import save_checkpoint
+
+PONG = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
+
+
+@pytest.fixture
+def linked_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """An interrupted run in `run`, linked throughout; the net that its checkpoint holds."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    convs = ((4, 8, 8), (4, 4, 2))
+    teacher = AtariNet(6, convs, 8)
+    save_agent(tmp_path / "pong.safetensors", teacher, Card(game="pong", actions=PONG, arch=teacher.arch))
+    flow = FlowConfig(fold_at=None, student_weight=0.3)
+    teachers = str(tmp_path / "pong.safetensors")
+    config = TrainConfig(
+        game="Pong", teachers=teachers, run_dir=Path("run"), steps=1000, convs=convs, hidden=8, flow=flow
+    )
+    run = resolve(config)
+    run.folder.write_config(run.config)
+    net = run.method().build(run.spec, run.teachers)
+    nn.init.normal_(net.flow.student.policy.weight)
+    save(net, run.folder.checkpoints)
+    return net
+
+
+def save(net: nn.Module, directory: Path) -> None:
+    tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
+    save_checkpoint(directory, 500, tensors, {"global_step": 500, "phase": 0})
+
+
+def test_an_interrupted_run_is_folded_into_a_plain_agent(
+    linked_run: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fold", "run", "--observations", "640", "--episodes", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "Folded conv1 R2 1.000" in said
+    assert "with its teachers' links" in said
+    assert "folded, alone" in said
+    agent = load_agent(Path("run/folded.safetensors"))
+    assert (agent.card.steps, agent.card.game) == (500, "pong")
+    plain = AtariNet(6, ((4, 8, 8), (4, 4, 2)), 8)
+    plain.load_state_dict(agent.net.state_dict())
+    obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    # Student and teacher have a first layer of one kernel and stride, so that it folds exactly.
+    torch.testing.assert_close(
+        plain.get_submodule("conv1")(obs / 255), linked_run.flow.mixture("conv1", obs), atol=0.2, rtol=0.01
+    )
+    # The run itself stays as it was.
+    assert not Path("run/student.safetensors").exists()
+
+
+def test_too_few_observations_are_refused(linked_run: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fold", "run", "--observations", "32", "--episodes", "0"]) == 2
+    assert "Collect more observations" in capsys.readouterr().err.replace("\n", " ")
+    assert not Path("run/folded.safetensors").exists()
+
+
+def test_an_independent_student_is_refused(linked_run: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    for r2 in linked_run.fold_r2.buffers():
+        r2.fill_(1.0)
+    save(linked_run, Path("run/checkpoint"))
+    assert main(["fold", "run"]) == 2
+    assert "run is independent already" in capsys.readouterr().err
+
+
+def test_a_run_without_teachers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = resolve(TrainConfig(game="Pong", run_dir=Path("run")))
+    run.folder.write_config(run.config)
+    assert main(["fold", "run"]) == 2
+    assert "was trained by a3c, which has no links" in capsys.readouterr().err.replace("\n", " ")
