@@ -56,10 +56,10 @@ class Record:
                 known |= {f"{name}.{key}": inner for key, inner in value.items()}
             elif name not in IDENTITY | BOOKKEEPING:
                 known[name] = value
-        # A teacher is its file: another under the same name makes another arm.
-        return known | {
-            "teacher.file": "+".join(each[:8] for each in self.config.teacher_sha256) or self.config.teachers
-        }
+        # A teacher is its file, and images are their folder: others under the same name make another arm.
+        known["teacher.file"] = "+".join(each[:8] for each in self.config.teacher_sha256) or self.config.teachers
+        known["data.folder"] = self.config.data if "/" in self.config.data else ""
+        return known
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def finished(tmp_path: Path) -> Build:
         config = replace(config, **settings)
         net = make_net("mlp-3", (1, 8, 8), 10)
         digits = tuple("0123456789")
-        card = Card(config.data, digits, net.arch, (1, 8, 8), (0.3,), (0.4,), teachers=teachers, seed=seed, epochs=2)
+        card = Card(Path(config.data).name, digits, net.arch, (1, 8, 8), (0.3,), (0.4,), teachers=teachers, seed=seed, epochs=2)
         save_classifier(path / "student.safetensors", net, card)
         (path / "config.yaml").write_text(dump_config(config))
         (path / "metrics.csv").write_text("global_step\n1\n")
@@ -87,6 +87,16 @@ def test_another_teacher_of_the_same_name_is_another_arm(finished: Build, tmp_pa
     one = compare(*collect([f"all={tmp_path / 'runs'}"], read_run))
     assert [arm.errors for arm in one.arms] == [[5.0, 6.0, 50.0]]
     assert any("runs of all differ in teacher.file" in note for note in one.notes)
+
+
+def test_other_images_in_a_folder_of_the_same_name_are_another_arm(finished: Build, tmp_path: Path) -> None:
+    for error, folder in ((5.0, "/a/digits"), (7.0, "/b/digits"), (6.0, "/a/digits")):
+        finished(error, int(error), data=folder)
+    found = compare(*collect([str(tmp_path / "runs")], read_run))
+    assert [(arm.name, arm.errors) for arm in found.arms] == [
+        ("baseline (data.folder=/a/digits)", [5.0, 6.0]),
+        ("baseline (data.folder=/b/digits)", [7.0]),
+    ]
 
 
 def test_what_is_not_whole_is_named_and_left_out(finished: Build, tmp_path: Path) -> None:
