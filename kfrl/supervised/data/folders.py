@@ -66,7 +66,7 @@ def read_folder(path: Path, image_size: int | None = None) -> Content:
         held = {name: content for name, content in _entries(path) if not _is_side_file(name)}
     layout = _lay_out(path, sorted(filter(_is_picture, held)), _annotations(held))
     if not layout.placed["train"]:
-        found = f"{len(layout.loose):,} images in no class" if layout.loose else "no images by class"
+        found = f"images in no class ({layout.loose[0]}), and none in one" if layout.loose else "no images by class"
         raise UserError(f"{path} holds {found}: expected train/CLASS/NAME.jpg, or CLASS/NAME.jpg.")
     notes = _left_out(held, layout)
     decoded = {
@@ -196,9 +196,9 @@ def _left_out(held: Mapping[PurePosixPath, bytes], layout: _Layout) -> tuple[str
     )
     lines = []
     if layout.unlabelled:
-        lines.append(f"left out {len(layout.unlabelled):,} images without labels, e.g. {layout.unlabelled[0]}")
+        lines.append(f"left out, images without labels: {len(layout.unlabelled):,}, e.g. {layout.unlabelled[0]}")
     if layout.loose:
-        lines.append(f"left out {len(layout.loose):,} images in no class folder, e.g. {layout.loose[0]}")
+        lines.append(f"left out, images in no class folder: {len(layout.loose):,}, e.g. {layout.loose[0]}")
     if no_pictures:
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in no_pictures.most_common(5))
         lines.append(f"left out, as no images that are read ({' '.join(PICTURES)}): {counts}")

@@ -32,7 +32,9 @@ def finished(tmp_path: Path) -> Build:
         config = replace(config, **settings)
         net = make_net("mlp-3", (1, 8, 8), 10)
         digits = tuple("0123456789")
-        card = Card(Path(config.data).name, digits, net.arch, (1, 8, 8), (0.3,), (0.4,), teachers=teachers, seed=seed, epochs=2)
+        card = Card(
+            Path(config.data).name, digits, net.arch, (1, 8, 8), (0.3,), (0.4,), teachers=teachers, seed=seed, epochs=2
+        )
         save_classifier(path / "student.safetensors", net, card)
         (path / "config.yaml").write_text(dump_config(config))
         (path / "metrics.csv").write_text("global_step\n1\n")

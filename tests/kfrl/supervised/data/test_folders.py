@@ -104,7 +104,7 @@ def test_the_official_tiny_imagenet(tmp_path: Path, form: str) -> None:
     assert held.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert held.test.labels.tolist() == [1, 0], "val is the test, as its labels alone are public"
     assert held.validation is None
-    assert any(note.startswith("left out 2 images without labels") for note in held.notes)
+    assert any(note.startswith("left out, images without labels: 2") for note in held.notes)
     assert any(note.endswith("4 .txt") for note in held.notes)
 
 
@@ -135,8 +135,11 @@ def test_images_of_several_sizes_need_a_size(folder: Write) -> None:
         ({"test/a/1.png": picture(red()), "val/a/1.png": picture(red())}, "none to learn from: expected train/CLASS"),
         ({"train/a/1.png": picture(red()), "test/a/1.png": picture(red()), "b/1.png": picture(red())}, "beside it b."),
         (by_class(count=2), "has no test images of its own.*no class has 3 images"),
-        ({"1.png": picture(red())}, "1 images in no class"),
-        ({"train/1.png": picture(red()), "test/1.png": picture(red())}, "1 images in no class"),
+        ({"1.png": picture(red())}, r"images in no class \(.*1.png\), and none in one"),
+        (
+            {"train/1.png": picture(red()), "test/1.png": picture(red())},
+            r"images in no class \(.*1.png\), and none in one",
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_used_says_why(folder: Write, files: dict[str, bytes], message: str) -> None:
@@ -207,7 +210,7 @@ def test_nothing_is_left_out_without_a_word(folder: Write) -> None:
     notes = load_data(str(folder(by_class() | odd))).notes
     assert any("(cat, dog)" in note for note in notes)
     assert any(note.endswith(": 2 .heic, 1 .gif") for note in notes)
-    assert any(note == "left out 1 images in no class folder, e.g. preview.png" for note in notes)
+    assert any(note == "left out, images in no class folder: 1, e.g. preview.png" for note in notes)
     assert any("the test is on 4 of the images" in note for note in notes)
 
 
