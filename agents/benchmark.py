@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from agents.config import FAST_ENVS, FlowConfig, TrainConfig, cores
-from agents.engines.registry import ENGINES
 from agents.evaluation.play import SIDE_BY_SIDE, evaluate
-from agents.run import resolve
+from agents.launch import Session
 from agents.teachers.formats import Card, save_agent
 from agents.trainer import Status
 from envs.atari import AtariEnvs, action_set
@@ -171,10 +170,10 @@ class Benchmark:
 
         def measure(seconds: float) -> Sample:
             self._runs += 1
-            run = resolve(replace(config, run_dir=self._folder / f"{name}-{self._runs}"))
-            run.folder.write_config(run.config)
+            session = Session.start(replace(config, run_dir=self._folder / f"{name}-{self._runs}"))
             clock = _Stopwatch(seconds)
-            ENGINES[config.algo](run, clock).train()
+            session.prepare(clock)
+            session.trainer.train()
             return clock.sample()
 
         return Arm(name, title, measure)

@@ -14,8 +14,7 @@ import tyro
 
 from agents.benchmark import pss_mb
 from agents.config import TrainConfig
-from agents.engines.registry import ENGINES
-from agents.run import resolve
+from agents.launch import Session
 from agents.trainer import Status
 
 
@@ -60,7 +59,7 @@ class Recorder:
 def main(options: Options) -> None:
     """Train, and record."""
     with TemporaryDirectory() as folder:
-        run = resolve(
+        session = Session.start(
             TrainConfig(
                 game=options.game,
                 teachers=options.teachers,
@@ -70,8 +69,8 @@ def main(options: Options) -> None:
                 run_dir=Path(folder) / "run",
             )
         )
-        run.folder.write_config(run.config)
-        ENGINES["a3c"](run, Recorder(options.output, options.steps // options.points)).train()
+        session.prepare(Recorder(options.output, options.steps // options.points))
+        session.trainer.train()
     print(options.output.read_text(), end="")
 
 

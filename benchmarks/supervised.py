@@ -34,7 +34,8 @@ from kfrl.supervised.data.batches import Images, Normalisation
 from kfrl.supervised.data.sets import Data
 from kfrl.supervised.methods.base import Task
 from kfrl.supervised.run import Run
-from kfrl.supervised.trainer import Silent, Trainer
+from kfrl.supervised.trainer import Trainer
+from kfrl.training.session import Silent
 
 PAIRS = {
     "mlp": ("mlp-1200-1200", "mlp-800-800", (1, 28, 28), ClassifierFlowConfig()),

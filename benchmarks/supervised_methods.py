@@ -37,8 +37,9 @@ from kfrl.supervised.config import (
 )
 from kfrl.supervised.data.corrupt import corrupted
 from kfrl.supervised.evaluate import evaluate
-from kfrl.supervised.run import Run, resolve
-from kfrl.supervised.trainer import Silent, Trainer
+from kfrl.supervised.launch import Session
+from kfrl.supervised.run import Run
+from kfrl.training.session import Silent
 
 CORRUPTION = (0, 5, 10, 20, 30, 40, 50)
 """Percent of the pixels."""
@@ -51,15 +52,13 @@ def train(config: SupervisedConfig, corruption: Iterable[int] = ()) -> dict[str,
     record = folder / "study.json"
     if record.exists():
         return json.loads(record.read_text())
-    run = resolve(config)
-    run.folder.write_config(run.config)
+    session = Session.start(config)
     started = time.process_time()
-    trainer = Trainer(run, Silent())
-    outcome = trainer.train()
-    if outcome.failure or outcome.stopped_by:
-        raise SystemExit(f"{folder}: {outcome.failure or 'stopped'}")
+    trained = session.complete(Silent())
+    if trained.stopped_by:
+        raise SystemExit(f"{folder}: stopped")
     seconds = time.process_time() - started
-    result = trainer.finish() | {"cpu_seconds": seconds, "corruption": _corruption(run, corruption)}
+    result = trained.evaluation | {"cpu_seconds": seconds, "corruption": _corruption(session.run, corruption)}
     record.write_text(json.dumps(result, indent=1))
     print(f"{folder.name}: {result['test']['accuracy_percent']:.2f} %, {seconds:.0f} s", flush=True)
     return result

@@ -25,14 +25,15 @@ import tyro
 
 from kfrl.config import load_config
 from kfrl.nets.images.registry import make_net
-from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.folder import RunFolder
+from kfrl.supervised import resume, train
 from kfrl.supervised.classifiers import Card, save_classifier
 from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
 from kfrl.supervised.data.batches import Normalisation
 from kfrl.supervised.data.sets import SETS
-from kfrl.supervised.run import reopen, resolve
-from kfrl.supervised.trainer import Silent, Trainer
+from kfrl.supervised.run import resolve
+from kfrl.supervised.trainer import Trainer
+from kfrl.training.session import Silent, TrainingError
 
 CONFIGS = Path("configs/supervised")
 
@@ -133,16 +134,13 @@ def run(config: SupervisedConfig) -> str:
         return "done before"
     started = time.process_time()
     broken = any(folder.checkpoints.glob("*.safetensors"))
-    made = reopen(folder.path) if broken else resolve(config)
-    if not broken:
-        made.folder.write_config(made.config)
-    trainer = Trainer(made, Silent(), latest_checkpoint(folder.checkpoints) if broken else None)
-    outcome = trainer.train()
-    if outcome.failure is not None:
-        return outcome.failure
-    if outcome.stopped_by is not None:
-        sys.exit(128 + outcome.stopped_by)
-    error = trainer.finish()["test"]["error_percent"]
+    try:
+        result = resume(folder.path) if broken else train(config)
+    except TrainingError as failure:
+        return str(failure)
+    if result.stopped_by is not None:
+        sys.exit(128 + result.stopped_by)
+    error = result.evaluation["test"]["error_percent"]
     return f"{error:.2f} % error, {time.process_time() - started:.0f} s of processor time"
 
 

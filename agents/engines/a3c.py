@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch import Tensor
 
-from agents.engines.processes import process_context
+from agents.engines.processes import process_context, start
 from agents.engines.shared import untrained
 from agents.engines.update import Report
 from agents.engines.worker import Job, run_worker
@@ -45,7 +45,7 @@ class A3CTrainer(Trainer):
                 process: BaseProcess = context.Process(
                     target=run_worker, args=(job, theirs), daemon=True, name=f"worker {rank}"
                 )
-                process.start()
+                start(process)
                 theirs.close()
                 workers[ours] = process
             yield workers

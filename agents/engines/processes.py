@@ -7,9 +7,11 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 
 import torch.multiprocessing as mp
 
@@ -41,6 +43,23 @@ def process_context() -> ForkServerContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process that needs nothing of the main module.
+
+    By itself multiprocessing runs a script again in each of its processes: one without `if __name__ == "__main__"`
+    would train within its own workers.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
+    try:
+        for name in kept:
+            setattr(main, name, None)
+        process.start()
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
 
 
 def keep_memory() -> None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.engines.processes import keep_memory, launcher_alive, process_context
+from agents.engines.processes import keep_memory, launcher_alive, process_context, start
 from agents.evaluation.play import Policy, evaluate
 from envs.protocols import Protocol
 from kfrl.errors import UserError
@@ -43,7 +43,7 @@ class Evaluator:
     def ask(self, snapshot: Snapshot) -> None:
         """Have a student played; `answers` will hold its scores."""
         if self._process.pid is None:
-            self._process.start()
+            start(self._process)
             self._theirs.close()
         self._pipe.send(snapshot)
         self.busy = True

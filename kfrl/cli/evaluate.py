@@ -12,11 +12,9 @@ from annotated_types import Ge
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from torch import nn
 
     from agents.config import TrainConfig
     from agents.evaluation.play import Evaluation, Policy
-    from agents.run import Run
     from envs.preprocessing import Preprocessing
     from envs.protocols import Protocol
 
@@ -221,6 +219,7 @@ def _with_links(path: Path, settings: TrainConfig) -> Policy | None:
     Raises:
         UserError: the teachers or the checkpoint are gone. The student plays without them.
     """
+    from agents.launch import linked_policy
     from agents.methods import get_method
     from agents.run import reopen
     from kfrl.runs.checkpoint import latest_checkpoint
@@ -235,11 +234,3 @@ def _with_links(path: Path, settings: TrainConfig) -> Policy | None:
     method.begin(net, saved.state.get("phase", 0), run.spec, rank=0)
     method.schedule(net, min(1.0, saved.state["global_step"] / run.config.steps))
     return linked_policy(run, net)
-
-
-def linked_policy(run: Run, net: nn.Module) -> Policy | None:
-    """The policy with its teachers' help, or None if it needs none."""
-    method = run.method()
-    if method.independent(net):
-        return None
-    return lambda obs: method.forward(net, obs, method.observe(net, obs))[0]

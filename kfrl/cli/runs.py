@@ -1,23 +1,19 @@
-"""What the commands that train have in common: settings from a file and from flags, a new run or one to go on with."""
+"""What the commands that train have in common: settings from a file and from flags."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from kfrl.config import checked, load_config
 from kfrl.errors import UserError
-
-if TYPE_CHECKING:
-    from kfrl.runs.checkpoint import Checkpoint
-    from kfrl.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -31,20 +27,7 @@ class RunFlags:
     settings: Any = None
 
 
-class Run(Protocol):
-    """What its settings resolve to."""
-
-    @property
-    def config(self) -> Any:
-        """The settings, resolved."""
-
-    @property
-    def folder(self) -> RunFolder:
-        """Where it writes."""
-
-
 F = TypeVar("F", bound=RunFlags)
-R = TypeVar("R", bound=Run)
 
 
 def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
@@ -100,29 +83,6 @@ def _telling_names(flags: RunFlags) -> ConstructorRegistry:
         return replace(field, type=kind) if names[field.name] > 1 else field
 
     return registry
-
-
-def open_run(
-    flags: RunFlags, prog: str, resolve: Callable[[Any], R], reopen: Callable[[Path], R]
-) -> tuple[R, Checkpoint | None]:
-    """Begin a run's folder, or find the one to go on with and its latest checkpoint.
-
-    Raises:
-        UserError: settings that fit nothing, a folder that exists, or one that is no run's. Nothing has been written.
-    """
-    from kfrl.runs.checkpoint import latest_checkpoint
-
-    if flags.resume is not None:
-        run = reopen(flags.resume)
-        return run, latest_checkpoint(run.folder.checkpoints)
-    run = resolve(flags.settings)
-    folder = run.folder.path
-    if folder.exists():
-        raise UserError(
-            f"The run folder {folder} exists. Give another --run-dir, or go on with that run: {prog} --resume {folder}"
-        )
-    run.folder.write_config(run.config)
-    return run, None
 
 
 def _with_lists(settings: Any, source: Any | None) -> Any:

@@ -1,1 +1,22 @@
-"""Image classifiers: data, one training loop, and a file a method."""
+"""Image classifiers: data, one training loop, and a file a method.
+
+`kfrl.supervised.train(config)` trains and scores a classifier; `kfrl.supervised.resume(folder)` goes on with a run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kfrl.supervised.launch import resume, train
+
+__all__ = ["resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """The functions, imported when they are asked for: a command's help needs no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kfrl.supervised import launch
+
+    return getattr(launch, name)

@@ -56,16 +56,6 @@ class Display(Protocol):
         """Print a line."""
 
 
-class Silent:
-    """Shows nothing."""
-
-    def update(self, status: Status) -> None:
-        """Nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended."""

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from agents.config import FineTuneConfig, PathNetConfig, TrainConfig
 from agents.engines.registry import ENGINES
+from agents.launch import Session
 from agents.methods import get_method, method_names
-from agents.run import Run, resolve
+from agents.run import Run
 from agents.teachers.formats import Card, load_agent, save_agent
 from agents.trainer import Status
 from envs.atari import action_set
@@ -77,9 +78,7 @@ def config_of(name: str, algo: str, folder: Path) -> TrainConfig:
 
 
 def write(config: TrainConfig) -> Run:
-    run = resolve(config)
-    run.folder.write_config(run.config)
-    return run
+    return Session.start(config).run
 
 
 @pytest.mark.parametrize(("name", "algo", "heads_only"), [*CASES, ("fine-tune", "a2c", True)])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
 from agents.engines.worker import _build
+from agents.launch import Session
 from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
 from agents.run import Run, resolve
 from agents.teachers.formats import Teacher, read_card
@@ -106,9 +107,7 @@ SETTINGS = TrainConfig(
 
 
 def prepare(folder: Path, **settings: object) -> Run:
-    run = resolve(replace(SETTINGS, run_dir=folder, **settings))
-    run.folder.write_config(run.config)
-    return run
+    return Session.start(replace(SETTINGS, run_dir=folder, **settings)).run
 
 
 def train(run: Run, screen: Screen, *, resume: bool = False) -> tuple[Trainer, Outcome]:

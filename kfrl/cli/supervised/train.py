@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kfrl.cli.runs import RunFlags, open_run, read_flags
+from kfrl.cli.runs import RunFlags, read_flags
 from kfrl.supervised.config import SupervisedConfig
 
 if TYPE_CHECKING:
     from kfrl.cli.display import RunDisplay, View
     from kfrl.runs.checkpoint import Checkpoint
+    from kfrl.supervised.launch import Session
     from kfrl.supervised.run import Run
     from kfrl.supervised.trainer import Status, Trainer
 
@@ -31,34 +32,32 @@ class TrainFlags(RunFlags):
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     flags = read_flags(TrainFlags, PROG, argv)
-    from kfrl.supervised.run import reopen, resolve
+    from kfrl.supervised.launch import Session
 
-    return _train(*open_run(flags, PROG, resolve, reopen))
+    return _train(Session.start(flags.settings) if flags.resume is None else Session.resume(flags.resume))
 
 
-def _train(run: Run, checkpoint: Checkpoint | None) -> int:
+def _train(session: Session) -> int:
     from kfrl.cli.display import open_display
-    from kfrl.supervised.trainer import Trainer
 
-    folder = run.folder
-    resume = f"{PROG} --resume {folder.path}"
+    folder = session.run.folder
     with open_display(folder.log, view) as display:
-        trainer = Trainer(run, display, checkpoint)
-        if trainer.finished and folder.evaluation.exists():
+        session.prepare(display)
+        if session.finished:
             display.say(f"{folder.path} is finished. Its scores: {folder.evaluation}")
             return 0
-        _introduce(display, run, trainer, checkpoint)
-        outcome = trainer.train()
+        _introduce(display, session.run, session.trainer, session.checkpoint)
+        outcome = session.trainer.train()
         display.close()
         if outcome.failure is not None:
-            again = f" Its last checkpoint: {resume}" if any(folder.checkpoints.glob("*")) else ""
+            again = f" Its last checkpoint: {session.resume_command}" if any(folder.checkpoints.glob("*")) else ""
             display.fail(f"{outcome.failure}{again}")
             return 1
         if outcome.stopped_by is not None:
             display.say(f"Stopped in epoch {outcome.epoch + 1}; a checkpoint is written.")
-            display.say(f"Resume with: {resume}")
+            display.say(f"Resume with: {session.resume_command}")
             return 128 + outcome.stopped_by
-        _conclude(display, run, trainer.finish())
+        _conclude(display, session.run, session.finish())
     return 0
 
 
@@ -117,10 +116,7 @@ def view(status: Status) -> View:
 
 
 def _conclude(display: RunDisplay, run: Run, result: dict[str, Any]) -> None:
-    from kfrl.compare.plots import draw_run
-
     folder, test = run.folder, result["test"]
-    draw_run(folder.path, folder.curves)
     display.say(
         f"\nTest error of the student, alone: {test['error_percent']:.2f} % "
         f"({test['images'] - test['correct']:,} of {test['images']:,} images), kept from epoch {result['kept_epoch']}"

@@ -13,6 +13,7 @@ from torch import nn
 
 from agents.config import FlowConfig, PathNetConfig, PPOConfig, TrainConfig
 from agents.engines.registry import ENGINES
+from agents.launch import Session
 from agents.run import Run, resolve
 from agents.teachers.formats import load_agent
 from agents.teachers.store import ZOO
@@ -52,9 +53,7 @@ class Silent:
 
 def prepare(folder: Path, algo: str, **settings: object) -> Run:
     config = TrainConfig(algo=algo, ppo=PPO, run_dir=folder, **({"game": "Pong"} | SMALL | settings))
-    run = resolve(TrainConfig(**{**vars(config), "t_max": config.t_max or (16 if algo == "ppo" else 5)}))
-    run.folder.write_config(run.config)
-    return run
+    return Session.start(TrainConfig(**{**vars(config), "t_max": config.t_max or (16 if algo == "ppo" else 5)})).run
 
 
 def train(run: Run) -> Outcome:

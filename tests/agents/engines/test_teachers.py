@@ -7,8 +7,8 @@ import torch
 
 from agents.config import FlowConfig, TrainConfig
 from agents.engines.registry import ENGINES
+from agents.launch import Session
 from agents.methods.knowledge_flow import FlowNet
-from agents.run import resolve
 from agents.teachers.formats import Card, load_agent, save_agent
 from agents.teachers.store import ZOO
 from agents.trainer import Status
@@ -47,8 +47,7 @@ def test_workers_share_two_teachers_of_other_shapes_and_leave_them_unchanged(met
         eval_episodes=0,
         run_dir=tmp_path / "run",
     )
-    run = resolve(settings)
-    run.folder.write_config(run.config)
+    run = Session.start(settings).run
     outcome = ENGINES["a3c"](run, Silent(), None).train()
     assert outcome.failure is None
     assert outcome.step >= 1000
@@ -84,8 +83,7 @@ def test_a_run_passes_through_all_phases_and_a_checkpoint_holds_what_is_imitated
         eval_episodes=0,
         run_dir=tmp_path / "run",
     )
-    run = resolve(settings)
-    run.folder.write_config(run.config)
+    run = Session.start(settings).run
     trainer = ENGINES["a3c"](run, Silent(), None)
     outcome = trainer.train()
     assert outcome.failure is None

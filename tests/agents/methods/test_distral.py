@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agents.config import DistralConfig, TrainConfig
 from agents.engines.registry import ENGINES
+from agents.launch import Session
 from agents.methods.base import Batch, NetSpec
 from agents.methods.distral import Distral, DistralNet
 from agents.objective import a3c_terms
@@ -295,8 +296,7 @@ class Silent:
 def test_two_games_train_at_the_same_time_and_a_checkpoint_holds_both(tmp_path: Path) -> None:
     # Enough steps that Freeway's worker takes part even if Pong's starts well before it.
     config = replace(CONFIG, method="distral", source_games="freeway", workers=2, steps=1000, curve_points=0)
-    run = resolve(replace(config, run_dir=tmp_path / "run", eval_episodes=0))
-    run.folder.write_config(run.config)
+    run = Session.start(replace(config, run_dir=tmp_path / "run", eval_episodes=0)).run
     trainer = ENGINES["a3c"](run, Silent())
     first = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
     outcome = trainer.train()

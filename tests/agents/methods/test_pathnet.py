@@ -15,6 +15,7 @@ from agents.config import PathNetConfig, TrainConfig
 from agents.engines.registry import ENGINES
 from agents.engines.shared import SharedModel, bind, untrained
 from agents.engines.shared_adam import SharedAdam
+from agents.launch import Session
 from agents.methods.base import Batch, NetSpec
 from agents.methods.pathnet import EvolvingPathNet, PathNetMethod, Population, Trial, mutate, path_of
 from agents.run import Run, resolve
@@ -336,9 +337,7 @@ class Screen:
 
 
 def prepare(folder: Path, **settings: object) -> Run:
-    run = resolve(replace(CONFIG, run_dir=folder, **settings))
-    run.folder.write_config(run.config)
-    return run
+    return Session.start(replace(CONFIG, run_dir=folder, **settings)).run
 
 
 @pytest.mark.slow

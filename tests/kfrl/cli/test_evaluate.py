@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from agents.config import FlowConfig, TrainConfig
+from agents.launch import Session
 from agents.run import resolve
 from agents.teachers.formats import Card, save_agent
 from envs.atari import ALL_ACTIONS
@@ -69,8 +70,7 @@ def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
 ) -> None:
     flow = FlowConfig(fold_at=None)
     config = TrainConfig(game="Pong", teachers=str(agent), run_dir=Path("run"), steps=1000, flow=flow)
-    run = resolve(config)
-    run.folder.write_config(run.config)
+    run = Session.start(config).run
     net = run.method().build(run.spec, run.teachers)
     torch.nn.init.normal_(net.flow.student.policy.weight)  # from near uniform, links would hardly change an action
     for steps, parts in {100: 2, 1000: 1}.items():  # before the fold, and after it

@@ -16,9 +16,11 @@ from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
+from kfrl.supervised.launch import Session
 from kfrl.supervised.methods.base import Method, ParameterGroup, Stage
-from kfrl.supervised.run import Run, reopen, resolve
-from kfrl.supervised.trainer import Outcome, Silent, Trainer
+from kfrl.supervised.run import Run, reopen
+from kfrl.supervised.trainer import Outcome, Trainer
+from kfrl.training.session import Silent
 
 SETTINGS = SupervisedConfig(data="digits", net="mlp-16-dropout", epochs=3, batch_size=64, augment="crop-flip", pad=1)
 
@@ -26,9 +28,7 @@ SETTINGS = SupervisedConfig(data="digits", net="mlp-16-dropout", epochs=3, batch
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Run]:
     def build(name: str = "run", **settings: object) -> Run:
-        made = resolve(replace(SETTINGS, run_dir=tmp_path / name, **settings))
-        made.folder.write_config(made.config)
-        return made
+        return Session.start(replace(SETTINGS, run_dir=tmp_path / name, **settings)).run
 
     return build
 

@@ -20,8 +20,10 @@ from kfrl.supervised.config import (
     SupervisedConfig,
 )
 from kfrl.supervised.evaluate import evaluate
-from kfrl.supervised.run import Run, reopen, resolve
-from kfrl.supervised.trainer import Silent, Trainer
+from kfrl.supervised.launch import Session
+from kfrl.supervised.run import Run, reopen
+from kfrl.supervised.trainer import Trainer
+from kfrl.training.session import Silent
 
 GRAPH = CollaborativeConfig(
     (NodeConfig("small"), NodeConfig("large", net="mlp-20"), NodeConfig("old", teacher="digits")),
@@ -63,9 +65,8 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {}
     for name, net in (("mlp", "mlp-24"), ("resnet", "resnet-8")):
         folders[name] = tmp_path_factory.mktemp(name) / "run"
-        run = resolve(SupervisedConfig(data="digits", net=net, epochs=1, batch_size=64, run_dir=folders[name]))
-        run.folder.write_config(run.config)
-        train(run)
+        settings = SupervisedConfig(data="digits", net=net, epochs=1, batch_size=64, run_dir=folders[name])
+        train(Session.start(settings).run)
     return folders
 
 
@@ -75,9 +76,7 @@ def run(tmp_path: Path, teachers: dict[str, Path]) -> Callable[..., Run]:
         settings = {"data": "digits", "net": "mlp-16", "epochs": 2, "batch_size": 64, **SETTINGS[method], **changed}
         if method in TAUGHT:
             settings["teachers"] = str(teachers[TAUGHT[method]])
-        made = resolve(SupervisedConfig(method=method, run_dir=tmp_path / name, **settings))
-        made.folder.write_config(made.config)
-        return made
+        return Session.start(SupervisedConfig(method=method, run_dir=tmp_path / name, **settings)).run
 
     return build
 

@@ -1,0 +1,135 @@
+"""A run of reinforcement learning as a function: started or resumed, trained, and scored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from agents.config import TrainConfig
+from agents.engines.registry import ENGINES
+from agents.evaluation.play import Evaluation, Policy, evaluate
+from agents.run import Run, reopen, resolve
+from agents.teachers.formats import load_agent
+from agents.trainer import Display, Trainer
+from kfrl.compare.plots import draw_run
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.provenance import commit, sha256
+from kfrl.training import session
+from kfrl.training.session import Result, Silent, begin, settings_of
+
+Play = Callable[[Policy, str], Evaluation]
+"""Plays the final games of a policy that has a title."""
+
+
+class Session(session.Session[Run, Trainer]):
+    """A run on a game."""
+
+    command = "kfrl train"
+
+    @classmethod
+    def start(cls, config: TrainConfig | Mapping[str, Any]) -> Session:
+        """Begin a new run: look up what its settings name, and write its config.yaml.
+
+        Raises:
+            UserError: settings that do not fit together, or a folder that exists. Nothing has been written.
+        """
+        run = resolve(settings_of(config, TrainConfig))
+        begin(run, cls.command)
+        return cls(run)
+
+    @classmethod
+    def resume(cls, folder: Path) -> Session:
+        """Take up a run at its latest checkpoint.
+
+        Raises:
+            UserError: no run's folder, no checkpoint, or something that the run needs is gone.
+        """
+        run = reopen(folder)
+        return cls(run, latest_checkpoint(run.folder.checkpoints))
+
+    def build(self, display: Display) -> Trainer:
+        """The engine of the run's algorithm."""
+        return ENGINES[self.run.config.algo](self.run, display, self.checkpoint)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done and the final games are played, if there are any."""
+        if self.checkpoint is None:
+            return False
+        trained: bool = self.checkpoint.state["global_step"] >= self.run.config.steps
+        return trained and (self.run.folder.evaluation.exists() or not self.run.config.eval_episodes)
+
+    def load_student(self) -> nn.Module:
+        """The student that the run has saved."""
+        return load_agent(self.run.folder.student).net
+
+    def finish(self, play: Play | None = None) -> dict[str, Any]:
+        """Play the final games, write the scores beside the student, and draw the curves.
+
+        Args:
+            play: Plays the games of the student alone, and of the student with its teachers' links where it needs them.
+
+        Returns:
+            What eval.json holds; nothing where the run has no final games.
+        """
+        run, trainer = self.run, self.trainer
+        student = trainer.method.export(trainer.net)
+        answer: dict[str, Any] = {}
+        if run.config.eval_episodes:
+            policies: dict[str, Policy] = {"student alone": lambda obs: student(obs)[0]}
+            linked = linked_policy(run, trainer.net)
+            if linked is not None:
+                policies["with its teachers' links"] = linked
+            results = {title: (play or self._play)(policy, title).to_dict() for title, policy in policies.items()}
+            alone, *others = results.values()
+            run.save_student(student, trainer.step, alone, trainer.method.caveat(trainer.net))
+            stamp = {"steps": trainer.step, "sha256": sha256(run.folder.student), "commit": commit()}
+            answer = {**stamp, **alone} | ({"with_links": others[0]} if others else {})
+            if run.spec.sources:
+                answer["source_steps"] = trainer.source_steps
+            answer["layer_weights"] = trainer.method.metrics(trainer.net)
+            run.folder.write_evaluation(answer)
+        draw_run(run.folder.path, run.folder.curves)
+        return answer
+
+    def _play(self, policy: Policy, title: str) -> Evaluation:
+        episodes = self.run.config.eval_episodes
+        return evaluate(policy, self.run.protocol, episodes=episodes, num_threads=os.cpu_count() or 1)
+
+
+def linked_policy(run: Run, net: nn.Module) -> Policy | None:
+    """The policy with its teachers' help, or None if it needs none."""
+    method = run.method()
+    if method.independent(net):
+        return None
+    return lambda obs: method.forward(net, obs, method.observe(net, obs))[0]
+
+
+def train(config: TrainConfig | Mapping[str, Any], display: Display | None = None) -> Result:
+    """Train a student on a game and score it: all that `kfrl train` does but flags and printing.
+
+    Works in any thread. On the main one, Ctrl-C and SIGTERM end the run between two updates, with a checkpoint.
+
+    Args:
+        config: The settings, or plain values by name: `{"game": "Pong", "steps": 10_000}`.
+        display: Gets `update(status)` and `say(text)` along the way.
+
+    Raises:
+        UserError: settings that cannot be used. Nothing has been written.
+        TrainingError: training failed; the run's folder has what was saved.
+    """
+    return Session.start(config).complete(display or Silent())
+
+
+def resume(folder: Path | str, display: Display | None = None) -> Result:
+    """Go on with a run from its latest checkpoint, and score it; one that is finished is only read.
+
+    Raises:
+        UserError: no run's folder, or something that it needs is gone.
+        TrainingError: training failed.
+    """
+    return Session.resume(Path(folder)).complete(display or Silent())

@@ -1,0 +1,171 @@
+"""A run in this process, from its settings to its scores: the command line and a user's own script call the same."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from torch import nn
+
+from kfrl.config import validated
+from kfrl.errors import UserError
+from kfrl.runs.checkpoint import Checkpoint
+from kfrl.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    C = TypeVar("C", bound=DataclassInstance)
+
+
+class TrainingError(RuntimeError):
+    """Training ended early; the message says why, and how to resume the run."""
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def update(self, status: Any) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+class AnyRun(Protocol):
+    """What settings resolve to."""
+
+    @property
+    def config(self) -> Any:
+        """The settings, resolved."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run writes."""
+
+
+class AnyOutcome(Protocol):
+    """How training ended."""
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The signal that stopped it."""
+
+    @property
+    def failure(self) -> str | None:
+        """What ended it early."""
+
+
+class AnyTrainer(Protocol):
+    """What trains."""
+
+    def train(self) -> AnyOutcome:
+        """Train until the run's budget is spent, a signal comes or a learner fails; then save."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    folder: Path
+    """Where its files are."""
+    student: nn.Module
+    """The student alone, on the CPU."""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """What eval.json holds; empty if the run was stopped or has no final games."""
+    stopped_by: int | None = None
+    """The signal that stopped it; `resume` goes on."""
+
+
+R = TypeVar("R", bound=AnyRun)
+T = TypeVar("T", bound=AnyTrainer)
+
+
+class Session(ABC, Generic[R, T]):
+    """A run that has a folder: start or resume it, `prepare`, `train`, `finish`."""
+
+    command: ClassVar[str]
+    """What a user types to do the same."""
+
+    def __init__(self, run: R, checkpoint: Checkpoint | None = None) -> None:
+        """Take up a run whose config.yaml is written, at a checkpoint if there is one."""
+        self.run, self.checkpoint = run, checkpoint
+        self._trainer: T | None = None
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return f"{self.command} --resume {self.run.folder.path}"
+
+    @property
+    def trainer(self) -> T:
+        """What trains; there after `prepare`."""
+        if self._trainer is None:
+            raise RuntimeError("Expected prepare() to have been called.")
+        return self._trainer
+
+    def prepare(self, display: Any) -> None:
+        """Build the net, from the checkpoint if there is one, and show what happens on `display`."""
+        self._trainer = self.build(display)
+
+    @abstractmethod
+    def build(self, display: Any) -> T:
+        """The trainer of the run."""
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether all is trained and scored; call `prepare` first."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, Any]:
+        """Score the student alone and write eval.json and the curves; returns what eval.json holds."""
+
+    @abstractmethod
+    def load_student(self) -> nn.Module:
+        """The student that the run has saved."""
+
+    def complete(self, display: Any) -> Result:
+        """Train what is left, and score it.
+
+        Raises:
+            TrainingError: training failed.
+        """
+        folder = self.run.folder
+        self.prepare(display)
+        if self.finished:
+            saved = json.loads(folder.evaluation.read_text()) if folder.evaluation.exists() else {}
+            return Result(folder.path, self.load_student(), saved)
+        outcome = self.trainer.train()
+        if outcome.failure is not None:
+            raise TrainingError(f"{outcome.failure}\nThe run is in {folder.path}. Resume it: {self.resume_command}")
+        evaluation = {} if outcome.stopped_by is not None else self.finish()
+        return Result(folder.path, self.load_student(), evaluation, outcome.stopped_by)
+
+
+def begin(run: AnyRun, command: str) -> None:
+    """Make the folder of a new run and write its config.yaml.
+
+    Raises:
+        UserError: the folder exists.
+    """
+    path = run.folder.path
+    if path.exists():
+        raise UserError(
+            f"The run folder {path} exists. Give another --run-dir (run_dir), or go on with that run: "
+            f"{command} --resume {path}"
+        )
+    run.folder.write_config(run.config)
+
+
+def settings_of(given: Mapping[str, Any] | DataclassInstance, kind: type[C]) -> C:
+    """Settings of `kind` from an object of it or from plain values by name, every name, type and range checked.
+
+    Raises:
+        UserError: naming every value that is wrong, and for an unknown name the nearest valid one.
+    """
+    return validated(dict(given) if isinstance(given, Mapping) else asdict(given), kind)

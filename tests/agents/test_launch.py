@@ -1,0 +1,109 @@
+"""Runs that Python starts: from any thread, from plain values, with a result as an object."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import agents
+from agents.config import TrainConfig
+from agents.launch import Session
+from agents.teachers.formats import load_agent
+from kfrl.errors import UserError
+from kfrl.supervised.config import SupervisedConfig
+from kfrl.training.session import Silent, TrainingError
+
+TINY: dict[str, Any] = {
+    **{"game": "Breakout", "algo": "a2c", "envs_per_worker": 2, "steps": 64, "hidden": 8, "convs": ((4, 8, 8),)},
+    **{"curve_points": 0, "eval_episodes": 0},
+}
+
+
+def test_a_run_in_another_thread_gives_its_student(tmp_path: Path, noise_games: None) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(agents.train, {**TINY, "run_dir": tmp_path / "run"}).result()
+    assert result.folder == tmp_path / "run"
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["steps"] == 64
+    saved = load_agent(tmp_path / "run" / "student.safetensors").net.state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in result.student.state_dict().items())
+    assert result.evaluation == {}
+    assert (tmp_path / "run" / "curves.png").is_file()
+
+
+def test_the_same_settings_train_the_same_student_from_an_object(tmp_path: Path, noise_games: None) -> None:
+    one, two = (agents.train(TrainConfig(**TINY, run_dir=tmp_path / name)).student for name in ("one", "two"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+class Stopper(Silent):
+    """Stops the run at its first status, as Ctrl-C does."""
+
+    session: Session
+
+    def update(self, status: Any) -> None:
+        self.session.trainer._note(2)
+
+
+def test_a_run_that_was_stopped_goes_on_and_is_scored_once(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.engines.synchronous.TICK_SECONDS", -1.0)
+    stopper = Stopper()
+    stopper.session = Session.start({**TINY, "run_dir": tmp_path / "run", "eval_episodes": 1})
+    stopped = stopper.session.complete(stopper)
+    assert (stopped.stopped_by, stopped.evaluation) == (2, {})
+    result = agents.resume(tmp_path / "run")
+    assert result.evaluation["steps"] == 70  # whole rollouts of 2 games x 5 steps
+    assert result.evaluation == json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert agents.resume(tmp_path / "run").evaluation == result.evaluation
+
+
+def test_a_failure_is_an_error_that_says_how_to_resume(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.engines.synchronous.a3c_terms", lambda *_: 1 / 0)
+    with pytest.raises(TrainingError, match=r"(?s)division by zero.*kfrl train --resume .*run"):
+        agents.train({**TINY, "run_dir": tmp_path / "run"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({**TINY, "step": 3}, "Unknown key step. Did you mean steps?"),
+        ({**TINY, "flow": {"transform_rnk": 3}}, "Did you mean flow.transform_rank?"),
+        ({**TINY, "steps": 0}, "steps: Input should be greater than or equal to 1"),
+        (SupervisedConfig(data="digits"), "Unknown key data"),
+    ],
+)
+def test_settings_that_do_not_exist_are_named(settings: Any, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        agents.train(settings)
+    assert complaint in str(error.value)
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"exists. Give another --run-dir \(run_dir\), or .*kfrl train --resume"):
+        agents.train({**TINY, "run_dir": tmp_path})
+    assert not list(tmp_path.iterdir())
+
+
+SCRIPT = """
+import agents
+print("main", flush=True)
+result = agents.train({"game": "Pong", "steps": 40, "workers": 2, "curve_points": 0, "eval_episodes": 0})
+print(type(result.student).__name__, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_script_without_a_main_guard_starts_workers(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.split()) == (0, ["main", "AtariNet"]), done.stderr

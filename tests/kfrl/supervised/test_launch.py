@@ -1,0 +1,30 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kfrl import supervised
+from kfrl.errors import UserError
+from kfrl.supervised.classifiers import load_classifier
+
+TINY: dict[str, Any] = {"data": "digits", "net": "mlp-8", "epochs": 1, "batch_size": 256}
+
+
+def test_a_run_in_another_thread_gives_its_student_and_scores(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(supervised.train, {**TINY, "run_dir": tmp_path / "run"}).result()
+    assert result.evaluation == json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert result.evaluation["test"]["images"] == 359
+    saved = load_classifier(tmp_path / "run" / "student.safetensors").net.state_dict()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in result.student.state_dict().items())
+    assert (tmp_path / "run" / "curves.png").is_file()
+    assert supervised.resume(tmp_path / "run").evaluation == result.evaluation
+
+
+def test_settings_that_do_not_exist_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"Unknown key epoch. Did you mean epochs\?"):
+        supervised.train({**TINY, "epoch": 1, "run_dir": tmp_path / "run"})
+    assert not (tmp_path / "run").exists()
