@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
 from kfrl.config import Count, FlowSettings, Fraction, NonNegative, Positive, split_names
+from kfrl.registry import method_label
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ class TrainConfig:
     source_games: str = ""
     """Games that are learned before this one or beside it, comma-separated, for methods that take them."""
     method: str | None = None
-    """a3c, actor-mimic, distral, fine-tune, knowledge-flow, pathnet, policy-distillation, progressive. Default:
-    knowledge-flow with teachers, a3c without."""
+    """a3c, actor-mimic, distral, fine-tune, knowledge-flow, pathnet, policy-distillation, progressive; or a
+    file of your own, path/to/file.py. Default: knowledge-flow with teachers, a3c without."""
     steps: Count = 10_000_000
     """Agent steps of all workers together; a step is 4 frames. The paper: 40M. Source games count apart."""
     source_steps: Count | None = None
@@ -219,6 +220,8 @@ class TrainConfig:
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    own: dict[str, Any] = field(default_factory=dict)
+    """Settings that the method itself declares, by name; flags of their own on the command line."""
 
     @property
     def shape(self) -> Shape:
@@ -245,9 +248,10 @@ class TrainConfig:
     @property
     def label(self) -> str:
         """What tables and folders call the way of training: the method, and the algorithm where it is not a3c."""
+        name = method_label(self.method_name)
         if self.algo == "a3c":
-            return self.method_name
-        return self.algo if self.method_name == "a3c" else f"{self.method_name}-{self.algo}"
+            return name
+        return self.algo if name == "a3c" else f"{name}-{self.algo}"
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -261,7 +265,7 @@ class TrainConfig:
 
     @property
     def method_name(self) -> str:
-        """The method in force."""
+        """The method in force: its name, or the path of a file."""
         return self.method or ("knowledge-flow" if self.teacher_names else "a3c")
 
 

@@ -22,6 +22,7 @@ from kfrl.config import load_config
 from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.nets import arch_of
+from kfrl.registry import exact_method
 from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.provenance import commit
 
@@ -95,7 +96,8 @@ def resolve(config: TrainConfig) -> Run:
         teachers=",".join(exact),
         source_games=",".join(Game(rom).title for rom in sources) if config.source_names else "",
         source_steps=config.source_steps or config.steps if method.takes_sources.endswith("before") else None,
-        method=config.method_name,
+        method=exact_method(config.method_name),
+        own=method.resolve_settings(config.label, config, config.own),
     )
     folder = RunFolder(config.run_dir or _default_folder(config, game.rom, teachers))
     config = replace(config, run_dir=folder.path)

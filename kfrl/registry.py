@@ -1,13 +1,23 @@
-"""Methods by file name: `fine-tune` is `fine_tune.py` of a package of methods, whose `METHOD` is its class."""
+"""Methods by name, `fine-tune` for `fine_tune.py` of a package, or by the path of a file; its `METHOD` is the class."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import pkgutil
+import sys
+import traceback
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
 
-from kfrl.errors import unknown
+from kfrl.errors import UserError, missing_file, unknown, user_path
+
+M = TypeVar("M")
+SUFFIX = ".py"
+"""What tells a file from a name."""
 
 
 def names_in(path: Iterable[str]) -> tuple[str, ...]:
@@ -16,13 +26,77 @@ def names_in(path: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(name.replace("_", "-") for name in files if name != "base"))
 
 
-def method_in(package: str, name: str) -> Any:
-    """The class of method `name` of a package.
+def method_in(package: str, name: str, base: type[M]) -> type[M]:
+    """The class of a method of a package, or of a user's own file.
+
+    Args:
+        package: Where the methods with names are.
+        name: Name or path.
+        base: What a method in a file has to be derived from.
 
     Raises:
-        UserError: no such method; the message names the nearest one.
+        UserError: no such method, with the nearest name; or a file that is missing, cannot be
+            imported or has no method.
     """
+    if name.endswith(SUFFIX):
+        return _method_of(user_path(name).absolute(), base)
     known = names_in(importlib.import_module(package).__path__)
     if name not in known:
-        raise unknown("method", name, known)
-    return importlib.import_module(f"{package}.{name.replace('-', '_')}").METHOD
+        raise unknown("method", name, known, "Or give the path of a file of your own: --method path/to/file.py.")
+    method: type[M] = importlib.import_module(f"{package}.{name.replace('-', '_')}").METHOD
+    return method
+
+
+def method_label(name: str) -> str:
+    """What folders and tables call a method: its name, or that of its file."""
+    return Path(name).stem.replace("_", "-") if name.endswith(SUFFIX) else name
+
+
+def exact_method(name: str) -> str:
+    """The method in a form that any working directory understands."""
+    return str(user_path(name).absolute()) if name.endswith(SUFFIX) else name
+
+
+def _method_of(path: Path, base: type[M]) -> type[M]:
+    if not path.is_file():
+        raise missing_file(path)
+    module = _imported(path)
+    method = getattr(module, "METHOD", None)
+    wanted = f"{base.__module__}.{base.__qualname__}"
+    if method is None:
+        raise UserError(
+            f"{path} defines no method. Derive a class from {wanted} and name it at the end: METHOD = MyMethod"
+        )
+    if not (isinstance(method, type) and issubclass(method, base)):
+        raise UserError(f"METHOD of {path} should be a class derived from {wanted}, got {method!r}.")
+    return method
+
+
+@functools.cache
+def _imported(path: Path) -> ModuleType:
+    """The module in a file, imported once a process."""
+    name = f"kfrl_method_{path.stem}_{abs(hash(path))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"Could not import the method file {path}{_line(error, path)}: {_named(error)}") from None
+    return module
+
+
+def _line(error: Exception, path: Path) -> str:
+    """Where in the file it happened."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}" if error.lineno else ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _named(error: Exception) -> str:
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{type(error).__name__}: {text}"

@@ -152,14 +152,19 @@ def make_targets() -> set[str]:
 
 @functools.cache
 def known_flags(names: tuple[str, ...]) -> set[str]:
-    """The flags that the help of a command, or of its sub-command, names."""
+    """The flags that the help of a command, or of its sub-command, names; those of any method too where one trains."""
+    from agents.methods import method_names
     from kfrl.cli.main import main
+    from kfrl.supervised.methods import method_names as classifier_methods
 
     grouped = {"teachers", "supervised"}
     words = names if names[:1] and names[0] in grouped else names[:1]
+    trained = {("train",): method_names(), ("supervised", "train"): classifier_methods()}.get(words, ())
     shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        main([*words, "--help"])
+    algos = [["--algo", "ppo"]] if words == ("train",) else []
+    for chosen in ([], *algos, *(["--method", name] for name in trained)):
+        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+            main([*words, *chosen, "--help"])
     return {"--help", "--version", *re.findall(r"--[a-z][a-z0-9-]*", shown.getvalue())}
 
 

@@ -15,6 +15,7 @@ from agents.teachers.formats import Teacher
 from envs.atari import Episode
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
+from kfrl.training.method import OwnSettings
 
 Context = tuple[Tensor, ...]
 """What a method computes once per observation and reuses in the update, e.g. frozen teachers' features."""
@@ -112,7 +113,7 @@ class ParameterGroup:
     """A rate of plain gradient descent, which this group gets instead of the run's optimiser and its rate."""
 
 
-class Method:
+class Method(OwnSettings):
     """A method with nothing to add: the base that the others override, and all that scratch A3C needs.
 
     One instance lives in each process. `progress` is the share of the phase's steps that are done, in [0, 1]; most

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from agents.config import TrainConfig
 from kfrl.cli.runs import RunFlags, read_flags
@@ -12,6 +14,7 @@ from kfrl.cli.runs import RunFlags, read_flags
 if TYPE_CHECKING:
     from agents.launch import Session
     from kfrl.cli.display import RunDisplay
+    from kfrl.training.method import OwnSettings
 
 PROG = "kfrl train"
 
@@ -23,7 +26,14 @@ class TrainFlags(RunFlags):
     The result is runs/<game>/<method>/...: the student, its learning curves, and its score over 30 no-op episodes.
     """
 
-    settings: TrainConfig = field(default_factory=TrainConfig)
+    settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+    @staticmethod
+    def method(name: str) -> type[OwnSettings]:
+        """The class of a method."""
+        from agents.methods import get_method
+
+        return get_method(name)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -140,7 +140,7 @@ def _arms(records: Sequence[Record], data: str) -> list[Arm]:
     for record in records:
         if record.card.data == data:
             settings = repr(record.settings)
-            grouped[record.group or (record.config.method_name, record.card.teachers, settings)].append(record)
+            grouped[record.group or (record.config.label, record.card.teachers, settings)].append(record)
     members = [sorted(runs, key=lambda run: (run.config.seed, str(run.path))) for runs in grouped.values()]
     firsts = [runs[0] for runs in members]
     names = unique_names([_short_name(run) for run in firsts], [run.settings for run in firsts])
@@ -149,7 +149,7 @@ def _arms(records: Sequence[Record], data: str) -> list[Arm]:
 
 
 def _short_name(run: Record) -> str:
-    return run.group or add_words(run.config.method_name, "+".join(run.card.teachers))
+    return run.group or add_words(run.config.label, "+".join(run.card.teachers))
 
 
 def _notes(data: str, arms: Sequence[Arm]) -> list[str]:

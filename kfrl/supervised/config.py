@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
 
 from kfrl.config import Count, FlowSettings, Fraction, NonNegative, Positive, split_names
+from kfrl.registry import method_label
 
 Augment = Literal["auto", "none", "shift", "crop-flip"]
 Share = Annotated[float, Ge(0.0), Lt(1.0)]
@@ -151,7 +152,8 @@ class SupervisedConfig:
     """Checksums of the teachers' files, in their order, as a run's config.yaml has them: other files are refused. None:
     the files are taken as they are."""
     method: str | None = None
-    """How to learn; docs/supervised.md has them all. Default: knowledge-flow with teachers, baseline without."""
+    """How to learn; docs/supervised.md has them all. Or a file of your own: path/to/file.py. Default:
+    knowledge-flow with teachers, baseline without."""
     net: str | None = None
     """The student: mlp-800-800, cifar-conv-128, resnet-20, densenet-100-24, ... Default: what suits the images."""
     train_images: Count | None = None
@@ -202,6 +204,8 @@ class SupervisedConfig:
     collaborative: CollaborativeConfig = field(default_factory=CollaborativeConfig)
     born_again: BornAgainConfig = field(default_factory=BornAgainConfig)
     growth: GrowthConfig = field(default_factory=GrowthConfig)
+    own: dict[str, Any] = field(default_factory=dict)
+    """Settings that the method itself declares, by name; flags of their own on the command line."""
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -210,5 +214,10 @@ class SupervisedConfig:
 
     @property
     def method_name(self) -> str:
-        """The method in force."""
+        """The method in force: its name, or the path of a file."""
         return self.method or ("knowledge-flow" if self.teacher_names else "baseline")
+
+    @property
+    def label(self) -> str:
+        """What tables and folders call the method."""
+        return method_label(self.method_name)

@@ -18,6 +18,7 @@ from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.nets import arch_of
 from kfrl.nets.images.registry import arch_of as arch_named
+from kfrl.registry import exact_method
 from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.provenance import commit, sha256
 from kfrl.supervised.classifiers import Card, Teacher, save_classifier
@@ -67,7 +68,7 @@ class Run:
             mean=self.task.normalisation.mean,
             std=self.task.normalisation.std,
             net=self.task.net,
-            method=self.config.method_name,
+            method=self.config.label,
             epochs=epochs,
             seed=self.config.seed,
             teachers=tuple(teacher.name for teacher in self.teachers),
@@ -107,7 +108,8 @@ def resolve(config: SupervisedConfig) -> Run:
         data_dir=config.data_dir and config.data_dir.expanduser().absolute(),
         teachers=",".join(str(teacher.path.resolve()) for teacher in teachers),
         teacher_sha256=checksums,
-        method=config.method_name,
+        method=exact_method(config.method_name),
+        own=method.resolve_settings(config.label, config, config.own),
         net=config.net or method.default_net(data.net, teachers),
         augment=data.augment if config.augment == "auto" else config.augment,
     )
@@ -164,7 +166,7 @@ def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images]:
 def _default_folder(config: SupervisedConfig, data: str, teachers: Sequence[Teacher]) -> Path:
     names = "+".join(teacher.name for teacher in teachers) or "none"
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return RUNS / data / config.method_name / f"{names}-s{config.seed}-{stamp}"
+    return RUNS / data / config.label / f"{names}-s{config.seed}-{stamp}"
 
 
 def reopen(path: Path) -> Run:

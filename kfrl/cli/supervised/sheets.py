@@ -50,7 +50,7 @@ def run_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "run": str(run.path),
                 "data": arm.data,
                 "arm": arm.name,
-                "method": run.config.method_name,
+                "method": run.config.label,
                 "teachers": run.config.teachers,
                 "seed": run.config.seed,
                 "epochs": run.config.epochs,

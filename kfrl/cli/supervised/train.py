@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from kfrl.cli.runs import RunFlags, read_flags
 from kfrl.supervised.config import SupervisedConfig
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from kfrl.supervised.launch import Session
     from kfrl.supervised.run import Run
     from kfrl.supervised.trainer import Status, Trainer
+    from kfrl.training.method import OwnSettings
 
 PROG = "kfrl supervised train"
 
@@ -26,7 +29,14 @@ class TrainFlags(RunFlags):
     The result is runs/<data>/<method>/...: the student, its learning curves, and its errors on the test images.
     """
 
-    settings: SupervisedConfig = field(default_factory=SupervisedConfig)
+    settings: Annotated[SupervisedConfig, tyro.conf.arg(name="")] = field(default_factory=SupervisedConfig)
+
+    @staticmethod
+    def method(name: str) -> type[OwnSettings]:
+        """The class of a method."""
+        from kfrl.supervised.methods import get_method
+
+        return get_method(name)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,7 +77,7 @@ def _introduce(display: RunDisplay, run: Run, trainer: Trainer, checkpoint: Chec
 
     config, data = run.config, run.data
     taught = f" · {', '.join(f'teacher {teacher.name}' for teacher in run.teachers)}" if run.teachers else ""
-    display.title = f"{data.name} · {config.method_name}{taught}"
+    display.title = f"{data.name} · {config.label}{taught}"
     display.say(display.title, "bold")
     shape = "x".join(map(str, data.shape))
     display.say(

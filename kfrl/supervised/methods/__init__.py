@@ -16,10 +16,11 @@ def method_names() -> tuple[str, ...]:
 
 
 def get_method(name: str) -> type[Method]:
-    """Return the class of method `name`.
+    """Return the class of method `name`, which may be the path of a file.
 
     Raises:
-        UserError: no such method; the message names the nearest one.
+        UserError: no such method, with the nearest name; or a file that cannot be imported or has no method.
     """
-    method: type[Method] = method_in(__name__, name)
-    return method
+    from kfrl.supervised.methods.base import Method
+
+    return method_in(__name__, name, Method)

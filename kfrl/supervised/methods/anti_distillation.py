@@ -17,6 +17,7 @@ class AntiDistillation(Method):
     """The student starts as its teacher, grown; then it learns from the labels alone."""
 
     takes_teachers = "one"
+    config_groups = ("growth",)
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
         """A net as large as --net, with all of the teacher's weights in it, its head's too (section 4: w[u] = u).

@@ -17,6 +17,7 @@ from kfrl.nets.images.registry import make_net
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import DistillationConfig, SupervisedConfig
 from kfrl.supervised.data.batches import Batch, Normalisation
+from kfrl.training.method import OwnSettings
 
 Predictor = Callable[[Tensor], Tensor]
 """Images (B, C, H, W), normalised -> logits (B, K)."""
@@ -74,7 +75,7 @@ class Stage:
     """Whether it ends with a student like the shipped one, which is kept as --keep says; the last stage always does."""
 
 
-class Method:
+class Method(OwnSettings):
     """A method with nothing to add: the base that the others override, and all that a baseline needs.
 
     Build returns one module, which may hold several nets. Frozen teachers stay out of it, as attributes of the method.

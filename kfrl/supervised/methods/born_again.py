@@ -19,6 +19,8 @@ from kfrl.supervised.methods.base import Method, ParameterGroup, Predictor, Prog
 class BornAgain(Method):
     """Generation 0 learns from the labels, generation k from the labels and from generation k - 1, at T = 1."""
 
+    config_groups = ("born_again",)
+
     def __init__(self, config: SupervisedConfig) -> None:
         """Start with generation 0."""
         super().__init__(config)

@@ -27,6 +27,7 @@ class Collaborative(Method):
     """
 
     takes_teachers = "any"
+    config_groups = ("collaborative",)
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.ModuleDict:
         """A fresh net for every node that trains.

@@ -42,6 +42,7 @@ class FitNets(Method):
     """Stage 1: the student up to its guided layer learns the hint; stage 2: all of it, labels and soft targets."""
 
     takes_teachers = "one"
+    config_groups = ("fitnets", "distillation")
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> FitNet:
         """The student and a regressor from its guided layer to the teacher's hint.

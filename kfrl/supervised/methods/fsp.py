@@ -31,6 +31,7 @@ class Fsp(Method):
     """Stage 1: FSP matrices between consecutive maps of the student meet the teacher's; stage 2: cross-entropy."""
 
     takes_teachers = "one"
+    config_groups = ("fsp",)
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
         """A plain student. The teacher may have other classes: its logits are not read.

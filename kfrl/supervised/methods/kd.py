@@ -16,6 +16,7 @@ class KnowledgeDistillation(Method):
     """The labels and the teachers' soft targets, see `distillation_terms`."""
 
     takes_teachers = "some"
+    config_groups = ("distillation",)
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
         """A plain student."""

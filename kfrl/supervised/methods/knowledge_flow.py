@@ -37,6 +37,7 @@ class KnowledgeFlowMethod(Method):
     """total = cross-entropy + lambda_1(t) l_dep + lambda_2 l_KL (eq. 3), and a deliberate hand-over to the student."""
 
     takes_teachers = "some"
+    config_groups = ("flow", "distillation")
 
     def __init__(self, config: SupervisedConfig) -> None:
         """Keep the settings; theta_old is taken in the first update."""

@@ -18,6 +18,8 @@ from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, ense
 class Mutual(Method):
     """L_i = CE_i + 1/(K - 1) sum_j KL[p_j || p_i], for the student (net 1) and its K - 1 peers at once."""
 
+    config_groups = ("mutual",)
+
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.ModuleList:
         """The student first, then the peers.
 

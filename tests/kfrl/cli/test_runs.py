@@ -8,6 +8,7 @@ from kfrl.cli.supervised.train import TrainFlags as ClassifierFlags
 from kfrl.cli.train import TrainFlags
 from kfrl.config import LinkConfig
 from kfrl.supervised.config import EdgeConfig, NodeConfig
+from kfrl.training.method import OwnSettings
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "supervised"
 LINKS = """
@@ -60,11 +61,21 @@ class Settings:
     steps: int = 5
     one: One = field(default_factory=One)
     two: Two = field(default_factory=Two)
+    method: str | None = None
+    own: dict[str, int] = field(default_factory=dict)
+
+
+class Both(OwnSettings):
+    config_groups = ("one", "two")
 
 
 @dataclass(frozen=True)
 class Flags(RunFlags):
     settings: Settings = field(default_factory=Settings)
+
+    @staticmethod
+    def method(name: str) -> type[OwnSettings]:
+        return Both
 
 
 def test_methods_may_have_settings_of_one_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,5 +86,5 @@ def test_methods_may_have_settings_of_one_name(capsys: pytest.CaptureFixture[str
     said = capsys.readouterr()
     assert "--one.share FLOAT" in said.out + said.err and "--two.share FLOAT" in said.out + said.err
     with pytest.raises(SystemExit):
-        read_flags(Flags, "kfrl", ["--help"])
+        read_flags(Flags, "kfrl", ["--method", "both", "--help"])
     assert "Of two. (default: 0.2)" in capsys.readouterr().out

@@ -1,0 +1,51 @@
+"""A method of your own for games, in a file of your own: kickstarting (Schmitt et al. 2018).
+
+kfrl train --method examples/games_method.py --game Pong --teachers zoo:pong --strength 0.5
+kfrl train --method examples/games_method.py --help
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from agents.actions import in_order
+from agents.methods.base import Batch, Context, Method, NetSpec
+from agents.teachers.formats import Teacher
+from kfrl.config import Fraction, NonNegative
+
+
+class Kickstarting(Method):
+    """A plain student whose policy is drawn to the teacher's, less and less as the run goes on."""
+
+    takes_teachers = "one"
+
+    @dataclass(frozen=True)
+    class Settings:
+        """They are flags of this method, and are in the run's config.yaml."""
+
+        strength: NonNegative = 1.0
+        """lambda, the weight of the cross-entropy with the teacher's policy at the start."""
+        ends_at: Fraction = 0.5
+        """Share of the run after which the weight is 0."""
+
+    def build(self, spec: NetSpec, teachers: list[Teacher]) -> nn.Module:
+        """The net that trains."""
+        self.teacher, self.actions = teachers[0], spec.actions
+        return super().build(spec, teachers)
+
+    def features(self, net: nn.Module, obs: Tensor) -> Context:
+        """The teacher's logits (B, A), computed once for each observation."""
+        logits, _ = self.teacher.net(obs)
+        return (in_order(logits, self.teacher.card.actions, self.actions),)
+
+    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The term to add to the actor-critic loss."""
+        weight = self.own.strength * max(0.0, 1.0 - progress / max(self.own.ends_at, 1e-9))
+        (teacher,) = batch.context
+        cross_entropy = -(teacher.softmax(1) * batch.logits.log_softmax(1)).sum()
+        return {"kickstarting": weight * cross_entropy / batch.num_envs}
+
+
+METHOD = Kickstarting

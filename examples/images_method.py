@@ -1,0 +1,36 @@
+"""A method of your own for images, in a file of your own: the confidence penalty (Pereyra et al. 2017).
+
+kfrl supervised train --method examples/images_method.py --data digits --penalty 0.2
+kfrl supervised train --method examples/images_method.py --help
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kfrl.config import NonNegative
+from kfrl.supervised.data.batches import Batch
+from kfrl.supervised.methods.base import Method, Progress
+
+
+class ConfidencePenalty(Method):
+    """The labels, and a penalty on outputs of low entropy."""
+
+    @dataclass(frozen=True)
+    class Settings:
+        """They are flags of this method, and are in the run's config.yaml."""
+
+        penalty: NonNegative = 0.1
+        """beta, the weight of the negative entropy."""
+
+    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The terms of the loss; their sum is minimised."""
+        log_probs = net(batch.images).log_softmax(1)
+        entropy = -(log_probs.exp() * log_probs).sum(1).mean()
+        return {"task": F.nll_loss(log_probs, batch.labels), "confidence": -self.own.penalty * entropy}
+
+
+METHOD = ConfidencePenalty

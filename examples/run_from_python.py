@@ -1,0 +1,19 @@
+"""A run from Python: the settings of `kfrl train` as plain values, and the result as an object.
+
+python examples/run_from_python.py
+"""
+
+from __future__ import annotations
+
+import sys
+
+import agents
+
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+
+result = agents.train({"game": "Pong", "teachers": "zoo:pong", "steps": STEPS, "preset": "fast", "eval_episodes": 2})
+
+print(f"folder:     {result.folder}")
+print(f"student:    {sum(p.numel() for p in result.student.parameters()):,} parameters, on its own")
+print(f"scores:     {result.evaluation['scores']}")
+print(f"continue:   agents.resume({str(result.folder)!r})")

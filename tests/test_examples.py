@@ -1,0 +1,68 @@
+"""The examples run as their first lines say."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kfrl.cli.main import main
+from kfrl.runs.metrics import read_metrics
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+GAME = "--game Pong --algo a2c --envs-per-worker 2 --steps 64 --curve-points 0 --eval-episodes 0 --run-dir run"
+
+
+def test_every_example_is_tested() -> None:
+    tested = {"run_from_python.py", "flow_in_your_own_loop.py", "games_method.py", "images_method.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+
+
+@pytest.mark.slow
+def test_a_run_from_python(tmp_path: Path) -> None:
+    script = [sys.executable, str(EXAMPLES / "run_from_python.py"), "200"]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(":", 1) for line in done.stdout.splitlines())
+    folder = tmp_path / said["folder"].strip()
+    assert json.loads(said["scores"]) == json.loads((folder / "eval.json").read_text())["scores"]
+
+
+def test_knowledge_flow_in_a_loop_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "flow_in_your_own_loop.py"), run_name="__main__")
+    said = dict(line.rsplit(maxsplit=3)[:2] for line in capsys.readouterr().out.splitlines())
+    right = {name.strip(): float(percent) for name, percent in said.items()}
+    assert right["teacher"] > right["student after flow"] > right["student alone"] > 50
+
+
+def test_a_method_of_ones_own_for_games(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    method = ["--method", str(EXAMPLES / "games_method.py"), "--teachers", "zoo:pong", "--strength", "0.5"]
+    assert main(["train", *GAME.split(), *method]) == 0
+    assert "games-method-a2c" in capsys.readouterr().out
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert config["own"] == {"strength": 0.5, "ends_at": 0.5}
+    assert Path(config["method"]) == EXAMPLES / "games_method.py"
+    rows = [row["losses/kickstarting"] for row in read_metrics(Path("run/metrics.csv")) if "losses/kickstarting" in row]
+    assert rows[0] > 0 == rows[-1]
+    assert main(["train", "--config", "run/config.yaml", "--ends-at", "0.2", "--run-dir", "again"]) == 0
+    assert yaml.safe_load(Path("again/config.yaml").read_text())["own"] == {"strength": 0.5, "ends_at": 0.2}
+
+
+def test_a_method_of_ones_own_for_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = "--data digits --net mlp-8 --epochs 2 --batch-size 256 --penalty 0.2".split()
+    assert main(["supervised", "train", *flags, "--method", str(EXAMPLES / "images_method.py")]) == 0
+    (folder,) = tmp_path.glob("runs/digits/images-method/*")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["own"] == {"penalty": 0.2}
+    assert all(-0.2 * 2.31 < row["losses/confidence"] < 0 for row in read_metrics(folder / "metrics.csv"))
+    assert main(["supervised", "train", "--resume", str(folder)]) == 0
+    assert "is finished" in capsys.readouterr().out
