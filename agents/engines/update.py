@@ -75,6 +75,7 @@ class Updater:
             NonFiniteError: too many in a row had to be dropped.
         """
         self._grads.zero_()
+        measured = self._method.measure(terms)
         losses = torch.stack(list(terms.values()))
         losses.sum().backward()
         norm = self._optimiser.push(self._grads, lr)
@@ -87,7 +88,8 @@ class Updater:
             return
         self._drops = 0
         self._method.after_update(self._net, progress)
-        report.add({f"losses/{name}": value for name, value in values.items()} | {"charts/grad_norm": norm})
+        losses_by_name = {f"losses/{name}": value for name, value in values.items()}
+        report.add(losses_by_name | measured | {"charts/grad_norm": norm})
 
     def _refuse_endless_drops(self, values: Mapping[str, float]) -> None:
         if self._drops < MAX_CONSECUTIVE_DROPS:

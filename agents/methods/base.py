@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -287,6 +287,10 @@ class Method(OwnSettings):
 
     def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Named terms to add to the actor-critic loss: scalars, already weighted."""
+        return {}
+
+    def measure(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
+        """What to log of an update beside its losses; `terms` are the whole objective, before the backward pass."""
         return {}
 
     def after_update(self, net: nn.Module, progress: float) -> None:

@@ -22,6 +22,7 @@ from envs.protocols import get_protocol
 from kfrl.config import LinkConfig
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow
+from kfrl.losses.actor_critic import n_step_returns
 from kfrl.nets.atari.net import AtariNet
 
 SPEC = NetSpec("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"))
@@ -311,6 +312,45 @@ def test_policy_kl_compares_the_previous_parameters_on_the_rollouts_first_observ
         for g, want in zip(ours, theirs, strict=True):
             if g is not None and want is not None:
                 torch.testing.assert_close(g, want, rtol=1e-3, atol=1e-5)
+
+
+def test_the_share_of_policy_kl_in_the_policys_gradient_is_measured(expert: Teacher) -> None:
+    method = make_method(policy_kl_coef=0.3)
+    net = method.build(SPEC, [expert])
+    collector = play_on(method, net, keep_graph=False)
+    first = a3c_terms(method, net, collector.collect(), 0.2, method.config)
+    assert method.measure(first) == {"flow/policy_kl_share": 0.0}
+    randomise(net)
+    rollout = collector.collect()
+    terms = a3c_terms(method, net, rollout, 0.2, method.config)
+    logits = net.flow(rollout.obs.flatten(0, 1))[0].detach().requires_grad_()
+    values = net.flow(rollout.obs.flatten(0, 1))[1].detach()
+    # d KL[p || q] / d logits = p (log p - log q - KL), on the first of three steps, three times, over two games.
+    log_p = logits[:ENVS].detach().log_softmax(1)
+    gap = log_p - rollout.previous_logits.log_softmax(1) if rollout.previous_logits is not None else log_p
+    by_hand = 0.3 * 3 / ENVS * log_p.exp() * (gap - (log_p.exp() * gap).sum(1, keepdim=True))
+    returns = n_step_returns(
+        rollout.rewards, rollout.terminated, rollout.truncated, rollout.truncated_values, rollout.bootstrap, 0.99
+    ).flatten()
+    chosen = logits.log_softmax(1).gather(1, rollout.actions.flatten()[:, None]).squeeze(1)
+    (policy,) = torch.autograd.grad(-(chosen * (returns - values)).sum() / ENVS, logits)
+    share = method.measure(terms)["flow/policy_kl_share"]
+    assert share == pytest.approx(float(by_hand.norm() / policy.norm()), rel=1e-3)
+
+
+def test_a_policy_kl_that_does_nothing_is_an_error(expert: Teacher) -> None:
+    method = make_method(policy_kl_coef=0.3)
+    net = method.build(SPEC, [expert])
+    samples = Samples.of(play_on(method, net, keep_graph=False).collect(), method.config)
+    with pytest.raises(UserError, match=r"--policy-kl-coef 0\.3 has done nothing"):
+        # The policy that acted is the present one, update after update.
+        for _ in range(100):
+            method.measure(ppo_terms(method, net, samples, (), 0.2, method.config))
+    acting = make_method(policy_kl_coef=0.3)
+    for index in range(101):
+        acting.measure(ppo_terms(acting, net, samples, (), 0.2, acting.config))
+        if index == 0:
+            randomise(net)
 
 
 def test_under_ppo_policy_kl_compares_with_the_policy_that_acted(expert: Teacher) -> None:
