@@ -31,9 +31,9 @@ class FlowConfig(FlowSettings):
     link_heads: Literal["never", "expert", "always"] = "expert"
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
     meaning."""
-    fold_at: Fraction | None = 0.1
-    """Share of the run after which the linked student is folded into a plain net, which goes on alone (+). None: the
-    student stays linked, as in the paper."""
+    fold_at: Fraction | None = 0.0
+    """Share of the run that the student learns with its links, before it is folded into a plain net, which goes on
+    alone (+). None: the student stays linked, as in the paper."""
     fold_observations: Count = 8_192
     """Observations of the linked student's play for the fold's regressions, every fourth step of it (+)."""
     imitate: Literal["never", "expert", "always"] = "expert"

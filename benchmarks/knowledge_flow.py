@@ -27,7 +27,10 @@ from kfrl.compare.plots import TRAINING, draw_arms, smooth
 from kfrl.runs.metrics import read_metrics
 from kfrl.training.signals import noting_signals
 
-PAPER = ("--independence-at", "None", "--handover-coef", "0", "--link-heads", "never", "--no-match-scales")
+PAPER = ("--fold-at", "None", "--no-choose-channels", "--link-heads", "never", "--student-weight", "None")
+
+
+NO_HEADS = ("--link-heads", "never", "--imitate", "never")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,12 @@ def arms(expert: str, non_expert: str) -> tuple[Arm, ...]:
         Arm("fine-tune", "fine-tuning, non-expert", ("--method", "fine-tune", "--teachers", non_expert)),
         Arm("flow-non-expert", "knowledge flow, non-expert", ("--teachers", non_expert)),
         Arm("flow-expert", "knowledge flow, expert", ("--teachers", expert)),
-        Arm("flow-expert-paper", "the same, the paper's own settings", ("--teachers", expert, *PAPER)),
+        Arm("flow-expert-linked", "the same, linked for a tenth", ("--teachers", expert, "--fold-at", "0.1")),
+        Arm("flow-expert-no-imitation", "without imitation", ("--teachers", expert, "--imitate", "never")),
+        Arm("flow-expert-no-choice", "without the choice of channels", ("--teachers", expert, "--no-choose-channels")),
+        Arm("flow-expert-no-kickstart", "without kickstarting", ("--teachers", expert, "--kickstart-coef", "0")),
+        Arm("flow-expert-no-heads", "without head links", ("--teachers", expert, *NO_HEADS)),
+        Arm("flow-expert-paper", "the paper's own settings", ("--teachers", expert, *PAPER)),
     )
 
 

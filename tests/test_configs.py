@@ -21,10 +21,10 @@ def test_every_config_loads_and_differs_from_the_defaults(path: Path) -> None:
     assert load_config(path, TrainConfig) != TrainConfig()
 
 
-def test_quickstart_is_alien_from_the_zoos_seaquest_and_ends_independent() -> None:
+def test_quickstart_is_seaquest_from_the_zoos_own_and_ends_independent() -> None:
     config = load_config(CONFIGS / "atari" / "quickstart.yaml", TrainConfig)
     run = resolve(config)
-    assert run.protocol.game == "alien"
+    assert run.protocol.game == "seaquest"
     assert run.config.method_name == "knowledge-flow"
     assert [teacher.card.game for teacher in run.teachers] == ["seaquest"]
     assert run.config.flow.fold_at is not None

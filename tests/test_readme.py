@@ -13,7 +13,11 @@ from torch import nn
 
 ROOT = Path(__file__).parents[1]
 SMALLER = {
-    "train": "--steps 400 --workers 2 --curve-points 1 --curve-episodes 1 --eval-episodes 1".split(),
+    # A net of a few units, whose fold needs little play.
+    "train": (
+        "--steps 3200 --workers 2 --curve-points 1 --curve-episodes 1 --eval-episodes 1 --convs 4 8 8 4 4 2 --hidden 8 "
+        "--fold-observations 160"
+    ).split(),
     "eval": "--episodes 1".split(),
     "bench": "--seconds 0.2".split(),
     "teachers check": "--episodes 1".split(),
@@ -33,7 +37,7 @@ def commands() -> list[list[str]]:
 def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     # What `make train`, which the README names first, has left.
-    (tmp_path / "runs" / "alien" / "knowledge-flow" / "seaquest-s1").mkdir(parents=True)
+    (tmp_path / "runs" / "seaquest" / "knowledge-flow" / "seaquest-s1").mkdir(parents=True)
     ran = commands()
     assert {words[0] for words in ran} == {
         "train",
@@ -70,8 +74,8 @@ def test_the_readmes_python_does_what_its_comments_say(mlp: Callable[..., nn.Seq
         "teacher": mlp(3, 6, 2),
         "example_batch": torch.randn(2, 3),
         "batch": batch,
+        "batches": list(torch.randn(100, 3).split(10)),
     }
     exec(code, names)
     assert not torch.equal(names["output"], alone)
-    assert torch.equal(names["flow"](batch), alone)
-    assert torch.equal(names["student_alone"](batch), alone)
+    torch.testing.assert_close(names["student_alone"](batch), names["output"], atol=1e-3, rtol=1e-3)

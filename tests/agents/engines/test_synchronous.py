@@ -30,7 +30,9 @@ FOLDED = {
     "convs": ((4, 8, 8), (4, 4, 2)),
     "hidden": 8,
     "steps": 3_200,
-    "flow": FlowConfig(fold_observations=160, imitate="always", imitation_steps=200, imitation_memory=4_000),
+    "flow": FlowConfig(
+        fold_at=0.1, fold_observations=160, imitate="always", imitation_steps=200, imitation_memory=4_000
+    ),
 }
 """Knowledge Flow through all of its phases: 2,688 of its steps are play for the choice of channels and for the fold."""
 SMALL_PATHNET = PathNetConfig(
