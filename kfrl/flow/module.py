@@ -77,6 +77,7 @@ class KnowledgeFlow(nn.Module):
         """How much of the teachers' weight the student has been given by force, in [0, 1]; at 1 they are out."""
         self._teachers = dict(teachers)
         self._features: dict[tuple[str, str], Tensor] = {}
+        self._teachers_alone = False
         self._taps = tuple(dict.fromkeys((link.teacher, link.layer) for link in self.links))
         for teacher in self._teachers.values():
             teacher.eval().requires_grad_(False)
@@ -185,13 +186,20 @@ class KnowledgeFlow(nn.Module):
             self._features = {}
 
     @torch.no_grad()
-    def mixture(self, layer: str, obs: Tensor) -> Tensor:
-        """What the student's `layer`, linked or not, has for `obs` with the teachers' help: (B, ...)."""
+    def mixture(self, layer: str, obs: Tensor, *, teachers_alone: bool = False) -> Tensor:
+        """What the student's `layer`, linked or not, has for `obs` with the teachers' help: (B, ...).
+
+        Args:
+            layer: Its name.
+            obs: A batch of what the student takes.
+            teachers_alone: Take p of the student as 0, and those of its teachers in their proportions.
+        """
         self._features = dict(zip(self._taps, self.teacher_features(obs), strict=True))
+        self._teachers_alone = teachers_alone
         try:
             return features_of(self.student, (layer,), obs)[layer]
         finally:
-            self._features = {}
+            self._features, self._teachers_alone = {}, False
 
     @torch.no_grad()
     def choose_channels(self, obs: Tensor, links: Sequence[Link]) -> list[str]:
@@ -237,6 +245,9 @@ class KnowledgeFlow(nn.Module):
     def layer_weights(self, layer: str) -> Tensor:
         """The effective p^j of `layer`, the hand-over included: (1 + teacher layers,), the student's first."""
         p: Tensor = self.mixing(layer)
+        if self._teachers_alone:
+            others = torch.cat([torch.zeros_like(p[:1]), p[1:]])
+            return others / others.sum()
         if self.handover == 0.0:
             return p
         student = torch.zeros_like(p)

@@ -39,6 +39,9 @@ class ClassifierFlowConfig(FlowSettings):
     """Learning rate of w as a multiple of --lr (+)."""
     handover_coef: NonNegative = 1.0
     """Weight of the distillation of the linked net into the student alone, until independence (+)."""
+    fold: bool = True
+    """Start the student's linked layers as what its teachers' most useful channels bring, by ridge regression on the
+    training images (+), where a layer is a convolution or fully connected."""
     independence_at: Fraction | None = 0.4
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
     handover_start: Fraction = 0.0

@@ -28,6 +28,10 @@ SHOW_EVERY = 0.25
 """Seconds."""
 
 
+PREPARED_ON = 8_192
+"""Training images that a method sees before training."""
+
+
 @dataclass(frozen=True)
 class Status:
     """Where a run stands, for whoever shows it."""
@@ -98,12 +102,26 @@ class Trainer:
         self._optimiser = self._begin_stage(self._stage)
         if checkpoint is not None:
             self._restore(checkpoint)
+        else:
+            self._prepare()
         self._metrics = MetricsWriter(run.folder.path, None if checkpoint is None else self.updates)
         self._session_updates = self.updates
         self._started = self._saved = time.monotonic()
         self._shown = 0.0
         self._signal: int | None = None
         self._failure: str | None = None
+
+    def _prepare(self) -> None:
+        """Have the method fit its net to the training images: at most `PREPARED_ON` of them, as they are."""
+        batches = [batch.images for batch, _ in zip(self.images.ordered(), range(self._prepared_batches), strict=False)]
+        self.net.eval()
+        for line in self.method.prepare(self.net, batches):
+            self.display.say(line)
+        self.method.train_mode(self.net, self._stage)
+
+    @property
+    def _prepared_batches(self) -> int:
+        return -(-PREPARED_ON // self.config.batch_size)
 
     # --- where it stands --------------------------------------------------------------------------------------
 

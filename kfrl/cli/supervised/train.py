@@ -133,6 +133,12 @@ def _conclude(display: RunDisplay, run: Run, result: dict[str, Any]) -> None:
     )
     for name, other in result["others"].items():
         display.say(f"{name}: {other['error_percent']:.2f} %")
+    if "with_links" in result["others"]:
+        display.say(
+            "Warning: this student is not independent. Its file holds the student alone, which has the first of these "
+            "errors; the second needs its teachers. --independence-at 0.4 lets go of them.",
+            "bold red",
+        )
     display.say(f"The student: {folder.student}")
     display.say(f"Curves: {folder.curves}, {folder.metrics.name} beside it, or: tensorboard --logdir {folder.path}")
     display.say(f"Let it teach: kfrl supervised train --data NAME --teachers {folder.path}")

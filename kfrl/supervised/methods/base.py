@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +115,18 @@ class Method(OwnSettings):
         """The module that trains. Teachers take the student's images: `adapt` has seen to that."""
         self.teachers = tuple(teachers)
         return task.make_net()
+
+    def prepare(self, net: nn.Module, batches: Sequence[Tensor]) -> Iterable[str]:
+        """Fit a new run's net, as `build` made it, to its training images, once.
+
+        Args:
+            net: In evaluation mode.
+            batches: (B, C, H, W) each, as the net takes them.
+
+        Returns:
+            Sentences for whoever watches the run, as they come.
+        """
+        return ()
 
     def stages(self, net: nn.Module) -> Sequence[Stage]:
         """What trains when; by default everything, for all of the run's epochs."""

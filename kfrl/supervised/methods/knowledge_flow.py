@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
+from kfrl.flow.fold import fold, observations_needed
 from kfrl.losses.distillation import kl_divergence
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.nets import heads_of
+from kfrl.nets.hooks import layers_in_use
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch
@@ -67,6 +70,30 @@ class KnowledgeFlowMethod(Method):
             student_weight=config.student_weight,
         )
         return flow.to(device)
+
+    def prepare(self, net: nn.Module, batches: Sequence[Tensor]) -> Iterator[str]:
+        """Choose the teachers' channels, and fold what they bring into the student's own linked layers.
+
+        The student's own pre-activation is then the teachers' mixture, so p may go to 1 without a loss.
+        """
+        assert isinstance(net, KnowledgeFlow)
+        if not self.flow.fold:
+            return
+        yield from net.choose_channels(batches[0], net.links)
+        used = layers_in_use(net.student, batches[0][:1])
+        others = [layer for layer in net.layers if layer not in used]
+        if others:
+            kind = type(net.student.get_submodule(others[0])).__name__
+            yield f"Not folded: {', '.join(others)}. A {kind} is no linear map of its input."
+        plain = net.export()
+        layers = [layer for layer in used if layer in net.layers]
+        needed = max(observations_needed(plain, layers).values(), default=0)
+        if sum(map(len, batches)) < needed:
+            yield f"Not folded: it needs {needed:,} training images or more."
+            return
+        for folded in fold(plain, layers, partial(net.mixture, teachers_alone=True), batches):
+            yield f"Folded {folded}"
+        net.student.load_state_dict(plain.state_dict())
 
     def _head_links(self, student: nn.Module, teachers: Sequence[Teacher]) -> list[Link]:
         linked = {"never": (), "expert": self._experts, "always": teachers}[self.flow.link_heads]
