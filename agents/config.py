@@ -159,6 +159,9 @@ class TrainConfig:
     teachers: str = ""
     """Teachers, comma-separated: the game of one of your runs or of the zoo, a file of kfrl, or one of another program
     (FILE@GAME, hub:owner/repo/file@GAME; docs/teachers.md)."""
+    teacher_sha256: tuple[str, ...] = ()
+    """Checksums of the teachers' files, in their order, as a run's config.yaml has them: other files are refused. None:
+    the files are taken as they are."""
     source_games: str = ""
     """Games that are learned before this one or beside it, comma-separated, for methods that take them."""
     method: str | None = None
@@ -196,7 +199,7 @@ class TrainConfig:
     seed: Annotated[int, Ge(0)] = 1
     """Seed of the initial weights, the games and the sampling. Hogwild itself is not deterministic."""
     protocol: str = "paper"
-    """paper, machado or sb3: the rules of play."""
+    """paper, nature (a cap of five minutes a game), machado or sb3: the rules of play."""
     convs: tuple[tuple[int, int, int], ...] = ((16, 8, 4), (32, 4, 2))
     """The student's convolutions: (filters, kernel, stride) each."""
     hidden: Count = 256

@@ -87,7 +87,12 @@ class Session(session.Session[Run, Trainer]):
             results = {title: (play or self._play)(policy, title).to_dict() for title, policy in policies.items()}
             alone, *others = results.values()
             run.save_student(student, trainer.step, alone, trainer.method.caveat(trainer.net))
-            stamp = {"steps": trainer.step, "sha256": sha256(run.folder.student), "commit": commit()}
+            stamp = {
+                "steps": trainer.step,
+                "sha256": sha256(run.folder.student),
+                "teacher_sha256": list(run.config.teacher_sha256),
+                "commit": commit(),
+            }
             answer = {**stamp, **alone} | ({"with_links": others[0]} if others else {})
             if run.spec.sources:
                 answer["source_steps"] = trainer.source_steps

@@ -23,8 +23,9 @@ from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.nets import arch_of
 from kfrl.registry import exact_method
+from kfrl.runs.checkpoint import Checkpoint
 from kfrl.runs.folder import RUNS, RunFolder
-from kfrl.runs.provenance import commit
+from kfrl.runs.provenance import check_pinned, commit
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,16 @@ class Run:
     def method(self) -> Method:
         """A fresh instance of the run's method."""
         return get_method(self.config.method_name)(self.config)
+
+    def check_teachers(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that was trained with other files of its teachers.
+
+        Raises:
+            UserError: naming the file and both checksums.
+        """
+        paths = [teacher.path for teacher in self.teachers]
+        pinned = checkpoint.state.get("teacher_sha256", ())
+        check_pinned(paths, self.config.teacher_sha256, pinned, f"checkpoint {checkpoint.path.name}")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -60,6 +71,7 @@ class Run:
             steps=steps,
             seed=self.config.seed,
             teachers=tuple(teacher.name for teacher in self.teachers),
+            teacher_sha256=self.config.teacher_sha256,
             protocol=self.protocol.to_dict(),
             evaluation=evaluation or {},
             commit=commit(),
@@ -89,11 +101,14 @@ def resolve(config: TrainConfig) -> Run:
     method.check_algo(config.method_name, config.algo)
     _check_engine(config)
     teachers, exact = load_teachers(config.teacher_names, RUNS, identify)
+    checksums = tuple(teacher.sha256 for teacher in teachers)
+    check_pinned([teacher.path for teacher in teachers], checksums, config.teacher_sha256)
     sources = _source_games(config, method, game, teachers)
     config = replace(
         config.with_shape(),
         game=game.title,
         teachers=",".join(exact),
+        teacher_sha256=checksums,
         source_games=",".join(Game(rom).title for rom in sources) if config.source_names else "",
         source_steps=config.source_steps or config.steps if method.takes_sources.endswith("before") else None,
         method=exact_method(config.method_name),

@@ -320,6 +320,7 @@ class Trainer(ABC):
             "updates": int(self.shared.updates.sum()),
             "dropped": int(self.shared.dropped.sum()),
             "session": self.session,
+            "teacher_sha256": list(self.run.config.teacher_sha256),
             "elapsed_sec": self._elapsed + time.monotonic() - self._started,
         }
         tensors: dict[str, Tensor] = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
@@ -334,6 +335,7 @@ class Trainer(ABC):
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
+        self.run.check_teachers(checkpoint)
         checkpoint.load_net(self.net)
         # Checkpoints of before there were phases know of their only one.
         self._enter(state.get("phase", 0))

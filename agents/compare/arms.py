@@ -17,7 +17,7 @@ from kfrl.errors import UserError, unknown
 SCRATCH = "a3c"
 """The method that learns without teachers, which others are measured by."""
 
-IDENTITY = {"game", "seed", "method", "algo", "teachers"}
+IDENTITY = {"game", "seed", "method", "algo", "teachers", "teacher_sha256"}
 """Settings that the name of an arm or its place in a table says."""
 BOOKKEEPING = {"run_dir", "preset", "device", "curve_points", "curve_episodes", "checkpoint_every", "worker_timeout"}
 """Settings that change nothing of what is learned, or only others' defaults."""
@@ -114,7 +114,12 @@ def _key(record: RunRecord, apart: Sequence[str]) -> Hashable:
     kept = tuple((name, facts[name]) for name in apart)
     if record.group is not None:
         return record.group, kept
-    return record.config.label, record.config.teacher_names, repr(settings(record)), kept
+    return record.config.label, _teachers(record.config), repr(settings(record)), kept
+
+
+def _teachers(config: TrainConfig) -> tuple[str, ...]:
+    """What the teachers are: the contents of their files. Runs of earlier versions know but where they were."""
+    return config.teacher_sha256 or config.teacher_names
 
 
 def _by_game(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -141,7 +146,8 @@ def _telling(record: RunRecord, apart: Sequence[str]) -> dict[str, Any]:
     shared = shared_facts(record)
     facts = {name: shared[name] for name in apart} | settings(record)
     # Last: paths are long, and most namesakes differ in a setting.
-    return facts | {"teachers": record.config.teachers}
+    files = "+".join(each[:8] for each in record.config.teacher_sha256) or record.config.teachers
+    return facts | {"teachers": record.config.teachers, "teacher.file": files}
 
 
 def check_shared(records: Sequence[RunRecord]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from envs.preprocessing import ALE, Preprocessing
 from kfrl.nets import build_net
 from kfrl.runs.cards import has_format, load_tensors, read_net, write_net
+from kfrl.runs.provenance import sha256
 
 FORMAT = "kfrl-agent-1"
 
@@ -30,6 +31,8 @@ class Card:
     """Agent steps that it was trained for."""
     seed: int | None = None
     teachers: tuple[str, ...] = ()
+    teacher_sha256: tuple[str, ...] = ()
+    """Checksums of their files."""
     protocol: dict[str, Any] = field(default_factory=dict)
     """The rules of its training."""
     evaluation: dict[str, Any] = field(default_factory=dict)
@@ -65,6 +68,13 @@ class Teacher:
     net: nn.Module
     card: Card
     path: Path
+    weights: Path | None = None
+    """Of a layer table: the file of weights that it describes."""
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of all that it was read from."""
+        return sha256(self.path, self.weights) if self.weights else sha256(self.path)
 
 
 def save_agent(path: Path, net: nn.Module, card: Card, half: bool = False) -> None:

@@ -34,7 +34,7 @@ class EvalFlags:
     greedy: bool = False
     """Take the most probable action instead of sampling."""
     protocol: str | None = None
-    """paper, machado or sb3. Default: the rules that the agent was trained under."""
+    """paper, nature, machado or sb3. Default: the rules that the agent was trained under."""
     json: Path | None = None
     """Also write the result here."""
     video: Path | None = None
@@ -55,7 +55,6 @@ def main(argv: Sequence[str]) -> int:
     from envs.atari import action_set, identify
     from envs.preprocessing import ALE
     from kfrl.runs.atomic import write_text
-    from kfrl.runs.provenance import sha256
 
     if flags.video is not None:
         check_video_path(flags.video)
@@ -76,7 +75,8 @@ def main(argv: Sequence[str]) -> int:
         console.print(f"It was trained on other pictures; what it scores on these: kfrl teachers check {flags.agent}")
     answer: dict[str, Any] = {
         "agent": str(agent.path),
-        "sha256": sha256(agent.path),
+        "sha256": agent.sha256,
+        "teacher_sha256": list(agent.card.teacher_sha256),
         "method": agent.card.method,
         "steps": agent.card.steps,
         "commit": agent.card.commit,
@@ -230,6 +230,7 @@ def _with_links(path: Path, settings: TrainConfig) -> Policy | None:
     method = run.method()
     net = method.build(run.spec, run.teachers)
     saved = latest_checkpoint(run.folder.checkpoints)
+    run.check_teachers(saved)
     saved.load_net(net)
     method.begin(net, saved.state.get("phase", 0), run.spec, rank=0)
     method.schedule(net, min(1.0, saved.state["global_step"] / run.config.steps))

@@ -164,13 +164,12 @@ def _show(command: Show) -> None:
 
     from agents.teachers.store import load_teacher
     from envs.atari import identify
-    from kfrl.runs.provenance import sha256
 
     agent, _ = load_teacher(command.name, command.runs, identify)
     card = agent.card
     facts = {
         "file": str(agent.path),
-        "sha256": sha256(agent.path),
+        "sha256": agent.sha256,
         "game": card.game,
         "method": card.method,
         "agent steps": card.steps,

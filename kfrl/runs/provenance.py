@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import subprocess
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import kfrl
+from kfrl.errors import UserError
 
 
 @functools.cache
@@ -29,6 +32,28 @@ def _git(directory: Path, *arguments: str) -> str:
     return finished.stdout.strip()
 
 
-def sha256(path: Path) -> str:
-    """The file's checksum, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def sha256(*files: Path) -> str:
+    """The checksum of a file, hexadecimal; of several files that of their checksums' text."""
+    found = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def check_pinned(paths: Sequence[Path], found: Sequence[str], pinned: Sequence[str], who: str = "config") -> None:
+    """Refuse teachers whose files are not those that a run began with.
+
+    Args:
+        paths: The teachers' files.
+        found: Their checksums.
+        pinned: What they were; nothing where that is not known.
+        who: What says so.
+
+    Raises:
+        UserError: the first teacher that differs, with both checksums.
+    """
+    for path, now, before in zip_longest(paths, found, pinned):
+        if pinned and now != before:
+            raise UserError(
+                f"Teacher {path or 'missing'}: its SHA-256 is {now}, and the {who} says {before}. Put the file back "
+                "with which the run began; or begin a new run with the one that is there: leave teacher_sha256 out of the "
+                "config, or give --teacher-sha256 with nothing after it."
+            )

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from kfrl.nets import arch_of
 from kfrl.nets.images.registry import arch_of as arch_named
 from kfrl.registry import exact_method
 from kfrl.runs.folder import RUNS, RunFolder
-from kfrl.runs.provenance import commit, sha256
+from kfrl.runs.provenance import check_pinned, commit, sha256
 from kfrl.supervised.classifiers import Card, Teacher, save_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Images, Loader, Normalisation, split_off
@@ -92,7 +91,8 @@ def resolve(config: SupervisedConfig) -> Run:
     method = get_method(config.method_name)
     method.check_teachers(config.method_name, len(config.teacher_names))
     loaded = load_classifiers(config.teacher_names, RUNS)
-    checksums = _checksums(loaded, config.teacher_sha256)
+    checksums = tuple(sha256(teacher.path) for teacher in loaded)
+    check_pinned([teacher.path for teacher in loaded], checksums, config.teacher_sha256)
     if config.net is not None:
         arch_named(config.net)
     # Last, because it may be a long download.
@@ -123,23 +123,6 @@ def resolve(config: SupervisedConfig) -> Run:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"The student {config.net} and its teachers cannot be put together: {error}") from None
     return run
-
-
-def _checksums(teachers: Sequence[Teacher], pinned: Sequence[str]) -> tuple[str, ...]:
-    """Those of the teachers' files.
-
-    Raises:
-        UserError: they are not the pinned ones; the first that differs is named.
-    """
-    found = tuple(sha256(teacher.path) for teacher in teachers)
-    for teacher, now, before in zip_longest(teachers, found, pinned):
-        if pinned and now != before:
-            raise UserError(
-                f"Teacher {teacher.path if teacher else 'missing'}: its SHA-256 is {now}, and the config says {before}."
-                " Put the file back with which the run began; or begin a new run with the one that is there: leave "
-                "teacher_sha256 out of the config, or give --teacher-sha256 with nothing after it."
-            )
-    return found
 
 
 def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images]:

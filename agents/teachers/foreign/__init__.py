@@ -36,6 +36,8 @@ class ForeignAgent:
     score: float | None = None
     """What its authors report."""
     notes: str = ""
+    weights: Path | None = None
+    """Beside a layer table: the file that it describes."""
 
 
 @dataclass(frozen=True)
@@ -140,4 +142,5 @@ def _read_table(path: Path) -> ForeignAgent:
         table.steps,
         score=table.score,
         notes=table.notes,
+        weights=weights,
     )

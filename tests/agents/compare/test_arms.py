@@ -45,6 +45,19 @@ def test_seeds_games_and_bookkeeping_are_no_arms_of_their_own(records: Records) 
     assert [run.config.seed for run in arms[0].runs["pong"]] == [1]
 
 
+def test_a_teacher_is_what_its_file_holds_and_not_where_it_lies(records: Records) -> None:
+    one, other = "1" * 64, "2" * 64
+    arms = make_arms(
+        records(
+            {"teachers": "zoo:seaquest", "teacher_sha256": (one,), "seed": 1},
+            {"teachers": "/elsewhere/seaquest.safetensors", "teacher_sha256": (one,), "seed": 2},
+            {"teachers": "zoo:seaquest", "teacher_sha256": (other,), "seed": 3},
+        )
+    )
+    assert sorted(names(arms).values()) == [1, 2], "an overwritten teacher is another one"
+    assert any("22222222" in arm.name for arm in arms)
+
+
 def test_method_and_teachers_are_the_name_and_scratch_comes_first(records: Records) -> None:
     arms = make_arms(
         records(

@@ -256,6 +256,12 @@ def test_a_yaml_file_says_game_actions_and_score(runs: Path, foreign: Path) -> N
     assert (teacher.card.game, teacher.card.actions) == ("pong", ("LEFT", "NOOP", "RIGHT", "FIRE"))
     assert (teacher.card.mean_score, teacher.card.preprocessing.fire_reset) == (20.5, True)
     assert exact == f"{table}@pong"
+    read = [teacher.sha256]
+    torch.save({name: 2 * tensor for name, tensor in torch.load(foreign, weights_only=True).items()}, foreign)
+    read.append(load_teacher(str(table), runs, identify)[0].sha256)
+    table.write_text(table.read_text() + "notes: another\n")
+    read.append(load_teacher(str(table), runs, identify)[0].sha256)
+    assert len(set(read)) == 3, "the weights count, and so does the table"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import yaml
 from agents.teachers.formats import Card, load_agent, save_agent
 from kfrl.cli.main import main
 from kfrl.nets.atari.net import AtariNet
+from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 
 TINY = [
@@ -137,6 +138,40 @@ def agent_file(path: Path, game: str = "seaquest") -> Path:
     net = AtariNet(3)
     save_agent(path, net, Card(game=game, actions=actions, arch=net.arch))
     return path
+
+
+def test_a_run_goes_on_with_the_teacher_that_it_began_with_or_not_at_all(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher = agent_file(tmp_path / "teacher.safetensors")
+    before = sha256(teacher.read_bytes()).hexdigest()
+    flags = "--game Breakout --algo a2c --envs-per-worker 2 --steps 64 --curve-points 0 --eval-episodes 1 --run-dir run"
+    assert main(["train", *flags.split(), "--teachers", str(teacher), "--independence-at", "None"]) == 0
+    run = Path("run")
+    scores = json.loads((run / "eval.json").read_text())
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    checkpoint = latest_checkpoint(run / "checkpoint")
+    assert load_agent(run / "student.safetensors").card.teacher_sha256 == (before,)
+    held = (scores["teacher_sha256"], config["teacher_sha256"], checkpoint.state["teacher_sha256"])
+    assert held == ([before],) * 3
+    torch.manual_seed(1)
+    after = sha256(agent_file(teacher).read_bytes()).hexdigest()
+    assert after != before
+    (run / "eval.json").unlink()
+    capsys.readouterr()
+    said = refusal(capsys, "train", "--resume", "run")
+    assert before in said
+    assert after in said
+    assert main(["eval", "run", "--episodes", "1"]) == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "with its teachers' links is left out" in said
+    assert before in said
+    assert after in said
+    # Whoever takes the checksum out of the config meets the one in the checkpoint.
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace(before, after))
+    assert f"checkpoint {checkpoint.path.name} says {before}" in refusal(capsys, "train", "--resume", "run")
 
 
 @pytest.fixture
