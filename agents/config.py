@@ -147,6 +147,7 @@ class Shape:
     envs_per_worker: int
     t_max: int
     lr: float
+    value_loss_coef: float
     max_grad_norm: float
 
 
@@ -191,8 +192,8 @@ class TrainConfig:
     """Discount."""
     entropy_coef: NonNegative = 0.01
     """Weight of the entropy bonus; Distral's c_Ent."""
-    value_loss_coef: NonNegative = 0.5
-    """Weight of the value loss 1/2 (R - V)^2."""
+    value_loss_coef: NonNegative | None = None
+    """Weight of the value loss 1/2 (R - V)^2; twice what others call it who leave out the 1/2. Default: 0.5; a2c 1."""
     max_grad_norm: Positive | None = None
     """Gradients are scaled down to this norm. Default: 40, of losses summed over a rollout; a2c and
     ppo 0.5, of means."""
@@ -241,6 +242,7 @@ class TrainConfig:
             envs_per_worker=envs,
             t_max=self.t_max or usual.t_max,
             lr=self.lr or (usual.lr * envs**0.5 if self.algo == "a3c" else usual.lr),
+            value_loss_coef=usual.value_loss_coef if self.value_loss_coef is None else self.value_loss_coef,
             max_grad_norm=self.max_grad_norm or usual.max_grad_norm,
         )
 
@@ -276,11 +278,11 @@ FAST_ENVS = 32
 """Games for each core under --preset fast; docs/performance.md has the rates of others."""
 
 _USUAL = {
-    "a3c": Shape(workers=16, envs_per_worker=1, t_max=5, lr=1e-4, max_grad_norm=40.0),
-    "a2c": Shape(workers=1, envs_per_worker=16, t_max=5, lr=7e-4, max_grad_norm=0.5),
-    "ppo": Shape(workers=1, envs_per_worker=8, t_max=128, lr=2.5e-4, max_grad_norm=0.5),
+    "a3c": Shape(workers=16, envs_per_worker=1, t_max=5, lr=1e-4, value_loss_coef=0.5, max_grad_norm=40.0),
+    "a2c": Shape(workers=1, envs_per_worker=16, t_max=5, lr=7e-4, value_loss_coef=1.0, max_grad_norm=0.5),
+    "ppo": Shape(workers=1, envs_per_worker=8, t_max=128, lr=2.5e-4, value_loss_coef=0.5, max_grad_norm=0.5),
 }
-"""Mnih et al. 2016 with the rate of the Knowledge Flow paper; OpenAI's A2C; Schulman et al. 2017, table 5."""
+"""docs/defaults.md has the source of each."""
 
 
 def cores() -> int:

@@ -47,7 +47,7 @@ def a3c_terms(
     advantages = returns - values.detach()
     terms = {
         "policy": policy_loss(logits, rollout.actions.flatten(), advantages).sum() / num_envs,
-        "value": config.value_loss_coef * value_loss(values, returns).sum() / num_envs,
+        "value": config.shape.value_loss_coef * value_loss(values, returns).sum() / num_envs,
         "entropy": -config.entropy_coef * entropy(logits).sum() / num_envs,
     }
     return method.rl_terms(terms) | method.losses(net, batch, progress)
@@ -132,7 +132,7 @@ def ppo_terms(
     policy = clipped_policy_loss(logits, samples.actions, samples.log_probs, advantages, clip_range)
     terms = {
         "policy": policy.mean(),
-        "value": config.value_loss_coef * value_loss(values, samples.returns).mean(),
+        "value": config.shape.value_loss_coef * value_loss(values, samples.returns).mean(),
         "entropy": -config.entropy_coef * entropy(logits).mean(),
     }
     # One "environment" a sample makes the method's sums over time and means over environments plain means.

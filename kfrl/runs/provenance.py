@@ -54,6 +54,6 @@ def check_pinned(paths: Sequence[Path], found: Sequence[str], pinned: Sequence[s
         if pinned and now != before:
             raise UserError(
                 f"Teacher {path or 'missing'}: its SHA-256 is {now}, and the {who} says {before}. Put the file back "
-                "with which the run began; or begin a new run with the one that is there: leave teacher_sha256 out of the "
-                "config, or give --teacher-sha256 with nothing after it."
+                "with which the run began; or begin a new run with the one that is there: leave teacher_sha256 out of "
+                "the config, or give --teacher-sha256 with nothing after it."
             )

@@ -1,8 +1,11 @@
+import inspect
 from dataclasses import replace
 
 import pytest
 import torch
+from stable_baselines3 import A2C
 from torch import Tensor
+from torch.nn import functional
 
 from agents.config import PPOConfig, TrainConfig
 from agents.methods.base import Batch, Method
@@ -141,6 +144,19 @@ def test_ppo_takes_means_over_samples_of_a_methods_terms_too() -> None:
     value = 0.5 * 0.5 * (samples.returns - net(samples.obs)[1]).square().mean().item()
     assert terms["value"].item() == pytest.approx(value, rel=1e-5)
     assert a3c_terms(Sum(CONFIG), net, random_rollout(4), 0.0, CONFIG)["ones"].item() == T
+
+
+def test_the_value_gradient_of_a2c_is_that_of_stable_baselines3() -> None:
+    config = TrainConfig(game="Pong", algo="a2c")
+    net, ended = AtariNet(6), random_rollout(4)
+    ended = replace(ended, terminated=torch.ones_like(ended.terminated))  # returns are the rewards
+    (a3c_terms(Method(config), net, ended, 0.0, config)["value"] / T).backward()
+    found = net.value.bias.grad
+    net.zero_grad()
+    # Its A2C.train: value_loss = F.mse_loss(returns, values), times vf_coef.
+    vf_coef = inspect.signature(A2C).parameters["vf_coef"].default
+    (vf_coef * functional.mse_loss(ended.rewards.flatten(), net(ended.obs.flatten(0, 1))[1])).backward()
+    torch.testing.assert_close(found, net.value.bias.grad)
 
 
 class Taxed(Method):

@@ -1,0 +1,58 @@
+"""docs/defaults.md is the code's."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3 import A2C
+
+from agents.config import Shape, TrainConfig
+
+PAGE = (Path(__file__).parents[1] / "docs" / "defaults.md").read_text()
+ROWS = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| (.*?) \| .+ \|$", PAGE, re.MULTILINE))
+WORDS = {None: re.compile(r"equal share|by \w+|steps"), "": re.compile("-"), (): re.compile("-")}
+"""What a default that is no number or name may be called."""
+
+
+def known() -> Iterator[tuple[str, Any]]:
+    config = TrainConfig()
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from ((f"{field.name}.{inner.name}", getattr(value, inner.name)) for inner in fields(value))
+        else:
+            yield field.name, value
+
+
+def shaped(name: str) -> str:
+    return " / ".join(str(getattr(TrainConfig(algo=algo).shape, name)) for algo in ("a3c", "a2c", "ppo"))
+
+
+def said(name: str, value: Any) -> bool:
+    if name in {field.name for field in fields(Shape)}:
+        return ROWS[name] == shaped(name)
+    if value in WORDS:
+        return WORDS[value].fullmatch(ROWS[name]) is not None
+    return ROWS[name] == (str(value)[1:-1] if isinstance(value, tuple) else str(value))
+
+
+def test_the_page_has_every_default_and_no_other() -> None:
+    defaults = dict(known())
+    assert ROWS.keys() == defaults.keys()
+    assert [(name, ROWS[name], value) for name, value in defaults.items() if not said(name, value)] == []
+
+
+def test_a2c_has_stable_baselines3s_numbers() -> None:
+    theirs = {name: parameter.default for name, parameter in inspect.signature(A2C).parameters.items()}
+    ours = TrainConfig(algo="a2c")
+    shape = ours.shape
+    assert (shape.t_max, shape.lr, shape.max_grad_norm) == (
+        theirs["n_steps"],
+        theirs["learning_rate"],
+        theirs["max_grad_norm"],
+    )
+    assert ours.gamma == theirs["gamma"]
+    assert shape.value_loss_coef / 2 == theirs["vf_coef"], "theirs is on the whole square"
