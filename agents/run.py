@@ -26,6 +26,7 @@ from kfrl.registry import exact_method
 from kfrl.runs.checkpoint import Checkpoint
 from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.provenance import check_pinned, commit
+from kfrl.seeding import stream
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Run:
     def phases(self) -> tuple[Phase, ...]:
         """What is learned, in turn; the last phase has the run's own game."""
         return self.method().phases(self.spec, self.teachers)
+
+    @property
+    def final_seed(self) -> int:
+        """Of the final games: the run's own, so that an interval over seeds has the games' starts in it."""
+        return stream(self.config.seed, 999_997)
 
     def rules(self, task: NetSpec) -> Protocol:
         """The protocol that a game of this run is learned under: the same rules for all."""

@@ -16,6 +16,7 @@ from envs.games import Game
 from kfrl.compare.facts import show, varying
 from kfrl.compare.plots import STUDENT, TRAINING, series, smooth
 from kfrl.compare.stats import (
+    REFERENCE_FRAMES,
     Scores,
     Strata,
     curve_height,
@@ -25,7 +26,9 @@ from kfrl.compare.stats import (
     mean_over_games,
     median_over_games,
     optimality_gap,
+    permutation_p,
     probability_of_improvement,
+    reference_of,
     reference_scores,
     stratified_interval,
 )
@@ -53,8 +56,12 @@ class Area:
 
     height: float
     """Mean over seeds, raw points."""
+    above_random: Estimate | None
+    """Area above random play's score, to the baseline's; below 0 where the arm is below random play. None for the
+    baseline, in a game whose random score is not known, and unless the baseline's area is above it."""
     ratio: Estimate | None
-    """To the baseline's: Rusu et al.'s transfer score. None for the baseline, and unless its area is above 0."""
+    """To the baseline's, from 0 on, which random play may be far above: Rusu et al.'s transfer score. None for the
+    baseline, and unless its area is above 0."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class Cell:
     """The same in human-normalised scores; None for a game outside Atari-57."""
     difference: Estimate | None
     """To the baseline's mean score, raw points."""
+    p_value: float | None
+    """Two-sided permutation p of that difference, exact for few seeds; None where an arm is one run."""
     improvement: Estimate | None
     """Probability that a run of this arm beats one of the baseline."""
     alone: Area | None
@@ -189,16 +198,18 @@ def _cell(arm: Arm, game: str, baseline: Arm | None) -> Cell:
     ours, theirs = _scores(runs), _scores(base)
     score = estimate([ours], mean_over_games)
     others = base if arm is not baseline else []
+    floor = _random_score([*runs, *base])
     return Cell(
         game=game,
         arm=arm,
         score=score,
         scores=tuple(ours),
-        normalised=_normalised(score, game),
+        normalised=_normalised(score, runs[0]),
         difference=_difference(ours, theirs) if others else None,
+        p_value=permutation_p(ours, theirs) if others and min(len(ours), len(theirs)) > 1 else None,
         improvement=improvement([ours], [theirs]) if others else None,
-        alone=_area([_alone(run, end) for run in runs], [_alone(run, end) for run in others]),
-        training=_area([_training(run, end) for run in runs], [_training(run, end) for run in others]),
+        alone=_area([_alone(run, end) for run in runs], [_alone(run, end) for run in others], floor),
+        training=_area([_training(run, end) for run in runs], [_training(run, end) for run in others], floor),
         reached=tuple(_reached(run, statistics.fmean(theirs)) for run in runs) if base else (),
     )
 
@@ -213,12 +224,21 @@ def estimate(strata: Strata, statistic: Callable[[Sequence[Scores]], Scores]) ->
     value = float(statistic(samples))
     if any(len(sample) < MIN_SEEDS for sample in samples):
         return Estimate(value)
-    return Estimate(value, *stratified_interval(samples, statistic))
+    low, high = stratified_interval(samples, statistic)
+    # Where no draw differs, as of P where one arm wins every pair, the draws say nothing of what is not in them.
+    return Estimate(value, low, high) if low < high else Estimate(value)
 
 
-def _normalised(score: Estimate, game: str) -> Estimate | None:
+def _random_score(runs: Iterable[RunRecord]) -> float | None:
+    """What random play scores under the rules that all of these runs share."""
+    found = {reference_of(run.game, run.protocol.max_frames) for run in runs}
+    reference = found.pop() if len(found) == 1 else None
+    return None if reference is None else reference.random
+
+
+def _normalised(score: Estimate, run: RunRecord) -> Estimate | None:
     def norm(points: float | None) -> float | None:
-        return None if points is None else human_normalised(points, game)
+        return None if points is None else human_normalised(points, run.game, run.protocol.max_frames)
 
     value = norm(score.value)
     return None if value is None else Estimate(value, norm(score.low), norm(score.high))
@@ -245,16 +265,24 @@ def _training(run: RunRecord, end: float) -> float | None:
     return None if np.isnan(height) else height
 
 
-def _area(ours: Sequence[float | None], theirs: Sequence[float | None]) -> Area | None:
+def _area(ours: Sequence[float | None], theirs: Sequence[float | None], floor: float | None) -> Area | None:
     heights = [height for height in ours if height is not None]
     others = [height for height in theirs if height is not None]
     if len(heights) < len(ours):
         return None
-    known = bool(others) and len(others) == len(theirs) and statistics.fmean(others) > 0
-    return Area(statistics.fmean(heights), _ratio(heights, others) if known else None)
+    known = bool(others) and len(others) == len(theirs)
+    return Area(
+        statistics.fmean(heights),
+        above_random=_ratio(heights, others, floor) if known and floor is not None else None,
+        ratio=_ratio(heights, others, 0.0) if known else None,
+    )
 
 
-def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
+def _ratio(raw: Sequence[float], baseline: Sequence[float], floor: float) -> Estimate | None:
+    """Of means above `floor`; None unless the baseline's is above it."""
+    ours, theirs = ([height - floor for height in heights] for heights in (raw, baseline))
+    if statistics.fmean(theirs) <= 0:
+        return None
     value = statistics.fmean(ours) / statistics.fmean(theirs)
     # A baseline whose every draw is above 0 has a ratio in every draw.
     if min(theirs) <= 0:
@@ -270,7 +298,9 @@ def _reached(run: RunRecord, threshold: float) -> float | None:
 
 
 def _common_games(arms: Sequence[Arm], games: Sequence[str], baseline: Arm | None) -> tuple[str, ...]:
-    return tuple(game for game in games if game in reference_scores() and (baseline is None or game in baseline.runs))
+    runs = {game: [run for arm in arms for run in arm.runs.get(game, ())] for game in games}
+    known = [game for game in games if all(reference_of(game, run.protocol.max_frames) for run in runs[game])]
+    return tuple(game for game in known if baseline is None or game in baseline.runs)
 
 
 def _aggregates(arms: Sequence[Arm], games: Sequence[str], baseline: Arm | None) -> tuple[Aggregate, ...]:
@@ -343,6 +373,11 @@ def _baseline_note(missing: str) -> list[str]:
 def _seed_notes(arms: Sequence[Arm]) -> list[str]:
     counts = {f"{arm.name} on {Game(game).title}": len(runs) for arm in arms for game, runs in arm.runs.items()}
     notes = []
+    if max(counts.values()) >= MIN_SEEDS:
+        notes.append(
+            "p: how much of all ways to divide the runs over the two arms differs as much or more; of 3 against 3 runs "
+            "it is never below 0.10. A number that no bootstrap draw changes, as P = 1, stands without an interval."
+        )
     few = [f"{cell} ({count})" for cell, count in counts.items() if count < MIN_SEEDS]
     if few:
         notes.append(f"Fewer than {MIN_SEEDS} seeds, so no interval: {', '.join(few)}.")
@@ -372,6 +407,12 @@ def _cell_notes(arms: Sequence[Arm], games: Sequence[str], common: Sequence[str]
     unknown_games = [Game(game).title for game in games if game not in reference_scores()]
     if unknown_games:
         notes.append(f"Without a human score, so not normalised: {', '.join(unknown_games)}.")
+    caps = {run.protocol.max_frames for arm in arms for run in arm.all_runs} - {REFERENCE_FRAMES}
+    if caps:
+        notes.append(
+            f"Not normalised, and no area above random: scores with a cap of {_values(sorted(caps))} frames. The human "
+            f"and random scores are of games of {REFERENCE_FRAMES:,}."
+        )
     return notes
 
 

@@ -23,7 +23,15 @@ from envs.atari import AtariEnvs, Episode
 from envs.games import Game
 from envs.preprocessing import ALE, Preprocessing
 from envs.protocols import Protocol
-from kfrl.compare.stats import REFERENCE_SOURCE, Summary, human_normalised, reference_scores, summarise
+from kfrl.compare.stats import (
+    REFERENCE_FRAMES,
+    REFERENCE_SOURCE,
+    Summary,
+    human_normalised,
+    reference_of,
+    reference_scores,
+    summarise,
+)
 from kfrl.errors import UserError
 from kfrl.runs.atomic import replacing
 from kfrl.seeding import stream
@@ -88,14 +96,14 @@ class Evaluation:
 
     @property
     def human_normalised(self) -> float | None:
-        """Of the mean score; None for a game outside Atari-57."""
-        return human_normalised(self.summary.mean, self.protocol.game)
+        """Of the mean score; None for a game outside Atari-57, or under another frame cap than the human's."""
+        return human_normalised(self.summary.mean, self.protocol.game, self.protocol.max_frames)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON; `mean` to `iqm` are raw points."""
         summary = asdict(self.summary)
         del summary["n"]
-        reference = reference_scores().get(self.protocol.game)
+        reference = reference_of(self.protocol.game, self.protocol.max_frames)
         return {
             "game": self.protocol.game,
             "episodes": self.episodes,
@@ -138,9 +146,11 @@ class Evaluation:
         yield "protocol", f"{protocol.name}, fingerprint {protocol.fingerprint}"
 
     def _normalised(self) -> str:
-        if self.human_normalised is None:
-            return "not defined: the game is not one of Atari-57"
-        reference = reference_scores()[self.protocol.game]
+        reference = reference_of(self.protocol.game, self.protocol.max_frames)
+        if reference is None:
+            known = self.protocol.game in reference_scores()
+            why = f"the human's games had {REFERENCE_FRAMES:,} frames" if known else "the game is not one of Atari-57"
+            return f"not defined: {why}"
         return f"{self.human_normalised:.1%} (random {reference.random:,.1f}, human {reference.human:,.1f})"
 
 

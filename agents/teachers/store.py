@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,19 +85,42 @@ class Entry:
 
 
 def list_teachers(runs: Path) -> list[Entry]:
-    """The user's own scored runs below `runs`, the best first, then the zoo, then runs that nobody has scored yet.
+    """The user's own scored runs below `runs`, then the zoo, then runs that nobody has scored yet.
 
-    Files that cannot be read are left out.
+    Runs of one game under the same rules stand together, the best first. Files that cannot be read are left out.
     """
     own = [_entry(path, str(path)) for path in sorted(runs.glob(f"*/*/*/{STUDENT_FILE}"))]
     zoo = [_entry(path, ZOO_PREFIX + path.stem) for path in sorted(ZOO.glob("*.safetensors"))]
     readable = sorted(
         (entry for entry in own if entry is not None),
-        key=lambda entry: -(entry.card.mean_score if entry.card.mean_score is not None else float("inf")),
+        key=lambda entry: (entry.card.game, _rules(entry.card), -(entry.card.mean_score or 0.0)),
     )
     scored = [entry for entry in readable if entry.card.mean_score is not None]
     unscored = [entry for entry in readable if entry.card.mean_score is None]
     return [*scored, *(entry for entry in zoo if entry is not None), *unscored]
+
+
+def _rules(card: Card) -> tuple[str, bool]:
+    """What must agree before scores of a game are ranked: its rules' fingerprint, and how actions were chosen."""
+    protocol = card.evaluation.get("protocol", card.protocol)
+    return str(protocol.get("fingerprint", "")), bool(card.evaluation.get("greedy", False))
+
+
+def _check_one_ranking(reference: str, own: Sequence[Entry]) -> None:
+    """Refuse to call one run the best where their scores are of different rules."""
+    best: dict[tuple[str, bool], Entry] = {}
+    for entry in own:
+        best.setdefault(_rules(entry.card), entry)
+    if len(best) > 1:
+        found = "; ".join(
+            f"{entry.path.parent}: {entry.card.mean_score:,.1f} under {entry.card.protocol.get('name', 'other rules')}"
+            + (", most probable actions" if greedy else "")
+            for (_, greedy), entry in best.items()
+        )
+        raise UserError(
+            f"Which of your runs of {reference}? Their scores are of different rules of play, so none is the best: "
+            f"{found}. Give the folder of one."
+        )
 
 
 def _entry(path: Path, reference: str) -> Entry | None:
@@ -113,7 +136,8 @@ def find_teacher(reference: str, runs: Path) -> Entry:
     A game is looked up among the user's own runs first (the best evaluated one), then in the zoo.
 
     Raises:
-        UserError: nothing of that name; the message lists what there is and names the nearest.
+        UserError: nothing of that name; the message lists what there is and names the nearest. Or runs of the game
+            whose scores are of different rules, so that none is the best.
     """
     path = user_path(reference)
     if path.is_dir():
@@ -133,6 +157,9 @@ def find_teacher(reference: str, runs: Path) -> Entry:
             raise missing_file(path)
         return Entry(str(path.resolve()), path, read_card(path))
     entries = list_teachers(runs)
+    own = [entry for entry in entries if not entry.reference.startswith(ZOO_PREFIX)]
+    played = [entry for entry in own if _folded(reference) == _folded(entry.card.game)]
+    _check_one_ranking(reference, [entry for entry in played if entry.card.mean_score is not None])
     for entry in entries:
         if reference == entry.reference or _folded(reference) == _folded(entry.card.game):
             return entry

@@ -76,13 +76,13 @@ def _score_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
     few = all(len(cell.scores) <= FEW for cell in cells)
     columns = ["arm", "seeds", "score [95 %]", *(["of each seed"] if few else []), "human-normalised, % [95 %]"]
     if base:
-        columns += [f"minus {base} [95 %]", f"P(> {base}) [95 %]"]
+        columns += [f"minus {base} [95 %]", "p", f"P(> {base}) [95 %]"]
     rows = []
     for cell in cells:
         row = [cell.arm.name, str(len(cell.scores)), points(cell.score)]
         row += [", ".join(f"{score:,.1f}" for score in cell.scores)] if few else []
         row.append(percent(cell.normalised))
-        row += [points(cell.difference, "+"), ratio(cell.improvement)] if base else []
+        row += [points(cell.difference, "+"), p_of(cell.p_value), ratio(cell.improvement)] if base else []
         rows.append(row)
     runs = [run for cell in cells for run in cell.runs]
     games = sorted({len(run.final.scores) for run in runs})
@@ -95,7 +95,9 @@ def _score_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
 
 
 def _learning_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
-    columns = ["arm", "area,\nalone", "transfer,\nalone [95 %]", "area,\ntraining", "transfer,\ntraining [95 %]"]
+    columns = ["arm"]
+    for curve in ("alone", "training"):
+        columns += [f"area,\n{curve}", f"above random,\n{curve} [95 %]", f"transfer,\n{curve} [95 %]"]
     columns += [f"steps to {base}'s\nscore (seeds)"] if base else []
     sources = any(run.source_frames for cell in cells for run in cell.runs)
     columns += ["teacher\nframes", *(["source\nframes"] if sources else [])]
@@ -116,8 +118,10 @@ def _learning_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
     return Sheet(f"{Game(cells[0].game).title}: learning and cost", columns, rows)
 
 
-def _area(area: Area | None) -> tuple[str, str]:
-    return (NONE, NONE) if area is None else (f"{area.height:,.2f}", ratio(area.ratio))
+def _area(area: Area | None) -> tuple[str, str, str]:
+    if area is None:
+        return NONE, NONE, NONE
+    return f"{area.height:,.2f}", ratio(area.above_random), ratio(area.ratio)
 
 
 def _steps_to_baseline(cell: Cell) -> str:
@@ -194,6 +198,11 @@ def ratio(found: Estimate | None) -> str:
     return _interval(found, ",.2f")
 
 
+def p_of(value: float | None) -> str:
+    """A p value."""
+    return NONE if value is None else f"{value:.3f}"
+
+
 def number(values: Iterable[int | None]) -> str:
     """A count that runs share, or its range."""
     held = sorted({value for value in values if value is not None})
@@ -258,10 +267,13 @@ def cell_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
             **_columns("score", cell.score),
             **_columns("human_normalised", cell.normalised),
             **_columns("difference", cell.difference),
+            "difference_p": cell.p_value,
             **_columns("p_improvement", cell.improvement),
             "area_alone": cell.alone.height if cell.alone else None,
+            **_columns("above_random_alone", cell.alone.above_random if cell.alone else None),
             **_columns("transfer_alone", cell.alone.ratio if cell.alone else None),
             "area_training": cell.training.height if cell.training else None,
+            **_columns("above_random_training", cell.training.above_random if cell.training else None),
             **_columns("transfer_training", cell.training.ratio if cell.training else None),
             "steps_to_baseline": cell.steps_to_baseline,
             "seeds_that_reached_baseline": sum(step is not None for step in cell.reached) if cell.reached else None,
@@ -291,7 +303,7 @@ def run_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "seed": run.config.seed,
                 "agent_steps": run.config.steps,
                 "score": run.score,
-                "human_normalised": human_normalised(run.score, run.game),
+                "human_normalised": human_normalised(run.score, run.game, run.protocol.max_frames),
                 "episodes": len(run.final.scores),
                 "protocol": run.protocol.name,
                 "fingerprint": run.protocol.fingerprint,

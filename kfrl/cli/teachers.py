@@ -129,12 +129,13 @@ def _list(command: List) -> None:
     from agents.teachers.store import list_teachers
     from envs.games import find_game
     from kfrl.cli.console import table_console
-    from kfrl.compare.stats import human_normalised
+    from kfrl.compare.stats import REFERENCE_FRAMES, human_normalised
 
     table = Table("--teachers", "game", "net", "method", "steps", "mean score", "human-normalised", "protocol")
     for entry in list_teachers(command.runs):
         card, score = entry.card, entry.card.mean_score
-        normalised = None if score is None else human_normalised(score, card.game)
+        frames = int(card.protocol.get("max_frames", REFERENCE_FRAMES))
+        normalised = None if score is None else human_normalised(score, card.game, frames)
         table.add_row(
             entry.reference,
             find_game(card.game).title,
@@ -251,8 +252,6 @@ def verdict(card: Card, result: Evaluation) -> str:
     score, found = card.mean_score, result.summary
     if score is None:
         return "Its card claims no score."
-    if found.ci_low is None or found.ci_high is None:
-        return f"Its card claims {score:,.1f}; one game has no interval to hold that against."
     claimed = card.scores
     if len(claimed) > 1:
         p = permutation_test(
@@ -267,6 +266,9 @@ def verdict(card: Card, result: Evaluation) -> str:
             f"Its card claims {mean(claimed):,.1f}, over {len(claimed)} games. These games' mean less that: "
             f"{found.mean - mean(claimed):+,.1f}, {place} (permutation test, p = {p:.3f} against {CHANCE:g})."
         )
+    if found.ci_low is None or found.ci_high is None:
+        games = "one game has" if found.n == 1 else "games that all end alike have"
+        return f"Its card claims {score:,.1f}; {games} no interval to hold that against."
     place = "within" if found.ci_low <= score <= found.ci_high else "outside"
     return f"Its card claims {score:,.1f}: {place} the interval, {found.ci_low:,.1f} to {found.ci_high:,.1f}."
 

@@ -92,7 +92,8 @@ def _finish(session: Session, display: RunDisplay) -> None:
     if caveat:
         display.say(caveat)
     display.close()
-    session.finish(lambda policy, title: play_games(policy, run.protocol, episodes, 0, False, title, display.say))
+    seed = run.final_seed
+    session.finish(lambda policy, title: play_games(policy, run.protocol, episodes, seed, False, title, display.say))
     deployed = sum(parameter.numel() for parameter in session.load_student().parameters())
     display.say(f"\nThe student, alone: {folder.student}, {deployed:,} parameters")
     display.say(f"Curves: {folder.curves}, {folder.metrics.name} beside it, or: tensorboard --logdir {folder.path}")

@@ -80,8 +80,9 @@ def test_areas_by_hand(many: Many) -> None:
         *many([1.0], **FLOW, curve={50: (10.0, 4.0), 100: (30.0, 8.0)}),
     ]
     scratch, flow = compare(records).cells
-    assert scratch.alone == Area(2.0, None)
-    assert flow.alone == Area(6.0, Estimate(3.0))
+    assert scratch.alone == Area(2.0, None, None)
+    # Random play of Breakout has 1.7.
+    assert flow.alone == Area(6.0, Estimate(pytest.approx((6.0 - 1.7) / (2.0 - 1.7))), Estimate(3.0))
     # Level to the first bin with games in it, at 50 of 100, and straight to the last: 25 bins of 1, then the line to 3.
     assert scratch.training is not None
     assert scratch.training.height == pytest.approx(np.interp(np.arange(2, 102, 2), [50, 100], [1, 3]).mean())
@@ -96,7 +97,7 @@ def test_areas_end_where_the_shorter_curve_does(many: Many) -> None:
         *many([1.0], **FLOW, curve={0: (2.0, 2.0), 50: (2.0, 2.0), 100: (99.0, 99.0)}),
     ]
     flow = compare(records).cells[1]
-    assert flow.alone == Area(2.0, Estimate(2.0))
+    assert flow.alone == Area(2.0, None, Estimate(2.0)), "scratch is below random play"
 
 
 def test_a_curve_that_begins_where_the_shorter_one_ends_has_no_area(many: Many) -> None:
@@ -112,7 +113,39 @@ def test_no_transfer_score_where_scratch_has_no_positive_area(many: Many) -> Non
         *many([1.0], **FLOW, curve={50: (-1.0, -1.0), 100: (-1.0, -1.0)}),
     ]
     flow = compare(records).cells[1]
-    assert flow.alone == Area(-1.0, None)
+    assert flow.alone == Area(-1.0, None, None)
+
+
+def test_an_area_below_random_play_is_not_called_three_quarters_of_scratch(many: Many) -> None:
+    alien = {"game": "Alien", "curve": {50: (288.0, 288.0), 100: (289.0, 289.0)}}
+    below = {"game": "Alien", "curve": {50: (216.0, 216.0), 100: (217.0, 217.0)}}
+    flow = compare([*many([315.0], **alien), *many([288.0], **FLOW, **below)]).cells[1]
+    assert flow.alone is not None
+    assert flow.alone.ratio == Estimate(pytest.approx(0.75, abs=0.001))
+    assert flow.alone.above_random == Estimate(pytest.approx((216.5 - 227.8) / (288.5 - 227.8)))
+
+
+def test_a_win_of_every_pair_has_a_p_and_no_interval(many: Many) -> None:
+    flow = compare([*many([1.0, 2.0, 3.0]), *many([4.0, 5.0, 9.0], **FLOW)]).cells[1]
+    assert flow.improvement == Estimate(1.0)
+    assert flow.p_value == pytest.approx(2 / 20)
+    assert flow.difference is not None
+    assert flow.difference.low is not None
+
+
+def test_seeds_of_one_score_have_no_interval(many: Many) -> None:
+    (cell,) = compare(many([21.0, 21.0, 21.0])).cells
+    assert cell.score == Estimate(21.0)
+
+
+def test_scores_under_another_frame_cap_meet_no_score_of_half_an_hour(many: Many) -> None:
+    comparison = compare([*many([2.0], protocol="nature"), *many([3.0], **FLOW, protocol="nature")])
+    assert [cell.normalised for cell in comparison.cells] == [None, None]
+    assert comparison.cells[1].alone is not None
+    assert comparison.cells[1].alone.above_random is None
+    assert "18,000 frames" in note(comparison, "Not normalised")
+    with pytest.raises(UserError, match=r"max_frames 18,000"):
+        compare([*many([2.0], protocol="nature"), *many([3.0], **FLOW)])
 
 
 def test_steps_to_the_baselines_score(many: Many) -> None:

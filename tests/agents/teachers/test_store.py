@@ -8,6 +8,7 @@ from agents.teachers import store
 from agents.teachers.formats import Card, save_agent
 from agents.teachers.store import Reference, find_teacher, list_teachers, load_teacher, load_teachers
 from envs.atari import ALL_ACTIONS, identify
+from envs.protocols import get_protocol
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 
@@ -78,6 +79,17 @@ def test_without_runs_there_is_the_zoo(runs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("reference", ["breakout", "Breakout", "BREAK OUT"])
 def test_a_game_is_the_best_own_run(runs: Path, reference: str) -> None:
     assert find_teacher(reference, runs).path.parent.name == "none-s2"
+
+
+def test_no_run_is_the_best_of_scores_under_different_rules(runs: Path, small_net: Net) -> None:
+    net = small_net(4)
+    sticky = get_protocol("machado", "breakout").to_dict()
+    path = runs / "breakout" / "a3c" / "none-s6" / "student.safetensors"
+    save_agent(path, net, Card("breakout", ACTIONS, net.arch, protocol=sticky, evaluation={"mean": 2.0}))
+    with pytest.raises(UserError, match=r"different rules of play.*none-s2: 30.0 .*none-s6: 2.0 under machado"):
+        find_teacher("breakout", runs)
+    assert find_teacher(str(path), runs).card.mean_score == 2.0
+    assert find_teacher("zoo:breakout", runs).card.mean_score == 400.0
 
 
 def test_an_own_run_that_nobody_has_scored_comes_after_the_zoo(runs: Path, put: Put) -> None:

@@ -16,6 +16,7 @@ from kfrl.cli.main import main
 from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
+from kfrl.seeding import stream
 
 TINY = [
     *("--game", "Pong", "--steps", "600", "--workers", "2", "--envs-per-worker", "2"),
@@ -113,6 +114,9 @@ def test_a_run_without_final_games_gets_them_later(
     assert f"(eval_episodes) into {config}" in " ".join(capsys.readouterr().out.split())
     config.write_text(config.read_text().replace("eval_episodes: 0", "eval_episodes: 2"))
     assert main(["train", "--resume", "run"]) == 0
+    seeds = {stream(1, 999_997), stream(2, 999_997)}
+    assert json.loads(Path("run/eval.json").read_text())["seed"] == stream(1, 999_997)
+    assert len(seeds) == 2, "runs of different seeds end with different games"
     assert main(["compare", "run"]) == 0
     assert "2 games a run" in capsys.readouterr().out
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import rliable.library
@@ -18,6 +20,7 @@ from kfrl.compare.stats import (
     mean_over_games,
     median_over_games,
     optimality_gap,
+    permutation_p,
     probability_of_improvement,
     reference_scores,
     stratified_interval,
@@ -92,6 +95,28 @@ def test_a_single_score_has_no_spread() -> None:
 def test_no_scores_have_no_summary() -> None:
     with pytest.raises(ValueError, match="at least one score"):
         summarise([])
+
+
+def test_permutation_p_by_hand() -> None:
+    assert permutation_p([4.0, 5.0, 9.0], [1.0, 2.0, 3.0]) == pytest.approx(2 / 20)
+    # Of C(4, 2) = 6 ways to choose the first two of 1, 2, 3, 4, {2, 4} differs by 1; 4 differ by at least that.
+    assert permutation_p([2.0, 4.0], [1.0, 3.0]) == pytest.approx(4 / 6)
+    assert permutation_p([1.0, 1.0], [1.0, 1.0]) == 1.0
+    ours, theirs = [1.0, 5.0, 2.0, 8.0], [4.0, 6.0, 9.0]
+    pool = ours + theirs
+    found = [np.mean(part) - (sum(pool) - sum(part)) / 3 for part in itertools.combinations(pool, 4)]
+    below = np.mean(np.array(found) <= np.mean(ours) - np.mean(theirs) + 1e-9)
+    assert permutation_p(ours, theirs) == pytest.approx(2 * below)
+
+
+def test_games_that_all_end_alike_have_no_interval() -> None:
+    found = summarise([21.0] * 30)
+    assert (found.mean, found.ci_low, found.ci_high) == (21.0, None, None)
+
+
+def test_a_score_under_another_frame_cap_is_not_normalised() -> None:
+    assert human_normalised(227.8, "alien", 108_000) == 0.0
+    assert human_normalised(227.8, "alien", 18_000) is None
 
 
 def test_human_normalised_by_hand() -> None:
