@@ -4,6 +4,7 @@ import pytest
 
 from agents.config import TrainConfig
 from agents.run import resolve
+from envs.protocols import get_protocol
 from kfrl.config import load_config
 from kfrl.errors import UserError
 from kfrl.nets.images.registry import arch_of, make_net
@@ -39,6 +40,14 @@ def test_what_goes_beyond_the_paper_is_off(name: str) -> None:
     assert not flow.choose_channels
     assert (config.shape.workers, config.shape.envs_per_worker, config.shape.t_max, config.shape.lr) == (16, 1, 5, 1e-4)
     assert (config.steps, config.gamma, config.entropy_coef, config.shape.max_grad_norm) == (40_000_000, 0.99, 0.01, 40)
+
+
+def test_the_paper_config_is_literal_where_it_can_be() -> None:
+    path = CONFIGS / "atari" / "paper.yaml"
+    config = load_config(path, TrainConfig)
+    assert (config.flow.transform, config.flow.mixing) == ("dense", "softmax")
+    assert get_protocol(config.protocol, "Alien").max_frames == 18_000
+    assert "What is not as there" in path.read_text()
 
 
 @pytest.mark.parametrize("path", SUPERVISED, ids=lambda path: path.name)
