@@ -16,7 +16,7 @@ from agents.run import Run, reopen, resolve
 from agents.teachers.formats import load_agent
 from agents.trainer import Display, Trainer
 from kfrl.compare.plots import draw_run
-from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.checkpoint import checkpoint_to_resume
 from kfrl.runs.provenance import commit, sha256
 from kfrl.training import session
 from kfrl.training.session import Result, Silent, begin, settings_of
@@ -43,13 +43,13 @@ class Session(session.Session[Run, Trainer]):
 
     @classmethod
     def resume(cls, folder: Path) -> Session:
-        """Take up a run at its latest checkpoint.
+        """Take up a run at its latest checkpoint, or anew where none was written yet.
 
         Raises:
-            UserError: no run's folder, no checkpoint, or something that the run needs is gone.
+            UserError: no run's folder, damaged checkpoints, or something that the run needs is gone.
         """
         run = reopen(folder)
-        return cls(run, latest_checkpoint(run.folder.checkpoints))
+        return cls(run, checkpoint_to_resume(run.folder.checkpoints))
 
     def build(self, display: Display) -> Trainer:
         """The engine of the run's algorithm."""

@@ -39,10 +39,14 @@ class Population(nn.Module):
     fitness: Tensor
     """(P,) the mean return of its last games; -inf while it has not played."""
 
-    def __init__(self, size: int, layers: int, width: int, modules: int) -> None:
-        """Draw random genotypes: P, L, N, M."""
+    turns: Tensor
+    """(workers,) int64: which genotype each worker plays."""
+
+    def __init__(self, size: int, layers: int, width: int, modules: int, workers: int) -> None:
+        """Draw random genotypes: P, L, N, M; and give each worker its first."""
         super().__init__()
         self.modules_per_layer = modules
+        self.register_buffer("turns", torch.zeros(workers, dtype=torch.int64))
         self.register_buffer("genotypes", torch.zeros(size, layers, width, dtype=torch.int64))
         self.register_buffer("fitness", torch.zeros(size))
         self.renew()
@@ -51,6 +55,7 @@ class Population(nn.Module):
         """Draw a new population, which nobody has played."""
         self.genotypes.copy_(torch.randint(self.modules_per_layer, self.genotypes.shape))
         self.fitness.fill_(-math.inf)
+        self.turns.copy_(torch.arange(len(self.turns)))
 
     @property
     def played(self) -> Tensor:
@@ -154,17 +159,19 @@ class PathNetMethod(Method):
         )
         layers = len(settings.module_convs) + 1
         net.register_buffer("unchosen", torch.zeros((), dtype=torch.int64))
-        net.population = Population(settings.population, layers, settings.active_modules, settings.modules)
+        net.population = Population(
+            settings.population, layers, settings.active_modules, settings.modules, self.workers
+        )
         return net
 
     def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
-        """Start with the first genotype of this worker's share."""
+        """Go on with the genotype of this worker's share whose turn it is, its games from the first."""
         assert isinstance(net, EvolvingPathNet)
         super().begin(net, phase, task, rank)
         net.layers.requires_grad_(False)
         for module in net.free_modules():
             module.requires_grad_(True)
-        self._index = rank
+        self._rank, self._index = rank, int(net.population.turns[rank])
         self._start_trial()
 
     def _start_trial(self) -> None:
@@ -219,8 +226,9 @@ class PathNetMethod(Method):
         if fitness is None:
             return
         net.population.compete(self._index, fitness, self.settings.rivals)
-        share = range(self._index % self.workers, self.settings.population, self.workers)
+        share = range(self._rank, self.settings.population, self.workers)
         self._index = share[(share.index(self._index) + 1) % len(share)]
+        net.population.turns[self._rank] = self._index
         self._start_trial()
 
     def export(self, net: nn.Module) -> ModularNet:

@@ -41,7 +41,12 @@ def main(argv: Sequence[str]) -> int:
     flags = read_flags(TrainFlags, PROG, argv)
     from agents.launch import Session
 
-    return _train(Session.start(flags.settings) if flags.resume is None else Session.resume(flags.resume))
+    if flags.resume is None:
+        return _train(Session.start(flags.settings))
+    session = Session.resume(flags.resume)
+    if session.checkpoint is None:
+        print(f"{flags.resume} was stopped before its first checkpoint; it begins anew.")
+    return _train(session)
 
 
 def _train(session: Session) -> int:

@@ -95,6 +95,15 @@ def latest_checkpoint(directory: Path) -> Checkpoint:
     raise UserError(f"There is no checkpoint to resume from in {directory}{found}.")
 
 
+def checkpoint_to_resume(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; None where none was ever written, so that the run begins anew.
+
+    Raises:
+        UserError: there are some, and all are damaged.
+    """
+    return latest_checkpoint(directory) if _paths(directory) else None
+
+
 def _shape(tensor: Tensor | None) -> str:
     return "none" if tensor is None else str(tuple(tensor.shape))
 

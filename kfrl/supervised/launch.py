@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from kfrl.compare.plots import draw_run
-from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.runs.checkpoint import checkpoint_to_resume
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.run import Run, reopen, resolve
@@ -36,13 +36,13 @@ class Session(session.Session[Run, Trainer]):
 
     @classmethod
     def resume(cls, folder: Path) -> Session:
-        """Take up a run at its latest checkpoint.
+        """Take up a run at its latest checkpoint, or anew where none was written yet.
 
         Raises:
-            UserError: no run's folder, no checkpoint, or something that the run needs is gone.
+            UserError: no run's folder, damaged checkpoints, or something that the run needs is gone.
         """
         run = reopen(folder)
-        return cls(run, latest_checkpoint(run.folder.checkpoints))
+        return cls(run, checkpoint_to_resume(run.folder.checkpoints))
 
     def build(self, display: Display) -> Trainer:
         """The loop of epochs."""

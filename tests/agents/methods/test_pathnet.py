@@ -92,7 +92,7 @@ def test_mutations_wrap_around() -> None:
 
 
 def population(*fitness: float) -> Population:
-    held = Population(len(fitness), 3, 2, 1_000)
+    held = Population(len(fitness), 3, 2, 1_000, 1)
     held.fitness.copy_(torch.tensor(fitness))
     return held
 
@@ -102,7 +102,7 @@ def changed(before: Tensor, after: Tensor) -> list[int]:
 
 
 def test_a_new_population_is_random_and_unplayed() -> None:
-    held = Population(64, 4, 4, 10)
+    held = Population(64, 4, 4, 10, 1)
     assert held.genotypes.shape == (64, 4, 4)
     assert set(held.genotypes.flatten().tolist()) == set(range(10))
     assert held.fitness.tolist() == [-math.inf] * 64
@@ -185,12 +185,26 @@ def test_games_that_another_genotype_began_do_not_count() -> None:
     assert play(Trial(1, num_envs=1, t_max=5), 4, (0, 9.0, 24)) == 9.0
 
 
+def test_a_resumed_worker_goes_on_with_the_genotype_whose_turn_it_is() -> None:
+    _, net = start(rank=1)
+    net.population.turns[1] = 3
+    _, saved = start()
+    saved.load_state_dict(net.state_dict())
+    resumed = PathNetMethod(CONFIG)
+    resumed.begin(saved, 0, PONG, rank=1)
+    resumed.before_rollout(saved)
+    assert resumed._path == path_of(net.population.genotypes[3])
+    saved.population.renew()
+    assert saved.population.turns.tolist() == [0, 1], "a new population starts with the first of each share"
+
+
 def test_a_worker_plays_its_share_of_the_population_in_turn() -> None:
     method, net = start(rank=1)
     played = []
     for _ in range(5):
         method.before_rollout(net)
         played.append(method._index)
+        assert net.population.turns.tolist()[method._rank] == method._index
         assert method._path == path_of(net.population.genotypes[method._index])
         method.losses(net, batch_of((0, 4.0, 3), (0, 8.0, 2)), 0.0)
         method.after_update(net, 0.0)

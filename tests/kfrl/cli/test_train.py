@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from agents.config import TrainConfig
+from agents.run import resolve
 from agents.teachers.formats import Card, load_agent, save_agent
 from kfrl.cli.main import main
 from kfrl.nets.atari.net import AtariNet
@@ -119,6 +121,22 @@ def test_a_run_without_final_games_gets_them_later(
     assert len(seeds) == 2, "runs of different seeds end with different games"
     assert main(["compare", "run"]) == 0
     assert "2 games a run" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_anew(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = resolve(
+        TrainConfig(game="Breakout", algo="a2c", envs_per_worker=2, steps=64, curve_points=0, eval_episodes=1)
+    )
+    run.folder.write_config(run.config)
+    folder = str(run.folder.path)
+    assert main(["train", "--resume", folder]) == 0
+    assert "stopped before its first checkpoint" in capsys.readouterr().out
+    assert json.loads(run.folder.evaluation.read_text())["steps"] >= 64
+    assert main(["train", "--resume", folder]) == 0
+    assert "is finished" in capsys.readouterr().out
 
 
 def test_a_run_whose_config_was_changed_is_not_resumed_with_another_net(
