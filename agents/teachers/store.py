@@ -68,7 +68,7 @@ class Reference:
             return path, replace(self, place=HUB_PREFIX + pinned)
         path = user_path(self.place)
         if path.is_file():
-            return path, replace(self, place=str(path.resolve()))
+            return path, replace(self, place=str(path.absolute()))
         if self.kind or path.suffix in SUFFIXES:
             raise missing_file(path)
         return None

@@ -85,14 +85,16 @@ def read_foreign(path: Path, kind: str | None = None) -> ForeignAgent:
             f"{path} is a zip archive with no policy in it: it holds {', '.join(members[:6])}. Expected the "
             f"{sb3.POLICY} of Stable-Baselines3, or what torch.save wrote."
         )
-    tensors = canonical(_read_tensors(path))
+    read, entry = _read_tensors(path)
+    tensors = canonical(read)
     found = recognise(tensors, kind)
     if kind == "sb3" or (found is None and kind is not None):
         raise UserError(f"{path} is not of format {kind}. Leave the format out to have it recognised.")
     if found is None:
         raise unrecognised(tensors, str(path), path.name)
     method, table, preprocessing = found
-    return ForeignAgent(build_agent(table, tensors, str(path)), method, preprocessing)
+    notes = f"The state dict is the file's entry {entry!r}." if entry else ""
+    return ForeignAgent(build_agent(table, tensors, str(path)), method, preprocessing, notes=notes)
 
 
 def _members(path: Path) -> list[str]:
@@ -105,11 +107,12 @@ def _members(path: Path) -> list[str]:
         raise UserError(f"{path} is truncated or damaged: {error}.") from None
 
 
-def _read_tensors(path: Path) -> Tensors:
+def _read_tensors(path: Path) -> tuple[Tensors, str]:
+    """The state dict, and which entry of the file it is."""
     with path.open("rb") as file:
         start = file.read(9)
     # A safetensors file starts with its header's length, eight bytes, and then the header.
-    return load_safetensors(path) if start[8:] == b"{" else load_torch(path, str(path))
+    return (load_safetensors(path), "") if start[8:] == b"{" else load_torch(path, str(path))
 
 
 def _read_sb3(path: Path) -> ForeignAgent:
@@ -130,7 +133,7 @@ def _read_table(path: Path) -> ForeignAgent:
     if not weights.is_file():
         raise missing_file(weights)
     own = table.preprocessing
-    net = build_agent(table.layers, _read_tensors(weights), str(path))
+    net = build_agent(table.layers, _read_tensors(weights)[0], str(path))
     if table.actions and len(table.actions) != net.policy.out_features:
         raise UserError(f"{path} names {len(table.actions)} actions, but the net has {net.policy.out_features}.")
     return ForeignAgent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -146,18 +147,24 @@ def unrecognised(tensors: Tensors, source: str, weights: str) -> UserError:
     value = [layer for layer in heads if linears[layer][0] == 1]
     policy = [layer for layer in heads if linears[layer][0] != 1]
     lines = [f"weights: {weights}", "game: Breakout", "layers:", "  convs:"]
-    lines += [f"    - {{layer: {layer}, stride: {STRIDES.get(shape[2], 1)}}}" for layer, shape in convs.items()]
-    lines.append(f"  fc: {fc}")
+    strides = {layer: STRIDES.get(shape[2], 1) for layer, shape in convs.items()}
+    lines += [f"    - {{layer: {_quoted(layer)}, stride: {stride}}}" for layer, stride in strides.items()]
+    lines.append(f"  fc: {_quoted(fc)}")
     if policy and value:
-        lines += [f"  policy: {policy[-1]}", f"  value: {value[-1]}"]
+        lines += [f"  policy: {_quoted(policy[-1])}", f"  value: {_quoted(value[-1])}"]
     else:
-        lines.append(f"  q: {heads[-1] if heads else '?'}")
+        lines.append(f"  q: {_quoted(heads[-1]) if heads else '?'}")
     text = "\n".join(lines)
     return UserError(
         f"{source} holds a net that kfrl does not know. Its tensors:\n{listing(tensors)}\n"
         "If it is convolutions, one fully connected layer and its heads, with ReLU between them, describe it in a YAML "
         f"file and give that instead; with your game, and strides and layers as they are:\n\n{text}\n"
     )
+
+
+def _quoted(layer: str) -> str:
+    """A layer's name in YAML: nn.Sequential's `0` and `1.0` would be numbers without quotes."""
+    return f'"{layer}"' if re.fullmatch(r"[\d.]+", layer) else layer
 
 
 def _check_names(table: LayerTable, tensors: Tensors, source: str) -> None:

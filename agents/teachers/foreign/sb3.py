@@ -14,7 +14,7 @@ import torch
 
 from agents.teachers.foreign.layers import LayerTable, Tensors, refuse_other_kinds, unrecognised
 from agents.teachers.foreign.state_dicts import nature
-from agents.teachers.foreign.tensors import load_torch
+from agents.teachers.foreign.tensors import load_torch, unwrapped
 from kfrl.errors import UserError
 
 POLICY = "policy.pth"
@@ -52,7 +52,7 @@ def read_zip(path: Path) -> tuple[str, LayerTable, Tensors, dict[str, Any]]:
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} is a truncated or damaged Stable-Baselines3 zip ({error}). Copy it again.") from None
     source = f"{path} (Stable-Baselines3)"
-    tensors: Tensors = load_torch(io.BytesIO(policy), f"{POLICY} in {path}")
+    tensors: Tensors = unwrapped(load_torch(io.BytesIO(policy), f"{POLICY} in {path}")[0])
     refuse_other_kinds(tensors, source)
     data = data if isinstance(data, dict) else {}
     for method, table in KNOWN.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from agents.teachers.foreign.layers import STRIDES, Conv, LayerTable, Tensors
+from agents.teachers.foreign.tensors import unwrapped
 from envs.preprocessing import PRESETS, Preprocessing
 
 _PARTS = {
@@ -40,9 +41,9 @@ KNOWN: dict[str, dict[str, LayerTable]] = {
 
 
 def canonical(tensors: Tensors) -> Tensors:
-    """The same tensors, weight and bias of a layer under one name."""
+    """The same tensors, weight and bias of a layer under one name, and no wrapper's prefix."""
     renamed = {}
-    for name, tensor in tensors.items():
+    for name, tensor in unwrapped(tensors).items():
         for pattern, replacement in _PARTS.items():
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor

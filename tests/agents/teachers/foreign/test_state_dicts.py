@@ -241,11 +241,52 @@ def test_a_truncated_file(tmp_path: Path, save: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [[torch.zeros(3)], {"weights": 3}, {1: torch.zeros(3)}, {"model_weights": {"a": torch.zeros(1)}}]
+    "content",
+    [[torch.zeros(3)], {"weights": 3}, {1: torch.zeros(3)}, {"a": {"b": {"c": {"d": torch.zeros(1)}}}}],
 )
 def test_no_dict_of_tensors(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "net.pth")
     refused(tmp_path / "net.pth", "expected a dict of tensors by name")
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize("agent", [CleanRLAgent(), AtariNet(4)], ids=["cleanrl", "plain"])
+def test_the_prefixes_of_wrappers_are_no_part_of_a_net(tmp_path: Path, prefix: str, agent: nn.Module) -> None:
+    path = tmp_path / "net.pth"
+    obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    torch.save(agent.state_dict(), path)
+    expected = read_foreign(path).net(obs)
+    torch.save({prefix + name: tensor for name, tensor in agent.state_dict().items()}, path)
+    for found, value in zip(read_foreign(path).net(obs), expected, strict=True):
+        assert torch.equal(found, value)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "entry"),
+    [
+        (lambda state: {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {}}, "model_state_dict"),
+        (lambda state: {"agent": {"step": 1, "model": state}, "args": {"env_id": "Pong"}}, "agent.model"),
+    ],
+)
+def test_the_only_state_dict_of_a_file_is_meant_and_named(tmp_path: Path, wrap: Any, entry: str) -> None:
+    torch.save(wrap(AtariNet(4).state_dict()), tmp_path / "net.pth")
+    assert repr(entry) in read_foreign(tmp_path / "net.pth").notes
+
+
+def test_several_state_dicts_are_listed(tmp_path: Path) -> None:
+    state = AtariNet(4).state_dict()
+    torch.save({"online": state, "target": state}, tmp_path / "net.pth")
+    refused(tmp_path / "net.pth", "2 state dicts: online, target")
+
+
+def test_the_draft_of_numbered_layers_loads_as_it_is_printed(tmp_path: Path) -> None:
+    net = nn.Sequential(*nature(64), nn.Linear(512, 4))
+    torch.save(net.state_dict(), tmp_path / "seq.pth")
+    with pytest.raises(UserError) as error:
+        read_foreign(tmp_path / "seq.pth")
+    draft = str(error.value)
+    (tmp_path / "seq.yaml").write_text(draft[draft.index("weights:") :])
+    assert read_foreign(tmp_path / "seq.yaml").net.head == "q"
 
 
 def test_a_whole_pickled_module(tmp_path: Path) -> None:
