@@ -104,9 +104,7 @@ class Session(session.Session[Run, Trainer]):
     def _play(self, policy: Policy, title: str) -> Evaluation:
         episodes = self.run.config.eval_episodes
         threads = os.cpu_count() or 1
-        return evaluate(
-            policy, self.run.protocol, episodes=episodes, seed=self.run.final_seed, num_threads=threads
-        )
+        return evaluate(policy, self.run.protocol, episodes=episodes, seed=self.run.final_seed, num_threads=threads)
 
 
 def linked_policy(run: Run, net: nn.Module) -> Policy | None:

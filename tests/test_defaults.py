@@ -34,6 +34,8 @@ def shaped(name: str) -> str:
 def said(name: str, value: Any) -> bool:
     if name in {field.name for field in fields(Shape)}:
         return ROWS[name] == shaped(name)
+    if value == {}:
+        return ROWS[name] == "-"
     if value in WORDS:
         return WORDS[value].fullmatch(ROWS[name]) is not None
     return ROWS[name] == (str(value)[1:-1] if isinstance(value, tuple) else str(value))
