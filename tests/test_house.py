@@ -157,7 +157,7 @@ def known_flags(names: tuple[str, ...]) -> set[str]:
     from kfrl.cli.main import main
     from kfrl.supervised.methods import method_names as classifier_methods
 
-    grouped = {"teachers", "supervised"}
+    grouped = {"teachers", "supervised", "tabular"}
     words = names if names[:1] and names[0] in grouped else names[:1]
     trained = {("train",): method_names(), ("supervised", "train"): classifier_methods()}.get(words, ())
     shown = io.StringIO()

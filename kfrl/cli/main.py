@@ -20,6 +20,7 @@ COMMANDS = {
     "plot": "kfrl.cli.plot",
     "games": "kfrl.cli.games",
     "supervised": "kfrl.cli.supervised",
+    "tabular": "kfrl.cli.tabular",
     "bench": "kfrl.cli.bench",
 }
 
@@ -40,6 +41,7 @@ Transfer knowledge between deep nets in reinforcement and supervised learning.
   games      list the games
   bench      measure how fast this machine emulates, trains and evaluates
   supervised train, eval and compare image classifiers
+  tabular    train, eval and compare small models of tables: born-again trees, model compression
 
 `kfrl COMMAND --help` explains one. For example:
 

@@ -1,0 +1,41 @@
+"""`kfrl tabular`: small models of tables, taught by large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from kfrl.errors import UserError
+
+COMMANDS = {
+    "train": "kfrl.cli.tabular.train",
+    "eval": "kfrl.cli.tabular.evaluate",
+    "compare": "kfrl.cli.tabular.compare",
+}
+
+USAGE = """\
+usage: kfrl tabular COMMAND [OPTIONS]
+
+Teach a small model what an ensemble knows of a table: born-again trees, model compression, and CART beside them.
+
+  train      learn on random splits of a table, and test
+  eval       count a student's errors on its test cases or on another table; write its predictions
+  compare    put runs side by side: errors, leaves, and the share of the ensemble's gain
+
+`kfrl tabular COMMAND --help` explains one. For example:
+
+  kfrl tabular train --data ionosphere --splits 10
+  kfrl tabular train --data customers.csv --target churned
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    from kfrl.cli.main import run_command
+
+    if find_spec("sklearn") is None:
+        raise UserError("kfrl tabular needs scikit-learn, which is not installed: pip install scikit-learn")
+    return run_command(argv, COMMANDS)

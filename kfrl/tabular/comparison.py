@@ -1,0 +1,233 @@
+"""What finished runs say about methods on tables: errors over splits, paired where the splits are the same."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from kfrl.compare.facts import add_words, show, unique_names, varying
+from kfrl.config import load_config
+from kfrl.errors import UserError
+from kfrl.runs.folder import RunFolder, Skipped
+from kfrl.runs.metrics import read_metrics
+from kfrl.tabular.config import TabularConfig
+from kfrl.tabular.runs import ERROR, RMSE
+from kfrl.tabular.students import Card, read_card
+from kfrl.tabular.teachers import teacher_label
+
+IDENTITY = {"data", "seed", "method", "teacher", "splits"}
+BOOKKEEPING = {"run_dir", "data_dir"}
+SAME_SPLITS = ("test", "train_cases", "seed", "target")
+
+SURVEY = {
+    "breastcancer": {"born-again-tree (arc-fs)": 3.9, "cart": 5.9, "arc-fs": 3.0},
+    "ionosphere": {"born-again-tree (arc-fs)": 6.1, "cart": 11.2, "arc-fs": 5.7},
+    "glass": {"born-again-tree (arc-fs)": 28.2, "cart": 30.4, "arc-fs": 21.6},
+    "soybean": {"born-again-tree (arc-fs)": 8.4, "cart": 8.6, "arc-fs": 6.3},
+    "sonar": {"born-again-tree (arc-fs)": 25.1, "cart": 32.1, "arc-fs": 16.0},
+}
+"""Test errors in percent of Breiman and Shang 1996, as Table 2 of the survey (Kersner 2017) quotes them."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run."""
+
+    path: Path
+    config: TabularConfig
+    card: Card
+    rows: tuple[dict[str, float], ...]
+    """Of metrics, one a split."""
+    model: dict[str, float]
+    group: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What can make two runs of a method differ, by name (`tree.alter`)."""
+        known: dict[str, Any] = {}
+        for name, value in asdict(self.config).items():
+            if isinstance(value, dict):
+                known |= {f"{name}.{key}": inner for key, inner in value.items()}
+            elif name not in IDENTITY | BOOKKEEPING:
+                known[name] = value
+        return known
+
+    @property
+    def label(self) -> str:
+        """Method and teacher."""
+        teacher = teacher_label(self.config)
+        return self.group or add_words(self.config.method, "" if teacher == "none" else teacher)
+
+    @property
+    def split_names(self) -> list[tuple[Any, ...]]:
+        """What each split's test cases follow from."""
+        which = tuple(getattr(self.config, name) for name in SAME_SPLITS)
+        return [(*which, index) for index in range(len(self.rows))]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one method under the same settings on one table."""
+
+    name: str
+    data: str
+    runs: tuple[Record, ...]
+
+    def values(self, metric: str) -> list[float]:
+        """Split by split."""
+        return [row[metric] for run in self.runs for row in run.rows if metric in row]
+
+    def mean(self, metric: str) -> float | None:
+        """Over splits; None where no run has it."""
+        held = self.values(metric)
+        return statistics.fmean(held) if held else None
+
+    def model(self, name: str) -> float | None:
+        """A number of the models, mean over runs."""
+        held = [run.model[name] for run in self.runs if name in run.model]
+        return statistics.fmean(held) if held else None
+
+    @property
+    def others(self) -> list[str]:
+        """What was scored beside the students."""
+        names = dict.fromkeys(name for run in self.runs for row in run.rows for name in row)
+        return [name.removeprefix(f"{RMSE}_") for name in names if name.startswith(f"{RMSE}_")]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Errors of one arm minus another's on the same test cases, in percent points."""
+
+    mean: float
+    low: float
+    high: float
+    splits: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that `kfrl tabular compare` shows."""
+
+    arms: tuple[Arm, ...]
+    data: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def base(self, data: str) -> Arm | None:
+        """What the others are measured against: CART, if it is there."""
+        return next((arm for arm in self.arms if arm.data == data and arm.runs[0].config.method == "cart"), None)
+
+
+def read_run(path: Path, group: str | None = None) -> Record:
+    """Read one finished run.
+
+    Raises:
+        UserError: the folder is empty, unfinished or damaged; the message says in what.
+    """
+    folder = RunFolder(path)
+    folder.check_finished("kfrl tabular train --resume")
+    config = load_config(folder.config, TabularConfig)
+    rows = read_metrics(folder.metrics)
+    try:
+        model = {str(name): float(value) for name, value in json.loads(folder.evaluation.read_text())["model"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"damaged: {folder.evaluation.name}: {error!r}") from None
+    if len(rows) < config.splits or not all(ERROR in row and RMSE in row for row in rows):
+        raise UserError(f"damaged: {folder.metrics.name} lacks rows of its {config.splits} splits")
+    return Record(path, config, read_card(folder.student), tuple(rows), model, group)
+
+
+def corrected_interval(differences: Sequence[float], test: float) -> tuple[float, float]:
+    """95 % interval of the mean of differences over repeated random splits (Nadeau and Bengio 2003).
+
+    Splits share cases, so their differences are no independent sample: the variance of the mean is taken as
+    s^2 (1/n + n_test / n_train), with Student's t of n - 1 degrees of freedom.
+
+    Args:
+        differences: (n,), n >= 2.
+        test: Share of the cases that is tested on; the others are learned from.
+    """
+    count = len(differences)
+    spread = statistics.stdev(differences) * math.sqrt(1 / count + test / (1 - test))
+    reach = float(student_t.ppf(0.975, count - 1)) * spread
+    middle = statistics.fmean(differences)
+    return middle - reach, middle + reach
+
+
+def difference(arm: Arm, base: Arm) -> Difference | None:
+    """`arm` minus `base` on the splits that both have; None with fewer than two."""
+    ours, theirs = (
+        {name: row[ERROR] for run in one.runs for name, row in zip(run.split_names, run.rows, strict=True)}
+        for one in (arm, base)
+    )
+    shared = [name for name in ours if name in theirs]
+    if arm is base or len(shared) < 2:
+        return None
+    gaps = [ours[name] - theirs[name] for name in shared]
+    return Difference(float(np.mean(gaps)), *corrected_interval(gaps, arm.runs[0].config.test), len(shared))
+
+
+def share_of_gain(arm: Arm, name: str) -> float | None:
+    """(best net - it) / (best net - teacher) in RMSE: 1 is as good as the ensemble, 0 as the best net by labels."""
+    metrics = (f"{RMSE}_best-net", RMSE if name == "student" else f"{RMSE}_{name}", f"{RMSE}_teacher")
+    net, own, teacher = (arm.mean(metric) for metric in metrics)
+    if net is None or own is None or teacher is None or net == teacher:
+        return None
+    return (net - own) / (net - teacher)
+
+
+def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Comparison:
+    """Sort runs into arms, and say what is not like for like.
+
+    Raises:
+        UserError: there is no run.
+    """
+    left_out = [f"Left out: {entry.path} ({entry.reason.rstrip('.')})." for entry in skipped]
+    if not records:
+        raise UserError(" ".join(["No run is left to compare.", *left_out]))
+    data = sorted({run.card.data for run in records})
+    arms = [arm for name in data for arm in _arms([run for run in records if run.card.data == name], name)]
+    notes = [
+        "Errors and RMSE are means over splits, on cases that nothing was learned from or chosen by; +- is the "
+        "standard deviation over splits. Splits of one table share cases: an interval is that of Nadeau and Bengio.",
+        *(note for name in data for note in _notes([arm for arm in arms if arm.data == name], name)),
+        *left_out,
+    ]
+    return Comparison(tuple(arms), tuple(data), tuple(notes))
+
+
+def _arms(records: Sequence[Record], data: str) -> list[Arm]:
+    grouped: dict[Hashable, list[Record]] = defaultdict(list)
+    for record in records:
+        grouped[record.group or (record.label, repr(record.settings))].append(record)
+    members = [sorted(runs, key=lambda run: (run.config.seed, str(run.path))) for runs in grouped.values()]
+    firsts = [runs[0] for runs in members]
+    names = unique_names([run.label for run in firsts], [run.settings for run in firsts])
+    arms = [Arm(name, data, tuple(runs)) for name, runs in zip(names, members, strict=True)]
+    return sorted(arms, key=lambda arm: (arm.runs[0].config.method != "cart", arm.name))
+
+
+def _notes(arms: Sequence[Arm], data: str) -> list[str]:
+    notes = []
+    for arm in arms:
+        splits = [name for run in arm.runs for name in run.split_names]
+        if len(set(splits)) < len(splits):
+            notes.append(f"{data}: {arm.name} has the same split several times.")
+        differing = varying([run.settings for run in arm.runs])
+        if differing:
+            notes.append(f"{data}: runs of {arm.name} differ in {', '.join(differing)}.")
+    for name in varying([arm.runs[0].settings for arm in arms]):
+        if "." not in name:
+            held = ", ".join(f"{arm.name} {show(arm.runs[0].settings[name])}" for arm in arms)
+            notes.append(f"{data}: arms differ in {name}: {held}.")
+    if any(len({len(run.rows) for run in arm.runs} | {len(arms[0].runs[0].rows)}) > 1 for arm in arms):
+        notes.append(f"{data}: not all runs have equally many splits; differences are of those that both have.")
+    return notes

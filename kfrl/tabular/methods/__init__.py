@@ -1,0 +1,1 @@
+"""How a small model is learned from a table: a file a method."""

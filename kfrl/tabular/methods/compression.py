@@ -1,0 +1,59 @@
+"""Model compression (Bucila, Caruana and Niculescu-Mizil 2006): a small net that mimics an ensemble on made cases."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kfrl.tabular.config import Way
+from kfrl.tabular.data import Cases
+from kfrl.tabular.methods.base import Learned, Predictor, Task, Teacher
+from kfrl.tabular.mimic import Lesson, train_mimic
+from kfrl.tabular.naive_bayes import estimate
+from kfrl.tabular.students import Net
+from kfrl.tabular.synthetic import munge, random_cases
+
+
+def learn(task: Task, teacher: Teacher | None) -> Learned:
+    """A mimic for every way and number of synthetic cases; the first way's last is the student."""
+    assert teacher is not None
+    settings, mimics = task.config.compression, dict[str, Net]()
+    held = task.cases[task.validation]
+    validation = Lesson(task.preparation.encode(held), teacher.predict(held))
+    for way in settings.ways:
+        made = synthesise(task, way, max(settings.cases))
+        cases = np.concatenate([task.cases[~task.validation], made])
+        lesson = Lesson(task.preparation.encode(cases), _labelled(teacher.predict, cases))
+        real = len(cases) - len(made)
+        for count in settings.cases if way != "real" else (0,):
+            name = f"{way}-{count}"
+            task.say(f"mimic: {name}")
+            part = Lesson(lesson.columns[: real + count], lesson.targets[: real + count])
+            mimics[name] = train_mimic(part, validation, settings, task.seed())
+    first = [name for name in mimics if name.startswith(f"{settings.ways[0]}-")][-1]
+    others: dict[str, Predictor] = {name: _predictor(task, net) for name, net in mimics.items()}
+    return Learned(mimics[first], {"teacher": teacher.predict, **teacher.others, **others}, teacher.facts)
+
+
+def _predictor(task: Task, net: Net) -> Predictor:
+    return lambda cases: net.predict(task.preparation.encode(cases))
+
+
+def _labelled(predict: Predictor, cases: Cases, block: int = 4096) -> Cases:
+    return np.concatenate([predict(cases[start : start + block]) for start in range(0, len(cases), block)])
+
+
+def synthesise(task: Task, way: Way, count: int) -> Cases:
+    """Make cases (count, attributes) from the training cases that are not for validation; none for `real`."""
+    cases, settings, generator = task.cases[~task.validation], task.config.compression, task.generator
+    nominal = task.preparation.nominal
+    if way == "real":
+        return cases[:0]
+    if way == "random":
+        return random_cases(cases, count, generator)
+    if way == "nbe":
+        return estimate(cases, nominal, settings.components, generator).sample(count, generator)
+    made = [cases[:0]]
+    while sum(map(len, made)) < count:
+        task.say(f"munge: {sum(map(len, made)):,} of {count:,} cases")
+        made.append(munge(cases, nominal, settings.swap, settings.scale, generator))
+    return np.concatenate(made)[:count]

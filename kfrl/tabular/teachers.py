@@ -1,0 +1,135 @@
+"""Teachers by name, or from an earlier run."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kfrl.errors import UserError, unknown, user_path
+from kfrl.runs.folder import STUDENT_FILE
+from kfrl.tabular.config import TabularConfig
+from kfrl.tabular.data import Attribute, Cases, Table, Values
+from kfrl.tabular.ensembles import TREES, fit_library, select_ensemble, voting_trees
+from kfrl.tabular.methods.base import Predictor, Task, Teacher
+from kfrl.tabular.students import Loaded, load_student
+
+NAMES = (*TREES, "library")
+
+
+def find_teacher(config: TabularConfig, table: Table) -> Loaded | None:
+    """The earlier run that teaches; None where the teacher is to be made, or there is none.
+
+    Raises:
+        UserError: no such teacher, or one that does not fit the table.
+    """
+    name = config.teacher_name
+    if config.method == "cart":
+        if config.teacher not in ("", "none"):
+            raise UserError(f"Method cart takes no teacher, got {name!r}. Use --method born-again-tree for one.")
+        return None
+    if name in NAMES:
+        return None
+    path = user_path(name)
+    if not path.exists():
+        raise unknown("teacher", name, NAMES, "Or give the path of a run of kfrl tabular.")
+    loaded = load_student(path / STUDENT_FILE if path.is_dir() else path)
+    _check_fit(loaded, config, table)
+    return loaded
+
+
+def _check_fit(teacher: Loaded, config: TabularConfig, table: Table) -> None:
+    card = teacher.card
+    lacking = [name for name in table.classes if name not in card.classes]
+    if lacking:
+        raise UserError(
+            f"The teacher {teacher.path} knows {len(card.classes)} classes ({', '.join(card.classes[:8])}), the "
+            f"student should tell apart {len(table.classes)}: it cannot teach {', '.join(map(repr, lacking[:8]))}. "
+            "Train a teacher on this table, or take those cases out."
+        )
+    columns = [attribute.name for attribute in table.attributes]
+    for attribute in card.attributes:
+        if attribute.name not in columns:
+            raise unknown("column", attribute.name, columns, f"The teacher {teacher.path} predicts from it.")
+        kinds = {a.name: a.categories is None for a in table.attributes}
+        if kinds[attribute.name] != (attribute.categories is None):
+            raise UserError(
+                f"The teacher {teacher.path} takes column {attribute.name!r} for "
+                f"{'numbers' if attribute.categories is None else 'names'}, this table for the other. See --nominal."
+            )
+    learned = (card.seed, card.test, card.train_cases)
+    ours = (config.seed, config.test, config.train_cases)
+    if card.data == table.name and (learned != ours or config.splits > 1):
+        raise UserError(
+            f"The teacher {teacher.path} learned from cases of {table.name} that this run would test on. Give the run "
+            f"the teacher's own split: --splits 1 --seed {card.seed} --test {card.test}"
+            + (f" --train-cases {card.train_cases}" if card.train_cases else "")
+        )
+
+
+def make_teacher(task: Task, loaded: Loaded | None, table: Table) -> Teacher | None:
+    """The teacher of one split; None for a method without."""
+    name = task.config.teacher_name
+    if loaded is not None:
+        return Teacher(_of_run(loaded, task, table.attributes, table.classes))
+    if name in TREES:
+        kind = cast(Literal["bagging", "arc-fs", "arc-x4"], name)
+        count = task.config.ensemble.trees
+        voters = voting_trees(kind, task.columns, task.labels, task.classes, count, task.generator)
+        return Teacher(_encoded(task, voters), facts={"leaves_teacher": voters.leaves})
+    return _library(task) if name == "library" else None
+
+
+def _library(task: Task) -> Teacher:
+    columns, held = task.columns, task.validation
+    models, left_out = fit_library(columns[~held], task.labels[~held], task.generator, task.say)
+    for words in left_out:
+        task.say(f"left out of the library: {words}")
+    steps = task.config.ensemble.selection_steps
+    chosen = select_ensemble(models, left_out, columns[held], task.labels[held], steps)
+    facts = {
+        "models_teacher": len(chosen.models),
+        "bytes_teacher": sum(len(pickle.dumps(model.fitted)) for model in chosen.models),
+    }
+    others = {"best-single": _encoded(task, chosen.best), "best-net": _encoded(task, chosen.best_net)}
+    return Teacher(_encoded(task, chosen), others, facts)
+
+
+def _encoded(task: Task, model: Any) -> Predictor:
+    return lambda cases: model.predict(task.preparation.encode(cases))
+
+
+def _of_run(loaded: Loaded, task: Task, attributes: Sequence[Attribute], classes: Sequence[str]) -> Predictor:
+    places = [loaded.card.classes.index(name) for name in classes]
+
+    def predict(cases: Cases) -> NDArray[np.float64]:
+        values = recoded(task.preparation.restore(cases), attributes, loaded.card.attributes)
+        chosen = loaded.predict(values)[:, places]
+        return np.asarray(chosen / np.maximum(chosen.sum(axis=1, keepdims=True), 1e-12))
+
+    return predict
+
+
+def recoded(values: Values, attributes: Sequence[Attribute], wanted: Sequence[Attribute]) -> Values:
+    """Values (n, attributes) as those of `wanted`, by the names of attributes and categories."""
+    index = {attribute.name: number for number, attribute in enumerate(attributes)}
+    parts = []
+    for attribute in wanted:
+        number = index[attribute.name]
+        column, ours = values[:, number], attributes[number].categories
+        if ours is not None and attribute.categories is not None:
+            theirs = {name: place for place, name in enumerate(attribute.categories)}
+            places = np.array([*(theirs.get(name, -1) for name in ours), -1], dtype=np.float64)
+            column = places[column.astype(np.int64)]
+        parts.append(column)
+    return np.stack(parts, axis=1)
+
+
+def teacher_label(config: TabularConfig) -> str:
+    """What a folder calls the teacher."""
+    name = config.teacher_name
+    return name if name in (*NAMES, "none") else Path(name).resolve().name.removesuffix(".safetensors")

@@ -1,0 +1,168 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kfrl.cli.main import main
+from kfrl.tabular import ensembles
+from kfrl.tabular.comparison import corrected_interval
+from kfrl.tabular.config import TabularConfig
+from kfrl.tabular.runs import resolve, split_of, train
+from kfrl.tabular.students import load_student
+
+SMALL = ["--trees", "5", "--node-cases", "60", "--folds", "3", "--updates", "60", "--hidden", "4", "--test", "0.25"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    rows = [["size", "weight", "colour", "class"]]
+    for _ in range(120):
+        size, weight = generator.random(2)
+        colour = ("red", "green", "blue")[generator.integers(3)]
+        rows.append([f"{size:.3f}", f"{weight:.3f}", colour, "big" if size > 0.5 and colour != "red" else "small"])
+    with Path("things.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return tmp_path
+
+
+def run(*flags: str) -> int:
+    return main(["tabular", "train", "--data", "things.csv", *SMALL, *flags])
+
+
+def test_a_born_again_tree_from_end_to_end(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--splits", "3", "--run-dir", "runs/tree") == 0
+    folder = here / "runs" / "tree"
+    names = {"config.yaml", "student.safetensors", "metrics.csv", "eval.json", "log.txt", "tree.txt", "tree.png"}
+    assert {path.name for path in folder.iterdir()} >= names
+    result = json.loads((folder / "eval.json").read_text())
+    assert len(result["test"]["errors"]) == 3
+    assert result["test"]["error_percent"] < 20
+    assert set(result["others"]) == {"teacher"}
+    assert "colour is" in (folder / "tree.txt").read_text()
+
+    assert main(["tabular", "eval", "runs/tree", "--json", "again.json", "--predictions", "answers.csv"]) == 0
+    again = json.loads(Path("again.json").read_text())
+    assert again["error_percent"] == pytest.approx(result["test"]["errors"][0])
+    assert Path("answers.csv").read_text().startswith("predicted,big,small\n")
+    assert main(["tabular", "eval", "runs/tree", "--data", "things.csv"]) == 0
+    Path("new.csv").write_text("colour,weight,size\nred,0.5,0.9\ngreen,0.5,0.9\n")
+    assert main(["tabular", "eval", "runs/tree", "--data", "new.csv", "--predictions", "new-answers.csv"]) == 0
+    assert [line.split(",")[0] for line in Path("new-answers.csv").read_text().splitlines()[1:]] == ["small", "big"]
+
+    assert run("--splits", "3", "--method", "cart", "--run-dir", "runs/cart") == 0
+    capsys.readouterr()
+    assert main(["tabular", "compare", "runs", "--output", "tables"]) == 0
+    said = capsys.readouterr().out
+    assert "born-again-tree (arc-fs)" in said
+    assert "minus cart" in said
+    assert len(Path("tables/splits.csv").read_text().splitlines()) == 1 + 6
+
+
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--splits", "2", "--run-dir", "runs/whole") == 0
+    calls = []
+
+    def stop(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return made(*arguments)
+
+    from kfrl.tabular import runs
+
+    made = runs.make_teacher
+    monkeypatch.setattr(runs, "make_teacher", stop)
+    assert run("--splits", "2", "--run-dir", "runs/half") == 130
+    assert "kfrl tabular train --resume runs/half" in capsys.readouterr().out
+    assert main(["tabular", "train", "--resume", "runs/half"]) == 0
+    assert (here / "runs/half/eval.json").read_text() == (here / "runs/whole/eval.json").read_text()
+    assert main(["tabular", "train", "--resume", "runs/half"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_compression_with_every_way(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [item for item in ensembles.learners(5) if item[0] in ("tree-gini-5", "naive-bayes", "net-8-1")]
+    monkeypatch.setattr(ensembles, "learners", lambda columns: kept)
+    flags = ["--method", "compression", "--ways", "munge", "random", "nbe", "real", "--cases", "100", "200"]
+    assert run(*flags, "--splits", "2", "--components", "2", "--run-dir", "runs/net") == 0
+    result = json.loads((here / "runs/net/eval.json").read_text())
+    mimics = {f"{way}-{count}" for way in ("munge", "random", "nbe") for count in (100, 200)} | {"real-0"}
+    assert set(result["others"]) == {"teacher", "best-single", "best-net", *mimics}
+    assert result["test"]["rmse"] == result["others"]["munge-200"]["rmse"]
+    assert (here / "runs/net/curves.png").exists()
+    assert main(["tabular", "compare", "runs"]) == 0
+    assert main(["tabular", "eval", "runs/net"]) == 0
+    # The net teaches a tree, on the same split alone.
+    flags = ["--teacher", "runs/net", "--run-dir", "runs/tree"]
+    assert run(*flags) == 0
+    assert main(["tabular", "train", "--data", "things.csv", *SMALL, *flags, "--seed", "2"]) == 2
+
+
+def test_splits_follow_from_the_seed_alone(here: Path) -> None:
+    first = TabularConfig(data="things.csv", method="cart", test=0.25)
+    other = TabularConfig(data="things.csv", method="born-again-tree", teacher="bagging", test=0.25)
+    table = resolve(first).table
+    for index in range(2):
+        one, two = split_of(table, first, index), split_of(table, other, index)
+        assert (one.test == two.test).all()
+        assert not (one.test & (one.learning | one.validation)).any()
+    assert (split_of(table, first, 0).test != split_of(table, first, 1).test).any()
+
+
+def test_train_is_a_function(here: Path) -> None:
+    result = train(resolve(TabularConfig(data="things.csv", method="cart", run_dir=here / "run")))
+    assert result == json.loads((here / "run/eval.json").read_text())
+    assert load_student(here / "run/student.safetensors").card.classes == ("big", "small")
+
+
+def test_the_interval_of_repeated_splits_by_hand() -> None:
+    # Of -1, 0, 1: s = 1, 1/3 + 1/9 = 4/9, so 2/3 times t(0.975, 2) = 4.303.
+    assert corrected_interval([-1.0, 0.0, 1.0], 0.1) == pytest.approx((-2.869, 2.869), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--target", "klass"], "Unknown target column 'klass'. Did you mean 'class'?"),
+        (["--teacher", "arc-sf"], "Unknown teacher 'arc-sf'. Did you mean 'arc-fs'?"),
+        (["--method", "cart", "--teacher", "arc-fs"], "Method cart takes no teacher"),
+        (["--train-cases", "500"], "beside the test things has 90 cases"),
+        (["--data", "thing.csv"], "Did you mean 'things.csv'"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    here: Path, flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*flags) == 2
+    assert words in capsys.readouterr().err
+    assert not (here / "runs").exists()
+
+
+def test_a_student_of_more_classes_than_its_teacher_knows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--method", "cart", "--run-dir", "runs/teacher") == 0
+    text = Path("things.csv").read_text()
+    Path("more.csv").write_text(text + "0.1,0.1,red,tiny\n" * 10)
+    flags = ["--data", "more.csv", "--method", "compression", "--teacher", "runs/teacher", *SMALL]
+    assert main(["tabular", "train", *flags]) == 2
+    assert (
+        "knows 2 classes (big, small), the student should tell apart 3: it cannot teach 'tiny'"
+        in capsys.readouterr().err
+    )
+
+
+def test_damaged_students_and_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--method", "cart", "--run-dir", "runs/one") == 0
+    shutil.copytree("runs/one", "runs/two")
+    Path("runs/two/metrics.csv").write_text("global_step\n")
+    assert main(["tabular", "compare", "runs"]) == 0
+    assert "lacks rows of its 1 splits" in capsys.readouterr().out
+    Path("runs/two/student.safetensors").write_bytes(b"\x80\x04pickle")
+    assert main(["tabular", "eval", "runs/two"]) == 2
+    assert "a Python pickle, which can run code" in capsys.readouterr().err
