@@ -36,7 +36,7 @@ IMAGES = ["--data", "digits", "--epochs", "2", "--net", "mlp-32-16", "--batch-si
 RUNS: dict[str, list[str]] = {
     "a2c": ["train", *GAMES, "--algo", "a2c"],
     "ppo": ["train", *GAMES, "--algo", "ppo", "--t-max", "32", "--batch-size", "64"],
-    "a2c knowledge-flow": ["train", *GAMES, "--algo", "a2c", "--teachers", "pong"],
+    "a2c knowledge-flow": ["train", *GAMES, "--algo", "a2c", "--teachers", "pong", "--fold-at", "None"],
     "ppo knowledge-flow": [
         "train",
         *GAMES,
@@ -48,6 +48,8 @@ RUNS: dict[str, list[str]] = {
         "64",
         "--teachers",
         "pong",
+        "--fold-at",
+        "None",
     ],
     "a2c fine-tune": ["train", *GAMES, "--algo", "a2c", "--teachers", "pong", "--method", "fine-tune"],
     "a2c progressive": ["train", *GAMES, "--algo", "a2c", "--teachers", "pong", "--method", "progressive"],

@@ -11,7 +11,9 @@ import agents
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
 
-result = agents.train({"game": "Pong", "teachers": "zoo:pong", "steps": STEPS, "preset": "fast", "eval_episodes": 2})
+result = agents.train(
+    {"game": "Pong", "teachers": "zoo:pong", "method": "fine-tune", "steps": STEPS, "eval_episodes": 2}
+)
 
 print(f"folder:     {result.folder}")
 print(f"student:    {sum(p.numel() for p in result.student.parameters()):,} parameters, on its own")

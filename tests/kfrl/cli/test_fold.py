@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from agents.config import FlowConfig, TrainConfig
-from agents.run import resolve
+from agents.launch import Session
 from agents.teachers.formats import Card, load_agent, save_agent
 from kfrl.cli.main import main
 from kfrl.nets.atari.net import AtariNet
@@ -29,8 +29,7 @@ def linked_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     config = TrainConfig(
         game="Pong", teachers=teachers, run_dir=Path("run"), steps=1000, convs=convs, hidden=8, flow=flow
     )
-    run = resolve(config)
-    run.folder.write_config(run.config)
+    run = Session.start(config).run
     net = run.method().build(run.spec, run.teachers)
     nn.init.normal_(net.flow.student.policy.weight)
     save(net, run.folder.checkpoints)
@@ -81,7 +80,6 @@ def test_a_run_without_teachers_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = resolve(TrainConfig(game="Pong", run_dir=Path("run")))
-    run.folder.write_config(run.config)
+    Session.start(TrainConfig(game="Pong", run_dir=Path("run")))
     assert main(["fold", "run"]) == 2
     assert "was trained by a3c, which has no links" in capsys.readouterr().err.replace("\n", " ")
