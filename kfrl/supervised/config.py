@@ -46,7 +46,7 @@ class ClassifierFlowConfig(FlowSettings):
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
     handover_start: Fraction = 0.0
     """Share of the run at which p of the student begins its forced way to 1 (+)."""
-    link_heads: Literal["never", "expert", "always"] = "never"
+    link_heads: Literal["never", "expert", "always"] = "expert"
     """Link the logits too (+): of teachers of the same classes (expert), of all, or of none."""
     soft_targets: bool = False
     """Learn from the soft targets of the teachers of the same classes too, with the weights of kd (Table 4)."""

@@ -20,7 +20,7 @@ from kfrl.supervised.teachers import adapt
 
 CONFIGS = Path(__file__).parents[4] / "configs" / "supervised"
 START = Progress(0, 0.0, 0.0)
-ALONE = ClassifierFlowConfig(kl_coef=0.0, dependence_coef=0.0, handover_coef=0.0)
+ALONE = ClassifierFlowConfig(kl_coef=0.0, dependence_coef=0.0, handover_coef=0.0, link_heads="never")
 
 
 def method(**flow: object) -> KnowledgeFlowMethod:
@@ -260,3 +260,28 @@ def test_batch_statistics_are_not_disturbed_by_theta_old(task, taught) -> None:
     seen = [module for module in net.student.modules() if isinstance(module, nn.BatchNorm2d)]
     made.loss(net, batch, now)
     assert {int(module.num_batches_tracked) for module in seen} == {2}
+
+
+def test_a_student_of_the_teachers_shape_starts_as_the_teacher(task, taught) -> None:
+    made, expert = method(link_heads="expert"), taught("mlp-6-5")
+    net = made.build(task("mlp-6-5"), [expert])
+    images = [torch.randn(40, *task().shape) for _ in range(10)]
+    said = " ".join(made.prepare(net.eval(), images))
+    assert "fc1 starts with" in said
+    assert "Folded fc1 R2 1.000" in said
+    assert "Folded head R2 1.000" in said
+    alone = made.export(net)
+    torch.testing.assert_close(alone(images[0]), expert.net(images[0]), atol=1e-2, rtol=1e-2)
+    # Its own pre-activations are the mixture's, so that p changes nothing.
+    torch.testing.assert_close(net(images[0]), alone(images[0]), atol=1e-2, rtol=1e-2)
+
+
+def test_a_fold_can_be_left_out_and_a_short_one_is(task, taught) -> None:
+    images = [torch.randn(2, *task().shape) for _ in range(5)]
+    made = method(fold=False)
+    assert list(made.prepare(made.build(task(), [taught("mlp-7")]).eval(), images)) == []
+    made = method()
+    net = made.build(task(), [taught("mlp-7")]).eval()
+    before = {name: tensor.clone() for name, tensor in net.student.state_dict().items()}
+    assert "Not folded: it needs" in list(made.prepare(net, images))[-1]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.student.state_dict().items())
