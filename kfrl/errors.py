@@ -1,6 +1,6 @@
 """Errors that are meant for people: one sentence, no traceback, exit code 2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -43,6 +43,12 @@ def user_path(text: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{text[:60]!r} cannot be a path: {error}.") from None
     return path
+
+
+def shortened(names: Sequence[str], most: int) -> str:
+    """The first `most` names with commas between them, and three dots if there are more."""
+    shown = ", ".join(names[:most])
+    return f"{shown}, ..." if len(names) > most else shown
 
 
 def missing_file(path: Path) -> UserError:

@@ -27,7 +27,8 @@ from kfrl.seeding import seed_everything, stream
 
 REPORT_SECONDS = 0.5
 MIN_ENVS_TO_KEEP_GRAPH = 8
-"""With fewer games, one backward pass over the whole rollout is faster than one a step, its own forward included."""
+"""With fewer games, a second forward pass over the whole rollout and one backward pass take less time than a backward
+pass for each step."""
 
 
 @dataclass(frozen=True)

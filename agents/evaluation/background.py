@@ -86,7 +86,7 @@ def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Conn
             result = evaluate(_policy(net), protocol, episodes=episodes, seed=seed)
             connection.send((snapshot.step, result.scores))
         except UserError:
-            # Weights that are not finite: the workers will say so themselves, a missing point says enough.
+            # The weights are not finite. The workers report that; the curve has no point here.
             connection.send((snapshot.step, ()))
         except (EOFError, BrokenPipeError):
             return

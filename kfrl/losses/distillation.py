@@ -38,7 +38,7 @@ def squared_error(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
 
 def _expectation(log_p: Tensor, values: Tensor) -> Tensor:
-    """Sum p v, (B, A), (B, A) -> (B,); what never happens counts nothing, were it infinite."""
+    """Sum p v, (B, A), (B, A) -> (B,); where p is 0, v counts as 0, even if it is infinite."""
     return (log_p.exp() * values.masked_fill(log_p.isneginf(), 0.0)).sum(1)
 
 

@@ -135,6 +135,6 @@ def _check_all_spoke(layers: Sequence[str], seen: Features) -> None:
     silent = [layer for layer in layers if layer not in seen]
     if silent:
         raise UserError(
-            f"Layer {silent[0]} has nothing to say: the net has it and does not use it in a forward pass. "
+            f"Layer {silent[0]} gives no output: the net has it and does not use it in a forward pass. "
             "Link a layer that is used."
         )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def screens(obs: Tensor) -> Tensor:
-    """Observations (B, stack, H, W) uint8 as floats of 0 to 1, channels last; what is float has been here before."""
+    """Observations (B, stack, H, W) uint8 as floats of 0 to 1, channels last. Floats are returned as they are."""
     if obs.is_floating_point():
         return obs
     # In two steps, because a product of bytes and floats takes half as long again.

@@ -259,7 +259,7 @@ class Trainer:
             return {}
         values: dict[str, float] = {}
         for name, result in self.evaluate_on_validation().items():
-            suffix = f"_{name}" * bool(name)
+            suffix = f"_{name}" if name else ""
             values |= {f"val/accuracy{suffix}": result.accuracy, f"val/loss{suffix}": result.loss}
         self._last_validation = accuracy = values["val/accuracy"]
         chosen = self._in_last_stage or self.stages[self._stage].complete

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kfrl.errors import UserError, missing_file, unknown, user_path
+from kfrl.errors import UserError, missing_file, shortened, unknown, user_path
 
 Values = NDArray[np.float64]
 """(cases, attributes): numbers, NaN where missing; of nominal ones the category's index, -1 for a strange one."""
@@ -306,7 +306,7 @@ def _ordered(cells: Iterable[str]) -> tuple[str, ...]:
 
 
 def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)
+    return shortened(names, SHOWN)
 
 
 # --- splits -------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 
 import kfrl.cli.main
 from kfrl.cli.main import main
-from kfrl.errors import UserError, unknown, user_path
+from kfrl.errors import UserError, shortened, unknown, user_path
 
 
 @pytest.mark.parametrize("text", ["~nobody-of-that-name/x.zip", "x" * 300])
@@ -59,3 +59,8 @@ def test_nothing_near_means_no_guess() -> None:
 
 def test_a_long_list_is_left_out() -> None:
     assert "Valid" not in str(unknown("game", "x", (f"game{index}" for index in range(31))))
+
+
+def test_a_long_list_of_names_is_cut() -> None:
+    assert shortened(["a", "b", "c"], 2) == "a, b, ..."
+    assert shortened(["a", "b"], 2) == "a, b"

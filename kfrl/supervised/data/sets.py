@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kfrl.errors import UserError, unknown, user_path
+from kfrl.errors import UserError, shortened, unknown, user_path
 from kfrl.supervised.config import Augment
 from kfrl.supervised.data.batches import Images, split_off
 from kfrl.supervised.data.download import File, fetch
@@ -400,7 +400,7 @@ def _load_folder(path: Path, image_size: int | None) -> Data:
     channels, *size = held.train.shape
     net = "mnist-mlp" if channels == 1 else "cifar-conv-128" if size == [32, 32] else "resnet-20"
     augment: Augment = "none" if channels == 1 else "crop-flip"
-    shown = ", ".join(held.classes[:5]) + ", ..." * (len(held.classes) > 5)
+    shown = shortened(held.classes, 5)
     note = (
         f"{len(held.train):,} training and {len(held.test):,} test images of {len(held.classes)} classes ({shown}) in "
         f"{path}"

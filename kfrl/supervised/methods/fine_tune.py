@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from kfrl.errors import UserError
+from kfrl.errors import UserError, shortened
 from kfrl.nets import heads_of
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.methods.base import Method, Task
@@ -40,7 +40,7 @@ class FineTune(Method):
             raise UserError(
                 f"fine-tune carries the layers of teacher {teacher.name!r} ({teacher.card.net}, on images of "
                 f"{teacher.card.input_shape}) over to the student ({task.net}, {task.shape}), and these do not fit: "
-                f"{', '.join(differing[:4])}{', ...' * (len(differing) > 4)}. Take the teacher's net "
+                f"{shortened(differing, 4)}. Take the teacher's net "
                 f"(--net {teacher.card.net}) and images of its size, or --method knowledge-flow, which takes any."
             )
         net.load_state_dict(theirs, strict=False)

@@ -55,7 +55,7 @@ def test_a_net_that_asks_another_for_features_can_be_asked_itself() -> None:
 @pytest.mark.parametrize("layer", ["spare", "column.2"])
 def test_a_layer_that_is_not_used_is_named(layer: str) -> None:
     for ask in (features_of, with_features):
-        with pytest.raises(UserError, match=f"Layer {layer} has nothing to say"):
+        with pytest.raises(UserError, match=f"Layer {layer} gives no output"):
             ask(Asking(), ("own", layer), torch.randn(5, 3))
 
 

@@ -129,7 +129,7 @@ def test_what_is_scored_beside_the_student_is_of_its_epoch(run: Callable[..., Ru
     now = trainer.evaluate_on_validation()
     assert result["others"]
     for name, score in now.items():
-        assert score.accuracy == rows[kept - 1]["val/accuracy" + f"_{name}" * bool(name)]
+        assert score.accuracy == rows[kept - 1][f"val/accuracy_{name}" if name else "val/accuracy"]
     again = Trainer(reopen(made.folder.path), Silent(), latest_checkpoint(made.folder.checkpoints))
     assert again.finish() == result
 
