@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,6 +23,9 @@ Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Positive = Annotated[float, Gt(0.0)]
 NonNegative = Annotated[float, Ge(0.0)]
 Count = Annotated[int, Ge(1)]
+
+NAME_LISTS = ("teachers", "source_games")
+"""Settings that are names between commas; a YAML list of names is taken too."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,28 @@ def split_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e3 is a number, and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping.
+
+        Raises:
+            ConstructorError: a key stands twice.
+        """
+        held = [key.value for key, _ in node.value]
+        for index, name in enumerate(held):
+            if name in held[:index]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name} stands twice", node.start_mark)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def load_config(path: Path, kind: type[T]) -> T:
     """Read a YAML file into the dataclass `kind`; what the file leaves out keeps its default.
 
@@ -71,14 +98,14 @@ def load_config(path: Path, kind: type[T]) -> T:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Could not read the config {path}: {error}.") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {error}") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path} should hold `key: value` lines, got a {type(values).__name__}.")
-    return validated(values, kind, source=str(path))
+    return validated(_joined_names(values), kind, source=str(path))
 
 
 def validated(values: dict[str, Any], kind: type[T], source: str = "The settings") -> T:
@@ -89,7 +116,7 @@ def validated(values: dict[str, Any], kind: type[T], source: str = "The settings
     """
     from pydantic import TypeAdapter, ValidationError
 
-    wrong = _unknown_keys(values, kind, "")
+    wrong = _unknown_keys(values, kind, "") or _strange_values(values, kind, "")
     if wrong:
         raise UserError(f"{source}: {' '.join(wrong)}")
     try:
@@ -135,6 +162,34 @@ def _unknown_keys(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
             for index, item in enumerate(value):
                 if isinstance(item, dict):
                     problems += _unknown_keys(item, kinds[0], f"{prefix}{key}.{index}.")
+    return problems
+
+
+def _joined_names(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, where lists of names are written as the text that is split at its commas."""
+
+    def joined(value: Any) -> Any:
+        names = isinstance(value, list) and all(isinstance(item, str) and "," not in item for item in value)
+        return ",".join(value) if names else value
+
+    return {key: joined(value) if key in NAME_LISTS else value for key, value in values.items()}
+
+
+def _strange_values(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
+    """What pydantic would take and nobody means: yes for a number, and numbers without an end."""
+    known = get_type_hints(kind)
+    problems = []
+    for key, value in values.items():
+        kinds: list[Any] = [known[key], *get_args(known[key])]
+        inner: list[Any] = [part for part in kinds if is_dataclass(part)]
+        if isinstance(value, dict) and inner:
+            problems += _strange_values(value, inner[0], f"{prefix}{key}.")
+        elif isinstance(value, bool) and not {bool, Any} & {*kinds, *(get_args(kinds[0]) or ())}:
+            problems.append(
+                f"{prefix}{key}: {'yes' if value else 'no'} (or on, true; off, false) is not its kind of value."
+            )
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"{prefix}{key}: expected a finite number, got {value}.")
     return problems
 
 

@@ -64,6 +64,31 @@ def test_numbers_as_people_write_them(read: Read) -> None:
     assert read("max_grad_norm: 40").max_grad_norm == 40.0
 
 
+def test_whole_numbers_in_scientific_notation_are_numbers(read: Read) -> None:
+    assert (read("steps: 1e3").steps, read("steps: 4.0e7").steps) == (1_000, 40_000_000)
+
+
+def test_a_list_of_names_is_a_list_of_teachers(read: Read) -> None:
+    assert read("teachers: [seaquest, pong]").teacher_names == ("seaquest", "pong")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lr: .inf", "lr: expected a finite number, got inf"),
+        ("flow: {policy_kl_coef: .nan}", "flow.policy_kl_coef: "),
+        ("steps: 100\nsteps: 7", "the key steps stands twice"),
+        ("steps: yes", "steps: yes"),
+        ("steps: off", "steps: no"),
+        ("flow: {imitation_batch: on}", "flow.imitation_batch: yes"),
+    ],
+)
+def test_what_nobody_means_is_refused(read: Read, text: str, words: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(text)
+    assert words in str(error.value)
+
+
 def test_links_in_yaml(read: Read) -> None:
     text = """
 flow:
