@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
 from agents.engines.worker import _build
 from agents.launch import Session
-from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
+from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
 from agents.run import Run, resolve
 from agents.teachers.formats import Teacher, read_card
 from agents.teachers.store import find_teacher
@@ -41,7 +41,7 @@ class InTurn(Method):
 
     takes_sources = "before"
 
-    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+    def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         steps = self.config.source_steps
         assert steps is not None
         return (*(Phase((source,), steps) for source in spec.sources), Phase((spec,), self.config.steps))
@@ -50,9 +50,10 @@ class InTurn(Method):
         self.game = spec.game
         return Body((spec, *spec.sources))
 
-    def end_phase(self, net: nn.Module) -> None:
+    def end_phase(self, net: nn.Module, play: Play) -> Iterable[str]:
         assert isinstance(net, Body)
         net.passed += 1
+        return ()
 
     def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
         assert isinstance(net, Body)
@@ -219,7 +220,7 @@ class Together(InTurn):
 
     takes_sources = "beside"
 
-    def phases(self, spec: NetSpec) -> tuple[Phase, ...]:
+    def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         return (Phase((spec, *spec.sources), self.config.steps),)
 
 

@@ -53,6 +53,11 @@ PONG = NetSpec("pong", ("NOOP", "RIGHT", "LEFT"))
 SPEC = NetSpec("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"), (PONG,))
 
 
+def no_play(count: int, policy: object = None) -> Tensor:
+    """A phase of PathNet ends without any."""
+    raise AssertionError
+
+
 def start(phase: int = 0, rank: int = 0, config: TrainConfig = CONFIG) -> tuple[PathNetMethod, EvolvingPathNet]:
     method = PathNetMethod(config)
     net = method.build(SPEC, ())
@@ -270,7 +275,7 @@ def test_after_a_phase_the_best_path_is_frozen_and_the_rest_starts_afresh(obs: T
     net.population.genotypes[4] = torch.tensor([[3, 3], [0, 1]])
     net.population.fitness.copy_(torch.tensor([1.0, -math.inf, 2.0, 0.0, 9.0, 8.0]))
     before, genotypes = snapshot(net), net.population.genotypes.clone()
-    method.end_phase(net, NO_PLAY)
+    method.end_phase(net, no_play)
     assert moved(net, before) == [[0, 1, 2, 4], [2, 3, 4]]
     assert net.population.fitness.tolist() == [-math.inf] * 6
     assert not torch.equal(net.population.genotypes, genotypes)
@@ -325,7 +330,7 @@ def test_a_best_path_that_has_not_played_is_said_to_be_a_random_one() -> None:
 
 def test_a_random_path_of_a_source_game_is_remembered() -> None:
     method, net = start()
-    method.end_phase(net, NO_PLAY)
+    method.end_phase(net, no_play)
     method, again = start(phase=1)
     again.load_state_dict(net.state_dict())
     assert method.caveat(again).startswith("In 2 of 2 games no path")
