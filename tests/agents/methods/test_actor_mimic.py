@@ -54,7 +54,7 @@ def softmax(logits: Tensor) -> np.ndarray:
 
 def test_all_teachers_games_come_before_the_runs_own(teachers: list[Teacher]) -> None:
     method, _ = start(teachers, PONG)
-    assert [(phase.games, phase.steps) for phase in method.phases(SPEC)] == [((PONG, SEAQUEST), 70), ((SPEC,), 50)]
+    assert [(phase.games, phase.steps) for phase in method.phases(SPEC, ())] == [((PONG, SEAQUEST), 70), ((SPEC,), 50)]
 
 
 def test_a_teacher_of_several_modules_a_layer_is_imitated(teacher: Callable[..., Teacher], obs: Tensor) -> None:

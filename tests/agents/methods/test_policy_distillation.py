@@ -179,7 +179,7 @@ def test_imitating_one_screen_brings_the_policies_together(expert: Teacher, obs:
 
 def test_each_game_has_its_own_teacher_and_head_on_one_body(expert: Teacher, other: Teacher, obs: Tensor) -> None:
     method, net = start(BREAKOUT, [other, expert], task=PONG)
-    assert [phase.games for phase in method.phases(BREAKOUT)] == [(BREAKOUT, PONG)]
+    assert [phase.games for phase in method.phases(BREAKOUT, ())] == [(BREAKOUT, PONG)]
     context = method.observe(net, obs)
     torch.testing.assert_close(context[0], other.net(obs)[0][:, [0, 2, 1]])
     logits, _ = method.forward(net, obs, context)

@@ -101,7 +101,7 @@ def test_every_layer_starts_orthogonal_and_every_policy_near_uniform(
         square = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
         torch.testing.assert_close(square, square[0, 0] * torch.eye(len(square)), atol=1e-5, rtol=0)
         assert layer.bias is None or not layer.bias.any()
-    for phase, played in enumerate(method.phases(spec)):
+    for phase, played in enumerate(method.phases(spec, ())):
         method.begin(net, phase, played.games[0], rank=0)
         method.before_rollout(net)
         logits, _ = method.forward(net, obs, method.observe(net, obs))
