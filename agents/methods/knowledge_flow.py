@@ -38,9 +38,6 @@ CHOICE_OBSERVATIONS = 512
 FOLD_BATCH = 128
 SAMPLE_BYTES = 4 * 84 * 84
 WARM_UP = 0.05
-ROUNDING = 1e-6
-IDLE_UPDATES = 100
-"""After so many updates without a gradient from the start a term counts as one that does nothing."""
 STRETCH = 50
 """Steps, on average, that the linked net or the lone one plays a game before it is drawn anew who goes on."""
 
@@ -101,7 +98,6 @@ class KnowledgeFlowMethod(Method):
         self._memory = Memory(config.flow.imitation_memory // config.shape.workers)
         self._guide_share, self._kickstart = 1.0, 0.0
         self._logits: Tensor | None = None
-        self._idle_updates: int | None = 0
         self._guided: Tensor | None = None
 
     @property
@@ -341,23 +337,11 @@ class KnowledgeFlowMethod(Method):
         return terms
 
     def measure(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
-        """The size of l_KL's gradient with respect to the logits, as a share of the policy loss's.
-
-        Raises:
-            UserError: it was 0 in each of the first updates, so the term does nothing.
-        """
+        """The size of l_KL's gradient with respect to the logits, as a share of the policy loss's."""
         if self._logits is None or "policy_kl" not in terms:
             return {}
         logits, self._logits = self._logits, None
         sizes = [_gradient_size(terms[name], logits) for name in ("policy_kl", "policy")]
-        idle = sizes[0] <= ROUNDING * sizes[1]
-        self._idle_updates = self._idle_updates + 1 if self._idle_updates is not None and idle else None
-        if self._idle_updates == IDLE_UPDATES:
-            raise UserError(
-                f"--policy-kl-coef {self.flow_config.policy_kl_coef:g} has done nothing: l_KL had no gradient in the "
-                f"first {IDLE_UPDATES} updates, because the policy that it compares with is the present one. Under ppo "
-                "with one minibatch a rollout and --epochs 1 it always is. Give --policy-kl-coef 0."
-            )
         return {"flow/policy_kl_share": sizes[0] / sizes[1]} if sizes[1] else {}
 
     def _imitation(self, alone: nn.Module, batch: Batch) -> Tensor:

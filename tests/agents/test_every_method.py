@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.config import FineTuneConfig, PathNetConfig, TrainConfig
+from agents.config import FineTuneConfig, FlowConfig, PathNetConfig, TrainConfig
 from agents.engines.registry import ENGINES
-from agents.launch import Session
 from agents.methods import get_method, method_names
-from agents.run import Run
+from agents.run import Run, resolve
 from agents.teachers.formats import Card, load_agent, save_agent
 from agents.trainer import Status
 from envs.atari import action_set
@@ -70,6 +69,7 @@ def config_of(name: str, algo: str, folder: Path) -> TrainConfig:
         convs=((4, 8, 8),),
         hidden=8,
         pathnet=PathNetConfig(module_convs=((4, 8, 8),), module_units=8, population=4),
+        flow=FlowConfig(fold_at=None, choose_channels=False),
         curve_points=0,
         eval_episodes=0,
         run_dir=folder / "run",
@@ -78,7 +78,9 @@ def config_of(name: str, algo: str, folder: Path) -> TrainConfig:
 
 
 def write(config: TrainConfig) -> Run:
-    return Session.start(config).run
+    run = resolve(config)
+    run.folder.write_config(run.config)
+    return run
 
 
 @pytest.mark.parametrize(("name", "algo", "heads_only"), [*CASES, ("fine-tune", "a2c", True)])

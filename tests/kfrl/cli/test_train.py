@@ -81,7 +81,8 @@ def test_saved_config_runs_the_same_run_again(pong_run: tuple[Path, str], tmp_pa
 def test_a_runs_student_teaches_the_next_run_by_its_game(pong_run: tuple[Path, str]) -> None:
     cwd, _ = pong_run
     teacher = only_run(cwd, "pong/a3c/*")
-    printed = kfrl(cwd, "train", *TINY, "--teachers", "pong", "--seed", "2", "--policy-kl-coef", "0.05")
+    small = "--steps 3200 --convs 4 8 8 4 4 2 --hidden 8 --fold-observations 160 --fold-at 0.4".split()
+    printed = kfrl(cwd, "train", *TINY, *small, "--teachers", "pong", "--seed", "2", "--policy-kl-coef", "0.05")
     folder = only_run(cwd, "pong/knowledge-flow/pong-s2-*")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["teachers"] == str((teacher / "student.safetensors").resolve())
@@ -89,7 +90,7 @@ def test_a_runs_student_teaches_the_next_run_by_its_game(pong_run: tuple[Path, s
     rows = read_metrics(folder / "metrics.csv")
     p = [row["flow/p_student/fc"] for row in rows if "flow/p_student/fc" in row]
     assert p[0] < 0.6
-    assert p[-1] == 1.0
+    assert rows[-1]["fold/r2/conv1"] > 0.0
     assert any(row.get("losses/policy_kl", 0.0) > 0.0 for row in rows)
     assert "Links" in printed
     assert "needs no teacher" in kfrl(cwd, "eval", str(folder), "--episodes", "1")
