@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, make_dataclass, replace
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RunFlags:
+class RunFlags(ABC):
     """What every command that trains takes; the settings are its own."""
 
     config: Path | None = None
@@ -34,9 +35,9 @@ class RunFlags:
     settings: Any = None
 
     @staticmethod
+    @abstractmethod
     def method(name: str) -> type[OwnSettings]:
         """The class of a method."""
-        raise NotImplementedError
 
 
 F = TypeVar("F", bound=RunFlags)
