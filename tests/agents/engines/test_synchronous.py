@@ -176,7 +176,7 @@ def test_endless_non_finite_gradients_end_the_run_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agents.engines.update.MAX_CONSECUTIVE_DROPS", 3)
-    run = prepare(tmp_path / "run", "a2c", steps=1_000, value_loss_coef=float("inf"))
+    run = prepare(tmp_path / "run", "a2c", steps=1_000, value_loss_coef=1e300)
     outcome = train(run)
     assert outcome.failure is not None
     assert "3 updates in a row had a non-finite gradient" in outcome.failure
