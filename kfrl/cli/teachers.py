@@ -253,7 +253,7 @@ def verdict(card: Card, result: Evaluation) -> str:
     if score is None:
         return "Its card claims no score."
     claimed = card.scores
-    if len(claimed) > 1:
+    if min(len(claimed), found.n) > 1:
         p = permutation_test(
             (result.scores, claimed),
             lambda ours, theirs, axis: mean(ours) - mean(theirs),

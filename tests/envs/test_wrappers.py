@@ -15,7 +15,7 @@ from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-from agents.own_envs import OwnEnvs
+from agents.evaluation.own_envs import OwnEnvs
 from envs.atari import AtariEnvs
 from envs.protocols import get_protocol
 from kfrl.teachers.preprocessing import ALE, PRESETS
