@@ -164,7 +164,7 @@ class Trainer(ABC):
     @property
     def on_target(self) -> bool:
         """Whether the run's own game is learned now, perhaps with others beside it."""
-        return any(task.game == self.run.spec.game for task in self.phase.games)
+        return not self.phase.source
 
     def counts(self, task: NetSpec) -> bool:
         """Whether steps in a game are part of the phase's budget."""

@@ -12,7 +12,14 @@ import agents
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
 
 result = agents.train(
-    {"game": "Pong", "teachers": "zoo:pong", "method": "fine-tune", "steps": STEPS, "eval_episodes": 2}
+    {
+        "game": "Pong",
+        "teachers": "zoo:pong",
+        "method": "fine-tune",
+        "steps": STEPS,
+        "curve_episodes": 1,
+        "eval_episodes": 2,
+    }
 )
 
 print(f"folder:     {result.folder}")

@@ -42,6 +42,7 @@ def test_a_method_of_ones_own_for_games(
     tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("agents.engines.synchronous.TICK_SECONDS", -1.0)  # a row an update
     method = ["--method", str(EXAMPLES / "games_method.py"), "--teachers", "zoo:pong", "--strength", "0.5"]
     assert main(["train", *GAME.split(), *method]) == 0
     assert "games-method-a2c" in capsys.readouterr().out

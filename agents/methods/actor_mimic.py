@@ -42,7 +42,7 @@ class ActorMimic(PolicyDistillation):
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """All teachers' games at the same time, then the run's own."""
         assert self.config.source_steps is not None
-        return (Phase(spec.sources, self.config.source_steps), Phase((spec,), self.config.steps))
+        return (Phase(spec.sources, self.config.source_steps, source=True), Phase((spec,), self.config.steps))
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
         """The student of the own game, with what it needs to imitate."""

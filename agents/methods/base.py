@@ -45,7 +45,7 @@ class Phase:
     games: tuple[NetSpec, ...]
     """What the workers play, as evenly divided as can be; the run's own game first, if it is among them."""
     steps: int
-    """Agent steps: of the run's own game if it is among them, else of all games together."""
+    """Agent steps: of the run's own game, or of all source games together in a `source` phase."""
     title: str = ""
     """What it is called, where a run has several phases of the same games."""
     lr: tuple[float, float] = (1.0, 0.0)
@@ -56,6 +56,8 @@ class Phase:
     """Steps of a rollout; default: the run's."""
     imitates: bool = False
     """Rewards do not count: one update by Adam a rollout, from the method's own losses alone, on every engine."""
+    source: bool = False
+    """It prepares the run's own learning: its steps are source steps, even those in a game of the same name."""
 
     def lr_share(self, progress: float) -> float:
         """The learning rate at `progress` in [0, 1], as a share of the run's."""

@@ -147,7 +147,7 @@ class PathNetMethod(Method):
         """A source game after the other, then the run's own."""
         steps = self.config.source_steps
         assert steps is not None
-        return (*(Phase((source,), steps) for source in spec.sources), Phase((spec,), self.config.steps))
+        return (*(Phase((source,), steps, source=True) for source in spec.sources), Phase((spec,), self.config.steps))
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> EvolvingPathNet:
         """All modules, a pair of heads for each game, and a random population."""

@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from agents.evaluation.own_envs import OwnEnvs
 from envs.atari import AtariEnvs
+from envs.preprocessing import ALE, PRESETS
 from envs.protocols import get_protocol
-from kfrl.teachers.preprocessing import ALE, PRESETS
 
 gym.register_envs(ale_py)
 BASELINES = PRESETS["baselines"]
@@ -44,8 +44,8 @@ def chosen(policy: str, actions: int, steps: int) -> NDArray[np.int64]:
     [
         ("Breakout", "never fires", 240),
         ("Breakout", "random", 400),
-        ("Seaquest", "random", 400),
-        ("Qbert", "random", 400),
+        ("Seaquest", "random", 800),
+        ("Qbert", "random", 800),
         ("Freeway", "random", 60),
     ],
 )

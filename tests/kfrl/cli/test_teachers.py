@@ -213,7 +213,7 @@ def test_check_plays_an_agent_on_its_own_pictures_and_on_ales(
 def test_one_game_is_held_against_no_card(capsys: pytest.CaptureFixture[str], short: None) -> None:
     assert main(["teachers", "check", "zoo:seaquest", "--episodes", "1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Its card claims 1,657.0; one game has no interval to hold that against" in said
+    assert "Its card claims 1,657.3; one game has no interval to hold that against" in said
 
 
 def test_check_plays_an_agent_of_ours_once(breakout: AtariNet, short: None, capsys: pytest.CaptureFixture[str]) -> None:

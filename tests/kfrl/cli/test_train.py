@@ -91,7 +91,7 @@ def test_a_runs_student_teaches_the_next_run_by_its_game(pong_run: tuple[Path, s
     p = [row["flow/p_student/fc"] for row in rows if "flow/p_student/fc" in row]
     assert p[0] < 0.6
     assert any(row.get("fold/r2/conv1", 0.0) > 0.0 for row in rows)
-    assert any(row.get("losses/policy_kl", 0.0) > 0.0 for row in rows)
+    assert any(row.get("losses/policy_kl", 0.0) != 0.0 for row in rows), "a tiny change of the policy may round below 0"
     assert "Links" in printed
     assert "needs no teacher" in kfrl(cwd, "eval", str(folder), "--episodes", "1")
 
