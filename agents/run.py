@@ -80,6 +80,7 @@ class Run:
             teacher_sha256=self.config.teacher_sha256,
             protocol=self.protocol.to_dict(),
             evaluation=evaluation or {},
+            trains_value=get_method(self.config.method_name).trains_value,
             commit=commit(),
             caveat=caveat,
         )

@@ -36,6 +36,7 @@ class ActorMimic(PolicyDistillation):
     """L = -sum_a pi_E(a) log pi_AMN(a) + lambda ||f_i(h_AMN) - h_E||^2 in the teachers' games, then plain learning."""
 
     takes_sources = "teachers-before"
+    trains_value = True
     teacher_acts = False
     q_temperature = 1.0
 

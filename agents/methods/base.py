@@ -131,6 +131,8 @@ class Method(OwnSettings):
     """The values of `--algo` that it runs under."""
     leans_on_teachers = False
     """Whether a trained net may need its teachers beside what is exported; `independent` says when it does not."""
+    trains_value = True
+    """Whether the value head of what it exports is trained."""
     config_groups: tuple[str, ...] = ()
     """The groups of settings in `TrainConfig` that it reads."""
     phase: int = 0

@@ -94,6 +94,7 @@ class KnowledgeFlowMethod(Method):
         self.flow_config = config.flow
         self._stages: tuple[str, ...] = (LINKED,)
         self._expert: Teacher | None = None
+        self._without_value: tuple[str, ...] = ()
         self._actions: tuple[str, ...] = ()
         self._memory = Memory(config.flow.imitation_memory // config.shape.workers)
         self._guide_share, self._kickstart = 1.0, 0.0
@@ -206,7 +207,13 @@ class KnowledgeFlowMethod(Method):
         return lambda obs: in_order(net(obs)[0], card.actions, self._actions)
 
     def notes(self, net: nn.Module) -> Sequence[str]:
-        """What the imitation takes, or why there is none."""
+        """Which value heads are not linked; what the imitation takes, or why there is none."""
+        unlinked = [
+            f"Teacher {name}'s value head was never trained, so it is not linked." for name in self._without_value
+        ]
+        return (*unlinked, *self._imitation_notes())
+
+    def _imitation_notes(self) -> Sequence[str]:
         config = self.flow_config
         if IMITATION in self._stages:
             return (
@@ -225,7 +232,13 @@ class KnowledgeFlowMethod(Method):
             if wanted == "always" or (wanted == "expert" and teacher.card.game == spec.game)
         ]
         heads = AtariNet.head_layers
-        return [Link(head, teacher.name, head) for head in heads for teacher in linked]
+        self._without_value = tuple(teacher.name for teacher in linked if not teacher.card.trains_value)
+        return [
+            Link(head, teacher.name, head)
+            for head in heads
+            for teacher in linked
+            if head == "policy" or teacher.card.trains_value
+        ]
 
     def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
         """Say which of the two nets trains."""

@@ -34,6 +34,7 @@ class PolicyDistillation(Method):
 
     takes_teachers = "some"
     takes_sources = "teachers-beside"
+    trains_value = False
     config_groups = ("distillation",)
     teacher_acts = True
     """Who acts, unless the settings say."""

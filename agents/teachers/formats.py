@@ -42,6 +42,8 @@ class Card:
     curve: tuple[tuple[int, float], ...] = ()
     """(agent steps, mean raw return of the student alone) along its training."""
     commit: str = "unknown"
+    trains_value: bool = True
+    """Whether its value head was trained; it is a random one where not."""
     notes: str = ""
     caveat: str = ""
     """What its scores must not be quoted without."""

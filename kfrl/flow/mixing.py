@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 Variant = Literal["softmax", "simplex"]
+FLOOR = 1e-6
+"""The least that a weight of the simplex counts as."""
 
 
 class Mixing(nn.Module):
@@ -43,15 +45,18 @@ class Mixing(nn.Module):
         if self.variant == "softmax":
             return raw.softmax(0)
         # The reproduction counts a weight that a step pushed below zero as zero.
-        positive = raw.clamp_min(1e-6)
+        positive = raw.clamp_min(FLOOR)
         return positive / positive.sum()
 
     @torch.no_grad()
     def renormalise(self) -> None:
-        """Put p back on the simplex after an optimiser step (simplex variant only)."""
+        """Put p back on the simplex after an optimiser step (simplex variant only).
+
+        No weight stays below the floor, where `forward` would clamp it and no gradient could reach it any more.
+        """
         if self.variant == "simplex":
             for raw in self.raw.parameters():
-                raw.clamp_min_(1e-6).div_(raw.sum())
+                raw.clamp_min_(FLOOR).div_(raw.sum()).clamp_min_(FLOOR)
 
 
 def tensor_name(layer: str) -> str:

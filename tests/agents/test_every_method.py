@@ -124,6 +124,7 @@ def test_a_run_is_stopped_goes_on_to_its_end_and_its_student_is_scored(
     alone = load_agent(run.folder.student)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(alone.net(obs), student(obs), strict=True))
     assert (alone.card.game, alone.card.steps) == ("breakout", outcome.step)
+    assert alone.card.trains_value == any(name.split(".")[-2] == "value" for name in moved)
     assert main(["eval", "run", "--episodes", "1", "--json", "scores.json"]) == 0
     assert json.loads(Path("scores.json").read_text())["steps"] == outcome.step
     assert "student alone" in capsys.readouterr().out

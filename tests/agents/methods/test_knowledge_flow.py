@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -104,6 +105,17 @@ def test_heads_may_be_linked_to_no_teacher_or_to_all(expert: Teacher, stranger: 
     assert linked(never, [stranger, expert], "breakout") == BODY
     for name in ("breakout", "seaquest"):
         assert linked(always, [stranger, expert], name)[3:] == HEADS
+
+
+@pytest.mark.parametrize("link_heads", ["expert", "always"])
+def test_a_value_head_that_was_never_trained_is_not_linked(expert: Teacher, link_heads: str) -> None:
+    distilled = replace(expert, card=replace(expert.card, trains_value=False))
+    method = make_method(link_heads=link_heads)
+    net = method.build(SPEC, [distilled])
+    assert [(link.student, link.layer) for link in net.flow.links] == [*BODY, ("policy", "policy")]
+    assert method.notes(net)[0] == "Teacher breakout's value head was never trained, so it is not linked."
+    trained = make_method(link_heads=link_heads)
+    assert not any("value head" in note for note in trained.notes(trained.build(SPEC, [expert])))
 
 
 def test_links_may_be_given_by_name(expert: Teacher) -> None:

@@ -67,6 +67,16 @@ def test_simplex_counts_a_negative_weight_as_zero() -> None:
     assert bool((raw(mixing) >= 0).all())
 
 
+def test_a_gradient_reaches_a_weight_that_a_step_pushed_below_zero() -> None:
+    mixing = Mixing({"fc": 2}, "simplex")
+    set_raw(mixing, [-0.3, 1.5, 0.9])
+    mixing.renormalise()
+    mixing("fc")[0].backward()
+    gradient = raw(mixing).grad
+    assert gradient is not None
+    assert float(gradient[0]) == pytest.approx(1.0, abs=1e-4), "p_0 = w_0 / (w_0 + w_1 + w_2), whose sum is 1"
+
+
 def test_softmax_needs_no_renormalising() -> None:
     mixing = Mixing({"fc": 1}, "softmax")
     set_raw(mixing, [5.0, -2.0])
