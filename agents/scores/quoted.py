@@ -24,6 +24,8 @@ class Quoted:
     """The source read it off a plot."""
     protocol: str
     """How it was measured, where that is known."""
+    max_frames: int | None
+    """The cap of a game; None where the source does not say."""
 
 
 @functools.cache
@@ -40,6 +42,7 @@ def quoted_scores() -> tuple[Quoted, ...]:
             score=float(row["score"]),
             approximate=row["approximate"] == "yes",
             protocol=row["protocol"],
+            max_frames=int(row["max_frames"]) if row["max_frames"] else None,
         )
         for row in rows
     )

@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _print(comparison: Comparison) -> None:
     from kfrl.cli.console import table_console
-    from kfrl.cli.sheets import QUOTED, aggregate_sheet, game_sheets, quoted_sheet
+    from kfrl.cli.sheets import aggregate_sheet, game_sheets, quoted_note, quoted_sheet
 
     console = table_console(markup=False)
     for game in comparison.games:
@@ -69,7 +69,7 @@ def _print(comparison: Comparison) -> None:
     quoted = quoted_sheet(comparison.games)
     if quoted.rows:
         console.print(quoted.rich())
-        console.print(QUOTED, soft_wrap=True)
+        console.print(quoted_note(comparison), soft_wrap=True)
     console.print()
     for note in comparison.notes:
         console.print(f"- {note}", soft_wrap=True)
@@ -78,13 +78,13 @@ def _print(comparison: Comparison) -> None:
 def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
     """Write every file, each of them whole or not at all; yields their names."""
     from kfrl.cli.sheets import (
-        QUOTED,
         aggregate_rows,
         aggregate_sheet,
         cell_rows,
         csv_text,
         game_sheets,
         markdown,
+        quoted_note,
         quoted_sheet,
         run_rows,
     )
@@ -101,7 +101,7 @@ def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
         texts["aggregate.tex"] = aggregate_sheet(comparison).latex(comparison.notes)
     quoted = quoted_sheet(comparison.games)
     if quoted.rows:
-        texts["quoted.tex"] = quoted.latex([QUOTED])
+        texts["quoted.tex"] = quoted.latex([quoted_note(comparison)])
     for game in comparison.games:
         scores, learning = game_sheets(comparison, game)
         texts[f"scores-{game}.tex"] = scores.latex(comparison.notes)

@@ -152,6 +152,15 @@ def _measures(found: Aggregate) -> dict[str, Estimate]:
     }
 
 
+def quoted_note(comparison: Comparison) -> str:
+    """What has to be known beside quoted scores: whose they are, and which have the frame cap of these runs."""
+    caps = sorted({run.protocol.max_frames for arm in comparison.arms for run in arm.all_runs})
+    return (
+        f"{QUOTED} Games of these runs end after {' or '.join(f'{cap:,}' for cap in caps)} frames: do not compare them "
+        "with quoted scores under another cap, or one that is not known (-)."
+    )
+
+
 def quoted_sheet(games: Iterable[str]) -> Sheet:
     """Published scores of these games."""
     rows = [
@@ -161,13 +170,14 @@ def quoted_sheet(games: Iterable[str]) -> Sheet:
             entry.teachers or NONE,
             entry.source,
             entry.protocol,
+            f"{entry.max_frames:,}" if entry.max_frames else NONE,
             f"{'~' if entry.approximate else ''}{entry.score:,.10g}",
         ]
         for game in games
         for entry in quoted_scores()
         if entry.rom == game
     ]
-    columns = ["game", "method", "teachers", "source", "how it was measured", "score"]
+    columns = ["game", "method", "teachers", "source", "how it was measured", "frame cap", "score"]
     return Sheet("QUOTED, not run here", columns, rows, left=5)
 
 
@@ -234,7 +244,7 @@ def markdown(comparison: Comparison) -> str:
     parts += ["## What to know beside the numbers", "\n".join(f"- {note}" for note in comparison.notes)]
     quoted = quoted_sheet(comparison.games)
     if quoted.rows:
-        parts += ["## Quoted, not run here", QUOTED, quoted.markdown()]
+        parts += ["## Quoted, not run here", quoted_note(comparison), quoted.markdown()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,6 +2,7 @@ from collections import Counter
 
 from agents.scores.quoted import quoted_scores
 from envs.games import all_games
+from envs.protocols import get_protocol
 
 PAPER = "Knowledge Flow (ICLR 2019), Table "
 
@@ -43,6 +44,15 @@ def test_rows_are_as_printed() -> None:
 def test_what_was_read_off_plots_is_marked_and_nothing_else() -> None:
     marked = Counter((entry.source, entry.method) for entry in quoted_scores() if entry.approximate)
     assert marked == {(PAPER + "1", "PathNet"): 14, (PAPER + "1", "progressive nets"): 7}
+
+
+def test_the_frame_cap_is_that_of_the_source_or_not_known() -> None:
+    caps = {entry.max_frames for entry in quoted_scores() if not entry.source.startswith(PAPER)}
+    assert caps == {get_protocol("paper", "alien").max_frames}
+    own = {entry.max_frames for entry in quoted_scores() if "Knowledge Flow" in entry.method}
+    assert own == {get_protocol("nature", "alien").max_frames}
+    others = {entry.method for entry in quoted_scores() if entry.max_frames is None}
+    assert others == {"A3C", "PPO", "ACKTR", "PathNet", "progressive nets"}
 
 
 def test_games_are_ale_pys_and_every_row_has_a_source() -> None:
