@@ -52,7 +52,7 @@ def test_tables_notes_and_quotes_are_printed(runs: Path, capsys: pytest.CaptureF
     assert "Across 2 games (Alien, Breakout)" in said
     assert said.index("Across 2 games") < said.index("QUOTED, not run here") < said.index("- Scores are those")
     assert "~1,700" in said
-    assert "Games of these runs end after 108,000 frames: do not compare them with quoted scores under another cap" in said
+    assert "Games of these runs end after 108,000 frames: do not compare them with quoted scores" in said
     assert "knowledge-flow (seaquest) on Alien (2)" in said
 
 
