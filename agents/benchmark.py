@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.config import FAST_ENVS, FlowConfig, TrainConfig, cores
+from agents.config import FAST_ENVS, FlowConfig, TrainConfig
 from agents.evaluation.play import SIDE_BY_SIDE, evaluate
 from agents.launch import Session
 from agents.teachers.formats import Card, save_agent
@@ -26,6 +26,7 @@ from envs.games import find_game
 from envs.protocols import get_protocol
 from kfrl.devices import check_device
 from kfrl.errors import unknown
+from kfrl.machine import cores
 from kfrl.nets.atari.net import AtariNet
 
 WARM_UP = 2.0

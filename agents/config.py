@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 
 from kfrl.config import Count, FlowSettings, Fraction, NonNegative, Positive, split_names
+from kfrl.machine import cores
 from kfrl.registry import method_label
 
 
@@ -283,8 +283,3 @@ _USUAL = {
     "ppo": Shape(workers=1, envs_per_worker=8, t_max=128, lr=2.5e-4, value_loss_coef=0.5, max_grad_norm=0.5),
 }
 """docs/defaults.md has the source of each."""
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.config import cores
 from agents.rollout import sample
 from envs.atari import AtariEnvs
 from envs.protocols import Protocol
+from kfrl.machine import cores
 
 GAMES = 32
 """Games side by side."""

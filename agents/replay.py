@@ -7,6 +7,9 @@ from collections import deque
 import torch
 from torch import Tensor
 
+SAMPLE_BYTES = 4 * 84 * 84
+"""Of an observation, which is nearly all that is remembered."""
+
 
 class Memory:
     """The latest batches of samples, drawn from at random. A batch is a tuple of tensors with the samples first.

@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from agents.config import cores
 from agents.engines.shared import SharedModel, bind, named_views
 from agents.engines.update import Report
 from agents.evaluation.background import Evaluator, Snapshot
@@ -21,6 +20,7 @@ from agents.methods.base import NetSpec
 from agents.observations import observe, steps_for
 from agents.run import Run
 from envs.games import Game
+from kfrl.machine import cores
 from kfrl.nets import arch_of
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
 from kfrl.runs.metrics import MetricsWriter

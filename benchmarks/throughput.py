@@ -19,8 +19,8 @@ from tabulate import tabulate
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from agents.benchmark import COLUMNS, Arm, Benchmark
-from agents.config import cores
 from kfrl.cli.bench import machine
+from kfrl.machine import cores
 
 
 @dataclass(frozen=True)

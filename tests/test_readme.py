@@ -40,6 +40,7 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     (tmp_path / "runs" / "seaquest" / "knowledge-flow" / "seaquest-s1").mkdir(parents=True)
     ran = commands()
     assert {words[0] for words in ran} == {
+        "doctor",
         "train",
         "eval",
         "compare",

@@ -8,7 +8,6 @@ from abc import abstractmethod
 
 import torch
 
-from agents.config import cores
 from agents.engines.processes import keep_memory
 from agents.engines.rmsprop import RMSpropTF
 from agents.engines.shared import bind
@@ -18,6 +17,7 @@ from agents.objective import Samples, a3c_terms, ppo_terms
 from agents.rollout import Collector, Rollout
 from agents.trainer import Trainer
 from envs.atari import AtariEnvs
+from kfrl.machine import cores
 from kfrl.seeding import seed_everything, stream
 
 TICK_SECONDS = 0.2

@@ -145,6 +145,11 @@ class Method(OwnSettings):
         self.config = config
         self._observed: tuple[Tensor, Context] | None = None
 
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes that all learners together remember of earlier play, when their memories are full."""
+        return 0.0
+
     @classmethod
     def check_teachers(cls, name: str, count: int) -> None:
         """Refuse a number of teachers that the method cannot use.

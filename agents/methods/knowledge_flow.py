@@ -11,7 +11,7 @@ With `fold_at: null` the run is the paper's: linked throughout.
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -21,7 +21,7 @@ from agents.actions import in_order
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase, Play
 from agents.observations import steps_for
-from agents.replay import Memory
+from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, dependence_weight, links_by_depth
@@ -29,6 +29,7 @@ from kfrl.flow.fold import fold, foldable_layers, observations_needed
 from kfrl.flow.mixing import tensor_name
 from kfrl.losses.distillation import kl_divergence
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
+from kfrl.machine import total_memory
 from kfrl.nets.atari.net import AtariNet
 from kfrl.nets.memory_format import screens
 
@@ -36,7 +37,6 @@ LINKED, IMITATION, ALONE = "linked", "imitation", "alone"
 CHOICE_OBSERVATIONS = 512
 """On which the teachers' channels are chosen and their scales matched."""
 FOLD_BATCH = 128
-SAMPLE_BYTES = 4 * 84 * 84
 WARM_UP = 0.05
 STRETCH = 50
 """Steps, on average, that the linked net or the lone one plays a game before it is drawn anew who goes on."""
@@ -105,6 +105,11 @@ class KnowledgeFlowMethod(Method):
     def stage(self) -> str:
         """What the process's phase is about."""
         return self._stages[self.phase]
+
+    @property
+    def memory_bytes(self) -> float:
+        """The memory of the imitation."""
+        return float(SAMPLE_BYTES * self.flow_config.imitation_memory) if IMITATION in self._stages else 0.0
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """Linked, imitation, alone; the steps of all play together are the run's.
@@ -414,7 +419,7 @@ def _policy_kl(batch: Batch) -> Tensor:
 
 def _check_memory(samples: int) -> None:
     """Refuse a replay buffer that does not fit into the machine's memory."""
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    have = total_memory() or math.inf
     if samples * SAMPLE_BYTES > 0.8 * have:
         raise UserError(
             f"--imitation-memory {samples:,} needs {samples * SAMPLE_BYTES / 2**30:,.1f} GiB, and this machine has "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from agents.actions import epsilon_greedy, in_order
 from agents.config import TrainConfig
 from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
-from agents.replay import Memory
+from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
 from kfrl.losses.distillation import kl_divergence, negative_log_likelihood, squared_error
@@ -46,6 +46,11 @@ class PolicyDistillation(Method):
         self.distillation = config.distillation
         self._teachers: dict[str, Teacher] = {}
         self._memory = Memory(self.distillation.replay_memory // config.shape.workers)
+
+    @property
+    def memory_bytes(self) -> float:
+        """The memory that updates draw from."""
+        return float(SAMPLE_BYTES * self.distillation.replay_memory)
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """Every teacher's game at the same time."""

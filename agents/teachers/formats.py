@@ -72,6 +72,8 @@ class Teacher:
     path: Path
     weights: Path | None = None
     """Of a layer table: the file of weights that it describes."""
+    loaded: tuple[str, ...] = ()
+    """Of another program's file: what became of each of its tensors."""
 
     @property
     def sha256(self) -> str:

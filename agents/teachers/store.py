@@ -200,7 +200,7 @@ def load_teacher(reference: str | Reference, runs: Path, identify: Identify) -> 
     agent = read_foreign(path, asked.kind or None)
     card = _card(agent, asked, identify)
     net = agent.net.eval().requires_grad_(False)
-    return Teacher(path.stem, net, card, path, agent.weights), str(replace(exact, game=card.game))
+    return Teacher(path.stem, net, card, path, agent.weights, agent.loaded), str(replace(exact, game=card.game))
 
 
 def load_teachers(

@@ -96,7 +96,7 @@ def machine() -> dict[str, Any]:
     import ale_py
     import torch
 
-    from agents.config import cores
+    from kfrl.machine import cores
 
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {

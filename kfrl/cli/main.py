@@ -22,6 +22,7 @@ COMMANDS = {
     "supervised": "kfrl.cli.supervised",
     "tabular": "kfrl.cli.tabular",
     "bench": "kfrl.cli.bench",
+    "doctor": "kfrl.cli.doctor",
 }
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,6 +41,7 @@ Transfer knowledge between deep nets in reinforcement and supervised learning.
   plot       draw a run: returns, and p of student and teachers per layer
   games      list the games
   bench      measure how fast this machine emulates, trains and evaluates
+  doctor     say what this machine has, what is missing, and what mends it
   supervised train, eval and compare image classifiers
   tabular    train, eval and compare small models of tables: born-again trees, model compression
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agents.config import FAST_ENVS, TrainConfig, cores
+from agents.config import FAST_ENVS, TrainConfig
+from agents.plan import Plan, expected_memory, expected_rate, plan_of
 from agents.run import Run
 from agents.trainer import Status
 from envs.games import Game
 from kfrl.cli.display import RunDisplay, View, duration, link_table, p_of
 from kfrl.flow import KnowledgeFlow
+from kfrl.machine import cores, size, total_memory, warnings
+from kfrl.nets.carried import carried
 from kfrl.runs.checkpoint import Checkpoint
 
 
-def introduce(display: RunDisplay, run: Run, checkpoint: Checkpoint | None) -> None:
-    """Say what is about to run: rules, sizes, teachers and links."""
+def introduce(display: RunDisplay, run: Run) -> Plan:
+    """Say what is about to run: rules, sizes, teachers, weights and links; and what stands in its way."""
     config, protocol = run.config, run.protocol
     names = ", ".join(
         [_teacher_line(run, index) for index in range(len(run.teachers))]
@@ -29,26 +32,61 @@ def introduce(display: RunDisplay, run: Run, checkpoint: Checkpoint | None) -> N
     )
     for line in (*_engine_lines(config), *_phase_lines(run)):
         display.say(line)
-    method = run.method()
-    net = method.build(run.spec, run.teachers)
-    method.begin(net, 0, run.phases[0].games[0], rank=0)
-    trained = sum(p.numel() for group in method.parameter_groups(net) for p in group.parameters)
-    if len(run.phases) == 1:
-        deployed = sum(p.numel() for p in method.export(net).parameters())
-        display.say(f"{trained:,} parameters train, {deployed:,} are deployed")
-    else:
-        display.say(f"{trained:,} parameters train in phase 1")
-    for flow in net.modules():
+    plan = plan_of(run)
+    deployed = "" if plan.deployed is None else f", {plan.deployed:,} are deployed"
+    phase = "" if plan.deployed is not None else " in phase 1"
+    display.say(f"{plan.trained:,} parameters train{phase}{deployed}")
+    for line in _loaded_lines(run, plan):
+        display.say(line)
+    for flow in plan.net.modules():
         if isinstance(flow, KnowledgeFlow):
             display.say(link_table(flow))
-    for note in method.notes(net):
+    for note in plan.method.notes(plan.net):
         display.say(note)
+    for warning in warnings(run.folder.path, shared=plan.shared, written=plan.written):
+        display.say(f"Warning: {warning}", "yellow")
+    return plan
+
+
+def say_where(display: RunDisplay, run: Run, checkpoint: Checkpoint | None) -> None:
+    """Say where the run goes on from and what it writes to."""
     if checkpoint is not None:
         state = checkpoint.state
         phase = f" of phase {state['phase'] + 1}" if len(run.phases) > 1 else ""
         step = state.get("phase_step", state["global_step"])
         display.say(f"Going on from step {step:,}{phase} ({checkpoint.path.name}).")
     display.say(f"Writing to {run.folder.path}")
+
+
+def foretell(display: RunDisplay, run: Run, plan: Plan) -> None:
+    """Say what a run would take, and that nothing was written."""
+    rate = expected_rate(run, plan)
+    memory, have = expected_memory(run, plan), total_memory()
+    of = "" if have is None else f" of this machine's {size(have)}"
+    first = f" in phase 1 of {len(run.phases)}" if len(run.phases) > 1 else ""
+    display.say(f"memory: about {size(memory)}{of}; {size(plan.shared)} of it shared between processes")
+    display.say(f"disk: about {size(plan.written)}")
+    display.say(
+        f"rate: about {rate:,.0f} steps a second{first}, measured now on one learner; {run.config.steps:,} steps take "
+        f"{duration(run.config.steps / rate)} at that rate, beside the games played for curves and scores"
+    )
+    if have is not None and memory > have:
+        display.say(
+            "Warning: that is more memory than there is. Fewer --workers or smaller memories need less.", "yellow"
+        )
+    display.say(f"Nothing was written. The folder would be {run.folder.path}")
+
+
+def _loaded_lines(run: Run, plan: Plan) -> Iterator[str]:
+    """What became of weights that were made elsewhere or for another net."""
+    for teacher in run.teachers:
+        if teacher.loaded:
+            yield f"teacher {teacher.name}, {teacher.path.name}:"
+            yield from (f"  {line}" for line in teacher.loaded)
+    taken = carried(plan.net, {teacher.name: teacher.net for teacher in run.teachers})
+    if taken:
+        yield "student:"
+        yield from (f"  {one}" for one in taken)
 
 
 def _engine_lines(config: TrainConfig) -> Iterator[str]:

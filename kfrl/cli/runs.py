@@ -32,6 +32,8 @@ class RunFlags(ABC):
     """A YAML file of settings; flags override it. Every run writes one, config.yaml."""
     resume: Path | None = None
     """The folder of a run to go on with, with its own settings."""
+    dry_run: bool = False
+    """Say what the run would do and cost, and write nothing."""
     settings: Any = None
 
     @staticmethod

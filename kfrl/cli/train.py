@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     flags = read_flags(TrainFlags, PROG, argv)
     from agents.launch import Session
 
+    if flags.dry_run:
+        return _try(flags.settings)
     if flags.resume is None:
         return _train(Session.start(flags.settings))
     session = Session.resume(flags.resume)
@@ -49,9 +51,26 @@ def main(argv: Sequence[str]) -> int:
     return _train(session)
 
 
+def _try(config: TrainConfig) -> int:
+    """Say what a run would do."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from agents.run import resolve
+    from kfrl.cli.display import RunDisplay
+    from kfrl.cli.panel import foretell, introduce, view
+
+    display = RunDisplay(Console(), StringIO(), view)
+    run = resolve(config)
+    plan = introduce(display, run)
+    foretell(display, run, plan)
+    return 0
+
+
 def _train(session: Session) -> int:
     from kfrl.cli.display import open_display
-    from kfrl.cli.panel import introduce, view
+    from kfrl.cli.panel import introduce, say_where, view
 
     run = session.run
     with open_display(run.folder.log, view) as display:
@@ -64,7 +83,8 @@ def _train(session: Session) -> int:
             )
             display.say(f"{run.folder.path} is finished. {scores}")
             return 0
-        introduce(display, run, session.checkpoint)
+        introduce(display, run)
+        say_where(display, run, session.checkpoint)
         session.prepare(display)
         outcome = session.trainer.train()
         place = f"step {outcome.step:,}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.teachers.foreign import sb3
-from agents.teachers.foreign.layers import LayerTable, Tensors, build_agent, unrecognised
+from agents.teachers.foreign.layers import LayerTable, Tensors, build_agent, loading, unrecognised
 from agents.teachers.foreign.state_dicts import canonical, recognise
 from agents.teachers.foreign.tensors import load_safetensors, load_torch
 from envs.preprocessing import PRESETS, Preprocessing, get_preprocessing
@@ -38,6 +38,8 @@ class ForeignAgent:
     notes: str = ""
     weights: Path | None = None
     """Beside a layer table: the file that it describes."""
+    loaded: tuple[str, ...] = ()
+    """What became of each tensor of the file."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def read_foreign(path: Path, kind: str | None = None) -> ForeignAgent:
         raise unrecognised(tensors, str(path), path.name)
     method, table, preprocessing = found
     notes = f"The state dict is the file's entry {entry!r}." if entry else ""
-    return ForeignAgent(build_agent(table, tensors, str(path)), method, preprocessing, notes=notes)
+    net = build_agent(table, tensors, str(path))
+    return ForeignAgent(net, method, preprocessing, notes=notes, loaded=loading(table, tensors))
 
 
 def _members(path: Path) -> list[str]:
@@ -124,6 +127,7 @@ def _read_sb3(path: Path) -> ForeignAgent:
         PRESETS["baselines"],
         steps=steps if isinstance(steps, int) else 0,
         seed=seed if isinstance(seed, int) else None,
+        loaded=loading(table, tensors),
     )
 
 
@@ -133,7 +137,8 @@ def _read_table(path: Path) -> ForeignAgent:
     if not weights.is_file():
         raise missing_file(weights)
     own = table.preprocessing
-    net = build_agent(table.layers, _read_tensors(weights)[0], str(path))
+    tensors = _read_tensors(weights)[0]
+    net = build_agent(table.layers, tensors, str(path))
     if table.actions and len(table.actions) != net.policy.out_features:
         raise UserError(f"{path} names {len(table.actions)} actions, but the net has {net.policy.out_features}.")
     return ForeignAgent(
@@ -146,4 +151,5 @@ def _read_table(path: Path) -> ForeignAgent:
         score=table.score,
         notes=table.notes,
         weights=weights,
+        loaded=loading(table.layers, tensors),
     )

@@ -67,6 +67,28 @@ class LayerTable:
         return all(f"{layer}.weight" in tensors for layer in self.layers) and not self.leftover(tensors)
 
 
+def loading(table: LayerTable, tensors: Tensors) -> tuple[str, ...]:
+    """What becomes of every tensor of a file that `build_agent` takes, a line each."""
+    ours = (*(f"conv{index + 1}" for index in range(len(table.convs))), "fc", "policy", "value")
+    first = table.convs[0].layer
+    changes = [
+        *(["times 255"] if table.scale == "0..255" else []),
+        *(["frames turned round"] if table.stack == "newest-first" else []),
+    ]
+    lines = []
+    for own, theirs in zip(ours, table.layers, strict=False):
+        for kind in ("weight", "bias"):
+            name = f"{theirs}.{kind}"
+            how = f" ({', '.join(changes)})" if theirs == first and kind == "weight" and changes else ""
+            lines.append(
+                f"loaded   {own}.{kind} from {name}{how}"
+                if name in tensors
+                else f"fresh    {own}.{kind} = 0; the file has no {name}"
+            )
+    used = {f"{layer}.{kind}" for layer in table.layers for kind in ("weight", "bias")}
+    return (*lines, *(f"skipped  {name}" for name in tensors if name not in used))
+
+
 def build_agent(table: LayerTable, tensors: Tensors, source: str) -> AtariNet:
     """Build the net that `table` finds in `tensors`.
 

@@ -13,13 +13,14 @@ from kfrl.supervised.config import SupervisedConfig
 
 if TYPE_CHECKING:
     from kfrl.cli.display import RunDisplay, View
-    from kfrl.runs.checkpoint import Checkpoint
     from kfrl.supervised.launch import Session
     from kfrl.supervised.run import Run
     from kfrl.supervised.trainer import Status, Trainer
     from kfrl.training.method import OwnSettings
 
 PROG = "kfrl supervised train"
+STATISTICS_KEPT = 3
+"""Checkpoints on the disk while one replaces another; each holds a parameter and up to two moments, 12 bytes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,35 @@ def main(argv: Sequence[str]) -> int:
     flags = read_flags(TrainFlags, PROG, argv)
     from kfrl.supervised.launch import Session
 
+    if flags.dry_run:
+        return _try(flags.settings)
     return _train(Session.start(flags.settings) if flags.resume is None else Session.resume(flags.resume))
+
+
+def _try(config: SupervisedConfig) -> int:
+    """Say what a run would do."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from kfrl.cli.display import RunDisplay, duration
+    from kfrl.machine import peak_memory, size
+    from kfrl.supervised.run import resolve
+    from kfrl.supervised.trial import trial
+
+    display = RunDisplay(Console(), StringIO(), view)
+    run = resolve(config)
+    with trial(run, display) as (trainer, rate):
+        _introduce(display, run, trainer)
+        updates = trainer.epochs * len(trainer.images)
+        seconds = updates * config.batch_size / rate
+        display.say(f"memory: {size(peak_memory())} were in use after a few updates")
+        display.say(
+            f"rate: about {rate:,.0f} images a second, measured now; {trainer.epochs} epochs take {duration(seconds)} "
+            "at that rate, beside the validation"
+        )
+    display.say(f"Nothing was written. The folder would be {run.folder.path}")
+    return 0
 
 
 def _train(session: Session) -> int:
@@ -56,7 +85,11 @@ def _train(session: Session) -> int:
         if session.finished:
             display.say(f"{folder.path} is finished. Its scores: {folder.evaluation}")
             return 0
-        _introduce(display, session.run, session.trainer, session.checkpoint)
+        _introduce(display, session.run, session.trainer)
+        if session.checkpoint is not None:
+            step = f"epoch {session.checkpoint.state['epoch'] + 1}"
+            display.say(f"Going on from {step} ({session.checkpoint.path.name}).")
+        display.say(f"Writing to {folder.path}")
         outcome = session.trainer.train()
         display.close()
         if outcome.failure is not None:
@@ -71,9 +104,11 @@ def _train(session: Session) -> int:
     return 0
 
 
-def _introduce(display: RunDisplay, run: Run, trainer: Trainer, checkpoint: Checkpoint | None) -> None:
+def _introduce(display: RunDisplay, run: Run, trainer: Trainer) -> None:
     from kfrl.cli.display import link_table
     from kfrl.flow import KnowledgeFlow
+    from kfrl.machine import warnings
+    from kfrl.nets.carried import carried
 
     config, data = run.config, run.data
     taught = f" · {', '.join(f'teacher {teacher.name}' for teacher in run.teachers)}" if run.teachers else ""
@@ -96,9 +131,12 @@ def _introduce(display: RunDisplay, run: Run, trainer: Trainer, checkpoint: Chec
     )
     if isinstance(trainer.net, KnowledgeFlow):
         display.say(link_table(trainer.net))
-    if checkpoint is not None:
-        display.say(f"Going on from epoch {checkpoint.state['epoch'] + 1} ({checkpoint.path.name}).")
-    display.say(f"Writing to {run.folder.path}")
+    parts = {teacher.name: teacher.net for teacher in run.teachers}
+    taken = carried(trainer.net, parts) if trainer.updates == 0 else []
+    for line in (["student:"] if taken else []) + [f"  {one}" for one in taken]:
+        display.say(line)
+    for warning in warnings(run.folder.path, shared=0.0, written=12.0 * STATISTICS_KEPT * parameters):
+        display.say(f"Warning: {warning}", "yellow")
 
 
 def _teacher_lines(run: Run) -> Iterator[str]:

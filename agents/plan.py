@@ -1,0 +1,113 @@
+"""What a run would do and cost, found out before it begins: nothing is written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from agents.engines.shared import SharedModel, bind, flatten
+from agents.engines.shared_adam import SharedAdam
+from agents.engines.update import Report, Updater
+from agents.engines.worker import MIN_ENVS_TO_KEEP_GRAPH
+from agents.methods.base import Method
+from agents.objective import a3c_terms
+from agents.rollout import Collector
+from agents.run import Run
+from envs.atari import AtariEnvs
+from kfrl.machine import cores, peak_memory
+from kfrl.runs.checkpoint import KEPT
+
+NUMBER = 4
+"""Bytes of a parameter."""
+STATISTICS = 3
+"""A parameter, and what the optimiser keeps of it: two moments."""
+LOGS = 50e6
+"""Bytes for metrics, TensorBoard's events and the picture of a run; more than they were ever seen to take."""
+WORKER = 41e6
+"""Bytes of a worker's own in the paper's shape (docs/performance.md)."""
+MEASURED = 2.0
+"""Seconds of play and updates that a rate is measured over, at least."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's net, and its sizes in numbers and bytes."""
+
+    method: Method
+    net: nn.Module
+    trained: int
+    """Parameters that the optimiser moves in the first phase."""
+    deployed: int | None
+    """Parameters of the student alone; None where a later phase decides it."""
+    shared: float
+    """Bytes that the run's processes share."""
+    written: float
+    """Bytes of its folder: checkpoints while one replaces another, the student, and logs."""
+
+
+def plan_of(run: Run) -> Plan:
+    """Build the run's net once and count."""
+    method = run.method()
+    net = method.build(run.spec, run.teachers)
+    method.begin(net, 0, run.phases[0].games[0], rank=0)
+    trained = sum(p.numel() for group in method.parameter_groups(net) for p in group.parameters)
+    deployed = sum(p.numel() for p in method.export(net).parameters()) if len(run.phases) == 1 else None
+    held = sum(tensor.numel() for tensor in net.state_dict().values())
+    teachers = sum(p.numel() for teacher in run.teachers for p in teacher.net.parameters())
+    saved = held + (STATISTICS - 1) * trained
+    return Plan(
+        method=method,
+        net=net,
+        trained=trained,
+        deployed=deployed,
+        shared=NUMBER * (STATISTICS * trained + held - trained + teachers),
+        written=NUMBER * ((KEPT + 1) * saved + held) + LOGS,
+    )
+
+
+def expected_memory(run: Run, plan: Plan) -> float:
+    """About how many bytes all processes of a run take together, the launcher's as it is now."""
+    peak = peak_memory()
+    if run.config.algo != "a3c":
+        return peak + plan.shared + plan.method.memory_bytes
+    own = WORKER + 3 * NUMBER * plan.trained
+    return peak + plan.shared + run.config.shape.workers * own + plan.method.memory_bytes
+
+
+def expected_rate(run: Run, plan: Plan) -> float:
+    """Agent steps a second of the run's first phase, from one learner's play and updates, measured here and now.
+
+    As many learners as there are cores are taken to be that fast; several passes over a rollout (ppo) are counted in.
+    """
+    shape, asynchronous = run.config.shape, run.config.algo == "a3c"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if asynchronous else threads)
+    try:
+        seconds = _seconds_a_step(run, plan, keep_graph=shape.envs_per_worker >= MIN_ENVS_TO_KEEP_GRAPH)
+    finally:
+        torch.set_num_threads(threads)
+    return (min(shape.workers, cores()) if asynchronous else 1) / seconds
+
+
+def _seconds_a_step(run: Run, plan: Plan, *, keep_graph: bool) -> float:
+    config, shape, phase = run.config, run.config.shape, run.phases[0]
+    method, net = plan.method, plan.net
+    groups = method.parameter_groups(net)
+    shared = SharedModel.create(groups, 1)
+    local, grads = flatten(groups), torch.zeros_like(shared.parameters)
+    bind(groups, local, grads)
+    updater = Updater(method, net, shared, grads, SharedAdam(shared, groups, shape.max_grad_norm), rank=0)
+    task = phase.games[0]
+    envs = AtariEnvs(run.rules(task), shape.envs_per_worker, num_threads=1 if config.algo == "a3c" else cores())
+    collector = Collector(envs, method, net, phase.t_max or shape.t_max, seed=0, keep_graph=keep_graph)
+    steps, started = 0, 0.0
+    while not steps or time.perf_counter() - started < MEASURED:
+        rollout = collector.collect()
+        updater.update(a3c_terms(method, net, rollout, 0.0, config), 0.0, 0.0, Report())
+        # The first rollout warms up.
+        steps += rollout.actions.numel() if started else 0
+        started = started or time.perf_counter()
+    return (time.perf_counter() - started) / steps

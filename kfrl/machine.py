@@ -1,0 +1,217 @@
+"""What this machine has, what a run needs of it, and the line that mends what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import kfrl
+from kfrl.runs.provenance import commit
+
+SHARED_MEMORY = Path("/dev/shm")
+CGROUP = Path("/sys/fs/cgroup")
+SHARED_NEEDED = 64e6
+"""Bytes that a run of the paper's shape with one teacher of its size shares between its processes, rounded up."""
+DISK_NEEDED = 1e9
+"""Bytes for a few runs of the paper's shape."""
+PACKAGES = ("torch", "gymnasium", "ale-py", "numpy", "opencv-python-headless", "safetensors", "tensorboard", "scipy")
+EXTRAS = {
+    "huggingface-hub": "teachers from the Hub (hub:owner/repo/file)",
+    "scikit-learn": "kfrl tabular and --data digits",
+}
+"""Packages that kfrl can do without, and what needs them."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact of a machine."""
+
+    name: str
+    value: str
+    problem: str = ""
+    """What does not work, a sentence; empty if all is well."""
+    mend: str = ""
+    """What to do about it."""
+
+    @property
+    def warning(self) -> str:
+        """The problem and its remedy, as a line."""
+        return f"{self.name}: {self.value}. {self.problem} {self.mend}"
+
+
+def cores() -> int:
+    """The cores that this process may keep busy: its affinity, or the quota of its container where that is less."""
+    return max(1, int(min(_seen_cores(), _quota())))
+
+
+def _seen_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _quota() -> float:
+    """A container's share of processor time, in cores; without a limit infinity."""
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf
+
+
+def total_memory() -> float | None:
+    """Bytes of memory that this process may have; None where the system does not say."""
+    try:
+        whole = float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    try:
+        return min(whole, float((CGROUP / "memory.max").read_text()))
+    except (OSError, ValueError):
+        return whole
+
+
+def peak_memory() -> float:
+    """The most bytes that this process has had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+def versions() -> Iterator[Finding]:
+    """Python, kfrl, and the packages under it."""
+    yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    source = commit()
+    yield Finding("kfrl", kfrl.__version__ + ("" if source == kfrl.__version__ else f", commit {source[:12]}"))
+    for name in PACKAGES:
+        found = _version(name)
+        lost = ("It is not installed.", f"pip install {name}") if found is None else ()
+        yield Finding(name, found or "missing", *lost)
+    for name, use in EXTRAS.items():
+        yield Finding(name, _version(name) or f"not installed; only for {use}: pip install {name}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def processor() -> Finding:
+    """The cores that are used."""
+    seen, used = _seen_cores(), cores()
+    return Finding("cores", str(used) if used == seen else f"{used}; {seen} are seen, a quota allows {_quota():g}")
+
+
+def threads() -> Finding:
+    """Threads of PyTorch in this process; a worker of a3c takes one, whatever this says."""
+    import torch
+
+    held = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
+    count = torch.get_num_threads()
+    value = f"{count} of PyTorch" + (f" ({', '.join(held)})" if held else "")
+    if count <= cores():
+        return Finding("threads", value)
+    return Finding(
+        "threads",
+        value,
+        f"That is more than the cores, {cores()}: a2c, ppo and image runs lose time.",
+        f"export OMP_NUM_THREADS={cores()}",
+    )
+
+
+def memory() -> Finding:
+    """What this process may have."""
+    total = total_memory()
+    return Finding("memory", "unknown" if total is None else size(total))
+
+
+def shared_memory(needed: float = SHARED_NEEDED) -> Finding:
+    """What processes can share, for a run that shares `needed` bytes."""
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return Finding("shared memory", f"no {SHARED_MEMORY} on this system, its own kind is used")
+    value = f"{size(free)} free in {SHARED_MEMORY}"
+    if free >= needed:
+        return Finding("shared memory", value)
+    return Finding(
+        "shared memory",
+        value,
+        f"The workers of a run share about {size(needed)} and would die of a bus error.",
+        "Docker: docker run --shm-size=2g. Else, as root: mount -o remount,size=2G /dev/shm",
+    )
+
+
+def disk(folder: Path, needed: float = DISK_NEEDED) -> Finding:
+    """What is free where runs are written, for one that writes `needed` bytes."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    value = f"{size(free)} free for {folder}"
+    if not os.access(place, os.W_OK):
+        return Finding("disk", value, f"{place} cannot be written to.", "Give another --run-dir.")
+    if free >= needed:
+        return Finding("disk", value)
+    return Finding(
+        "disk", value, f"That is less than {size(needed)}.", "Delete old checkpoint folders, or give another --run-dir."
+    )
+
+
+def gpus() -> Finding:
+    """The GPUs that PyTorch can use."""
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return Finding("GPU", "; ".join(f"cuda:{index} {name}" for index, name in enumerate(names)))
+    if shutil.which("nvidia-smi") is None:
+        return Finding("GPU", "none; everything runs on the CPU")
+    if torch.version.cuda is None:
+        return Finding(
+            "GPU",
+            f"a driver is there, PyTorch {torch.__version__} is built for the CPU alone",
+            "--device cuda does not work.",
+            "Install the build for your driver: https://pytorch.org/get-started/locally",
+        )
+    return Finding(
+        "GPU",
+        f"a driver is there, PyTorch {torch.__version__} finds no device",
+        f"--device cuda does not work with a driver that is older than CUDA {torch.version.cuda} asks for.",
+        "See `nvidia-smi`: is a card listed, and which CUDA does its driver have?",
+    )
+
+
+def findings(folder: Path) -> Iterator[Finding]:
+    """All about this machine, for runs below `folder`; the games are no part of it."""
+    yield from versions()
+    yield processor()
+    yield threads()
+    yield memory()
+    yield shared_memory()
+    yield disk(folder)
+    yield gpus()
+
+
+def warnings(folder: Path, *, shared: float, written: float) -> list[str]:
+    """What stands in the way of a run, a line each.
+
+    Args:
+        folder: Of the run.
+        shared: Bytes that its processes share; 0 for a run of one process.
+        written: Bytes that it writes.
+    """
+    checks = [threads(), *([shared_memory(shared)] if shared else []), disk(folder, written)]
+    return [finding.warning for finding in checks if finding.problem]
+
+
+def size(amount: float) -> str:
+    """Bytes, as people say them."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6)):
+        if amount >= factor:
+            return f"{amount / factor:,.1f} {unit}"
+    return f"{amount / 1e3:,.0f} KB"

@@ -1,0 +1,39 @@
+"""A few updates of a run that is not begun: how fast it would be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kfrl.runs.folder import RunFolder
+from kfrl.supervised.run import Run
+from kfrl.supervised.trainer import Display, Trainer
+from kfrl.training.session import Silent
+
+MEASURED = 2.0
+"""Seconds of updates that a rate is measured over, at least; an epoch at most."""
+
+
+@contextmanager
+def trial(run: Run, display: Display) -> Iterator[tuple[Trainer, float]]:
+    """A trainer before its first update, and how many images a second another one trained on; leaves no file."""
+    with TemporaryDirectory(prefix="kfrl-trial-") as folder:
+        elsewhere = replace(run, folder=RunFolder(Path(folder)))
+        rate = _rate(Trainer(elsewhere, Silent()))
+        yield Trainer(elsewhere, display), rate
+
+
+def _rate(trainer: Trainer) -> float:
+    images, started = 0, time.perf_counter()
+    for index, batch in enumerate(trainer.images.epoch(trainer.config.seed, 0, 0)):
+        if index == 1:  # The first update was for warming up.
+            images, started = 0, time.perf_counter()
+        trainer.update(batch)
+        images += len(batch.labels)
+        if index and time.perf_counter() - started > MEASURED:
+            break
+    return images / (time.perf_counter() - started)
