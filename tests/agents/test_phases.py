@@ -44,7 +44,7 @@ class InTurn(Method):
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         steps = self.config.source_steps
         assert steps is not None
-        return (*(Phase((source,), steps) for source in spec.sources), Phase((spec,), self.config.steps))
+        return (*(Phase((source,), steps, source=True) for source in spec.sources), Phase((spec,), self.config.steps))
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> Body:
         self.game = spec.game
