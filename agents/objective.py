@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
-from agents.methods.base import Batch, Context, Method, joined
+from agents.methods.base import AnyMethod, Batch, Context, joined
 from agents.rollout import Rollout
 from envs.atari import Episode
 from kfrl.losses.actor_critic import (
@@ -22,7 +22,7 @@ from kfrl.losses.actor_critic import (
 
 
 def a3c_terms(
-    method: Method, net: nn.Module, rollout: Rollout, progress: float, config: TrainConfig
+    method: AnyMethod, net: nn.Module, rollout: Rollout, progress: float, config: TrainConfig
 ) -> dict[str, Tensor]:
     """Every term of the objective of A3C and A2C by name, weighted: their own and the method's.
 
@@ -114,7 +114,7 @@ class Samples:
 
 
 def ppo_terms(
-    method: Method,
+    method: AnyMethod,
     net: nn.Module,
     samples: Samples,
     episodes: tuple[Episode, ...],

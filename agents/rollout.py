@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.methods.base import Context, Method
+from agents.methods.base import AnyMethod, Context
 from envs.atari import AtariEnvs, Episode, Transition
 from kfrl.nets.memory_format import screens
 
@@ -58,7 +58,7 @@ class Collector:
     def __init__(
         self,
         envs: AtariEnvs,
-        method: Method,
+        method: AnyMethod,
         net: nn.Module,
         t_max: int,
         seed: int,

@@ -12,7 +12,7 @@ from torch import nn
 
 from agents.config import Shape, TrainConfig
 from agents.methods import get_method
-from agents.methods.base import Method, NetSpec, Phase
+from agents.methods.base import AnyMethod, NetSpec, Phase
 from agents.teachers.formats import Card, Teacher, save_agent
 from agents.teachers.store import load_teachers
 from envs.atari import action_set, identify
@@ -39,7 +39,7 @@ class Run:
     teachers: tuple[Teacher, ...]
     folder: RunFolder
 
-    def method(self) -> Method:
+    def method(self) -> AnyMethod:
         """A fresh instance of the run's method."""
         return get_method(self.config.method_name)(self.config)
 
@@ -138,7 +138,7 @@ def resolve(config: TrainConfig) -> Run:
 
 
 def _source_games(
-    config: TrainConfig, method: type[Method], game: Game, teachers: Sequence[Teacher]
+    config: TrainConfig, method: type[AnyMethod], game: Game, teachers: Sequence[Teacher]
 ) -> tuple[str, ...]:
     """The ROMs of the run's source games, in the order given."""
     if method.takes_sources.startswith("teachers"):

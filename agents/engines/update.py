@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.engines.shared import SharedModel
-from agents.methods.base import Method
+from agents.methods.base import AnyMethod
 from envs.atari import Episode
 
 MAX_CONSECUTIVE_DROPS = 50
@@ -52,7 +52,7 @@ class Updater:
     """Turns the terms of an objective into updates of the parameters."""
 
     def __init__(
-        self, method: Method, net: nn.Module, shared: SharedModel, grads: Tensor, optimiser: Optimiser, rank: int
+        self, method: AnyMethod, net: nn.Module, shared: SharedModel, grads: Tensor, optimiser: Optimiser, rank: int
     ) -> None:
         """Keep what an update touches.
 

@@ -17,7 +17,7 @@ from agents.engines.shared import SharedModel, bind, flatten
 from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Report, Updater
 from agents.methods import get_method
-from agents.methods.base import Method, NetSpec, Phase
+from agents.methods.base import AnyMethod, NetSpec, Phase
 from agents.objective import a3c_terms
 from agents.rollout import Collector
 from agents.teachers.formats import Teacher
@@ -107,9 +107,9 @@ def _train(job: Job, connection: Connection) -> None:
     connection.send(report)
 
 
-def _build(method: Method, job: Job) -> nn.Module:
+def _build(method: AnyMethod, job: Job) -> nn.Module:
     """The net as the phase has it, what trains still at its first values."""
-    net = method.build(job.spec, job.teachers)
+    net: nn.Module = method.build(job.spec, job.teachers)
     net.load_state_dict(job.fixed, strict=False, assign=True)
     method.begin(net, job.phase_index, job.task, job.rank)
     return net

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kfrl.registry import method_in, names_in
 
 if TYPE_CHECKING:
-    from agents.methods.base import Method
+    from agents.methods.base import AnyMethod
 
 
 def method_names() -> tuple[str, ...]:
@@ -15,7 +15,7 @@ def method_names() -> tuple[str, ...]:
     return names_in(__path__)
 
 
-def get_method(name: str) -> type[Method]:
+def get_method(name: str) -> type[AnyMethod]:
     """Return the class of method `name`, which may be the path of a file.
 
     Raises:

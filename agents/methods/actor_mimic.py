@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from agents.actions import in_order
 from agents.methods.base import Batch, Context, NetSpec, Phase
-from agents.methods.policy_distillation import PolicyDistillation, hidden_units
+from agents.methods.policy_distillation import Imitation, hidden_units
 from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
 from kfrl.losses.distillation import cross_entropy
@@ -32,7 +32,7 @@ class MimicNet(MultiTaskNet):
         orthogonal(self.regressors, dict.fromkeys(features, 1.0))
 
 
-class ActorMimic(PolicyDistillation):
+class ActorMimic(Imitation[MimicNet]):
     """L = -sum_a pi_E(a) log pi_AMN(a) + lambda ||f_i(h_AMN) - h_E||^2 in the teachers' games, then plain learning."""
 
     takes_sources = "teachers-before"
@@ -45,7 +45,7 @@ class ActorMimic(PolicyDistillation):
         assert self.config.source_steps is not None
         return (Phase(spec.sources, self.config.source_steps, source=True), Phase((spec,), self.config.steps))
 
-    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> MimicNet:
         """The student of the own game, with what it needs to imitate."""
         self.take(teachers, spec.sources)
         units = {teacher.card.game: hidden_units(teacher) for teacher in teachers}
@@ -56,27 +56,24 @@ class ActorMimic(PolicyDistillation):
         """Whether the teachers' games are played, not yet the run's own."""
         return self.phase == 0
 
-    def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
+    def begin(self, net: MimicNet, phase: int, task: NetSpec, rank: int) -> None:
         """Train body, shared head and feature nets; then the student alone."""
         super().begin(net, phase, task, rank)
-        assert isinstance(net, MimicNet)
         for part in (net.policies, net.regressors):
             part.requires_grad_(self.imitates)
         for head in net.student.head_layers:
             net.student.get_submodule(head).requires_grad_(not self.imitates)
 
-    def parts_of_games(self, net: MultiTaskNet) -> list[nn.Module]:
+    def parts_of_games(self, net: MimicNet) -> list[nn.Module]:
         """The feature nets, as long as they train."""
-        assert isinstance(net, MimicNet)
         return list(net.regressors.values()) if self.imitates else []
 
-    def features(self, net: nn.Module, obs: Tensor) -> Context:
+    def features(self, net: MimicNet, obs: Tensor) -> Context:
         """The teacher's logits and last hidden activations."""
         return self.read(obs) if self.imitates else ()
 
-    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: MimicNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Of the head of 18 actions those that the game has; in the run's own game the student's own."""
-        assert isinstance(net, MimicNet)
         if not self.imitates:
             output: tuple[Tensor, Tensor] = net(obs)
             return output
@@ -91,9 +88,8 @@ class ActorMimic(PolicyDistillation):
         """Rewards count in the run's own game."""
         return {} if self.imitates else terms
 
-    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def losses(self, net: MimicNet, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Policy and feature regression on samples from memory, scaled as a rollout's sum."""
-        assert isinstance(net, MimicNet)
         if not self.imitates:
             return {}
         obs, targets, features = self.remembered(batch)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from agents.config import TrainConfig
 from agents.teachers.formats import Teacher
@@ -16,6 +17,9 @@ from envs.atari import Episode
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 from kfrl.training.method import OwnSettings
+
+Net = TypeVar("Net", bound=nn.Module, default=AtariNet)
+"""What a method's `build` returns, and every other hook gets; a method of another net than `AtariNet` names it."""
 
 Context = tuple[Tensor, ...]
 """What a method computes once per observation and reuses in the update, e.g. frozen teachers' features."""
@@ -115,7 +119,7 @@ class ParameterGroup:
     """A rate of plain gradient descent, which this group gets instead of the run's optimiser and its rate."""
 
 
-class Method(OwnSettings):
+class Method(OwnSettings, Generic[Net]):
     """A method with nothing to add: the base that the others override, and all that scratch A3C needs.
 
     One instance lives in each process. `progress` is the share of the phase's steps that are done, in [0, 1]; most
@@ -202,11 +206,15 @@ class Method(OwnSettings):
         if algo not in cls.algos:
             raise UserError(f"Method {name} does not run under --algo {algo}, only under {' or '.join(cls.algos)}.")
 
-    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> Net:
         """The network that trains: obs (B, stack, H, W) uint8 -> logits (B, A), values (B,)."""
+        return cast(Net, self.student(spec))
+
+    def student(self, spec: NetSpec) -> AtariNet:
+        """A fresh plain net for a game, as the settings say."""
         return AtariNet(len(spec.actions), self.config.convs, self.config.hidden)
 
-    def prepare(self, net: nn.Module, play: Play) -> Iterable[str]:
+    def prepare(self, net: Net, play: Play) -> Iterable[str]:
         """Fit a new run's net, as `build` made it, to its game, once, in the launcher.
 
         Returns:
@@ -214,11 +222,11 @@ class Method(OwnSettings):
         """
         return ()
 
-    def notes(self, net: nn.Module) -> Sequence[str]:
+    def notes(self, net: Net) -> Sequence[str]:
         """Sentences for whoever starts a run, of what its settings amount to."""
         return ()
 
-    def caveat(self, net: nn.Module) -> str:
+    def caveat(self, net: Net) -> str:
         """What a trained net's scores must not be quoted without, in a sentence; it goes into the net's file."""
         return ""
 
@@ -226,7 +234,7 @@ class Method(OwnSettings):
         """What is learned, in turn; the run's own game is among the games of the last phase."""
         return (Phase((spec,), self.config.steps),)
 
-    def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
+    def begin(self, net: Net, phase: int, task: NetSpec, rank: int) -> None:
         """Take up a phase: called in every process, on every copy of the net, before anything below.
 
         Args:
@@ -237,7 +245,7 @@ class Method(OwnSettings):
         """
         self.phase, self.task = phase, task
 
-    def end_phase(self, net: nn.Module, play: Play) -> Iterable[str]:
+    def end_phase(self, net: Net, play: Play) -> Iterable[str]:
         """Make the net ready for the next phase, once, in the launcher. The optimiser starts afresh by itself.
 
         What later phases have to know of this one stands in the net, in tensors of its `state_dict`.
@@ -247,30 +255,30 @@ class Method(OwnSettings):
         """
         return ()
 
-    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+    def parameter_groups(self, net: Net) -> list[ParameterGroup]:
         """What the optimiser updates in this phase: all that is not frozen.
 
         All other tensors of the net's `state_dict` are one copy for all processes.
         """
         return [ParameterGroup(tuple(p for p in net.parameters() if p.requires_grad))]
 
-    def schedule(self, net: nn.Module, progress: float) -> None:
+    def schedule(self, net: Net, progress: float) -> None:
         """Bring the schedules that live in the net up to date, and nothing else: any process may ask, at any time."""
 
-    def before_rollout(self, net: nn.Module) -> None:
+    def before_rollout(self, net: Net) -> None:
         """Get ready for a rollout, which follows."""
 
-    def observe(self, net: nn.Module, obs: Tensor) -> Context:
+    def observe(self, net: Net, obs: Tensor) -> Context:
         """The `features` of `obs`; what followed the last rollout is what the next one begins with."""
         if self._observed is None or self._observed[0] is not obs:
             self._observed = obs, self.features(net, obs)
         return self._observed[1]
 
-    def features(self, net: nn.Module, obs: Tensor) -> Context:
+    def features(self, net: Net, obs: Tensor) -> Context:
         """Compute what does not depend on the trained parameters, once per observation; `obs` as `forward` takes it."""
         return ()
 
-    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: Net, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Logits (B, A) and values (B,).
 
         `obs` are (B, stack, H, W) uint8, or the floats that `kfrl.nets.memory_format.screens` made of them and would
@@ -279,7 +287,7 @@ class Method(OwnSettings):
         output: tuple[Tensor, Tensor] = net(obs)
         return output
 
-    def rewards(self, net: nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
+    def rewards(self, net: Net, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
         """The rewards that the n-step returns of a3c and a2c are made of: (T, K); so are `actions` and `rewards`.
 
         `losses` follows with the same batch.
@@ -294,7 +302,7 @@ class Method(OwnSettings):
         """What is kept of the actor-critic's own terms: policy, value, entropy."""
         return terms
 
-    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def losses(self, net: Net, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Named terms to add to the actor-critic loss: scalars, already weighted."""
         return {}
 
@@ -302,17 +310,21 @@ class Method(OwnSettings):
         """What to log of an update beside its losses; `terms` are the whole objective, before the backward pass."""
         return {}
 
-    def after_update(self, net: nn.Module, progress: float) -> None:
+    def after_update(self, net: Net, progress: float) -> None:
         """Put the shared parameters back where they belong; `net` is bound to shared memory."""
 
-    def export(self, net: nn.Module) -> nn.Module:
+    def export(self, net: Net) -> nn.Module:
         """The net to save, evaluate and ship: plays the run's own game and depends on no teacher."""
         return copy.deepcopy(net)
 
-    def independent(self, net: nn.Module) -> bool:
+    def independent(self, net: Net) -> bool:
         """Whether the trained net needs no teacher any more, so that its score is the exported net's."""
         return True
 
-    def metrics(self, net: nn.Module) -> dict[str, float]:
+    def metrics(self, net: Net) -> dict[str, float]:
         """What to log beside the losses."""
         return {}
+
+
+AnyMethod: TypeAlias = Method[Any]
+"""A method of any net."""

@@ -75,7 +75,7 @@ class DistralNet(nn.Module):
         return net
 
 
-class Distral(Method):
+class Distral(Method[DistralNet]):
     """Rewards regularised by c_KL and c_Ent inside A3C's return, and pi_0 distilled of the games' policies.
 
     With c_KL = alpha / beta and c_Ent = (1 - alpha) / beta (Teh et al., section 2):
@@ -118,17 +118,16 @@ class Distral(Method):
         alpha = self.alpha if self.config.distral.columns == 2 else 0.0
         return DistralNet((spec, *spec.sources), self.config.convs, self.config.hidden, alpha)
 
-    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+    def parameter_groups(self, net: DistralNet) -> list[ParameterGroup]:
         """The distilled column, which every worker trains, and the games' nets, each of which its own workers train."""
-        assert isinstance(net, DistralNet)
         distilled = ParameterGroup((*net.distilled.parameters(), *net.h.parameters()))
         return [distilled, *(ParameterGroup(tuple(own.parameters()), lazy=True) for own in net.games.values())]
 
-    def before_rollout(self, net: nn.Module) -> None:
+    def before_rollout(self, net: DistralNet) -> None:
         """Forget the last rollout's logits of pi_0."""
         self._seen = []
 
-    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: DistralNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Logits and values of this worker's game.
 
         With two columns the logits of pi_0 are there too. Those of the pass that the update goes back through, in one
@@ -139,23 +138,21 @@ class Distral(Method):
             self._seen.append(distilled)
         return logits, values
 
-    def rewards(self, net: nn.Module, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
+    def rewards(self, net: DistralNet, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
         """R_i^reg of each step, its logarithms in expectation over the actions instead of those of the action taken."""
-        assert isinstance(net, DistralNet)
         distilled = torch.cat(self._seen) if self._seen else net.distilled_logits(self.task.game, batch.obs)
         self._seen = []
         self._divergence = kl_divergence(batch.logits, distilled)
         regularisation = self.c_ent * entropy(batch.logits) - self.c_kl * self._divergence
         return rewards + regularisation.detach().view_as(rewards)
 
-    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def losses(self, net: DistralNet, batch: Batch, progress: float) -> dict[str, Tensor]:
         """c_KL D_KL[pi_i || pi_0], which trains both; A3C's own entropy bonus is the regularisation's other part."""
         assert self._divergence is not None
         return {"distilled": self.c_kl * self._divergence.sum() / batch.num_envs}
 
-    def export(self, net: nn.Module) -> nn.Module:
+    def export(self, net: DistralNet) -> nn.Module:
         """The policy of the run's own game: with two columns both of them, in one net."""
-        assert isinstance(net, DistralNet)
         return net.export(self.game)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from agents.methods.base import Method, NetSpec
 from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
@@ -18,7 +16,7 @@ class FineTune(Method):
     takes_teachers = "one"
     config_groups = ("fine_tune",)
 
-    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> AtariNet:
         """A plain net of the teacher's shape, whatever the student's settings say of conv and hidden sizes."""
         (teacher,) = teachers
         if type(teacher.net) is not AtariNet:

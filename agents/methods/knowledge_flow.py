@@ -11,6 +11,7 @@ With `fold_at: null` the run is the paper's: linked throughout.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -81,7 +82,7 @@ class FlowNet(nn.Module):
             yield f"Folded {folded}"
 
 
-class KnowledgeFlowMethod(Method):
+class KnowledgeFlowMethod(Method[FlowNet]):
     """total = A3C loss + lambda_1(t) l_dep + lambda_2 l_KL (eq. 4) while linked; then the student learns alone."""
 
     takes_teachers = "some"
@@ -148,8 +149,7 @@ class KnowledgeFlowMethod(Method):
         config = self.flow_config
         self._stages = tuple(phase.title for phase in self.phases(spec, teachers))
         self._expert, self._actions = _expert(spec, teachers), spec.actions
-        student = super().build(spec, ())
-        assert isinstance(student, AtariNet)
+        student = self.student(spec)
         size, stack = student.arch["screen_size"], student.arch["frame_stack"]
         example = torch.zeros(1, stack, size, size, dtype=torch.uint8)
         nets = {teacher.name: teacher.net for teacher in teachers}
@@ -187,12 +187,11 @@ class KnowledgeFlowMethod(Method):
                     f"or more ({steps_for(needed):,} steps of play), or --fold-at None for a run that stays linked."
                 )
 
-    def prepare(self, net: nn.Module, play: Play) -> Iterator[str]:
+    def prepare(self, net: FlowNet, play: Play) -> Iterator[str]:
         """Choose the teachers' channels, and have their hidden features arrive at the fresh student's own scale.
 
         Logits and values keep theirs, which says how sure the teacher is. Without a linked phase the fold is here.
         """
-        assert isinstance(net, FlowNet)
         config, flow = self.flow_config, net.flow
         heads = AtariNet.head_layers
         hidden = [link for link in flow.links if not (link.student in heads and link.layer in heads)]
@@ -211,7 +210,7 @@ class KnowledgeFlowMethod(Method):
         net, card = self._expert.net, self._expert.card
         return lambda obs: in_order(net(obs)[0], card.actions, self._actions)
 
-    def notes(self, net: nn.Module) -> Sequence[str]:
+    def notes(self, net: FlowNet) -> Sequence[str]:
         """Which value heads are not linked; what the imitation takes, or why there is none."""
         unlinked = [
             f"Teacher {name}'s value head was never trained, so it is not linked." for name in self._without_value
@@ -245,9 +244,8 @@ class KnowledgeFlowMethod(Method):
             if head == "policy" or teacher.card.trains_value
         ]
 
-    def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
+    def begin(self, net: FlowNet, phase: int, task: NetSpec, rank: int) -> None:
         """Say which of the two nets trains."""
-        assert isinstance(net, FlowNet)
         super().begin(net, phase, task, rank)
         linked = self.stage == LINKED
         net.flow.student.requires_grad_(linked)
@@ -255,22 +253,20 @@ class KnowledgeFlowMethod(Method):
         net.flow.mixing.requires_grad_(linked)
         net.alone.requires_grad_(not linked)
 
-    def end_phase(self, net: nn.Module, play: Play) -> Iterable[str]:
+    def end_phase(self, net: FlowNet, play: Play) -> Iterable[str]:
         """The fold, after the linked phase."""
-        assert isinstance(net, FlowNet)
         if self.stage == LINKED:
             yield from self._fold(net, play)
 
     def _fold(self, net: FlowNet, play: Play) -> Iterator[str]:
         return net.fold(play(self.flow_config.fold_observations, lambda obs: net.flow(obs)[0]))
 
-    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+    def parameter_groups(self, net: FlowNet) -> list[ParameterGroup]:
         """While linked student and Q at the run's rate, w by plain gradient descent; then the plain net.
 
         An optimiser that divides by the gradient's size makes w a clock: the gradient of l_dep never changes sign, and
         that of the task becomes noise of the same size. Plain steps add up what the gradients say.
         """
-        assert isinstance(net, FlowNet)
         if self.stage != LINKED:
             scale = self.flow_config.imitation_lr / self.config.shape.lr if self.stage == IMITATION else 1.0
             return [ParameterGroup(tuple(net.alone.parameters()), scale)]
@@ -288,7 +284,7 @@ class KnowledgeFlowMethod(Method):
         updates = share * self.config.steps / (shape.envs_per_worker * shape.t_max)
         return self.flow_config.layer_weights_lr / max(updates, 1.0)
 
-    def schedule(self, net: nn.Module, progress: float) -> None:
+    def schedule(self, net: FlowNet, progress: float) -> None:
         """The linked net acts, and later is followed, less and less in a phase's first half, and not in its second."""
         self._guide_share = max(0.0, 1.0 - 2.0 * progress)
         kickstarts, before = self.stage == ALONE and IMITATION in self._stages, self._kickstart
@@ -297,9 +293,8 @@ class KnowledgeFlowMethod(Method):
             # The steps of a rollout have contexts of one kind.
             self._observed = None
 
-    def features(self, net: nn.Module, obs: Tensor) -> Context:
+    def features(self, net: FlowNet, obs: Tensor) -> Context:
         """While linked the teachers' pre-activations; while it is followed the linked net's logits and values."""
-        assert isinstance(net, FlowNet)
         if self.stage == LINKED:
             return net.flow.teacher_features(screens(obs))
         if self.stage == IMITATION or self._kickstart:
@@ -308,9 +303,8 @@ class KnowledgeFlowMethod(Method):
             return logits, values
         return ()
 
-    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: FlowNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """The linked student's logits and values, later the plain net's, which learns from memory in the imitation."""
-        assert isinstance(net, FlowNet)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != IMITATION):
             output: tuple[Tensor, Tensor] = net.flow(obs, context) if self.stage == LINKED else net.alone(obs)
         return output
@@ -329,13 +323,12 @@ class KnowledgeFlowMethod(Method):
         """All, or none in the imitation."""
         return {} if self.stage == IMITATION else terms
 
-    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def losses(self, net: FlowNet, batch: Batch, progress: float) -> dict[str, Tensor]:
         """lambda_1(t) l_dep (eq. 5) while linked, lambda_2 l_KL (eq. 6) while rewards count; or the imitation.
 
         An imitation leaves a term behind, KL[pi_linked || pi_alone] with a weight that falls to 0: the first updates
         from rewards would else undo it.
         """
-        assert isinstance(net, FlowNet)
         if self.stage == IMITATION:
             return {"imitation": self._imitation(net.alone, batch)}
         config = self.flow_config
@@ -372,25 +365,21 @@ class KnowledgeFlowMethod(Method):
         loss: Tensor = kl_divergence(guide_logits, logits) + self.flow_config.imitation_value_coef * error
         return loss.mean()
 
-    def after_update(self, net: nn.Module, progress: float) -> None:
+    def after_update(self, net: FlowNet, progress: float) -> None:
         """Reproduction variant: p back on the simplex."""
-        assert isinstance(net, FlowNet)
         if self.stage == LINKED:
             net.flow.mixing.renormalise()
 
-    def export(self, net: nn.Module) -> nn.Module:
+    def export(self, net: FlowNet) -> nn.Module:
         """The student alone: after the fold the plain net."""
-        assert isinstance(net, FlowNet)
-        return super().export(net.alone) if net.folded else net.flow.export()
+        return copy.deepcopy(net.alone) if net.folded else net.flow.export()
 
-    def independent(self, net: nn.Module) -> bool:
+    def independent(self, net: FlowNet) -> bool:
         """Whether the fold is behind it."""
-        assert isinstance(net, FlowNet)
         return net.folded
 
-    def metrics(self, net: nn.Module) -> dict[str, float]:
+    def metrics(self, net: FlowNet) -> dict[str, float]:
         """While linked the weights p of the student and of each teacher, per layer; then the fold's R2."""
-        assert isinstance(net, FlowNet)
         if self.stage == LINKED:
             return net.flow.weights()
         return {f"fold/r2/{name}": float(r2) for name, r2 in net.fold_r2.named_buffers()}

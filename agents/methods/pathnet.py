@@ -119,7 +119,7 @@ class Trial:
         return sum(scores) / len(scores) if len(scores) == self._quota * self._num_envs else None
 
 
-class PathNetMethod(Method):
+class PathNetMethod(Method[EvolvingPathNet]):
     """A tournament of paths in each source game, whose best path is frozen, and then in the run's own game.
 
     Each worker plays its share of the population in turn, a genotype for T games; A3C trains the path's modules
@@ -164,9 +164,8 @@ class PathNetMethod(Method):
         )
         return net
 
-    def begin(self, net: nn.Module, phase: int, task: NetSpec, rank: int) -> None:
+    def begin(self, net: EvolvingPathNet, phase: int, task: NetSpec, rank: int) -> None:
         """Go on with the genotype of this worker's share whose turn it is, its games from the first."""
-        assert isinstance(net, EvolvingPathNet)
         super().begin(net, phase, task, rank)
         net.layers.requires_grad_(False)
         for module in net.free_modules():
@@ -178,17 +177,15 @@ class PathNetMethod(Method):
         shape = self.config.shape
         self._trial = Trial(self.settings.tournament_episodes, shape.envs_per_worker, shape.t_max)
 
-    def end_phase(self, net: nn.Module, play: Play) -> Iterable[str]:
+    def end_phase(self, net: EvolvingPathNet, play: Play) -> Iterable[str]:
         """Freeze the best path, re-initialise the other modules, and draw a new population."""
-        assert isinstance(net, EvolvingPathNet)
         net.unchosen += int(not net.population.played.any())
         net.freeze(net.population.best)
         net.population.renew()
         return ()
 
-    def caveat(self, net: nn.Module) -> str:
+    def caveat(self, net: EvolvingPathNet) -> str:
         """In how many phases no path won its place."""
-        assert isinstance(net, EvolvingPathNet)
         phases = int(net.unchosen) + (not net.population.played.any())
         if not phases:
             return ""
@@ -197,31 +194,28 @@ class PathNetMethod(Method):
             "counts as its best is a random one. It takes more steps, fewer --tournament-episodes or --envs-per-worker."
         )
 
-    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+    def parameter_groups(self, net: EvolvingPathNet) -> list[ParameterGroup]:
         """The game's heads, and each module by itself, so that those off the path stay as they are."""
-        assert isinstance(net, EvolvingPathNet)
         heads = ParameterGroup(tuple(net.heads[self.task.game].parameters()))
         return [heads, *(ParameterGroup(tuple(module.parameters()), lazy=True) for module in net.free_modules())]
 
-    def before_rollout(self, net: nn.Module) -> None:
+    def before_rollout(self, net: EvolvingPathNet) -> None:
         """Take the path that plays."""
-        assert isinstance(net, EvolvingPathNet)
         self._path = path_of(net.population.genotypes[self._index])
         self._trial.add_rollout()
 
-    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: EvolvingPathNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Logits and values along this worker's path."""
         output: tuple[Tensor, Tensor] = net(obs, self._path, self.task.game)
         return output
 
-    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
+    def losses(self, net: EvolvingPathNet, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Nothing to add to A3C's; the games that ended are counted."""
         self._trial.add(batch)
         return {}
 
-    def after_update(self, net: nn.Module, progress: float) -> None:
+    def after_update(self, net: EvolvingPathNet, progress: float) -> None:
         """When the genotype has played its games: the tournament, and the next of this worker's share."""
-        assert isinstance(net, EvolvingPathNet)
         fitness = self._trial.fitness
         if fitness is None:
             return
@@ -231,14 +225,12 @@ class PathNetMethod(Method):
         net.population.turns[self._rank] = self._index
         self._start_trial()
 
-    def export(self, net: nn.Module) -> ModularNet:
+    def export(self, net: EvolvingPathNet) -> ModularNet:
         """The best path, and nothing but its modules."""
-        assert isinstance(net, EvolvingPathNet)
         return net.along(net.population.best, self.game)
 
-    def metrics(self, net: nn.Module) -> dict[str, float]:
+    def metrics(self, net: EvolvingPathNet) -> dict[str, float]:
         """The population's fitness, and what the best path has of the source games' modules."""
-        assert isinstance(net, EvolvingPathNet)
         fitness = net.population.fitness
         played = fitness[net.population.played]
         best = net.population.best

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from abc import abstractmethod
 from collections.abc import Sequence
 from math import prod
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from agents.actions import epsilon_greedy, in_order
 from agents.config import TrainConfig
@@ -16,7 +20,7 @@ from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
 from kfrl.losses.distillation import kl_divergence, negative_log_likelihood, squared_error
 from kfrl.nets import arch_of
-from kfrl.nets.atari.net import AtariNet, MultiTaskNet
+from kfrl.nets.atari.net import MultiTaskNet
 from kfrl.nets.hooks import features_of, layer_shapes
 
 EPSILON = 0.05
@@ -25,15 +29,16 @@ Q_TEMPERATURE = 0.01
 """Q values of different actions are close together; the paper sharpens them."""
 
 
-class PolicyDistillation(Method):
-    """L_KL = sum_a softmax(q_T / tau)(a) ln( softmax(q_T / tau)(a) / softmax(q_S)(a) ), or L_NLL, or L_MSE.
+Net = TypeVar("Net", bound=MultiTaskNet)
 
-    One teacher for each game, a head of the student for each game. Samples are drawn from a memory of each worker's
-    own game, so a batch is of one game.
+
+class Imitation(Method[Net], Generic[Net]):
+    """A student imitates teachers in their own games, one teacher for each game.
+
+    Samples are drawn from a replay buffer of each worker's own game, so a batch is of one game.
     """
 
     takes_teachers = "some"
-    takes_sources = "teachers-beside"
     trains_value = False
     config_groups = ("distillation",)
     teacher_acts = True
@@ -52,32 +57,16 @@ class PolicyDistillation(Method):
         """The memory that updates draw from."""
         return float(SAMPLE_BYTES * self.distillation.replay_memory)
 
-    def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
-        """Every teacher's game at the same time."""
-        return (Phase((spec, *spec.sources), self.config.steps),)
-
-    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> nn.Module:
-        """The student with a head for its own game, and one for each other teacher's."""
-        self.take(teachers, (spec, *spec.sources))
-        student = self.student(spec)
-        student.value.requires_grad_(False)
-        return MultiTaskNet(student, {source.game: len(source.actions) for source in spec.sources})
-
-    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
+    def parameter_groups(self, net: Net) -> list[ParameterGroup]:
         """What all games train, and lazily what each trains for itself."""
-        assert isinstance(net, MultiTaskNet)
         own = [tuple(part.parameters()) for part in self.parts_of_games(net)]
         apart = {id(parameter) for part in own for parameter in part}
         shared = tuple(p for p in net.parameters() if p.requires_grad and id(p) not in apart)
         return [ParameterGroup(shared), *(ParameterGroup(part, lazy=True) for part in own)]
 
-    def parts_of_games(self, net: MultiTaskNet) -> list[nn.Module]:
-        """The heads, where there are several."""
-        return [net.student.policy, *net.policies.values()] if len(net.policies) else []
-
-    def student(self, spec: NetSpec) -> AtariNet:
-        """The configured net."""
-        return AtariNet(len(spec.actions), self.config.convs, self.config.hidden)
+    @abstractmethod
+    def parts_of_games(self, net: Net) -> list[nn.Module]:
+        """What a game trains for itself, of each game."""
 
     def take(self, teachers: Sequence[Teacher], specs: Sequence[NetSpec]) -> None:
         """Keep the teachers by game; there has to be one for each, with actions that the game has."""
@@ -114,17 +103,6 @@ class PolicyDistillation(Method):
         seen = features_of(net, (hidden, policy), obs)
         return in_order(seen[policy], self.teacher.card.actions, self.task.actions), seen[hidden].relu()
 
-    def features(self, net: nn.Module, obs: Tensor) -> Context:
-        """The teacher's logits; -inf for an action that it has not."""
-        return self.read(obs)[:1]
-
-    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Logits of the head of the game that this process plays."""
-        assert isinstance(net, MultiTaskNet)
-        game = self.task.game
-        output: tuple[Tensor, Tensor] = net(obs, game if game in net.policies else None)
-        return output
-
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
         """The teacher's policy, or the student's own."""
         actor = self.distillation.distill_actor
@@ -132,24 +110,10 @@ class PolicyDistillation(Method):
             return logits
         return epsilon_greedy(context[0], EPSILON) if self._q_values else context[0]
 
-    def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Nothing: rewards do not count."""
-        return {}
-
-    def losses(self, net: nn.Module, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The distillation on samples from memory, scaled as a rollout's sum."""
-        obs, targets = self.remembered(batch)
-        logits, _ = self.forward(net, obs, ())
-        loss = {"kl": self._kl, "nll": negative_log_likelihood, "mse": squared_error}[self.distillation.distill_loss]
-        return {"distillation": loss(targets, logits).mean() * len(batch.values) / batch.num_envs}
-
     def remembered(self, batch: Batch) -> tuple[Tensor, ...]:
         """Samples of this rollout and earlier ones: observations and what the teacher made of them."""
         self._memory.add(batch.obs, *batch.context)
         return self._memory.draw(max(1, round(len(batch.values) * self.distillation.replay_reuse)))
-
-    def _kl(self, targets: Tensor, logits: Tensor) -> Tensor:
-        return kl_divergence(targets / self.temperature, logits)
 
     @property
     def temperature(self) -> float:
@@ -160,10 +124,57 @@ class PolicyDistillation(Method):
     def _q_values(self) -> bool:
         return getattr(self.teacher.net, "head", "") == "q"
 
-    def export(self, net: nn.Module) -> nn.Module:
+    def export(self, net: Net) -> nn.Module:
         """The body with the heads of the run's own game."""
-        assert isinstance(net, MultiTaskNet)
-        return super().export(net.student)
+        return copy.deepcopy(net.student)
+
+
+class PolicyDistillation(Imitation[MultiTaskNet]):
+    """L_KL = sum_a softmax(q_T / tau)(a) ln( softmax(q_T / tau)(a) / softmax(q_S)(a) ), or L_NLL, or L_MSE.
+
+    The student has a head for each game.
+    """
+
+    takes_sources = "teachers-beside"
+
+    def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
+        """Every teacher's game at the same time."""
+        return (Phase((spec, *spec.sources), self.config.steps),)
+
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> MultiTaskNet:
+        """The student with a head for its own game, and one for each other teacher's."""
+        self.take(teachers, (spec, *spec.sources))
+        student = self.student(spec)
+        student.value.requires_grad_(False)
+        return MultiTaskNet(student, {source.game: len(source.actions) for source in spec.sources})
+
+    def parts_of_games(self, net: MultiTaskNet) -> list[nn.Module]:
+        """The heads, where there are several."""
+        return [net.student.policy, *net.policies.values()] if len(net.policies) else []
+
+    def features(self, net: MultiTaskNet, obs: Tensor) -> Context:
+        """The teacher's logits; -inf for an action that it has not."""
+        return self.read(obs)[:1]
+
+    def forward(self, net: MultiTaskNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Logits of the head of the game that this process plays."""
+        game = self.task.game
+        output: tuple[Tensor, Tensor] = net(obs, game if game in net.policies else None)
+        return output
+
+    def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing: rewards do not count."""
+        return {}
+
+    def losses(self, net: MultiTaskNet, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """The distillation on samples from memory, scaled as a rollout's sum."""
+        obs, targets = self.remembered(batch)
+        logits, _ = self.forward(net, obs, ())
+        loss = {"kl": self._kl, "nll": negative_log_likelihood, "mse": squared_error}[self.distillation.distill_loss]
+        return {"distillation": loss(targets, logits).mean() * len(batch.values) / batch.num_envs}
+
+    def _kl(self, targets: Tensor, logits: Tensor) -> Tensor:
+        return kl_divergence(targets / self.temperature, logits)
 
 
 def _layers(teacher: Teacher) -> tuple[str, str]:

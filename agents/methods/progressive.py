@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.methods.base import Context, Method, NetSpec
 from agents.teachers.formats import Teacher
 from kfrl.nets.atari.progressive import ProgressiveNet
 
 
-class Progressive(Method):
+class Progressive(Method[ProgressiveNet]):
     """Every teacher is a frozen column; the student is the trained one, with laterals from all of them.
 
     The exported net holds the frozen columns too: that is what plays.
@@ -27,19 +27,17 @@ class Progressive(Method):
         scalar = config.progressive.initial_scalar
         return ProgressiveNet(len(spec.actions), columns, config.convs, config.hidden, initial_scalar=scalar)
 
-    def features(self, net: nn.Module, obs: Tensor) -> Context:
+    def features(self, net: ProgressiveNet, obs: Tensor) -> Context:
         """What the frozen columns make of a screen."""
-        assert isinstance(net, ProgressiveNet)
         return net.features(obs)
 
-    def forward(self, net: nn.Module, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: ProgressiveNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Logits and values of the trained column."""
         output: tuple[Tensor, Tensor] = net(obs, context)
         return output
 
-    def metrics(self, net: nn.Module) -> dict[str, float]:
+    def metrics(self, net: ProgressiveNet) -> dict[str, float]:
         """Alpha of each frozen column, by the layer that its lateral goes into."""
-        assert isinstance(net, ProgressiveNet)
         return {f"progressive/alpha/{column}/{layer}": alpha for (column, layer), alpha in net.scalars().items()}
 
 

@@ -25,7 +25,7 @@ from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Images, Loader, Normalisation, split_off
 from kfrl.supervised.data.sets import Data, absolute, load_data
 from kfrl.supervised.methods import get_method
-from kfrl.supervised.methods.base import Method, Task
+from kfrl.supervised.methods.base import AnyMethod, Task
 from kfrl.supervised.teachers import adapt, load_classifiers
 
 
@@ -41,7 +41,7 @@ class Run:
     teachers: tuple[Teacher, ...]
     folder: RunFolder
 
-    def method(self) -> Method:
+    def method(self) -> AnyMethod:
         """A fresh instance of the run's method."""
         return get_method(self.config.method_name)(self.config)
 

@@ -6,10 +6,12 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from kfrl.errors import UserError
 from kfrl.losses.distillation import soft_target_loss
@@ -18,6 +20,9 @@ from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import DistillationConfig, SupervisedConfig
 from kfrl.supervised.data.batches import Batch, Normalisation
 from kfrl.training.method import OwnSettings
+
+Net = TypeVar("Net", bound=nn.Module, default=nn.Module)
+"""What a method's `build` returns, and every other hook gets; a method that reads more than its output names it."""
 
 Predictor = Callable[[Tensor], Tensor]
 """Images (B, C, H, W), normalised -> logits (B, K)."""
@@ -75,7 +80,7 @@ class Stage:
     """Whether it ends with a student like the shipped one, which is kept as --keep says; the last stage always does."""
 
 
-class Method(OwnSettings):
+class Method(OwnSettings, Generic[Net]):
     """A method with nothing to add: the base that the others override, and all that a baseline needs.
 
     Build returns one module, which may hold several nets. Frozen teachers stay out of it, as attributes of the method.
@@ -111,12 +116,12 @@ class Method(OwnSettings):
                 "an earlier run, or the path of one."
             )
 
-    def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
+    def build(self, task: Task, teachers: Sequence[Teacher]) -> Net:
         """The module that trains. Teachers take the student's images: `adapt` has seen to that."""
         self.teachers = tuple(teachers)
-        return task.make_net()
+        return cast(Net, task.make_net())
 
-    def prepare(self, net: nn.Module, batches: Sequence[Tensor]) -> Iterable[str]:
+    def prepare(self, net: Net, batches: Sequence[Tensor]) -> Iterable[str]:
         """Fit a new run's net, as `build` made it, to its training images, once.
 
         Args:
@@ -128,36 +133,36 @@ class Method(OwnSettings):
         """
         return ()
 
-    def stages(self, net: nn.Module) -> Sequence[Stage]:
+    def stages(self, net: Net) -> Sequence[Stage]:
         """What trains when; by default everything, for all of the run's epochs."""
         return (Stage("train", self.config.epochs, (ParameterGroup(tuple(net.parameters())),)),)
 
-    def train_mode(self, net: nn.Module, stage: int) -> None:
+    def train_mode(self, net: Net, stage: int) -> None:
         """Set the modes of the nets for training; called when a stage or an epoch begins."""
         net.train()
 
-    def before_update(self, net: nn.Module, progress: Progress) -> None:
+    def before_update(self, net: Net, progress: Progress) -> None:
         """Bring the schedules that live in the net up to date."""
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def loss(self, net: Net, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The named terms of the loss: scalars, already weighted; their sum is minimised."""
         return {"task": F.cross_entropy(net(batch.images), batch.labels)}
 
-    def after_update(self, net: nn.Module, progress: Progress) -> None:
+    def after_update(self, net: Net, progress: Progress) -> None:
         """Put parameters back where they belong."""
 
-    def export(self, net: nn.Module) -> nn.Module:
+    def export(self, net: Net) -> nn.Module:
         """The net to save, evaluate and ship: a copy that depends on no teacher and has an `arch`."""
         return copy.deepcopy(net)
 
-    def others(self, net: nn.Module, final: bool) -> Mapping[str, Predictor]:
+    def others(self, net: Net, final: bool) -> Mapping[str, Predictor]:
         """What is worth evaluating beside the exported net, by name: peers, ensembles, the student with its links.
 
         On the validation images after every epoch, and once on the test images (`final`) when the run is over.
         """
         return {}
 
-    def metrics(self, net: nn.Module) -> dict[str, float]:
+    def metrics(self, net: Net) -> dict[str, float]:
         """What to log beside the losses."""
         return {}
 
@@ -165,8 +170,12 @@ class Method(OwnSettings):
         """What a resumed run needs beyond the net's own tensors, by name."""
         return {}
 
-    def load_state(self, net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    def load_state(self, net: Net, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave, beside the `net` that was restored."""
+
+
+AnyMethod: TypeAlias = Method[Any]
+"""A method of any net."""
 
 
 def distillation_terms(

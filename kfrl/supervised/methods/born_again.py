@@ -16,7 +16,7 @@ from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, ParameterGroup, Predictor, Progress, Stage, Task, ensemble
 
 
-class BornAgain(Method):
+class BornAgain(Method[nn.ModuleList]):
     """Generation 0 learns from the labels, generation k from the labels and from generation k - 1, at T = 1."""
 
     config_groups = ("born_again",)
@@ -30,9 +30,8 @@ class BornAgain(Method):
         """All generations, each with fresh weights."""
         return nn.ModuleList(task.make_net() for _ in range(self.config.born_again.generations + 1))
 
-    def stages(self, net: nn.Module) -> Sequence[Stage]:
+    def stages(self, net: nn.ModuleList) -> Sequence[Stage]:
         """A generation after the other, `epochs` each; what --keep keeps of it teaches the next."""
-        assert isinstance(net, nn.ModuleList)
         return tuple(
             Stage(
                 f"generation {index}", self.config.epochs, (ParameterGroup(tuple(member.parameters())),), complete=True
@@ -40,16 +39,14 @@ class BornAgain(Method):
             for index, member in enumerate(net)
         )
 
-    def train_mode(self, net: nn.Module, stage: int) -> None:
+    def train_mode(self, net: nn.ModuleList, stage: int) -> None:
         """Only the running generation trains; the one before is its frozen teacher."""
-        assert isinstance(net, nn.ModuleList)
         self._generation = stage
         net.eval()
         net[stage].train()
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def loss(self, net: nn.ModuleList, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """L(y, f_k) + L(f_{k-1}, f_k); the second up to a constant, the teacher's entropy."""
-        assert isinstance(net, nn.ModuleList)
         logits = net[progress.stage](batch.images)
         terms = {"task": F.cross_entropy(logits, batch.labels)}
         if progress.stage > 0:
@@ -58,14 +55,12 @@ class BornAgain(Method):
             terms["born_again"] = soft_target_loss(logits, taught, 1.0).mean()
         return terms
 
-    def export(self, net: nn.Module) -> nn.Module:
+    def export(self, net: nn.ModuleList) -> nn.Module:
         """The running generation, in the end the last."""
-        assert isinstance(net, nn.ModuleList)
         return copy.deepcopy(net[self._generation])
 
-    def others(self, net: nn.Module, final: bool) -> Mapping[str, Predictor]:
+    def others(self, net: nn.ModuleList, final: bool) -> Mapping[str, Predictor]:
         """At the end every earlier generation, and the ensembles of generations 1 to k."""
-        assert isinstance(net, nn.ModuleList)
         if not final:
             return {}
         members = list(net)

@@ -20,7 +20,7 @@ from kfrl.supervised.teachers import teacher_logits
 LABELS = "labels"
 
 
-class Collaborative(Method):
+class Collaborative(Method[nn.ModuleDict]):
     """L_t = sum over the edges s -> t of the mean over the batch of G_st(KL[p_s || p_t]); p of the labels is one-hot.
 
     Frozen nodes are teachers; the others train together. The first node is the student.
@@ -47,9 +47,8 @@ class Collaborative(Method):
             {self.trained[node.name]: task.make_net(node.net) for node in self.graph.nodes if not node.teacher}
         )
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def loss(self, net: nn.ModuleDict, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """A term an edge. What a source says is a constant."""
-        assert isinstance(net, nn.ModuleDict)
         logits = {name: teacher_logits(teacher, batch.images) for name, teacher in self.frozen.items()}
         logits |= {name: net[key](batch.images) for name, key in self.trained.items()}
         return {
@@ -68,14 +67,12 @@ class Collaborative(Method):
             right = source.argmax(1) == labels
         return GATES[edge.gate](loss, progress, right).mean()
 
-    def export(self, net: nn.Module) -> nn.Module:
+    def export(self, net: nn.ModuleDict) -> nn.Module:
         """The target node's net."""
-        assert isinstance(net, nn.ModuleDict)
         return copy.deepcopy(net[self.trained[self.graph.nodes[0].name]])
 
-    def others(self, net: nn.Module, final: bool) -> Mapping[str, Predictor]:
+    def others(self, net: nn.ModuleDict, final: bool) -> Mapping[str, Predictor]:
         """The other nodes that train."""
-        assert isinstance(net, nn.ModuleDict)
         return {name: net[key] for name, key in list(self.trained.items())[1:]}
 
 

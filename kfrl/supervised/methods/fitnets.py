@@ -38,7 +38,7 @@ class FitNet(nn.Module):
         self.student, self.regressor = student, regressor
 
 
-class FitNets(Method):
+class FitNets(Method[FitNet]):
     """Stage 1: the student up to its guided layer learns the hint; stage 2: all of it, labels and soft targets."""
 
     takes_teachers = "one"
@@ -51,8 +51,8 @@ class FitNets(Method):
             UserError: other classes, a layer that does not exist, or layers that no regressor of the paper joins.
         """
         check_same_classes("fitnets", task, teachers)
-        student = super().build(task, teachers).to(self.config.device)
-        (teacher,) = teachers
+        self.teachers = (teacher,) = tuple(teachers)
+        student = task.make_net().to(self.config.device)
         config = self.config.fitnets
         self.guided = _layer(student, config.guided_layer, "student's layer")
         self.hint = _layer(teacher.net, config.hint_layer, "teacher's layer")
@@ -61,9 +61,8 @@ class FitNets(Method):
         hint = layer_shapes(teacher.net, [self.hint], self.example)[self.hint]
         return FitNet(student, _regressor(f"{self.guided} -> {self.hint}", guided, hint))
 
-    def stages(self, net: nn.Module) -> Sequence[Stage]:
+    def stages(self, net: FitNet) -> Sequence[Stage]:
         """The hint, then the soft targets."""
-        assert isinstance(net, FitNet)
         epochs = first_stage_epochs("fitnets", self.config.epochs, self.config.fitnets.hint_share)
         below = parameters_before(net.student, [self.guided], self.example)
         return (
@@ -71,9 +70,8 @@ class FitNets(Method):
             Stage("soft targets", self.config.epochs - epochs, (ParameterGroup(tuple(net.student.parameters())),)),
         )
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def loss(self, net: FitNet, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq. 3, then eq. 2 of the paper."""
-        assert isinstance(net, FitNet)
         return self._hint(net, batch) if progress.stage == 0 else self._soft(net.student, batch, progress.in_stage)
 
     def _hint(self, net: FitNet, batch: Batch) -> dict[str, Tensor]:
@@ -95,9 +93,8 @@ class FitNets(Method):
             "distillation": weight / temperature**2 * soft.mean(),
         }
 
-    def export(self, net: nn.Module) -> nn.Module:
+    def export(self, net: FitNet) -> nn.Module:
         """The student without the regressor."""
-        assert isinstance(net, FitNet)
         return copy.deepcopy(net.student)
 
 

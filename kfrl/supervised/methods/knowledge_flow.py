@@ -36,7 +36,7 @@ SAMPLES = 32
 """At most so many images of a batch, drawn at random, estimate l_KL and the hand-over: each needs a further pass."""
 
 
-class KnowledgeFlowMethod(Method):
+class KnowledgeFlowMethod(Method[KnowledgeFlow]):
     """total = cross-entropy + lambda_1(t) l_dep + lambda_2 l_KL (eq. 3), and a deliberate hand-over to the student."""
 
     takes_teachers = "some"
@@ -53,7 +53,7 @@ class KnowledgeFlowMethod(Method):
     def build(self, task: Task, teachers: Sequence[Teacher]) -> KnowledgeFlow:
         """The student, linked to every teacher; shapes, classes and data may all differ."""
         config, device = self.flow, torch.device(self.config.device)
-        student = super().build(task, teachers).to(device)
+        student = task.make_net().to(device)
         self._experts = tuple(teacher for teacher in teachers if teacher.card.classes == task.classes)
         if config.soft_targets and not self._experts:
             check_same_classes("knowledge-flow with --soft-targets", task, teachers)
@@ -71,12 +71,11 @@ class KnowledgeFlowMethod(Method):
         )
         return flow.to(device)
 
-    def prepare(self, net: nn.Module, batches: Sequence[Tensor]) -> Iterator[str]:
+    def prepare(self, net: KnowledgeFlow, batches: Sequence[Tensor]) -> Iterator[str]:
         """Choose the teachers' channels, and fold what they bring into the student's own linked layers.
 
         The student's own pre-activation is then the teachers' mixture, so p may go to 1 without a loss.
         """
-        assert isinstance(net, KnowledgeFlow)
         if not self.flow.fold:
             return
         yield from net.choose_channels(batches[0], net.links)
@@ -103,23 +102,20 @@ class KnowledgeFlowMethod(Method):
             for own, theirs in zip(heads_of(student), heads_of(teacher.net), strict=True)
         ]
 
-    def stages(self, net: nn.Module) -> Sequence[Stage]:
+    def stages(self, net: KnowledgeFlow) -> Sequence[Stage]:
         """One, with student and Q at the run's rate, and w at its own, without weight decay, which would even p out."""
-        assert isinstance(net, KnowledgeFlow)
         # The reproduction's Q is constant.
         trained = [net.student] if self.flow.mixing == "simplex" else [net.student, net.transforms]
         body = tuple(parameter for part in trained for parameter in part.parameters())
         weights = ParameterGroup(tuple(net.mixing.parameters()), self.flow.layer_weights_lr, weight_decay=False)
         return (Stage("train", self.config.epochs, (ParameterGroup(body), weights)),)
 
-    def before_update(self, net: nn.Module, progress: Progress) -> None:
+    def before_update(self, net: KnowledgeFlow, progress: Progress) -> None:
         """Move the forced hand-over on."""
-        assert isinstance(net, KnowledgeFlow)
         net.handover = self.hand_over(progress.in_run)
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def loss(self, net: KnowledgeFlow, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The task, lambda_1(t) l_dep (eq. 5), lambda_2 l_KL (eq. 6) and, until independence, the hand-over."""
-        assert isinstance(net, KnowledgeFlow)
         said: dict[str, Any] = {}
         features = net.teacher_features(batch.images, said)
         logits = net(batch.images, features)
@@ -169,31 +165,27 @@ class KnowledgeFlowMethod(Method):
     def _remember(self, parameters: Mapping[str, Tensor]) -> None:
         torch._foreach_copy_([self._previous[name] for name in parameters], list(parameters.values()))
 
-    def after_update(self, net: nn.Module, progress: Progress) -> None:
+    def after_update(self, net: KnowledgeFlow, progress: Progress) -> None:
         """Reproduction variant: p back on the simplex."""
-        assert isinstance(net, KnowledgeFlow)
         net.mixing.renormalise()
 
-    def export(self, net: nn.Module) -> nn.Module:
+    def export(self, net: KnowledgeFlow) -> nn.Module:
         """The student alone."""
-        assert isinstance(net, KnowledgeFlow)
         return net.export()
 
-    def others(self, net: nn.Module, final: bool) -> Mapping[str, Predictor]:
+    def others(self, net: KnowledgeFlow, final: bool) -> Mapping[str, Predictor]:
         """The student with its teachers' help, while it has any."""
-        assert isinstance(net, KnowledgeFlow)
         return {} if net.independent else {"with_links": net}
 
-    def metrics(self, net: nn.Module) -> dict[str, float]:
+    def metrics(self, net: KnowledgeFlow) -> dict[str, float]:
         """The weights p of the student and of each teacher, per layer."""
-        assert isinstance(net, KnowledgeFlow)
         return net.weights()
 
     def state(self) -> dict[str, Tensor]:
         """theta_old."""
         return dict(self._previous)
 
-    def load_state(self, net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    def load_state(self, net: KnowledgeFlow, state: Mapping[str, Tensor]) -> None:
         """Take theta_old up, laid out in memory as the parameters are: the layout decides how sums are rounded."""
         own = dict(net.named_parameters())
         self._previous = {name: torch.empty_like(own[name]).copy_(old).detach() for name, old in state.items()}

@@ -15,7 +15,7 @@ from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, ensemble
 
 
-class Mutual(Method):
+class Mutual(Method[nn.ModuleList]):
     """L_i = CE_i + 1/(K - 1) sum_j KL[p_j || p_i], for the student (net 1) and its K - 1 peers at once."""
 
     config_groups = ("mutual",)
@@ -29,9 +29,8 @@ class Mutual(Method):
         peers = split_names(self.config.mutual.peers) or (task.net,)
         return nn.ModuleList(task.make_net(name) for name in (task.net, *peers))
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def loss(self, net: nn.ModuleList, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq. 8 of the paper for every net; what the others say is a constant."""
-        assert isinstance(net, nn.ModuleList)
         logits = [member(batch.images) for member in net]
         said = [one.detach() for one in logits]
         terms = {}
@@ -41,14 +40,12 @@ class Mutual(Method):
             terms[f"mutual{suffix}"] = mutual_loss(own, said[:index] + said[index + 1 :]).mean()
         return terms
 
-    def export(self, net: nn.Module) -> nn.Module:
+    def export(self, net: nn.ModuleList) -> nn.Module:
         """The student."""
-        assert isinstance(net, nn.ModuleList)
         return copy.deepcopy(net[0])
 
-    def others(self, net: nn.Module, final: bool) -> Mapping[str, Predictor]:
+    def others(self, net: nn.ModuleList, final: bool) -> Mapping[str, Predictor]:
         """The peers, and at the end all nets together."""
-        assert isinstance(net, nn.ModuleList)
         peers: dict[str, Predictor] = {f"net_{index}": peer for index, peer in enumerate(net[1:], start=2)}
         return {**peers, "ensemble": ensemble(list(net))} if final else peers
 
