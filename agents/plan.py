@@ -12,7 +12,7 @@ from agents.engines.shared import SharedModel, bind, flatten
 from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Report, Updater
 from agents.engines.worker import MIN_ENVS_TO_KEEP_GRAPH
-from agents.methods.base import Method
+from agents.methods.base import AnyMethod
 from agents.objective import a3c_terms
 from agents.rollout import Collector
 from agents.run import Run
@@ -36,7 +36,7 @@ MEASURED = 2.0
 class Plan:
     """A run's net, and its sizes in numbers and bytes."""
 
-    method: Method
+    method: AnyMethod
     net: nn.Module
     trained: int
     """Parameters that the optimiser moves in the first phase."""
