@@ -4,11 +4,17 @@ import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
+from agents.teachers.formats import load_agent
+from envs.atari import AtariEnvs
+from envs.protocols import get_protocol
 from kfrl.cli.main import main
 from kfrl.runs.metrics import read_metrics
 
@@ -17,8 +23,36 @@ GAME = "--game Pong --algo a2c --envs-per-worker 2 --steps 64 --curve-points 0 -
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"run_from_python.py", "flow_in_your_own_loop.py", "games_method.py", "images_method.py"}
+    tested = {"run_from_python.py", "flow_in_your_own_loop.py", "games_method.py", "images_method.py", "play_onnx.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_an_exported_student_plays_the_same_game_without_kfrl(
+    finished_run: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, seed = finished_run(tmp_path / "run"), 7
+    assert main(["export", str(run)]) == 0
+    assert "play_onnx.py" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["play_onnx.py", str(run / "exported.onnx"), str(seed)])
+    runpy.run_path(str(EXAMPLES / "play_onnx.py"), run_name="__main__")
+
+    student = load_agent(run / "student.safetensors").net
+    envs, chance = AtariEnvs(get_protocol("paper", "Breakout"), 1), np.random.default_rng(seed)
+    obs, games, steps = envs.reset(seed), (), 0
+    while not games:
+        logits = student(torch.from_numpy(obs))[0].numpy()
+        step = envs.step((logits + chance.gumbel(size=logits.shape)).argmax(1))
+        obs, games, steps = step.obs, step.episodes, steps + 1
+    assert capsys.readouterr().out == f"breakout: {games[0].score:,.0f} points in {steps:,} steps\n"
+
+
+def test_the_player_needs_neither_kfrl_nor_torch() -> None:
+    lines = (EXAMPLES / "play_onnx.py").read_text().splitlines()
+    imported = {line.split()[1] for line in lines if line.startswith(("import ", "from "))}
+    assert imported == {"json", "sys", "ale_py", "gymnasium", "numpy", "onnxruntime"}
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "kfrl.cli.train",
     "eval": "kfrl.cli.evaluate",
     "fold": "kfrl.cli.fold",
+    "export": "kfrl.cli.export",
     "compare": "kfrl.cli.compare",
     "teachers": "kfrl.cli.teachers",
     "plot": "kfrl.cli.plot",
@@ -36,6 +37,7 @@ Transfer knowledge between deep nets in reinforcement and supervised learning.
   train      train a student on a game, alone or with frozen teachers
   eval       score a run or an agent file: 30 no-op episodes
   fold       turn a student that still has links into a plain net
+  export     write a student for other programs: ONNX, TorchScript, safetensors
   compare    put runs side by side: methods over seeds and games, with intervals
   teachers   list, show, check and import agents that can teach
   plot       draw a run: returns, and p of student and teachers per layer

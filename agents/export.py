@@ -1,0 +1,175 @@
+"""The student of a run as a file for other programs, with all that is to be known to play or classify with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.teachers.formats import Teacher
+from agents.teachers.store import load_teacher
+from envs.atari import identify
+from envs.games import Game
+from envs.preprocessing import ALE
+from envs.protocols import Protocol, get_protocol
+from kfrl.nets.export import SUFFIXES, Format, export
+from kfrl.runs.atomic import write_text
+from kfrl.runs.cards import has_format
+from kfrl.runs.folder import STUDENT_FILE
+from kfrl.supervised import classifiers
+from kfrl.supervised.data.batches import Normalisation
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A net, and what is written down beside it."""
+
+    net: nn.Module
+    example: Tensor
+    outputs: tuple[str, ...]
+    about: dict[str, Any]
+
+    def write(self, to: Format, path: Path) -> float:
+        """Write the net to `path` and its description beside it; returns the largest difference of its outputs.
+
+        Raises:
+            UserError: see `kfrl.nets.export.export`.
+        """
+        about = self.about | {"format": to}
+        worst = export(self.net, self.example, self.outputs, about, to, path)
+        write_text(path.with_suffix(path.suffix + ".json"), json.dumps(about, indent=1) + "\n")
+        return worst
+
+
+def default_path(reference: str, to: Format) -> Path:
+    """Where an export goes unless the user says: into the run's folder, or beside the file."""
+    place = Path(reference)
+    stem = place / "exported" if place.is_dir() else Path(place.stem.removeprefix("zoo:") + "-exported")
+    return stem.with_suffix(SUFFIXES[to])
+
+
+def exportable(reference: str, runs: Path) -> Exportable:
+    """What a reference means: a run on a game or on images, or an agent as `--teachers` takes it.
+
+    Raises:
+        UserError: nothing of that name, or an unusable file.
+    """
+    path = Path(reference)
+    file = path / STUDENT_FILE if path.is_dir() else path
+    if has_format(file, classifiers.FORMAT):
+        return _classifier(classifiers.load_classifier(file))
+    return _agent(load_teacher(reference, runs, identify)[0])
+
+
+class _Pixels(nn.Module):
+    """A classifier behind its own normalisation: images (B, C, H, W) uint8 -> logits (B, classes)."""
+
+    def __init__(self, net: nn.Module, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(normalisation.std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        centred = pixels.float() / 255 - self.get_buffer("mean")
+        logits: Tensor = self.net(centred / self.get_buffer("std"))
+        return logits
+
+
+def _classifier(teacher: classifiers.Teacher) -> Exportable:
+    card = teacher.card
+    net = _Pixels(teacher.net, Normalisation(card.mean, card.std)).eval()
+    example = torch.randint(256, (3, *card.input_shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    about = {
+        "kind": "image classifier",
+        "input": {
+            "name": "input",
+            "shape": ["batch", *card.input_shape],
+            "type": "uint8",
+            "meaning": "pixels, channels first; the normalisation is part of the file",
+        },
+        "normalisation": {"mean": list(card.mean), "std": list(card.std), "of": "pixels / 255, in the file"},
+        "outputs": {"logits": {"shape": ["batch", len(card.classes)], "meaning": "one for each of classes"}},
+        "classes": list(card.classes),
+        "data": card.data,
+        "arch": card.arch,
+        "provenance": _provenance(card),
+    }
+    return Exportable(net, example, ("logits",), about)
+
+
+def _agent(agent: Teacher) -> Exportable:
+    card = agent.card
+    protocol = Protocol.from_dict(card.protocol) if card.protocol else get_protocol("paper", card.game)
+    shape = (protocol.frame_stack, protocol.screen_size, protocol.screen_size)
+    example = torch.randint(256, (3, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    is_q = card.arch.get("head") == "q"
+    about = {
+        "kind": "agent",
+        "game": card.game,
+        "input": {
+            "name": "input",
+            "shape": ["batch", *shape],
+            "type": "uint8",
+            "meaning": f"the last {protocol.frame_stack} gray screens, oldest first, zeros before a game's first; "
+            "divided by 255 in the file",
+        },
+        "outputs": {
+            "logits": {
+                "shape": ["batch", len(card.actions)],
+                "meaning": "Q values" if is_q else "of the policy softmax(logits), from which actions are drawn",
+            },
+            "value": {"shape": ["batch"], "meaning": "of the state, in rewards as the learner saw them"},
+        },
+        "actions": list(card.actions),
+        "preprocessing": {
+            "screen": f"ale-py's gray screen, the maximum of the last two of {protocol.frame_skip} frames, resized to "
+            f"{protocol.screen_size} x {protocol.screen_size} by OpenCV's INTER_AREA",
+            "own": None if card.preprocessing == ALE else asdict(card.preprocessing),
+            "protocol": protocol.to_dict(),
+        },
+        "gymnasium": _gymnasium(protocol),
+        "arch": card.arch,
+        "provenance": _provenance(card) | {"sha256": agent.sha256, "steps": card.steps, "caveat": card.caveat},
+    }
+    return Exportable(agent.net, example, ("logits", "value"), about)
+
+
+def _gymnasium(protocol: Protocol) -> dict[str, Any] | None:
+    """What `gymnasium.make_vec` takes to play by the same rules; None where it has no such rules."""
+    if protocol.fire_reset:
+        return None
+    return {
+        "id": f"ALE/{Game(protocol.game).title}-v5",
+        "kwargs": {
+            "frameskip": protocol.frame_skip,
+            "repeat_action_probability": protocol.sticky,
+            "full_action_space": protocol.full_action_set,
+            "max_num_frames_per_episode": protocol.max_frames,
+            "maxpool": protocol.max_pool,
+            "img_height": protocol.screen_size,
+            "img_width": protocol.screen_size,
+            "stack_num": protocol.frame_stack,
+            "grayscale": True,
+            # ale-py draws from [0, noop_max - 1].
+            "noop_max": protocol.noop_max + 1,
+            "episodic_life": False,
+            "reward_clipping": False,
+            "use_fire_reset": False,
+        },
+    }
+
+
+def _provenance(card: Any) -> dict[str, Any]:
+    return {
+        "method": card.method,
+        "seed": card.seed,
+        "teachers": list(card.teachers),
+        "teacher_sha256": list(card.teacher_sha256),
+        "evaluation": card.evaluation,
+        "commit": card.commit,
+    }

@@ -1,0 +1,26 @@
+"""An exported student plays, without kfrl and PyTorch: python play_onnx.py exported.onnx [SEED].
+
+Needs `pip install onnxruntime gymnasium ale-py`, and a file of `kfrl export RUN --to onnx`.
+"""
+
+import json
+import sys
+
+import ale_py  # noqa: F401  # registers the games
+import gymnasium
+import numpy as np
+import onnxruntime
+
+net = onnxruntime.InferenceSession(sys.argv[1])
+about = json.loads(net.get_modelmeta().custom_metadata_map["kfrl"])
+game = gymnasium.make_vec(about["gymnasium"]["id"], num_envs=1, **about["gymnasium"]["kwargs"])
+seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+chance = np.random.default_rng(seed)
+obs, _ = game.reset(seed=seed)
+score, steps, over = 0.0, 0, False
+while not over:
+    logits, _ = net.run(None, {"input": obs})
+    action = (logits + chance.gumbel(size=logits.shape)).argmax(1)  # a draw from softmax(logits)
+    obs, reward, terminated, truncated, _ = game.step(action)
+    score, steps, over = score + float(reward[0]), steps + 1, bool(terminated[0] or truncated[0])
+print(f"{about['game']}: {score:,.0f} points in {steps:,} steps")
