@@ -198,7 +198,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if config.choose_channels or config.match_scales:
             obs = screens(play(CHOICE_OBSERVATIONS, self._expert_policy()))
             if config.choose_channels:
-                yield from flow.choose_channels(obs, hidden)
+                experts = [self._expert.name] if self._expert else []
+                yield from flow.choose_channels(obs, hidden, experts)
             if config.match_scales:
                 flow.match_scales(obs, hidden)
         if self._stages[0] != LINKED:
