@@ -112,7 +112,7 @@ def linked_policy(run: Run, net: nn.Module) -> Policy | None:
     method = run.method()
     if method.independent(net):
         return None
-    return lambda obs: method.forward(net, obs, method.observe(net, obs))[0]
+    return lambda obs: method.forward(net, obs, method.features(net, obs)).logits
 
 
 def train(config: TrainConfig | Mapping[str, Any], display: Display | None = None) -> Result:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor, nn
 
+from agents.batch import Batch, Output, Rollout
 from agents.config import TrainConfig
-from agents.methods.base import AnyMethod, Batch, Context, joined
-from agents.rollout import Rollout
+from agents.methods.base import AnyMethod
 from envs.atari import Episode
 from kfrl.losses.actor_critic import (
     clipped_policy_loss,
@@ -20,6 +21,16 @@ from kfrl.losses.actor_critic import (
     value_loss,
 )
 
+B = TypeVar("B", bound=Batch)
+
+
+def with_gradient(method: AnyMethod, net: nn.Module, batch: B) -> B:
+    """The batch with an output of `net` that has its graph: that of the acting passes if they kept it, or a new one."""
+    if batch.output.has_graph:
+        return batch
+    context = batch.context
+    return replace(batch, contexts=(context,), output=method.forward(net, batch.obs, context))
+
 
 def a3c_terms(
     method: AnyMethod, net: nn.Module, rollout: Rollout, progress: float, config: TrainConfig
@@ -28,16 +39,17 @@ def a3c_terms(
 
     Summed over the rollout's steps, as A3C does, and averaged over its environments, so that a worker with K games
     has the mean gradient of K workers with one.
+
+    Args:
+        method: Adds its terms.
+        net: That learns.
+        rollout: As `with_gradient` gives it.
+        progress: Share of the phase that is done.
+        config: The run's settings.
     """
-    num_envs = rollout.actions.shape[1]
-    obs = rollout.obs.flatten(0, 1)
-    contexts = rollout.contexts
-    if rollout.outputs is None:
-        contexts = (joined(contexts),)
-    logits, values = rollout.outputs or method.forward(net, obs, contexts[0])
-    batch = Batch(obs, contexts, logits, values, rollout.episodes, num_envs, rollout.previous_logits)
+    logits, values, num_envs = rollout.logits, rollout.values, rollout.num_envs
     returns = n_step_returns(
-        method.rewards(net, batch, rollout.actions, rollout.rewards),
+        method.rewards(net, rollout),
         rollout.terminated,
         rollout.truncated,
         rollout.truncated_values,
@@ -46,26 +58,19 @@ def a3c_terms(
     ).flatten()
     advantages = returns - values.detach()
     terms = {
-        "policy": policy_loss(logits, rollout.actions.flatten(), advantages).sum() / num_envs,
+        "policy": policy_loss(logits, rollout.actions, advantages).sum() / num_envs,
         "value": config.shape.value_loss_coef * value_loss(values, returns).sum() / num_envs,
         "entropy": -config.entropy_coef * entropy(logits).sum() / num_envs,
     }
-    return method.rl_terms(terms) | method.losses(net, batch, progress)
+    return method.rl_terms(terms) | method.losses(net, rollout, progress)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """A rollout as PPO's minibatches are drawn from it: B = T K samples, constants."""
+@dataclass(frozen=True, kw_only=True)
+class Samples(Batch):
+    """A rollout as PPO's minibatches are drawn from it; `previous_logits` are of the policy that acted."""
 
-    obs: Tensor
-    """(B, stack, H, W) uint8"""
-    context: Context
-    actions: Tensor
-    """(B,) int64"""
-    logits: Tensor
-    """(B, A) of the policy that acted."""
     log_probs: Tensor
-    """(B,) its log pi(a|s)."""
+    """(B,) log pi(a|s) of the policy that acted."""
     advantages: Tensor
     """(B,)"""
     returns: Tensor
@@ -85,48 +90,48 @@ class Samples:
             config.gamma,
             config.ppo.gae_lambda,
         )
-        actions = rollout.actions.flatten()
         return cls(
-            obs=rollout.obs.flatten(0, 1),
-            context=joined(rollout.contexts),
-            actions=actions,
-            logits=rollout.logits,
-            log_probs=log_prob(rollout.logits, actions),
+            obs=rollout.obs,
+            contexts=(rollout.context,),
+            actions=rollout.actions,
+            output=rollout.output,
+            episodes=rollout.episodes,
+            num_envs=rollout.num_envs,
+            previous_logits=rollout.logits,
+            log_probs=log_prob(rollout.logits, rollout.actions),
             advantages=advantages.flatten(),
             returns=(advantages + values).flatten(),
         )
 
-    def __len__(self) -> int:
-        """B."""
-        return len(self.actions)
+    def pick(self, indices: Tensor, episodes: tuple[Episode, ...] = ()) -> Samples:
+        """The samples at `indices`, as a minibatch: losses are means over its samples.
 
-    def pick(self, indices: Tensor) -> Samples:
-        """The samples at `indices`."""
+        One "environment" a sample makes the method's sums over time and means over environments plain means.
+        """
+        logits, values = self.logits[indices], self.values[indices]
         return Samples(
-            self.obs[indices],
-            tuple(part[indices] for part in self.context),
-            self.actions[indices],
-            self.logits[indices],
-            self.log_probs[indices],
-            self.advantages[indices],
-            self.returns[indices],
+            obs=self.obs[indices],
+            contexts=(tuple(part[indices] for part in self.context),),
+            actions=self.actions[indices],
+            output=Output(logits, values),
+            episodes=episodes,
+            num_envs=len(indices),
+            previous_logits=logits,
+            log_probs=self.log_probs[indices],
+            advantages=self.advantages[indices],
+            returns=self.returns[indices],
         )
 
 
 def ppo_terms(
-    method: AnyMethod,
-    net: nn.Module,
-    samples: Samples,
-    episodes: tuple[Episode, ...],
-    progress: float,
-    config: TrainConfig,
+    method: AnyMethod, net: nn.Module, samples: Samples, progress: float, config: TrainConfig
 ) -> dict[str, Tensor]:
     """Every term of PPO's objective on one minibatch by name, weighted: its own and the method's, means over samples.
 
     Advantages are normalised in each minibatch, and the clip range falls linearly with the run (Schulman et al. 2017,
-    table 5).
+    table 5). `samples` are as `with_gradient` gives them.
     """
-    logits, values = method.forward(net, samples.obs, samples.context)
+    logits, values = samples.logits, samples.values
     advantages = (samples.advantages - samples.advantages.mean()) / (samples.advantages.std() + 1e-8)
     clip_range = config.ppo.clip_range * (1.0 - progress)
     policy = clipped_policy_loss(logits, samples.actions, samples.log_probs, advantages, clip_range)
@@ -135,6 +140,4 @@ def ppo_terms(
         "value": config.shape.value_loss_coef * value_loss(values, samples.returns).mean(),
         "entropy": -config.entropy_coef * entropy(logits).mean(),
     }
-    # One "environment" a sample makes the method's sums over time and means over environments plain means.
-    batch = Batch(samples.obs, (samples.context,), logits, values, episodes, len(samples), samples.logits)
-    return method.rl_terms(terms) | method.losses(net, batch, progress)
+    return method.rl_terms(terms) | method.losses(net, samples, progress)

@@ -13,7 +13,7 @@ from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Report, Updater
 from agents.engines.worker import MIN_ENVS_TO_KEEP_GRAPH
 from agents.methods.base import AnyMethod
-from agents.objective import a3c_terms
+from agents.objective import a3c_terms, with_gradient
 from agents.rollout import Collector
 from agents.run import Run
 from envs.atari import AtariEnvs
@@ -105,8 +105,8 @@ def _seconds_a_step(run: Run, plan: Plan, *, keep_graph: bool) -> float:
     collector = Collector(envs, method, net, phase.t_max or shape.t_max, seed=0, keep_graph=keep_graph)
     steps, started = 0, 0.0
     while not steps or time.perf_counter() - started < MEASURED:
-        rollout = collector.collect()
-        updater.update(a3c_terms(method, net, rollout, 0.0, config), 0.0, 0.0, Report())
+        rollout = with_gradient(method, net, collector.collect())
+        updater.update(rollout, a3c_terms(method, net, rollout, 0.0, config), 0.0, 0.0, Report())
         # The first rollout warms up.
         steps += rollout.actions.numel() if started else 0
         started = started or time.perf_counter()

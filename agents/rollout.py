@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -12,44 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from agents.methods.base import AnyMethod, Context
-from envs.atari import AtariEnvs, Episode, Transition
+from agents.batch import Context, Output, Rollout
+from agents.methods.base import AnyMethod
+from envs.atari import AtariEnvs, Transition
 from kfrl.nets.memory_format import screens
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """T steps of K games."""
-
-    obs: Tensor
-    """(T, K, stack, H, W) uint8"""
-    actions: Tensor
-    """(T, K) int64"""
-    rewards: Tensor
-    """(T, K) as the learner sees them."""
-    terminated: Tensor
-    """(T, K) bool"""
-    truncated: Tensor
-    """(T, K) bool"""
-    truncated_values: Tensor
-    """(T, K) V of the observation that the cap cut off, where truncated."""
-    bootstrap: Tensor
-    """(K,) V of the observation after the last step."""
-    contexts: Sequence[Context]
-    """(K, ...) of each step: what the method computed per observation."""
-    episodes: tuple[Episode, ...]
-    """The games that ended, with raw scores."""
-    logits: Tensor
-    """(T K, A) of the net's policy, which acts unless the method has another act."""
-    values: Tensor
-    """(T K,) likewise."""
-    previous_logits: Tensor | None = None
-    """(K, A) of the net of the last rollout on the first step's observations, whose values were its bootstrap."""
-
-    @property
-    def outputs(self) -> tuple[Tensor, Tensor] | None:
-        """The acting pass's logits and values if they still carry their graph, so that no second pass is needed."""
-        return (self.logits, self.values) if self.values.requires_grad else None
 
 
 class Collector:
@@ -70,7 +35,7 @@ class Collector:
 
         Args:
             envs: K games.
-            method: Whose `observe` and `forward` act.
+            method: Whose `features` and `forward` act.
             net: The learner's own copy.
             t_max: T.
             seed: Of the games and of the sampled actions.
@@ -82,55 +47,59 @@ class Collector:
         self._keep_graph, self._device = keep_graph, torch.device(device)
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._previous_logits: Tensor | None = None
+        self._context: Context | None = None
         self._begin(envs.reset(seed))
 
     @torch.no_grad()
     def collect(self) -> Rollout:
         """Play T steps with sampled actions."""
-        contexts, actions, logits, values = [], [], [], []
+        contexts, actions, outputs = [], [], []
         frames = self._frames
         transitions: list[Transition] = []
         truncated_values = torch.zeros(self.t_max, self.envs.num_envs, device=self._device)
         for t in range(self.t_max):
-            context = self.method.observe(self.net, self._seen)
+            context = self._features()
             with torch.set_grad_enabled(self._keep_graph):
-                step_logits, step_values = self.method.forward(self.net, self._seen, context)
-            action = sample(self.method.acting_logits(step_logits.detach(), context), self._generator)
+                output = self.method.forward(self.net, self._seen, context)
+            action = sample(self.method.acting_logits(output.logits.detach(), context), self._generator)
             transition = self.envs.step(action.cpu().numpy())
             if transition.final_obs is not None and transition.truncated.any():
-                _, truncated_values[t] = self._forward(
-                    screens(self._pixels(transition.final_obs, np.empty_like(self._frames[0])))
-                )
+                final = screens(self._pixels(transition.final_obs, np.empty_like(self._frames[0])))
+                context_of_final = self.method.features(self.net, final)
+                truncated_values[t] = self.method.forward(self.net, final, context_of_final).values
             contexts.append(context)
             actions.append(action)
-            logits.append(step_logits)
-            values.append(step_values)
+            outputs.append(output)
             transitions.append(transition)
             if t + 1 < self.t_max:
                 self._see(transition.obs, t + 1)
             else:
                 self._begin(transition.obs)
         with torch.set_grad_enabled(self._keep_graph):
-            all_logits, all_values = torch.cat(logits), torch.cat(values)
+            output = Output.joined(outputs)
         previous_logits = self._previous_logits
-        self._previous_logits, bootstrap = self._forward(self._seen)
+        after = self.method.forward(self.net, self._seen, self._features())
+        self._previous_logits = after.logits
         return Rollout(
-            obs=self._tensor(frames).permute(0, 1, 4, 2, 3),
-            actions=torch.stack(actions),
+            obs=self._tensor(frames).permute(0, 1, 4, 2, 3).flatten(0, 1),
+            contexts=contexts,
+            actions=torch.cat(actions),
+            output=output,
+            episodes=tuple(episode for step in transitions for episode in step.episodes),
+            num_envs=self.envs.num_envs,
+            previous_logits=previous_logits,
             rewards=self._stack(transitions, "rewards"),
             terminated=self._stack(transitions, "terminated"),
             truncated=self._stack(transitions, "truncated"),
             truncated_values=truncated_values,
-            bootstrap=bootstrap,
-            contexts=contexts,
-            episodes=tuple(episode for step in transitions for episode in step.episodes),
-            logits=all_logits,
-            values=all_values,
-            previous_logits=previous_logits,
+            bootstrap=after.values,
         )
 
-    def _forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        return self.method.forward(self.net, obs, self.method.observe(self.net, obs))
+    def _features(self) -> Context:
+        """Of what is seen now, computed once: what follows a rollout is what the next one begins with."""
+        if self._context is None:
+            self._context = self.method.features(self.net, self._seen)
+        return self._context
 
     def _begin(self, obs: NDArray[np.uint8]) -> None:
         """Make room for a rollout's observations, and see the first of them."""
@@ -141,6 +110,7 @@ class Collector:
     def _see(self, obs: NDArray[np.uint8], t: int) -> None:
         """Make step t's observations (K, stack, H, W) ready: bytes to keep, floats for the student and its teachers."""
         self._seen = screens(self._pixels(obs, self._frames[t]))
+        self._context = None
 
     def _pixels(self, obs: NDArray[np.uint8], interleaved: NDArray[np.uint8]) -> Tensor:
         """Lay `obs` out with their channels last, in `interleaved`: (K, H, W, stack)."""

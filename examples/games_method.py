@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from agents.actions import in_order
-from agents.methods.base import Batch, Context, Method, NetSpec
+from agents.batch import Batch, Context
+from agents.methods.base import Method, NetSpec
 from agents.teachers.formats import Teacher
 from kfrl.config import Fraction, NonNegative
 

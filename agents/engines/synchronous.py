@@ -8,13 +8,14 @@ from abc import abstractmethod
 
 import torch
 
+from agents.batch import Rollout
 from agents.engines.processes import keep_memory
 from agents.engines.rmsprop import RMSpropTF
 from agents.engines.shared import bind
 from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Optimiser, Report, Updater
-from agents.objective import Samples, a3c_terms, ppo_terms
-from agents.rollout import Collector, Rollout
+from agents.objective import Samples, a3c_terms, ppo_terms, with_gradient
+from agents.rollout import Collector
 from agents.trainer import Trainer
 from envs.atari import AtariEnvs
 from kfrl.machine import cores
@@ -65,8 +66,8 @@ class SyncTrainer(Trainer):
         while self.shared.global_step < self.phase.steps and not self.stopping:
             progress = self.progress
             self.method.schedule(self.net, progress)
-            self.method.before_rollout(self.net)
             rollout = collector.collect()
+            self.method.after_rollout(rollout)
             report = Report(task.game, list(rollout.episodes))
             update(rollout, updater, progress, report)
             self.shared.steps[1] += rollout.actions.numel()
@@ -76,8 +77,9 @@ class SyncTrainer(Trainer):
                 ticked = time.monotonic()
 
     def _imitate(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
+        rollout = with_gradient(self.method, self.net, rollout)
         terms = a3c_terms(self.method, self.net, rollout, progress, self.run.config)
-        updater.update(terms, self.lr, progress, report)
+        updater.update(rollout, terms, self.lr, progress, report)
 
     @abstractmethod
     def optimiser(self) -> Optimiser:
@@ -98,9 +100,10 @@ class A2CTrainer(SyncTrainer):
     def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
         """One update."""
         config = self.run.config
+        rollout = with_gradient(self.method, self.net, rollout)
         terms = a3c_terms(self.method, self.net, rollout, progress, config)
-        means = {name: term / len(rollout.actions) for name, term in terms.items()}
-        updater.update(means, self.lr, progress, report)
+        means = {name: term / len(rollout.rewards) for name, term in terms.items()}
+        updater.update(rollout, means, self.lr, progress, report)
 
 
 class PPOTrainer(SyncTrainer):
@@ -118,8 +121,9 @@ class PPOTrainer(SyncTrainer):
         samples = Samples.of(rollout, config)
         episodes = rollout.episodes
         for _ in range(config.ppo.epochs):
-            order = torch.randperm(len(samples)).to(samples.actions.device)
+            order = torch.randperm(len(samples.actions)).to(samples.actions.device)
             for indices in torch.split(order, config.ppo.batch_size):
-                terms = ppo_terms(self.method, self.net, samples.pick(indices), episodes, progress, config)
-                updater.update(terms, self.lr, progress, report)
+                batch = with_gradient(self.method, self.net, samples.pick(indices, episodes))
+                terms = ppo_terms(self.method, self.net, batch, progress, config)
+                updater.update(batch, terms, self.lr, progress, report)
                 episodes = ()

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from agents.batch import Batch
 from agents.engines.shared import SharedModel
 from agents.methods.base import AnyMethod
 from envs.atari import Episode
@@ -68,14 +69,21 @@ class Updater:
         self._optimiser, self._rank = optimiser, rank
         self._drops = 0
 
-    def update(self, terms: Mapping[str, Tensor], lr: float, progress: float, report: Report) -> None:
+    def update(self, batch: Batch, terms: Mapping[str, Tensor], lr: float, progress: float, report: Report) -> None:
         """Make one update and report it.
+
+        Args:
+            batch: Whose output the terms were made from.
+            terms: Scalars, whose sum is minimised.
+            lr: Learning rate.
+            progress: Share of the phase that is done.
+            report: Takes what is logged.
 
         Raises:
             NonFiniteError: too many in a row had to be dropped.
         """
         self._grads.zero_()
-        measured = self._method.measure(terms)
+        measured = self._method.measure(batch, terms)
         losses = torch.stack(list(terms.values()))
         losses.sum().backward()
         norm = self._optimiser.push(self._grads, lr)

@@ -18,7 +18,7 @@ from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Report, Updater
 from agents.methods import get_method
 from agents.methods.base import AnyMethod, NetSpec, Phase
-from agents.objective import a3c_terms
+from agents.objective import a3c_terms, with_gradient
 from agents.rollout import Collector
 from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
@@ -95,10 +95,10 @@ def _train(job: Job, connection: Connection) -> None:
         progress = done / job.phase.steps
         local.copy_(shared.parameters)
         method.schedule(net, progress)
-        method.before_rollout(net)
-        rollout = collector.collect()
+        rollout = with_gradient(method, net, collector.collect())
+        method.after_rollout(rollout)
         terms = a3c_terms(method, net, rollout, progress, config)
-        updater.update(terms, shape.lr * job.phase.lr_share(progress), progress, report)
+        updater.update(rollout, terms, shape.lr * job.phase.lr_share(progress), progress, report)
         job.counter[1 + job.rank] += rollout.actions.numel()
         report.episodes += rollout.episodes
         if time.monotonic() - reported > REPORT_SECONDS:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from agents.actions import in_order
-from agents.methods.base import Batch, Context, NetSpec, Phase
+from agents.batch import Batch, Context, Output
+from agents.methods.base import NetSpec, Phase
 from agents.methods.policy_distillation import Imitation, hidden_units
 from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
@@ -72,13 +73,12 @@ class ActorMimic(Imitation[MimicNet]):
         """The teacher's logits and last hidden activations."""
         return self.read(obs) if self.imitates else ()
 
-    def forward(self, net: MimicNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: MimicNet, obs: Tensor, context: Context) -> Output:
         """Of the head of 18 actions those that the game has; in the run's own game the student's own."""
         if not self.imitates:
-            output: tuple[Tensor, Tensor] = net(obs)
-            return output
+            return Output(*net(obs))
         logits, values = net(obs, MIMIC)
-        return in_order(logits, ALL_ACTIONS, self.task.actions), values
+        return Output(in_order(logits, ALL_ACTIONS, self.task.actions), values)
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
         """The student's policy, or the teacher's in the teachers' games."""

@@ -7,27 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, cast
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
+from agents.batch import Batch, Context, Output, Rollout
 from agents.config import TrainConfig
 from agents.teachers.formats import Teacher
-from envs.atari import Episode
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 from kfrl.training.method import OwnSettings
 
 Net = TypeVar("Net", bound=nn.Module, default=AtariNet)
 """What a method's `build` returns, and every other hook gets; a method of another net than `AtariNet` names it."""
-
-Context = tuple[Tensor, ...]
-"""What a method computes once per observation and reuses in the update, e.g. frozen teachers' features."""
-
-
-def joined(contexts: Sequence[Context]) -> Context:
-    """Those of several steps as one: a copy, which an update with the acting passes' activations seldom needs."""
-    return contexts[0] if len(contexts) == 1 else tuple(torch.cat(parts) for parts in zip(*contexts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -83,31 +74,6 @@ class Play(Protocol):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A rollout of T steps of K games, flattened to B = T K samples, and what the net made of it."""
-
-    obs: Tensor
-    """(B, stack, H, W) uint8"""
-    contexts: Sequence[Context]
-    """Of the steps, or of all samples at once."""
-    logits: Tensor
-    """(B, A), with gradient."""
-    values: Tensor
-    """(B,), with gradient."""
-    episodes: tuple[Episode, ...]
-    """The games that ended in the rollout."""
-    num_envs: int
-    """K. Losses are summed over time and averaged over environments: `loss.sum() / num_envs`."""
-    previous_logits: Tensor | None = None
-    """(n, A) of the previous iteration's policy on the first n samples; there is none in the first iteration."""
-
-    @property
-    def context(self) -> Context:
-        """Of all B samples."""
-        return joined(self.contexts)
-
-
-@dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that share a learning rate, `lr_scale` times the run's."""
 
@@ -147,7 +113,6 @@ class Method(OwnSettings, Generic[Net]):
     def __init__(self, config: TrainConfig) -> None:
         """Keep the run's settings."""
         self.config = config
-        self._observed: tuple[Tensor, Context] | None = None
 
     @property
     def memory_bytes(self) -> float:
@@ -265,34 +230,24 @@ class Method(OwnSettings, Generic[Net]):
     def schedule(self, net: Net, progress: float) -> None:
         """Bring the schedules that live in the net up to date, and nothing else: any process may ask, at any time."""
 
-    def before_rollout(self, net: Net) -> None:
-        """Get ready for a rollout, which follows."""
-
-    def observe(self, net: Net, obs: Tensor) -> Context:
-        """The `features` of `obs`; what followed the last rollout is what the next one begins with."""
-        if self._observed is None or self._observed[0] is not obs:
-            self._observed = obs, self.features(net, obs)
-        return self._observed[1]
-
     def features(self, net: Net, obs: Tensor) -> Context:
         """Compute what does not depend on the trained parameters, once per observation; `obs` as `forward` takes it."""
         return ()
 
-    def forward(self, net: Net, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Logits (B, A) and values (B,).
+    def forward(self, net: Net, obs: Tensor, context: Context) -> Output:
+        """What the net says of `obs`, and what else of this pass `rewards` and `losses` read.
 
         `obs` are (B, stack, H, W) uint8, or the floats that `kfrl.nets.memory_format.screens` made of them and would
         leave as they are: every net begins with it.
         """
-        output: tuple[Tensor, Tensor] = net(obs)
-        return output
+        return Output(*net(obs))
 
-    def rewards(self, net: Net, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
-        """The rewards that the n-step returns of a3c and a2c are made of: (T, K); so are `actions` and `rewards`.
+    def after_rollout(self, rollout: Rollout) -> None:
+        """Take note of what was played; an update from it follows."""
 
-        `losses` follows with the same batch.
-        """
-        return rewards
+    def rewards(self, net: Net, rollout: Rollout) -> Tensor:
+        """The rewards (T, K) that the n-step returns of a3c and a2c are made of."""
+        return rollout.rewards
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
         """The logits (B, A) that actions are drawn from; `logits` are the net's own."""
@@ -306,7 +261,7 @@ class Method(OwnSettings, Generic[Net]):
         """Named terms to add to the actor-critic loss: scalars, already weighted."""
         return {}
 
-    def measure(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
+    def measure(self, batch: Batch, terms: Mapping[str, Tensor]) -> dict[str, float]:
         """What to log of an update beside its losses; `terms` are the whole objective, before the backward pass."""
         return {}
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from agents.batch import Batch, Context, Output, Rollout
 from agents.config import TrainConfig
-from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
+from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
 from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
 from kfrl.errors import UserError
@@ -18,6 +19,9 @@ from kfrl.losses.distillation import kl_divergence
 from kfrl.nets.atari.net import AtariNet
 from kfrl.nets.atari.two_column import Column, ColumnNet
 from kfrl.nets.init import HEAD_GAINS, orthogonal
+
+DISTILLED = "distilled"
+"""The logits of pi_0 among the extras of an output."""
 
 
 class DistralNet(nn.Module):
@@ -100,8 +104,6 @@ class Distral(Method[DistralNet]):
         self.c_kl, self.c_ent = config.distral.c_kl, config.entropy_coef
         if not self.c_kl + self.c_ent:
             raise UserError("Distral needs --c-kl or --entropy-coef (its c_Ent) above 0, got 0 and 0.")
-        self._seen: list[Tensor] = []
-        self._divergence: Tensor | None = None
 
     @property
     def alpha(self) -> float:
@@ -123,37 +125,30 @@ class Distral(Method[DistralNet]):
         distilled = ParameterGroup((*net.distilled.parameters(), *net.h.parameters()))
         return [distilled, *(ParameterGroup(tuple(own.parameters()), lazy=True) for own in net.games.values())]
 
-    def before_rollout(self, net: DistralNet) -> None:
-        """Forget the last rollout's logits of pi_0."""
-        self._seen = []
-
-    def forward(self, net: DistralNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Logits and values of this worker's game.
-
-        With two columns the logits of pi_0 are there too. Those of the pass that the update goes back through, in one
-        piece or one for each step, are kept for the divergence.
-        """
+    def forward(self, net: DistralNet, obs: Tensor, context: Context) -> Output:
+        """Logits and values of this worker's game, with the logits of pi_0 where the update will read them."""
         logits, values, distilled = net(self.task.game, obs)
-        if distilled is not None and torch.is_grad_enabled():
-            self._seen.append(distilled)
-        return logits, values
+        if distilled is None and torch.is_grad_enabled():
+            distilled = net.distilled_logits(self.task.game, obs)
+        return Output(logits, values, {} if distilled is None else {DISTILLED: distilled})
 
-    def rewards(self, net: DistralNet, batch: Batch, actions: Tensor, rewards: Tensor) -> Tensor:
+    def rewards(self, net: DistralNet, rollout: Rollout) -> Tensor:
         """R_i^reg of each step, its logarithms in expectation over the actions instead of those of the action taken."""
-        distilled = torch.cat(self._seen) if self._seen else net.distilled_logits(self.task.game, batch.obs)
-        self._seen = []
-        self._divergence = kl_divergence(batch.logits, distilled)
-        regularisation = self.c_ent * entropy(batch.logits) - self.c_kl * self._divergence
-        return rewards + regularisation.detach().view_as(rewards)
+        regularisation = self.c_ent * entropy(rollout.logits) - self.c_kl * _divergence(rollout)
+        return rollout.rewards + regularisation.detach().view_as(rollout.rewards)
 
     def losses(self, net: DistralNet, batch: Batch, progress: float) -> dict[str, Tensor]:
         """c_KL D_KL[pi_i || pi_0], which trains both; A3C's own entropy bonus is the regularisation's other part."""
-        assert self._divergence is not None
-        return {"distilled": self.c_kl * self._divergence.sum() / batch.num_envs}
+        return {"distilled": self.c_kl * _divergence(batch).sum() / batch.num_envs}
 
     def export(self, net: DistralNet) -> nn.Module:
         """The policy of the run's own game: with two columns both of them, in one net."""
         return net.export(self.game)
+
+
+def _divergence(batch: Batch) -> Tensor:
+    """D_KL[pi_i || pi_0], (B,)."""
+    return kl_divergence(batch.logits, batch.output.extras[DISTILLED])
 
 
 METHOD = Distral

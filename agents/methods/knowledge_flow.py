@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from agents.actions import in_order
+from agents.batch import Batch, Context, Output
 from agents.config import TrainConfig
-from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase, Play
+from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
 from agents.observations import steps_for
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
@@ -101,7 +102,6 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._actions: tuple[str, ...] = ()
         self._memory = Memory(config.flow.imitation_memory // config.shape.workers)
         self._guide_share, self._kickstart = 1.0, 0.0
-        self._logits: Tensor | None = None
         self._guided: Tensor | None = None
 
     @property
@@ -295,11 +295,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     def schedule(self, net: FlowNet, progress: float) -> None:
         """The linked net acts, and later is followed, less and less in a phase's first half, and not in its second."""
         self._guide_share = max(0.0, 1.0 - 2.0 * progress)
-        kickstarts, before = self.stage == ALONE and IMITATION in self._stages, self._kickstart
+        kickstarts = self.stage == ALONE and IMITATION in self._stages
         self._kickstart = self.flow_config.kickstart_coef * self._guide_share if kickstarts else 0.0
-        if before and not self._kickstart:
-            # The steps of a rollout have contexts of one kind.
-            self._observed = None
 
     def features(self, net: FlowNet, obs: Tensor) -> Context:
         """While linked the teachers' pre-activations; while it is followed the linked net's logits and values."""
@@ -311,11 +308,10 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             return logits, values
         return ()
 
-    def forward(self, net: FlowNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: FlowNet, obs: Tensor, context: Context) -> Output:
         """The linked student's logits and values, later the plain net's, which learns from memory in the imitation."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != IMITATION):
-            output: tuple[Tensor, Tensor] = net.flow(obs, context) if self.stage == LINKED else net.alone(obs)
-        return output
+            return Output(*(net.flow(obs, context) if self.stage == LINKED else net.alone(obs)))
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
         """In the imitation the linked net's in some games: it shows what it does, and the lone net its own mistakes."""
@@ -343,7 +339,6 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         terms: dict[str, Tensor] = {}
         if config.policy_kl_coef:
             terms["policy_kl"] = config.policy_kl_coef * _policy_kl(batch)
-            self._logits = batch.logits
         if self._kickstart:
             guide = kl_divergence(batch.context[0], batch.logits).sum() / batch.num_envs
             terms["kickstart"] = self._kickstart * guide
@@ -355,12 +350,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             terms["dependence"] = steps * weight * dependence_loss(p_student)
         return terms
 
-    def measure(self, terms: Mapping[str, Tensor]) -> dict[str, float]:
+    def measure(self, batch: Batch, terms: Mapping[str, Tensor]) -> dict[str, float]:
         """The size of l_KL's gradient with respect to the logits, as a share of the policy loss's."""
-        if self._logits is None or "policy_kl" not in terms:
+        if "policy_kl" not in terms:
             return {}
-        logits, self._logits = self._logits, None
-        sizes = [_gradient_size(terms[name], logits) for name in ("policy_kl", "policy")]
+        sizes = [_gradient_size(terms[name], batch.logits) for name in ("policy_kl", "policy")]
         return {"flow/policy_kl_share": sizes[0] / sizes[1]} if sizes[1] else {}
 
     def _imitation(self, alone: nn.Module, batch: Batch) -> Tensor:

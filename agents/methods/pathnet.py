@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from agents.batch import Batch, Context, Output, Rollout
 from agents.config import TrainConfig
-from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase, Play
+from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
 from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
 from kfrl.nets.atari.pathnet import ModularNet, Path, PathNet
@@ -101,14 +102,11 @@ class Trial:
         self._scores: dict[int, list[float]] = defaultdict(list)
         self._rollouts = 0
 
-    def add_rollout(self) -> None:
-        """Another rollout begins."""
-        self._rollouts += 1
-
-    def add(self, batch: Batch) -> None:
+    def add(self, rollout: Batch) -> None:
         """Count the games that ended; not those that another genotype played for a rollout or more."""
+        self._rollouts += 1
         longest = (self._rollouts + 1) * self._t_max
-        for episode in batch.episodes:
+        for episode in rollout.episodes:
             if episode.steps < longest and len(self._scores[episode.env]) < self._quota:
                 self._scores[episode.env].append(episode.score)
 
@@ -171,9 +169,10 @@ class PathNetMethod(Method[EvolvingPathNet]):
         for module in net.free_modules():
             module.requires_grad_(True)
         self._rank, self._index = rank, int(net.population.turns[rank])
-        self._start_trial()
+        self._start_trial(net)
 
-    def _start_trial(self) -> None:
+    def _start_trial(self, net: EvolvingPathNet) -> None:
+        self._path = path_of(net.population.genotypes[self._index])
         shape = self.config.shape
         self._trial = Trial(self.settings.tournament_episodes, shape.envs_per_worker, shape.t_max)
 
@@ -199,20 +198,13 @@ class PathNetMethod(Method[EvolvingPathNet]):
         heads = ParameterGroup(tuple(net.heads[self.task.game].parameters()))
         return [heads, *(ParameterGroup(tuple(module.parameters()), lazy=True) for module in net.free_modules())]
 
-    def before_rollout(self, net: EvolvingPathNet) -> None:
-        """Take the path that plays."""
-        self._path = path_of(net.population.genotypes[self._index])
-        self._trial.add_rollout()
-
-    def forward(self, net: EvolvingPathNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: EvolvingPathNet, obs: Tensor, context: Context) -> Output:
         """Logits and values along this worker's path."""
-        output: tuple[Tensor, Tensor] = net(obs, self._path, self.task.game)
-        return output
+        return Output(*net(obs, self._path, self.task.game))
 
-    def losses(self, net: EvolvingPathNet, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Nothing to add to A3C's; the games that ended are counted."""
-        self._trial.add(batch)
-        return {}
+    def after_rollout(self, rollout: Rollout) -> None:
+        """Count the games that ended."""
+        self._trial.add(rollout)
 
     def after_update(self, net: EvolvingPathNet, progress: float) -> None:
         """When the genotype has played its games: the tournament, and the next of this worker's share."""
@@ -223,7 +215,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
         share = range(self._rank, self.settings.population, self.workers)
         self._index = share[(share.index(self._index) + 1) % len(share)]
         net.population.turns[self._rank] = self._index
-        self._start_trial()
+        self._start_trial(net)
 
     def export(self, net: EvolvingPathNet) -> ModularNet:
         """The best path, and nothing but its modules."""

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from agents.actions import epsilon_greedy, in_order
+from agents.batch import Batch, Context, Output
 from agents.config import TrainConfig
-from agents.methods.base import Batch, Context, Method, NetSpec, ParameterGroup, Phase
+from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
@@ -156,11 +157,10 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
         """The teacher's logits; -inf for an action that it has not."""
         return self.read(obs)[:1]
 
-    def forward(self, net: MultiTaskNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: MultiTaskNet, obs: Tensor, context: Context) -> Output:
         """Logits of the head of the game that this process plays."""
         game = self.task.game
-        output: tuple[Tensor, Tensor] = net(obs, game if game in net.policies else None)
-        return output
+        return Output(*net(obs, game if game in net.policies else None))
 
     def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Nothing: rewards do not count."""
@@ -169,7 +169,7 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
     def losses(self, net: MultiTaskNet, batch: Batch, progress: float) -> dict[str, Tensor]:
         """The distillation on samples from memory, scaled as a rollout's sum."""
         obs, targets = self.remembered(batch)
-        logits, _ = self.forward(net, obs, ())
+        logits = self.forward(net, obs, ()).logits
         loss = {"kl": self._kl, "nll": negative_log_likelihood, "mse": squared_error}[self.distillation.distill_loss]
         return {"distillation": loss(targets, logits).mean() * len(batch.values) / batch.num_envs}
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from agents.methods.base import Context, Method, NetSpec
+from agents.batch import Context, Output
+from agents.methods.base import Method, NetSpec
 from agents.teachers.formats import Teacher
 from kfrl.nets.atari.progressive import ProgressiveNet
 
@@ -31,10 +32,9 @@ class Progressive(Method[ProgressiveNet]):
         """What the frozen columns make of a screen."""
         return net.features(obs)
 
-    def forward(self, net: ProgressiveNet, obs: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def forward(self, net: ProgressiveNet, obs: Tensor, context: Context) -> Output:
         """Logits and values of the trained column."""
-        output: tuple[Tensor, Tensor] = net(obs, context)
-        return output
+        return Output(*net(obs, context))
 
     def metrics(self, net: ProgressiveNet) -> dict[str, float]:
         """Alpha of each frozen column, by the layer that its lateral goes into."""

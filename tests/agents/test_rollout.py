@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from agents.config import TrainConfig
 from agents.methods.base import Method
-from agents.objective import a3c_terms
+from agents.objective import a3c_terms, with_gradient
 from agents.rollout import Collector, Rollout, sample
 from envs.atari import AtariEnvs, Transition
 from envs.protocols import get_protocol
@@ -31,13 +31,13 @@ def collector() -> Callable[..., Collector]:
 def test_rollouts_join_without_a_gap(collector: Callable[..., Collector]) -> None:
     player = collector()
     first, second = player.collect(), player.collect()
-    expected = player.net(second.obs[0])[1].detach()
+    expected = player.net(second.obs[:2])[1].detach()
     torch.testing.assert_close(first.bootstrap, expected)
-    assert first.obs.shape == (T, 2, 4, 84, 84)
+    assert first.obs.shape == (T * 2, 4, 84, 84)
     kept = first.obs.clone()
     player.collect()
     assert torch.equal(first.obs, kept), "a rollout's screens are its own"
-    assert not torch.equal(first.obs[-1], second.obs[0])
+    assert not torch.equal(first.obs[-2:], second.obs[:2])
 
 
 def test_a_truncated_step_bootstraps_the_observation_that_was_cut_off(
@@ -60,7 +60,7 @@ def test_a_truncated_step_bootstraps_the_observation_that_was_cut_off(
     assert not rollout.terminated.any()
     expected = player.net(torch.from_numpy(final[0]))[1].detach()
     torch.testing.assert_close(rollout.truncated_values[1], expected)
-    beginning = player.net(rollout.obs[2])[1].detach()
+    beginning = player.net(rollout.obs[4:6])[1].detach()
     assert not torch.allclose(rollout.truncated_values[1], beginning, atol=1e-7, rtol=0)
 
 
@@ -77,9 +77,11 @@ def test_a_kept_graph_gives_the_gradients_of_a_second_pass(num_envs: int) -> Non
         net = AtariNet(6)
         envs = AtariEnvs(get_protocol("paper", "Pong"), num_envs)
         rollout: Rollout = Collector(envs, Method(CONFIG), net, T, seed=3, keep_graph=keep_graph).collect()
-        assert (rollout.outputs is not None) == keep_graph
+        assert rollout.output.has_graph == keep_graph
         rewarded = replace(rollout, rewards=torch.arange(T * num_envs).view(T, num_envs) % 3 - 1.0)
-        torch.stack(list(a3c_terms(Method(CONFIG), net, rewarded, 0.0, CONFIG).values())).sum().backward()
+        method = Method(CONFIG)
+        terms = a3c_terms(method, net, with_gradient(method, net, rewarded), 0.0, CONFIG)
+        torch.stack(list(terms.values())).sum().backward()
         return [p.grad for p in net.parameters() if p.grad is not None]
 
     kept, anew = gradients(True), gradients(False)
@@ -92,6 +94,6 @@ def test_a_rollout_holds_what_the_acting_policy_said(collector: Callable[..., Co
     player = collector()
     rollout = player.collect()
     with torch.no_grad():
-        logits, values = player.net(rollout.obs.flatten(0, 1))
+        logits, values = player.net(rollout.obs)
     torch.testing.assert_close(rollout.logits, logits)
     torch.testing.assert_close(rollout.values, values)

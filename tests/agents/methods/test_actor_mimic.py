@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.batch import Batch
 from agents.config import DistillationConfig, TrainConfig
 from agents.methods.actor_mimic import MIMIC, ActorMimic, MimicNet
-from agents.methods.base import Batch, NetSpec
+from agents.methods.base import NetSpec
 from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
 from kfrl.errors import UserError
@@ -43,8 +44,9 @@ def start(
 
 
 def imitate(method: ActorMimic, net: MimicNet, obs: Tensor) -> dict[str, Tensor]:
-    context = method.observe(net, obs)
-    return method.losses(net, Batch(obs, (context,), *method.forward(net, obs, context), (), 1), 0.0)
+    context = method.features(net, obs)
+    actions = torch.zeros(len(obs), dtype=torch.int64)
+    return method.losses(net, Batch(obs, (context,), actions, method.forward(net, obs, context), (), 1), 0.0)
 
 
 def softmax(logits: Tensor) -> np.ndarray:
@@ -102,14 +104,14 @@ def test_the_direction_is_the_difference_of_the_policies_and_invalid_actions_do_
 def test_the_student_acts_with_the_games_actions_alone(teachers: list[Teacher], obs: Tensor) -> None:
     for task, count in ((PONG, 3), (SEAQUEST, 18)):
         method, net = start(teachers, task)
-        context = method.observe(net, obs)
-        logits, _ = method.forward(net, obs, context)
+        context = method.features(net, obs)
+        logits = method.forward(net, obs, context).logits
         assert logits.shape == (2, count)
         assert method.acting_logits(logits, context) is logits
     method, net = start(teachers, PONG, distill_actor="teacher")
-    context = method.observe(net, obs)
+    context = method.features(net, obs)
     torch.testing.assert_close(
-        method.acting_logits(method.forward(net, obs, context)[0], context), teachers[0].net(obs)[0][:, [2, 0, 1]]
+        method.acting_logits(method.forward(net, obs, context).logits, context), teachers[0].net(obs)[0][:, [2, 0, 1]]
     )
 
 
@@ -153,12 +155,15 @@ def test_the_body_goes_over_the_last_layer_is_new_and_rewards_count_again(teache
     method.begin(net, 1, SPEC, rank=0)
     assert trained() == {"student.conv1", "student.fc", "student.policy", "student.value"}
     assert method.rl_terms(terms) is terms
-    context = method.observe(net, obs)
+    context = method.features(net, obs)
     assert context == ()
-    logits, values = method.forward(net, obs, context)
+    output = method.forward(net, obs, context)
+    logits = output.logits
     assert torch.equal(logits, net.student(obs)[0])
     assert method.acting_logits(logits, context) is logits
-    assert method.losses(net, Batch(obs, (context,), logits, values, (), 1), 0.0) == {}
+    assert (
+        method.losses(net, Batch(obs, (context,), torch.zeros(len(obs), dtype=torch.int64), output, (), 1), 0.0) == {}
+    )
     exported = method.export(net)
     assert isinstance(exported, AtariNet)
     assert torch.equal(exported(obs)[0], logits)

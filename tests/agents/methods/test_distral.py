@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.batch import Output, Rollout
 from agents.config import DistralConfig, TrainConfig
 from agents.engines.registry import ENGINES
 from agents.launch import Session
-from agents.methods.base import Batch, NetSpec
+from agents.methods.base import NetSpec
 from agents.methods.distral import Distral, DistralNet
-from agents.objective import a3c_terms
-from agents.rollout import Rollout
+from agents.objective import a3c_terms, with_gradient
 from agents.run import resolve
 from agents.teachers.store import find_teacher
 from agents.trainer import Status
@@ -45,11 +45,12 @@ def distral(columns: int, c_kl: float = 0.3, c_ent: float = 0.2, task: NetSpec =
 
 
 def rollout(obs: Tensor, actions: Tensor, rewards: Tensor) -> Rollout:
-    """Steps that all end their episode: (T, K)."""
+    """Steps that all end their episode: (T K, stack, H, W), (T, K), (T, K)."""
     nothing = torch.zeros_like(rewards)
     return Rollout(
         obs=obs,
-        actions=actions,
+        actions=actions.flatten(),
+        num_envs=actions.shape[1],
         rewards=rewards,
         terminated=torch.ones_like(rewards, dtype=torch.bool),
         truncated=torch.zeros_like(rewards, dtype=torch.bool),
@@ -57,9 +58,12 @@ def rollout(obs: Tensor, actions: Tensor, rewards: Tensor) -> Rollout:
         bootstrap=nothing[0],
         contexts=((),),
         episodes=(),
-        logits=nothing.flatten(),
-        values=nothing.flatten(),
+        output=Output(nothing.flatten(), nothing.flatten()),
     )
+
+
+def terms_of(method: Distral, net: DistralNet, played: Rollout, config: TrainConfig | None = None) -> dict[str, Tensor]:
+    return a3c_terms(method, net, with_gradient(method, net, played), 0.0, config or method.config)
 
 
 # --- equations ----------------------------------------------------------------------------------------------
@@ -86,9 +90,8 @@ def softmax(logits: list[float]) -> list[float]:
 @pytest.mark.parametrize("columns", [1, 2])
 def test_rewards_are_regularised_by_hand(columns: int, obs: Tensor) -> None:
     method, net = distral(columns)
-    logits, values = method.forward(net, obs, ())
-    batch = Batch(obs, ((),), logits, values, (), 2)
-    found = method.rewards(net, batch, torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]]))
+    played = rollout(obs, torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]]))
+    found = method.rewards(net, with_gradient(method, net, played))
     assert found.shape == (1, 2)
     assert not found.requires_grad
     for k, reward in enumerate([1.0, -1.0]):
@@ -140,17 +143,17 @@ def test_the_expected_gradient_is_that_of_the_papers_objective(columns: int, c_k
     papers = torch.autograd.grad(objective(net, states, c_kl * beta, beta, columns == 2), policy)
 
     with torch.no_grad():
-        pi = method.forward(net, states, ())[0].softmax(1)
+        pi = method.forward(net, states, ()).logits.softmax(1)
     expected = [torch.zeros_like(p) for p in policy]
     for first, second in itertools.product(range(3), range(3)):
         state = 1 if first == 0 else 2
         played = rollout(
-            states[[0, state]].unsqueeze(1),
+            states[[0, state]],
             torch.tensor([[first], [second]]),
             torch.tensor([[FIRST[first]], [SECOND[state - 1][second]]]),
         )
         played = replace(played, terminated=torch.tensor([[False], [True]]))
-        terms = a3c_terms(method, net, played, 0.0, config)
+        terms = terms_of(method, net, played, config)
         loss = torch.stack([term for name, term in terms.items() if name != "value"]).sum()
         for total, grad in zip(expected, torch.autograd.grad(loss, policy), strict=True):
             total -= pi[0, first] * pi[state, second] * grad
@@ -163,9 +166,7 @@ def test_the_expected_gradient_is_that_of_the_papers_objective(columns: int, c_k
 def test_both_gradient_terms_of_the_distilled_policy_by_hand(columns: int, obs: Tensor) -> None:
     method, net = distral(columns)
     indices = [net.actions.index(name) for name in PONG.actions]
-    terms = a3c_terms(
-        method, net, rollout(obs[None], torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]])), 0.0, method.config
-    )
+    terms = terms_of(method, net, rollout(obs, torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]])))
     own = net.games["pong"].get_parameter("policy.bias")
     found = {}
     for name in ("policy", "entropy", "distilled"):
@@ -177,7 +178,7 @@ def test_both_gradient_terms_of_the_distilled_policy_by_hand(columns: int, obs: 
         torch.testing.assert_close(h, 0.6 * f if columns == 2 else torch.zeros(3), rtol=1e-4, atol=1e-6)
     # The second, -c_KL (pi_i - pi_0) of the loss, is what is left of the divergence's.
     with torch.no_grad():
-        pi = method.forward(net, obs, ())[0].softmax(1)
+        pi = method.forward(net, obs, ()).logits.softmax(1)
         pi_0 = net.distilled_logits("pong", obs).softmax(1)
     h, f = found["distilled"]
     second = h - (0.6 * f if columns == 2 else 0.0)
@@ -192,17 +193,16 @@ def test_the_acting_pass_serves_the_update_as_a_pass_of_its_own_does(columns: in
     method, net = distral(columns)
     played = replace(
         rollout(torch.zeros(0), torch.tensor([[2, 0], [1, 1]]), torch.tensor([[1.0, -1.0], [0.5, 0.0]])),
-        obs=torch.randint(0, 256, (2, 2, 4, 84, 84), dtype=torch.uint8),
+        obs=torch.randint(0, 256, (4, 4, 84, 84), dtype=torch.uint8),
         bootstrap=torch.zeros(2),
     )
     gradients = []
     for keep_graph in (False, True):
         net.zero_grad()
-        method.before_rollout(net)
         with torch.set_grad_enabled(keep_graph):
-            logits, values = zip(*(method.forward(net, obs, ()) for obs in played.obs), strict=True)
-        acted = replace(played, logits=torch.cat(logits), values=torch.cat(values))
-        torch.stack(list(a3c_terms(method, net, acted, 0.0, method.config).values())).sum().backward()
+            output = Output.joined([method.forward(net, obs, ()) for obs in played.obs.split(2)])
+        acted = replace(played, output=output)
+        torch.stack(list(terms_of(method, net, acted).values())).sum().backward()
         gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 10
     for recomputed, kept in zip(*gradients, strict=True):
@@ -233,7 +233,7 @@ def moved_left(spec: NetSpec) -> Tensor:
 def test_a_worker_trains_its_own_game_and_the_distilled_policy(obs: Tensor) -> None:
     method, net = distral(2, task=FREEWAY)
     actions = torch.tensor([[3, 1]])
-    terms = a3c_terms(method, net, rollout(obs[None], actions, torch.ones(1, 2)), 0.0, method.config)
+    terms = terms_of(method, net, rollout(obs, actions, torch.ones(1, 2)))
     torch.stack(list(terms.values())).sum().backward()
     touched = {
         name.split(".")[0] + "." + name.split(".")[1] for name, p in net.named_parameters() if p.grad is not None
@@ -250,7 +250,8 @@ def test_a_worker_trains_its_own_game_and_the_distilled_policy(obs: Tensor) -> N
 def test_the_exported_net_plays_as_the_trained_one_and_knows_no_other_game(columns: int, obs: Tensor) -> None:
     method, net = distral(columns)
     exported = method.export(net)
-    for ours, theirs in zip(method.forward(net, obs, ()), exported(obs), strict=True):
+    output = method.forward(net, obs, ())
+    for ours, theirs in zip((output.logits, output.values), exported(obs), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     before = exported(obs)[0]
     with torch.no_grad():

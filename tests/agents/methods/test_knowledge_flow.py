@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
+from agents.batch import Batch, Rollout, joined
 from agents.config import FlowConfig, TrainConfig
-from agents.methods.base import Batch, NetSpec, joined
+from agents.methods.base import NetSpec
 from agents.methods.knowledge_flow import FlowNet, KnowledgeFlowMethod
-from agents.objective import Samples, a3c_terms, ppo_terms
-from agents.rollout import Collector, Rollout
+from agents.objective import Samples, a3c_terms, ppo_terms, with_gradient
+from agents.rollout import Collector
 from agents.teachers.formats import Card, Teacher, save_agent
 from agents.teachers.store import load_teachers
 from envs.atari import ALL_ACTIONS, AtariEnvs, Episode, identify
@@ -63,9 +64,14 @@ def randomise(net: nn.Module) -> None:
 
 
 def play(method: KnowledgeFlowMethod, net: nn.Module, obs: Tensor, scores: tuple[float, ...] = ()) -> Batch:
-    context = method.observe(net, obs)
+    context = method.features(net, obs)
     episodes = tuple(Episode(0, score, 1, False) for score in scores)
-    return Batch(obs, (context,), *method.forward(net, obs, context), episodes, num_envs=ENVS)
+    output, actions = method.forward(net, obs, context), torch.zeros(len(obs), dtype=torch.int64)
+    return Batch(obs, (context,), actions, output, episodes, num_envs=ENVS)
+
+
+def terms_of(method: KnowledgeFlowMethod, net: FlowNet, rollout: Rollout, progress: float) -> dict[str, Tensor]:
+    return a3c_terms(method, net, with_gradient(method, net, rollout), progress, method.config)
 
 
 def other_obs() -> Tensor:
@@ -244,9 +250,10 @@ def test_a_q_teacher_of_the_same_game_is_linked_at_its_heads(obs: Tensor, teache
 def test_what_was_observed_is_what_forward_would_compute(expert: Teacher, obs: Tensor) -> None:
     method = make_method()
     net = method.build(SPEC, [expert])
-    context = method.observe(net, obs)
+    context = method.features(net, obs)
     assert len(context) == 5
-    for cached, computed in zip(method.forward(net, obs, context), net.flow(obs), strict=True):
+    output = method.forward(net, obs, context)
+    for cached, computed in zip((output.logits, output.values), net.flow(obs), strict=True):
         assert torch.equal(cached, computed)
 
 
@@ -299,7 +306,7 @@ def test_policy_kl_compares_the_previous_parameters_on_the_rollouts_first_observ
     collector = play_on(method, net, keep_graph=keep_graph, envs=envs, t_max=t_max)
 
     def policy_kl(rollout: Rollout) -> Tensor:
-        return a3c_terms(method, net, rollout, 0.2, method.config)["policy_kl"]
+        return terms_of(method, net, rollout, 0.2)["policy_kl"]
 
     assert float(policy_kl(collector.collect()).detach()) == 0.0, "there is no previous iteration yet"
     for _ in range(2):
@@ -310,8 +317,7 @@ def test_policy_kl_compares_the_previous_parameters_on_the_rollouts_first_observ
         rollout = collector.collect()
         term = policy_kl(rollout)
 
-        first = rollout.obs[0]
-        assert len(first) == envs
+        first = rollout.obs[:envs]
         expected = coefficient * t_max * kl(new.flow(first)[0], old.flow(first)[0]).sum() / envs
         assert expected > 1e-3
         assert term.item() == pytest.approx(expected, rel=1e-4)
@@ -332,13 +338,13 @@ def test_the_share_of_policy_kl_in_the_policys_gradient_is_measured(expert: Teac
     method = make_method(policy_kl_coef=0.3)
     net = method.build(SPEC, [expert])
     collector = play_on(method, net, keep_graph=False)
-    first = a3c_terms(method, net, collector.collect(), 0.2, method.config)
-    assert method.measure(first) == {"flow/policy_kl_share": 0.0}
+    first = with_gradient(method, net, collector.collect())
+    assert method.measure(first, a3c_terms(method, net, first, 0.2, method.config)) == {"flow/policy_kl_share": 0.0}
     randomise(net)
-    rollout = collector.collect()
+    rollout = with_gradient(method, net, collector.collect())
     terms = a3c_terms(method, net, rollout, 0.2, method.config)
-    logits = net.flow(rollout.obs.flatten(0, 1))[0].detach().requires_grad_()
-    values = net.flow(rollout.obs.flatten(0, 1))[1].detach()
+    logits = net.flow(rollout.obs)[0].detach().requires_grad_()
+    values = net.flow(rollout.obs)[1].detach()
     # d KL[p || q] / d logits = p (log p - log q - KL), on the first of three steps, three times, over two games.
     log_p = logits[:ENVS].detach().log_softmax(1)
     gap = log_p - rollout.previous_logits.log_softmax(1) if rollout.previous_logits is not None else log_p
@@ -346,9 +352,9 @@ def test_the_share_of_policy_kl_in_the_policys_gradient_is_measured(expert: Teac
     returns = n_step_returns(
         rollout.rewards, rollout.terminated, rollout.truncated, rollout.truncated_values, rollout.bootstrap, 0.99
     ).flatten()
-    chosen = logits.log_softmax(1).gather(1, rollout.actions.flatten()[:, None]).squeeze(1)
+    chosen = logits.log_softmax(1).gather(1, rollout.actions[:, None]).squeeze(1)
     (policy,) = torch.autograd.grad(-(chosen * (returns - values)).sum() / ENVS, logits)
-    share = method.measure(terms)["flow/policy_kl_share"]
+    share = method.measure(rollout, terms)["flow/policy_kl_share"]
     assert share == pytest.approx(float(by_hand.norm() / policy.norm()), rel=1e-3)
 
 
@@ -359,8 +365,8 @@ def test_under_ppo_policy_kl_compares_with_the_policy_that_acted(expert: Teacher
     acted = make_method().build(SPEC, [expert])
     acted.load_state_dict(net.state_dict())
     randomise(net)
-    picked = samples.pick(torch.tensor([4, 1, 3]))
-    term = ppo_terms(method, net, picked, (), 0.2, method.config)["policy_kl"]
+    picked = with_gradient(method, net, samples.pick(torch.tensor([4, 1, 3])))
+    term = ppo_terms(method, net, picked, 0.2, method.config)["policy_kl"]
     expected = 0.3 * kl(net.flow(picked.obs)[0], acted.flow(picked.obs)[0]).mean()
     assert expected > 1e-3
     assert term.item() == pytest.approx(expected, rel=1e-4)
@@ -395,8 +401,8 @@ def test_policy_kl_goes_on_when_the_student_is_alone(expert: Teacher) -> None:
     old = method.export(net)
     randomise(net)
     rollout = collector.collect()
-    term = a3c_terms(method, net, rollout, 0.9, method.config)["policy_kl"]
-    expected = 3 * kl(method.export(net)(rollout.obs[0])[0], old(rollout.obs[0])[0]).sum() / ENVS
+    term = terms_of(method, net, rollout, 0.9)["policy_kl"]
+    expected = 3 * kl(method.export(net)(rollout.obs[:ENVS])[0], old(rollout.obs[:ENVS])[0]).sum() / ENVS
     assert expected > 1e-3
     assert term.item() == pytest.approx(expected, rel=1e-4)
 
@@ -596,7 +602,7 @@ def test_a_rollout_in_which_the_linked_net_is_left_has_contexts_of_one_kind(expe
     collector = play_on(method, net, keep_graph=keep_graph)
     for progress, followed in ((0.49, True), (0.5, False)):
         method.schedule(net, progress)
-        terms = a3c_terms(method, net, collector.collect(), progress, method.config)
+        terms = terms_of(method, net, collector.collect(), progress)
         assert ("kickstart" in terms) == followed
 
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents.batch import Output, Rollout
 from agents.config import PathNetConfig, TrainConfig
 from agents.engines.registry import ENGINES
 from agents.engines.shared import SharedModel, bind, untrained
 from agents.engines.shared_adam import SharedAdam
 from agents.launch import Session
-from agents.methods.base import Batch, NetSpec
+from agents.methods.base import NetSpec
 from agents.methods.pathnet import EvolvingPathNet, PathNetMethod, Population, Trial, mutate, path_of
 from agents.run import Run, resolve
 from agents.teachers.store import find_teacher
@@ -157,16 +158,28 @@ def test_it_meets_b_random_others_and_loses_to_the_first_that_is_no_worse(monkey
 # --- trials -------------------------------------------------------------------------------------------------
 
 
-def batch_of(*episodes: tuple[int, float, int]) -> Batch:
+def played(*episodes: tuple[int, float, int]) -> Rollout:
     nothing = torch.zeros(0)
     ended = tuple(Episode(env, score, steps, False) for env, score, steps in episodes)
-    return Batch(nothing, ((),), nothing, nothing, ended, 1)
+    return Rollout(
+        obs=nothing,
+        contexts=((),),
+        actions=nothing,
+        output=Output(nothing, nothing),
+        episodes=ended,
+        num_envs=1,
+        rewards=nothing,
+        terminated=nothing,
+        truncated=nothing,
+        truncated_values=nothing,
+        bootstrap=nothing,
+    )
 
 
 def play(trial: Trial, rollouts: int, *episodes: tuple[int, float, int]) -> float | None:
-    for _ in range(rollouts):
-        trial.add_rollout()
-    trial.add(batch_of(*episodes))
+    for _ in range(rollouts - 1):
+        trial.add(played())
+    trial.add(played(*episodes))
     return trial.fitness
 
 
@@ -197,7 +210,6 @@ def test_a_resumed_worker_goes_on_with_the_genotype_whose_turn_it_is() -> None:
     saved.load_state_dict(net.state_dict())
     resumed = PathNetMethod(CONFIG)
     resumed.begin(saved, 0, PONG, rank=1)
-    resumed.before_rollout(saved)
     assert resumed._path == path_of(net.population.genotypes[3])
     saved.population.renew()
     assert saved.population.turns.tolist() == [0, 1], "a new population starts with the first of each share"
@@ -205,26 +217,25 @@ def test_a_resumed_worker_goes_on_with_the_genotype_whose_turn_it_is() -> None:
 
 def test_a_worker_plays_its_share_of_the_population_in_turn() -> None:
     method, net = start(rank=1)
-    played = []
+    taken = []
     for _ in range(5):
-        method.before_rollout(net)
-        played.append(method._index)
+        taken.append(method._index)
         assert net.population.turns.tolist()[method._rank] == method._index
         assert method._path == path_of(net.population.genotypes[method._index])
-        method.losses(net, batch_of((0, 4.0, 3), (0, 8.0, 2)), 0.0)
+        method.after_rollout(played((0, 4.0, 3), (0, 8.0, 2)))
         method.after_update(net, 0.0)
     # 6 genotypes, 2 workers.
-    assert played == [1, 3, 5, 1, 3]
+    assert taken == [1, 3, 5, 1, 3]
     assert [bool(value) for value in net.population.fitness.isfinite()][0::2] == [False] * 3
 
 
 def test_the_path_changes_between_rollouts_only() -> None:
     method, net = start()
-    method.before_rollout(net)
     path = method._path
-    method.losses(net, batch_of((0, 4.0, 3), (0, 8.0, 2)), 0.0)
-    method.after_update(net, 0.0)
+    method.after_rollout(played((0, 4.0, 3), (0, 8.0, 2)))
     assert method._path is path
+    method.after_update(net, 0.0)
+    assert method._path == path_of(net.population.genotypes[2])
     assert net.population.fitness[0] == 6.0
 
 
@@ -235,9 +246,8 @@ def step(method: PathNetMethod, net: EvolvingPathNet, shared: SharedModel, obs: 
     """An update by Adam, as a worker's."""
     groups, grads = method.parameter_groups(net), torch.zeros_like(shared.parameters)
     bind(groups, shared.parameters, grads)
-    method.before_rollout(net)
-    logits, values = method.forward(net, obs, ())
-    (logits.square().sum() + values.sum()).backward()
+    output = method.forward(net, obs, ())
+    (output.logits.square().sum() + output.values.sum()).backward()
     assert SharedAdam(shared, groups, 40.0).push(grads, 0.01) is not None
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agents.batch import Batch
 from agents.config import DistillationConfig, TrainConfig
-from agents.methods.base import Batch, NetSpec
+from agents.methods.base import NetSpec
 from agents.methods.policy_distillation import PolicyDistillation
 from agents.rollout import Collector
 from agents.teachers.formats import Teacher
@@ -49,8 +50,9 @@ def start(
 
 
 def rollout(method: PolicyDistillation, net: nn.Module, obs: Tensor, num_envs: int) -> Batch:
-    context = method.observe(net, obs)
-    return Batch(obs, (context,), *method.forward(net, obs, context), episodes=(), num_envs=num_envs)
+    context = method.features(net, obs)
+    output = method.forward(net, obs, context)
+    return Batch(obs, (context,), torch.zeros(len(obs), dtype=torch.int64), output, (), num_envs)
 
 
 def softmax(logits: Tensor) -> np.ndarray:
@@ -103,7 +105,7 @@ def test_the_temperature_suits_the_teachers_kind(
 
 def test_the_teacher_acts_by_default_and_never_by_an_action_that_it_has_not(expert: Teacher, obs: Tensor) -> None:
     method, net = start(ALONE, [expert])
-    context = method.observe(net, obs)
+    context = method.features(net, obs)
     acting = method.acting_logits(net(obs)[0], context)
     torch.testing.assert_close(acting[:, :3], expert.net(obs)[0][:, [2, 3, 1]])
     assert acting[:, 3].tolist() == [-math.inf, -math.inf]
@@ -112,12 +114,12 @@ def test_the_teacher_acts_by_default_and_never_by_an_action_that_it_has_not(expe
 def test_the_student_may_act(expert: Teacher, obs: Tensor) -> None:
     method, net = start(ALONE, [expert], distill_actor="student")
     logits = net(obs)[0]
-    assert method.acting_logits(logits, method.observe(net, obs)) is logits
+    assert method.acting_logits(logits, method.features(net, obs)) is logits
 
 
 def test_a_q_network_acts_by_its_greatest_value(teacher: Callable[..., Teacher], obs: Tensor) -> None:
     method, net = start(ALONE, [teacher(AtariNet(2, ((2, 8, 8),), 5, head="q"), ("LEFT", "FIRE"))])
-    (q,) = method.observe(net, obs)
+    (q,) = method.features(net, obs)
     probabilities = method.acting_logits(net(obs)[0], (q,)).exp()
     best = q.argmax(1)
     for row, action in enumerate(best.tolist()):
@@ -180,17 +182,18 @@ def test_imitating_one_screen_brings_the_policies_together(expert: Teacher, obs:
 def test_each_game_has_its_own_teacher_and_head_on_one_body(expert: Teacher, other: Teacher, obs: Tensor) -> None:
     method, net = start(BREAKOUT, [other, expert], task=PONG)
     assert [phase.games for phase in method.phases(BREAKOUT, ())] == [(BREAKOUT, PONG)]
-    context = method.observe(net, obs)
+    context = method.features(net, obs)
     torch.testing.assert_close(context[0], other.net(obs)[0][:, [0, 2, 1]])
-    logits, _ = method.forward(net, obs, context)
-    assert logits.shape == (2, 3)
-    method.losses(net, Batch(obs, (context,), logits, logits[:, 0], (), 1), 0.0)["distillation"].backward()
+    output = method.forward(net, obs, context)
+    assert output.logits.shape == (2, 3)
+    batch = Batch(obs, (context,), torch.zeros(len(obs), dtype=torch.int64), output, (), 1)
+    method.losses(net, batch, 0.0)["distillation"].backward()
     trained = {name for name, parameter in net.named_parameters() if parameter.grad is not None}
     assert trained == {
         f"{name}.{kind}" for name in ("student.conv1", "student.fc", "policies.pong") for kind in ("weight", "bias")
     }
     method.begin(net, 0, BREAKOUT, rank=0)
-    assert method.forward(net, obs, ())[0].shape == (2, 4)
+    assert method.forward(net, obs, ()).logits.shape == (2, 4)
     assert torch.equal(method.export(net)(obs)[0], net.student(obs)[0])
 
 
@@ -236,4 +239,4 @@ def test_a_teacher_that_does_not_name_its_layers_is_refused(
 def test_a_teacher_may_be_of_another_family(teacher: Callable[..., Teacher], obs: Tensor) -> None:
     net = ColumnNet(4, ((4, 8, 8),), 5)
     method, student = start(ALONE, [teacher(net, ALONE.actions)])
-    torch.testing.assert_close(method.observe(student, obs)[0], net(obs)[0])
+    torch.testing.assert_close(method.features(student, obs)[0], net(obs)[0])

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agents.batch import joined
 from agents.config import ProgressiveConfig, TrainConfig
-from agents.methods.base import NetSpec, joined
+from agents.methods.base import NetSpec
 from agents.methods.progressive import Progressive
 from agents.rollout import Collector
 from agents.teachers.formats import Card, Teacher, load_agent, save_agent
@@ -62,7 +63,8 @@ def test_perturbing_any_teacher_changes_the_student_and_its_export_does_not_need
     with torch.no_grad():
         for parameter in teachers[index].net.parameters():
             parameter.add_(0.1)
-    for old, new in zip(before, method.forward(net, obs, method.observe(net, obs)), strict=True):
+    after = method.forward(net, obs, method.features(net, obs))
+    for old, new in zip(before, (after.logits, after.values), strict=True):
         assert not torch.equal(old, new)
     for old, new in zip(before, exported(obs), strict=True):
         assert torch.equal(old, new)
@@ -81,8 +83,8 @@ def test_an_update_moves_everything_but_the_teachers(teachers: list[Teacher], ob
         for parameter in group.parameters:
             parameter.abs_()
     before, old = checksum(teachers), [p.detach().clone() for p in group.parameters]
-    logits, values = method.forward(net, obs, method.observe(net, obs))
-    (logits.square().sum() + values.square().sum()).backward()
+    output = method.forward(net, obs, method.features(net, obs))
+    (output.logits.square().sum() + output.values.square().sum()).backward()
     torch.optim.SGD(group.parameters, lr=0.1).step()
     assert all(not torch.equal(a, b) for a, b in zip(old, group.parameters, strict=True))
     assert checksum(teachers) == before
@@ -103,8 +105,8 @@ def test_a_teacher_sees_each_observation_of_a_run_once(teachers: list[Teacher]) 
     rollouts = [collector.collect() for _ in range(2)]
     assert seen == 2 * (2 * 3 + 1)
     rollout = rollouts[-1]
-    again = method.forward(net, rollout.obs.flatten(0, 1), joined(rollout.contexts))
-    torch.testing.assert_close(again[0], rollout.logits)
+    again = method.forward(net, rollout.obs, joined(rollout.contexts))
+    torch.testing.assert_close(again.logits, rollout.logits)
 
 
 def test_it_teaches_in_its_turn(teachers: list[Teacher], obs: Tensor, tmp_path: Path) -> None:

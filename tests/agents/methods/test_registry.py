@@ -103,6 +103,5 @@ def test_every_layer_starts_orthogonal_and_every_policy_near_uniform(
         assert layer.bias is None or not layer.bias.any()
     for phase, played in enumerate(method.phases(spec, ())):
         method.begin(net, phase, played.games[0], rank=0)
-        method.before_rollout(net)
-        logits, _ = method.forward(net, obs, method.observe(net, obs))
+        logits = method.forward(net, obs, method.features(net, obs)).logits
         assert logits.softmax(1).sub(1 / 3).abs().max() < 0.05
