@@ -169,10 +169,9 @@ class PathNetMethod(Method[EvolvingPathNet]):
         for module in net.free_modules():
             module.requires_grad_(True)
         self._rank, self._index = rank, int(net.population.turns[rank])
-        self._start_trial(net)
+        self._start_trial()
 
-    def _start_trial(self, net: EvolvingPathNet) -> None:
-        self._path = path_of(net.population.genotypes[self._index])
+    def _start_trial(self) -> None:
         shape = self.config.shape
         self._trial = Trial(self.settings.tournament_episodes, shape.envs_per_worker, shape.t_max)
 
@@ -200,7 +199,11 @@ class PathNetMethod(Method[EvolvingPathNet]):
 
     def forward(self, net: EvolvingPathNet, obs: Tensor, context: Context) -> Output:
         """Logits and values along this worker's path."""
-        return Output(*net(obs, self._path, self.task.game))
+        return Output(*net(obs, self.path(net), self.task.game))
+
+    def path(self, net: EvolvingPathNet) -> Path:
+        """Of the genotype that this worker plays."""
+        return path_of(net.population.genotypes[self._index])
 
     def after_rollout(self, rollout: Rollout) -> None:
         """Count the games that ended."""
@@ -215,7 +218,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
         share = range(self._rank, self.settings.population, self.workers)
         self._index = share[(share.index(self._index) + 1) % len(share)]
         net.population.turns[self._rank] = self._index
-        self._start_trial(net)
+        self._start_trial()
 
     def export(self, net: EvolvingPathNet) -> ModularNet:
         """The best path, and nothing but its modules."""

@@ -210,7 +210,7 @@ def test_a_resumed_worker_goes_on_with_the_genotype_whose_turn_it_is() -> None:
     saved.load_state_dict(net.state_dict())
     resumed = PathNetMethod(CONFIG)
     resumed.begin(saved, 0, PONG, rank=1)
-    assert resumed._path == path_of(net.population.genotypes[3])
+    assert resumed.path(saved) == path_of(net.population.genotypes[3])
     saved.population.renew()
     assert saved.population.turns.tolist() == [0, 1], "a new population starts with the first of each share"
 
@@ -221,7 +221,6 @@ def test_a_worker_plays_its_share_of_the_population_in_turn() -> None:
     for _ in range(5):
         taken.append(method._index)
         assert net.population.turns.tolist()[method._rank] == method._index
-        assert method._path == path_of(net.population.genotypes[method._index])
         method.after_rollout(played((0, 4.0, 3), (0, 8.0, 2)))
         method.after_update(net, 0.0)
     # 6 genotypes, 2 workers.
@@ -231,11 +230,11 @@ def test_a_worker_plays_its_share_of_the_population_in_turn() -> None:
 
 def test_the_path_changes_between_rollouts_only() -> None:
     method, net = start()
-    path = method._path
+    path = method.path(net)
     method.after_rollout(played((0, 4.0, 3), (0, 8.0, 2)))
-    assert method._path is path
+    assert method.path(net) == path
     method.after_update(net, 0.0)
-    assert method._path == path_of(net.population.genotypes[2])
+    assert method.path(net) == path_of(net.population.genotypes[2])
     assert net.population.fitness[0] == 6.0
 
 
