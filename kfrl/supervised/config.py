@@ -148,7 +148,8 @@ class SupervisedConfig:
 
     data: str = ""
     """The images to learn: mnist, emnist-letters, fashion-mnist, cifar-10, ...; NAME-no-CLASS leaves one class out of
-    the training images, NAME-half keeps the first half of the classes; or a folder of images by class."""
+    the training images, NAME-half keeps the first half of the classes, NAME-other-half the others; or a folder of
+    images by class."""
     teachers: str = ""
     """Teachers, comma-separated: the data set of one of your runs, or the path of a run."""
     teacher_sha256: tuple[str, ...] = ()

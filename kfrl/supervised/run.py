@@ -98,7 +98,7 @@ def resolve(config: SupervisedConfig) -> Run:
     # Last, because it may be a long download.
     data = load_data(config.data, config.data_dir, config.image_size)
     train, validation = _divide(data, config)
-    normalisation = Normalisation.of(train.pixels)
+    normalisation = method.normalisation(Normalisation.of(train.pixels), loaded)
     teachers = tuple(adapt(teacher, data.shape, normalisation) for teacher in loaded)
     for teacher in teachers:
         teacher.net.to(torch.device(config.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from kfrl.nets.memory_format import channels_last
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
 from kfrl.runs.metrics import MetricsWriter
 from kfrl.seeding import seed_everything, stream
-from kfrl.supervised.classifiers import load_classifier
+from kfrl.supervised.classifiers import load_classifier, save_classifier
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.evaluate import Evaluation, evaluate
 from kfrl.supervised.methods.base import Predictor, Progress
@@ -275,7 +275,8 @@ class Trainer:
     def _keep(self) -> None:
         """Keep the student as it is, and all that is scored beside it, so that its scores are of one epoch."""
         self._kept = {}
-        if self.stages[self._stage].complete or self.method.others(self.net, final=True):
+        beside = self.method.others(self.net, final=True) or self.method.further(self.net)
+        if self.stages[self._stage].complete or beside:
             self._kept = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
         if self._in_last_stage:
             self._save_student()
@@ -283,12 +284,19 @@ class Trainer:
     # --- evaluation -------------------------------------------------------------------------------------------
 
     def evaluate_on_validation(self) -> dict[str, Evaluation]:
-        """Right answers of the student alone, under "", and of `Method.others` under their names."""
+        """Right answers of the student alone, under "", and of `Method.others` and `elsewhere` under their names."""
         student = self.method.export(self.net).eval()
         self.net.eval()
         predictors: dict[str, Predictor] = {"": student, **self.method.others(self.net, final=False)}
         classes = len(self.run.task.classes)
-        return {name: evaluate(predict, self.validation, classes) for name, predict in predictors.items()}
+        scores = {name: evaluate(predict, self.validation, classes) for name, predict in predictors.items()}
+        return scores | self._elsewhere(final=False)
+
+    def _elsewhere(self, final: bool) -> dict[str, Evaluation]:
+        return {
+            name: evaluate(other.predict, other.images, len(other.classes))
+            for name, other in self.method.elsewhere(self.net, final).items()
+        }
 
     def finish(self) -> dict[str, Any]:
         """Touch the test images, once: evaluate the kept student, and others as they were then; write `eval.json`.
@@ -312,7 +320,11 @@ class Trainer:
             name: evaluate(predict, self.test, len(classes)).to_dict()
             for name, predict in self.method.others(self.net, final=True).items()
         }
+        others |= {name: score.to_dict() for name, score in self._elsewhere(final=True).items()}
         test = alone.to_dict(classes)
+        for name, (net, card) in self.method.further(self.net).items():
+            path = self.run.folder.path / f"{name}.safetensors"
+            save_classifier(path, net, replace(card, evaluation=others.get(name, {}), commit=kept.card.commit))
         self.run.save_student(kept.net, kept.card.epochs, kept.card.validation_accuracy, test)
         result = {
             "epochs": self._epoch,

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         table.add_row(name, shape, str(known.num_classes), *counts, known.augment, known.net)
     console = table_console()
     console.print(table)
-    console.print("Also NAME-half, NAME-no-CLASS, and the path of a folder of images by class.")
+    console.print("Also NAME-half, NAME-other-half, NAME-no-CLASS, and the path of a folder of images by class.")
     console.print(f"--net: {', '.join(NAMES)}; the numbers in a name may be others.", soft_wrap=True)
     console.print(f"--method: {', '.join(method_names())}", soft_wrap=True)
     return 0

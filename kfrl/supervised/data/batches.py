@@ -128,9 +128,16 @@ class Loader:
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(stream(seed, epoch + 1)))
         for number in range(start, len(self)):
             rows = order[number * self.batch_size : (number + 1) * self.batch_size]
-            chosen = self.images.take(rows.to(self.images.labels.device))
-            pixels = random_crop(chosen.pixels, self.pad, self.flip) if self.pad else chosen.pixels
-            yield Batch(self.normalised(pixels), chosen.labels)
+            yield self._augmented(rows)
+
+    def random(self, count: int) -> Batch:
+        """Images drawn at random, with replacement, by torch's global generator."""
+        return self._augmented(torch.randint(len(self.images), (count,)))
+
+    def _augmented(self, rows: Tensor) -> Batch:
+        chosen = self.images.take(rows.to(self.images.labels.device))
+        pixels = random_crop(chosen.pixels, self.pad, self.flip) if self.pad else chosen.pixels
+        return Batch(self.normalised(pixels), chosen.labels)
 
     def ordered(self) -> Iterator[Batch]:
         """All images as they are, for evaluation, in batches that are no larger than those of training."""

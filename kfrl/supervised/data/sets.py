@@ -322,9 +322,9 @@ def load_data(name: str, data_dir: Path | None = None, image_size: int | None = 
     """Load a data set into memory; its files are downloaded unless they are there.
 
     Args:
-        name: A name of `SETS`, or the path of a folder or archive of images by class. With `-half` after it, the first
-            half of its classes; with `-no-CLASS`, its images for training and validation without one class, which
-            stays among the test images.
+        name: A name of `SETS`, or the path of a folder or archive of images by class. With `-half` or
+            `-other-half` after it, the first half of its classes or the others; with `-no-CLASS`, its images for
+            training and validation without one class, which stays among the test images.
         data_dir: Where the files are; the user's cache folder by default.
         image_size: Resize all images to this height and width.
 
@@ -334,7 +334,7 @@ def load_data(name: str, data_dir: Path | None = None, image_size: int | None = 
     base, half, missing = _parse(name)
     data = _load_set(base, data_dir, image_size) if base in SETS else _load_folder(user_path(base), image_size)
     if half:
-        data = _first_half(data)
+        data = _half(data, half)
     return _without(data, missing) if missing else data
 
 
@@ -344,8 +344,8 @@ def absolute(name: str) -> str:
     return name.casefold() if base in SETS else f"{user_path(base).absolute()}{name[len(base) :]}"
 
 
-def _parse(name: str) -> tuple[str, bool, str]:
-    """The set or path that is meant, whether it is halved, and the class that is left out."""
+def _parse(name: str) -> tuple[str, str, str]:
+    """The set or path that is meant, which half of it, and the class that is left out."""
     for base, half, missing in _readings(name):
         if base.casefold() in SETS:
             return base.casefold(), half, missing
@@ -354,9 +354,9 @@ def _parse(name: str) -> tuple[str, bool, str]:
     raise unknown("data set", name, SETS, "Or give the path of a folder of images by class.")
 
 
-def _readings(name: str) -> list[tuple[str, bool, str]]:
-    found = re.fullmatch(r"(.+?)(-half)?(?:-no-([^/]+))?", name)
-    return [(name, False, "")] + ([(found[1], bool(found[2]), found[3] or "")] if found else [])
+def _readings(name: str) -> list[tuple[str, str, str]]:
+    found = re.fullmatch(r"(.+?)(-half|-other-half)?(?:-no-([^/]+))?", name)
+    return [(name, "", "")] + ([(found[1], found[2] or "", found[3] or "")] if found else [])
 
 
 def is_data_set(name: str) -> bool:
@@ -410,15 +410,21 @@ def _load_folder(path: Path, image_size: int | None) -> Data:
     )
 
 
-def _first_half(data: Data) -> Data:
-    kept = len(data.classes) // 2
+def _half(data: Data, half: str) -> Data:
+    middle = len(data.classes) // 2
+    first, end = (0, middle) if half == "-half" else (middle, len(data.classes))
+
+    def of(images: Images) -> Images:
+        taken = images.take((images.labels >= first) & (images.labels < end))
+        return replace(taken, labels=taken.labels - first)
+
     return replace(
         data,
-        name=f"{data.name}-half",
-        classes=data.classes[:kept],
-        train=data.train.take(data.train.labels < kept),
-        test=data.test.take(data.test.labels < kept),
-        validation=data.validation and data.validation.take(data.validation.labels < kept),
+        name=f"{data.name}{half}",
+        classes=data.classes[first:end],
+        train=of(data.train),
+        test=of(data.test),
+        validation=data.validation and of(data.validation),
     )
 
 

@@ -16,9 +16,9 @@ from typing_extensions import TypeVar
 from kfrl.errors import UserError
 from kfrl.losses.distillation import soft_target_loss
 from kfrl.nets.images.registry import make_net
-from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.classifiers import Card, Teacher
 from kfrl.supervised.config import DistillationConfig, SupervisedConfig
-from kfrl.supervised.data.batches import Batch, Normalisation
+from kfrl.supervised.data.batches import Batch, Loader, Normalisation
 from kfrl.training.method import OwnSettings
 
 Net = TypeVar("Net", bound=nn.Module, default=nn.Module)
@@ -46,6 +46,16 @@ class Task:
     def make_net(self, name: str | None = None) -> nn.Module:
         """A fresh net for this task: the student's, or another by name."""
         return make_net(name or self.net, self.shape, len(self.classes))
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What is worth scoring on other images than the run's."""
+
+    predict: Predictor
+    images: Loader
+    classes: tuple[str, ...]
+    """Of the images, in the order of the logits."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,11 @@ class Method(OwnSettings, Generic[Net]):
     def default_net(cls, data_net: str, teachers: Sequence[Teacher]) -> str:
         """The student where nobody says which: by default what suits the images."""
         return data_net
+
+    @classmethod
+    def normalisation(cls, own: Normalisation, teachers: Sequence[Teacher]) -> Normalisation:
+        """Of the student's images: by default that of its own training images."""
+        return own
 
     @classmethod
     def check_teachers(cls, name: str, count: int) -> None:
@@ -160,6 +175,14 @@ class Method(OwnSettings, Generic[Net]):
 
         On the validation images after every epoch, and once on the test images (`final`) when the run is over.
         """
+        return {}
+
+    def elsewhere(self, net: Net, final: bool) -> Mapping[str, Elsewhere]:
+        """What is worth evaluating on images of its own, by name: an old task, for one. When: as `others`."""
+        return {}
+
+    def further(self, net: Net) -> Mapping[str, tuple[nn.Module, Card]]:
+        """Classifiers that are saved beside the student when the run is over, as NAME.safetensors in its folder."""
         return {}
 
     def metrics(self, net: Net) -> dict[str, float]:

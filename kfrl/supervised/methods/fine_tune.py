@@ -38,8 +38,8 @@ class FineTune(Method):
         )
         if differing:
             raise UserError(
-                f"fine-tune carries the layers of teacher {teacher.name!r} ({teacher.card.net}, on images of "
-                f"{teacher.card.input_shape}) over to the student ({task.net}, {task.shape}), and these do not fit: "
+                f"The layers of teacher {teacher.name!r} ({teacher.card.net}, on images of {teacher.card.input_shape}) "
+                f"go over to the student ({task.net}, {task.shape}), and these do not fit: "
                 f"{shortened(differing, 4)}. Take the teacher's net "
                 f"(--net {teacher.card.net}) and images of its size, or --method knowledge-flow, which takes any."
             )

@@ -233,6 +233,10 @@ def test_half_of_the_classes() -> None:
     half = load_data("digits-half")
     assert half.classes == tuple("01234")
     assert set(half.train.labels.tolist()) == set(half.test.labels.tolist()) == set(range(5))
+    other = load_data("digits-other-half")
+    assert other.classes == tuple("56789")
+    assert set(other.train.labels.tolist()) == set(other.test.labels.tolist()) == set(range(5))
+    assert len(half.train) + len(other.train) == len(load_data("digits").train)
     both = load_data("digits-half-no-2")
     assert (both.name, len(both.classes)) == ("digits-half-no-2", 5)
     assert set(both.train.labels.tolist()) == {0, 1, 3, 4}
