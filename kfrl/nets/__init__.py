@@ -16,11 +16,13 @@ FAMILIES = {
     "columns": "kfrl.nets.atari.two_column:ColumnNet",
     "conv": "kfrl.nets.images.conv:ConvNet",
     "densenet": "kfrl.nets.images.densenet:DenseNet",
+    "grown": "kfrl.nets.images.grown:GrownNet",
     "lstm": "kfrl.nets.images.lstm:RowLSTM",
     "mlp": "kfrl.nets.images.mlp:MLP",
     "pathnet": "kfrl.nets.atari.pathnet:ModularNet",
     "progressive": "kfrl.nets.atari.progressive:from_arch",
     "resnet": "kfrl.nets.images.resnet:ResNet",
+    "shallow": "kfrl.nets.images.shallow:ShallowNet",
     "wrn": "kfrl.nets.images.resnet:WideResNet",
 }
 """Family -> the class, called as `net(outputs, **fields)`."""

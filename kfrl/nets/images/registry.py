@@ -20,6 +20,8 @@ NAMES = (
     "stl-conv-32",
     "conv-16-32",
     "lstm-128",
+    "128c-p-1200l-30k",
+    "400l-8k",
     "resnet-20",
     "resnet-32",
     "resnet-110",
@@ -30,8 +32,9 @@ NAMES = (
     "densenet-bc-100-12",
     "densenet-bc-190-40",
 )
-"""The nets of the papers. The numbers in a name may be others: `mlp-300`, `resnet-56`; mlp, wrn and densenet take
-`-dropout`, with the rate of their paper, or `-dropout-0.4`."""
+"""The nets of the papers. The numbers in a name may be others: `mlp-300`, `resnet-56`; mlp, wrn, densenet and the
+shallow nets with a linear bottleneck (`64c-p-300l-2k`, `250l-4k`) take `-dropout`, with the rate of their paper, or
+`-dropout-0.4`."""
 
 _DROPOUT = r"(-dropout(?:-0?\.\d+)?)?"
 
@@ -48,6 +51,9 @@ _FAMILIES: dict[str, Callable[[list[int], str | None], dict[str, Any]]] = {
     r"cifar-conv-(\d+)()": lambda n, _: _playground([[1, 1], [2, 2], [4, 4], [8]], n[0]),
     r"stl-conv-(\d+)()": lambda n, _: _playground([[1], [2], [4], [4], [8, 8]], n[0]),
     r"conv((?:-\d+)+)()": lambda widths, _: {"family": "conv", "blocks": [[width] for width in widths]},
+    # Ba and Caruana 2014: maps of a convolution with pooling, linear units, hidden units in thousands.
+    rf"((?:\d+c-p-)?\d+l-\d+k){_DROPOUT}": lambda n, dropout: _shallow(n, dropout, 1000),
+    rf"((?:\d+c-p-)?\d+l-\d+){_DROPOUT}": lambda n, dropout: _shallow(n, dropout, 1),
     r"lstm((?:-\d+)+)()": lambda hidden, _: {"family": "lstm", "hidden": hidden},
     r"resnet-(\d+)()": lambda n, _: {"family": "resnet", "depth": n[0]},
     # Zagoruyko and Komodakis 2016, section 3.4: 0.3 on CIFAR.
@@ -65,6 +71,13 @@ _FAMILIES: dict[str, Callable[[list[int], str | None], dict[str, Any]]] = {
 def _dropout(words: str | None, rate: float) -> dict[str, float]:
     """The rate that `-dropout-RATE` says, or the paper's."""
     return {"dropout": float(words.removeprefix("-dropout").lstrip("-") or rate)} if words else {}
+
+
+def _shallow(n: list[int], dropout: str | None, unit: int) -> dict[str, Any]:
+    *maps, linear, hidden = n
+    # Table 2 has dropout on input and hidden units; 0.2 and 0.5 are Hinton et al. 2012's.
+    held = {**_dropout(dropout, 0.5), **({"input_dropout": 0.2} if dropout else {})}
+    return {"family": "shallow", "maps": sum(maps), "linear": linear, "hidden": hidden * unit, **held}
 
 
 def _densenet(n: list[int], bottleneck: bool, dropout: str | None) -> dict[str, Any]:
