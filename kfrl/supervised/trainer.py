@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from kfrl.nets.memory_format import channels_last
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
@@ -29,7 +32,7 @@ SHOW_EVERY = 0.25
 
 
 PREPARED_ON = 8_192
-"""Training images that a method sees before training."""
+"""Training images that a method sees before training, and that batch statistics are taken on anew."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +116,11 @@ class Trainer:
 
     def _prepare(self) -> None:
         """Have the method fit its net to the training images: at most `PREPARED_ON` of them, as they are."""
-        batches = [batch.images for batch, _ in zip(self.images.ordered(), range(self._prepared_batches), strict=False)]
+        batches = [batch.images for batch in self._unchanged()]
         self.net.eval()
         for line in self.method.prepare(self.net, batches):
             self.display.say(line)
         self.method.train_mode(self.net, self._stage)
-
-    @property
-    def _prepared_batches(self) -> int:
-        return -(-PREPARED_ON // self.config.batch_size)
 
     # --- where it stands --------------------------------------------------------------------------------------
 
@@ -285,7 +284,7 @@ class Trainer:
 
     def evaluate_on_validation(self) -> dict[str, Evaluation]:
         """Right answers of the student alone, under "", and of `Method.others` and `elsewhere` under their names."""
-        student = self.method.export(self.net).eval()
+        student = self._student().eval()
         self.net.eval()
         predictors: dict[str, Predictor] = {"": student, **self.method.others(self.net, final=False)}
         classes = len(self.run.task.classes)
@@ -351,7 +350,20 @@ class Trainer:
     def _save_student(self) -> None:
         chosen = self._best is not None and self._in_last_stage
         validation, epoch = (self._best, self._best_epoch) if chosen else (self._last_validation, self._epoch)
-        self.run.save_student(self.method.export(self.net), epoch, validation, {})
+        self.run.save_student(self._student(), epoch, validation, {})
+
+    def _student(self) -> nn.Module:
+        """What the method exports, with batch statistics of its own."""
+        student = self.method.export(self.net)
+        if self.method.mixes_statistics(self.net):
+            # Dropout draws, and a run goes on as if nobody had looked.
+            with torch.random.fork_rng():
+                update_bn((batch.images for batch in self._unchanged() if len(batch.labels) > 1), student)
+        return student
+
+    def _unchanged(self) -> Iterator[Batch]:
+        """At most `PREPARED_ON` training images, as they are, in batches."""
+        return islice(self.images.ordered(), -(-PREPARED_ON // self.config.batch_size))
 
     def save(self) -> None:
         """Write a checkpoint, and the student as it is unless a better one is written already."""

@@ -170,6 +170,13 @@ class Method(OwnSettings, Generic[Net]):
         """The net to save, evaluate and ship: a copy that depends on no teacher and has an `arch`."""
         return copy.deepcopy(net)
 
+    def mixes_statistics(self, net: Net) -> bool:
+        """Whether batch norms of what `export` gives have averaged over passes that are not its own.
+
+        They are then taken anew, on training images, before the exported net is scored or saved.
+        """
+        return False
+
     def others(self, net: Net, final: bool) -> Mapping[str, Predictor]:
         """What is worth evaluating beside the exported net, by name: peers, ensembles, the student with its links.
 

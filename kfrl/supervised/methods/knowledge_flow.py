@@ -173,6 +173,10 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         """The student alone."""
         return net.export()
 
+    def mixes_statistics(self, net: KnowledgeFlow) -> bool:
+        """While it is linked, passes with links and passes alone take turns."""
+        return not net.independent
+
     def others(self, net: KnowledgeFlow, final: bool) -> Mapping[str, Predictor]:
         """The student with its teachers' help, while it has any."""
         return {} if net.independent else {"with_links": net}

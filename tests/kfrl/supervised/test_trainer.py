@@ -229,3 +229,24 @@ def test_bad_input_is_named(run: Callable[..., Run], settings: dict[str, object]
     with pytest.raises(UserError) as raised:
         run(**settings)
     assert message in str(raised.value)
+
+
+def test_a_linked_students_batch_statistics_are_those_of_its_own_passes(run: Callable[..., Run]) -> None:
+    teacher = run("teacher", net="resnet-8", epochs=1, augment="none")
+    train(teacher)
+    flow = ClassifierFlowConfig(independence_at=None, link_heads="never")
+    settings = {"net": "resnet-8", "epochs": 2, "teachers": str(teacher.folder.path), "augment": "none", "flow": flow}
+    linked = run("linked", method="knowledge-flow", **settings)
+    trainer, _ = train(linked)
+    saved = load_classifier(linked.folder.student).net
+    block = saved.stage1[0]
+    stem = saved.stem.train()
+    said = [block.conv1(torch.relu(stem(batch.images))).mean((0, 2, 3)) for batch in trainer.images.ordered()]
+    wanted = torch.stack(said).mean(0)
+    torch.testing.assert_close(block.bn1.running_mean, wanted, atol=1e-4, rtol=1e-3)
+    mixed = trainer.net.student.stage1[0].bn1.running_mean
+    assert not torch.allclose(mixed, wanted, atol=1e-2, rtol=1e-1)
+    # Nothing of it reaches the net that trains: another pass over the same state gives the same student.
+    before = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
+    trainer.evaluate_on_validation()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.net.state_dict().items())
