@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from torch import nn
-
 from kfrl.config import Count, Positive
 from kfrl.errors import UserError
 from kfrl.nets import arch_of
@@ -38,7 +36,7 @@ class Settings:
     """Leave what the teacher has learned as it is."""
 
 
-class Growing(Method):
+class Growing(Method[GrownNet]):
     """Starts as the teacher without its head; new units and a new head learn at a rate of their own."""
 
     takes_teachers = "one"
@@ -84,18 +82,16 @@ class Growing(Method):
         net.take(base)
         return net
 
-    def stages(self, net: nn.Module) -> Sequence[Stage]:
+    def stages(self, net: GrownNet) -> Sequence[Stage]:
         """One: the old layers at --lr, the new ones at --new-lr times that."""
-        assert isinstance(net, GrownNet)
         old = net.old_parameters()
         known = set(map(id, old))
         new = ParameterGroup(tuple(p for p in net.parameters() if id(p) not in known), self.own.new_lr)
         groups = (new,) if self.own.only_new else (ParameterGroup(old), new)
         return (Stage("train", self.config.epochs, groups),)
 
-    def train_mode(self, net: nn.Module, stage: int) -> None:
+    def train_mode(self, net: GrownNet, stage: int) -> None:
         """A body that does not learn is as in evaluation: its batch statistics stay too."""
-        assert isinstance(net, GrownNet)
         net.train()
         if self.own.only_new:
             net.body.eval()
