@@ -27,7 +27,7 @@ class Beside(nn.Module):
         return torch.cat([self.old(x), self.new(x)], 1)
 
 
-class OnTop(nn.Module):
+class Above(nn.Module):
     """Features, and beside them new units that read them: where the last hidden layer is a convolution."""
 
     def __init__(self, features: int, units: int) -> None:
@@ -103,7 +103,7 @@ class GrownNet(Classifier):
         name = self.body.hidden_layers[-1]
         top = self.body.get_submodule(name)
         beside = isinstance(top, nn.Linear) and top.out_features == features
-        wider = Beside(cast(nn.Linear, top), width) if beside else OnTop(features, width)
+        wider = Beside(cast(nn.Linear, top), width) if beside else Above(features, width)
         place = name if beside else "head"
         parent, _, own = place.rpartition(".")
         self.body.get_submodule(parent).add_module(own, wider)

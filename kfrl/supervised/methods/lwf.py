@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kfrl.config import Fraction, NonNegative, Positive
 from kfrl.errors import UserError
 from kfrl.losses.distillation import cross_entropy
+from kfrl.nets.images.classifier import Classifier
 from kfrl.nets.memory_format import channels_last
 from kfrl.supervised.classifiers import Card, Teacher
 from kfrl.supervised.config import SupervisedConfig
@@ -236,7 +237,7 @@ def _with_head(net: nn.Module, which: Literal["old", "new"]) -> nn.Module:
     made = copy.deepcopy(net)
     head: nn.Linear = getattr(_heads(net), which)
     made.add_module("head", copy.deepcopy(head))
-    made.num_classes = head.out_features
+    cast(Classifier, made).num_classes = head.out_features
     return made
 
 
