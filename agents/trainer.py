@@ -207,7 +207,7 @@ class Trainer(ABC):
     def train(self) -> Outcome:
         """Learn, phase by phase, until the steps are done, a signal comes or a learner fails; then save."""
         config = self.run.config
-        with noting_signals(self._note):
+        with noting_signals(self.stop):
             if config.curve_points:
                 seed = stream(config.seed, 999_999)
                 self._evaluator = Evaluator(self.run.protocol, config.curve_episodes, seed)
@@ -352,7 +352,8 @@ class Trainer(ABC):
         self.session = state["session"] + 1
         self._elapsed = state["elapsed_sec"]
 
-    def _note(self, number: int) -> None:
+    def stop(self, number: int) -> None:
+        """End between two updates, as signal `number` does; from any thread."""
         self._signal = number
 
     def _close_logs(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -16,6 +17,7 @@ from kfrl.errors import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from pydantic import TypeAdapter
 
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -93,6 +95,15 @@ def load_config(path: Path, kind: type[T]) -> T:
     Raises:
         UserError: no such file, not YAML, an unknown key (with the nearest valid one) or a value of another type.
     """
+    return validated(joined_names(read_yaml(path)), kind, source=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The `key: value` lines of a YAML file; none of an empty one.
+
+    Raises:
+        UserError: no such file, not YAML, or something else than such lines.
+    """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -105,7 +116,7 @@ def load_config(path: Path, kind: type[T]) -> T:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path} should hold `key: value` lines, got a {type(values).__name__}.")
-    return validated(_joined_names(values), kind, source=str(path))
+    return values
 
 
 def validated(values: dict[str, Any], kind: type[T], source: str = "The settings") -> T:
@@ -114,19 +125,28 @@ def validated(values: dict[str, Any], kind: type[T], source: str = "The settings
     Raises:
         UserError: naming every value that is wrong, what was expected, and for a key the nearest valid one.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     wrong = _unknown_keys(values, kind, "") or _strange_values(values, kind, "")
     if wrong:
         raise UserError(f"{source}: {' '.join(wrong)}")
     try:
         # The keys are checked above; pydantic checks the types and the ranges of the annotations.
-        return TypeAdapter(kind).validate_python(values)
+        made: T = _adapter(kind).validate_python(values)
     except ValidationError as error:
         problems = [
             f"{_flag(problem['loc'])}: {problem['msg']}, got {problem['input']!r}." for problem in error.errors()
         ]
         raise UserError(f"{source}: {' '.join(problems)}") from None
+    return made
+
+
+@functools.cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    """What checks values of a kind: building it takes far longer than a check."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def checked(config: T) -> T:
@@ -165,7 +185,7 @@ def _unknown_keys(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
     return problems
 
 
-def _joined_names(values: dict[str, Any]) -> dict[str, Any]:
+def joined_names(values: dict[str, Any]) -> dict[str, Any]:
     """The values, where lists of names are written as the text that is split at its commas."""
 
     def joined(value: Any) -> Any:

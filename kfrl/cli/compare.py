@@ -13,6 +13,7 @@ from kfrl.errors import UserError
 
 if TYPE_CHECKING:
     from agents.compare.comparison import Comparison
+    from kfrl.cli.sheets import Sheet
 
 OURS = ("aggregate.csv", "aggregate.tex", "quoted.tex", "scores-*.tex", "learning-*.tex", "curves-*.png")
 """What `--output` holds, but for what every comparison writes."""
@@ -43,8 +44,9 @@ def main(argv: Sequence[str]) -> int:
     from agents.compare.comparison import compare
     from agents.compare.records import read_run
     from kfrl.runs.folder import collect
+    from kfrl.sweep.trials import member_of_sweep
 
-    records, skipped = collect(flags.runs, read_run)
+    records, skipped = collect(flags.runs, lambda path, group: read_run(path, group or member_of_sweep(path)))
     comparison = compare(records, skipped, flags.baseline, flags.allow_mixed)
     _print(comparison)
     if flags.output is not None:
@@ -62,8 +64,9 @@ def _print(comparison: Comparison) -> None:
 
     console = table_console(markup=False)
     for game in comparison.games:
-        for sheet in game_sheets(comparison, game):
-            console.print(sheet.rich())
+        for sheet in (*game_sheets(comparison, game), _top(comparison, game)):
+            if sheet.rows:
+                console.print(sheet.rich())
     if comparison.aggregates:
         console.print(aggregate_sheet(comparison).rich())
     quoted = quoted_sheet(comparison.games)
@@ -73,6 +76,14 @@ def _print(comparison: Comparison) -> None:
     console.print()
     for note in comparison.notes:
         console.print(f"- {note}", soft_wrap=True)
+
+
+def _top(comparison: Comparison, game: str) -> Sheet:
+    from envs.games import Game
+    from kfrl.cli.sheets import top_sheet
+
+    cells = [cell for cell in comparison.cells if cell.game == game]
+    return top_sheet(Game(game).title, {cell.arm.name: cell.scores for cell in cells})
 
 
 def _write(comparison: Comparison, directory: Path) -> Iterator[str]:

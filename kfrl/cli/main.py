@@ -22,6 +22,7 @@ COMMANDS = {
     "games": "kfrl.cli.games",
     "supervised": "kfrl.cli.supervised",
     "tabular": "kfrl.cli.tabular",
+    "sweep": "kfrl.cli.sweep",
     "bench": "kfrl.cli.bench",
     "doctor": "kfrl.cli.doctor",
 }
@@ -42,6 +43,7 @@ Transfer knowledge between deep nets in reinforcement and supervised learning.
   teachers   list, show, check and import agents that can teach
   plot       draw a run: returns, and p of student and teachers per layer
   games      list the games
+  sweep      run many trainings from one file, on this machine or a cluster
   bench      measure how fast this machine emulates, trains and evaluates
   doctor     say what this machine has, what is missing, and what mends it
   supervised train, eval and compare image classifiers

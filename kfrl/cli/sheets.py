@@ -16,7 +16,7 @@ from agents.compare.comparison import Aggregate, Area, Cell, Comparison, Estimat
 from agents.compare.records import RunRecord
 from agents.scores.quoted import quoted_scores
 from envs.games import Game
-from kfrl.compare.stats import human_normalised
+from kfrl.compare.stats import human_normalised, top_of
 
 QUOTED = (
     "Quoted scores are others' own, under others' protocols and budgets; no number above contains them. ~ marks what \
@@ -63,6 +63,22 @@ class Sheet:
         sides = ["left" if index < self.left else "right" for index in range(len(columns))]
         names = [column.replace("\n", " ") for column in columns]
         return tabulate(rows, names, tablefmt=form, colalign=sides, disable_numparse=True)
+
+
+TOP = 3
+"""Runs that papers report of many."""
+
+
+def top_sheet(what: str, scores: Mapping[str, Sequence[float]], higher_is_better: bool = True) -> Sheet:
+    """The best `TOP` runs of each arm that has more; by chance, as much from equal runs of this mean and deviation."""
+    columns = ["arm", "n", "all, mean +- std", f"top {TOP} of n", "by chance"]
+    tops = {name: top_of(held, TOP, higher_is_better) for name, held in scores.items() if len(held) > TOP}
+    rows = [
+        [name, str(top.n), f"{top.mean:,.2f} +- {top.std:,.2f}", f"{top.top:,.2f}", f"{top.by_chance:,.2f}"]
+        for name, top in tops.items()
+    ]
+    title = f"{what}: the top {TOP} as papers report them, and what they would be of n equal runs by chance"
+    return Sheet(title, columns, rows)
 
 
 def game_sheets(comparison: Comparison, game: str) -> tuple[Sheet, Sheet]:

@@ -11,8 +11,8 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.integrate import trapezoid
-from scipy.stats import permutation_test
+from scipy.integrate import quad, trapezoid
+from scipy.stats import binom, norm, permutation_test
 
 Scores = NDArray[np.float64]
 Strata = Sequence[ArrayLike]
@@ -183,6 +183,44 @@ def permutation_p(ours: ArrayLike, theirs: ArrayLike) -> float:
         random_state=0,
     )
     return float(found.pvalue)
+
+
+@dataclass(frozen=True)
+class Top:
+    """The best few of many runs, as papers report them, and what chance alone makes of as many equal runs."""
+
+    n: int
+    k: int
+    mean: float
+    """Of all."""
+    std: float
+    """Of all, n - 1 in the denominator."""
+    top: float
+    """Mean of the best k."""
+    by_chance: float
+    """What `top` is on average if all n runs are draws of one normal distribution with this mean and deviation."""
+
+
+def top_of(scores: ArrayLike, k: int = 3, higher_is_better: bool = True) -> Top:
+    """The best `k` of (n,) scores, n > k."""
+    sign = 1.0 if higher_is_better else -1.0
+    ordered = np.sort(sign * np.asarray(scores, dtype=np.float64))
+    n, middle, std = len(ordered), float(ordered.mean()), float(ordered.std(ddof=1))
+    by_chance = middle + std * chance_of_top(n, k)
+    return Top(n, k, sign * middle, std, sign * float(ordered[-k:].mean()), sign * by_chance)
+
+
+@functools.cache
+def chance_of_top(n: int, k: int) -> float:
+    """Expected mean of the `k` largest of `n` standard normal draws: 1.58 for 3 of 25.
+
+    A draw at x is among them if fewer than k of the n - 1 others are above it.
+    """
+
+    def density(x: float) -> float:
+        return float(x * norm.pdf(x) * binom.cdf(k - 1, n - 1, norm.sf(x)))
+
+    return float(quad(density, -10.0, 10.0, limit=200)[0]) * n / k
 
 
 def curve_height(steps: ArrayLike, values: ArrayLike, end: float) -> float:

@@ -6,8 +6,6 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from kfrl.runs.atomic import replacing
 
 STEP = "global_step"
@@ -23,6 +21,8 @@ class MetricsWriter:
             directory: The run's folder.
             resume_at: The checkpoint's global step, or None for a new run.
         """
+        from torch.utils.tensorboard import SummaryWriter  # here: whoever reads a curve needs no torch
+
         self._path = directory / "metrics.csv"
         rows = [] if resume_at is None else read_metrics(self._path)
         kept = [row for row in rows if row[STEP] <= (resume_at or 0)]

@@ -151,7 +151,7 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Update until the epochs are done, a signal comes or the loss is no number; then save."""
-        with noting_signals(self._note):
+        with noting_signals(self.stop):
             while not self.finished and not self._stopping:
                 self._run_epoch()
         self._metrics.close()
@@ -163,7 +163,8 @@ class Trainer:
     def _stopping(self) -> bool:
         return self._signal is not None or self._failure is not None
 
-    def _note(self, number: int) -> None:
+    def stop(self, number: int) -> None:
+        """End between two updates, as signal `number` does; from any thread."""
         self._signal = number
 
     def _run_epoch(self) -> None:

@@ -63,6 +63,9 @@ class AnyOutcome(Protocol):
 class AnyTrainer(Protocol):
     """What trains."""
 
+    def stop(self, number: int) -> None:
+        """End between two updates, as signal `number` does; from any thread."""
+
     def train(self) -> AnyOutcome:
         """Train until the run's budget is spent, a signal comes or a learner fails; then save."""
 

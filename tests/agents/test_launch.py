@@ -47,7 +47,7 @@ class Stopper(Silent):
     session: Session
 
     def update(self, status: Any) -> None:
-        self.session.trainer._note(2)
+        self.session.trainer.stop(2)
 
 
 def test_a_run_that_was_stopped_goes_on_and_is_scored_once(

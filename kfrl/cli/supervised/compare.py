@@ -30,16 +30,21 @@ def main(argv: Sequence[str]) -> int:
     if flags.output is not None and flags.output.exists() and not flags.output.is_dir():
         raise UserError(f"--output is a folder, and {flags.output} is a file.")
     from kfrl.cli.console import table_console
-    from kfrl.cli.sheets import csv_text
+    from kfrl.cli.sheets import csv_text, top_sheet
     from kfrl.cli.supervised.sheets import data_sheet, markdown, run_rows
     from kfrl.runs.atomic import write_text
     from kfrl.runs.folder import collect
     from kfrl.supervised.compare import compare, read_run
+    from kfrl.sweep.trials import member_of_sweep
 
-    comparison = compare(*collect(flags.runs, read_run))
+    comparison = compare(*collect(flags.runs, lambda path, group: read_run(path, group or member_of_sweep(path))))
     console = table_console(markup=False)
     for data in comparison.data:
         console.print(data_sheet(comparison, data).rich())
+        errors = {arm.name: arm.errors for arm in comparison.arms if arm.data == data}
+        top = top_sheet(f"{data}, error in %", errors, higher_is_better=False)
+        if top.rows:
+            console.print(top.rich())
     for note in comparison.notes:
         console.print(f"- {note}", soft_wrap=True)
     if flags.output is not None:

@@ -11,6 +11,7 @@ from ale_py import roms
 
 from kfrl.compare.stats import (
     bootstrap_interval,
+    chance_of_top,
     curve_height,
     first_reached,
     human_normalised,
@@ -25,6 +26,7 @@ from kfrl.compare.stats import (
     reference_scores,
     stratified_interval,
     summarise,
+    top_of,
 )
 
 SKEWED = np.random.default_rng(1).exponential(100.0, size=30)
@@ -240,3 +242,23 @@ def test_first_reached_by_hand() -> None:
     assert first_reached([0, 10, 20], [1.0, 5.0, 3.0], 5.0) == 10.0
     assert first_reached([0, 10, 20], [1.0, 5.0, 3.0], 5.1) is None
     assert first_reached([], [], 0.0) is None
+
+
+@pytest.mark.parametrize(("n", "k", "expected"), [(25, 3, 1.58), (50, 5, 1.71), (25, 1, 1.97), (16, 3, 1.34)])
+def test_the_top_of_equal_runs_is_above_their_mean_by_chance(n: int, k: int, expected: float) -> None:
+    # Of 60,000 draws.
+    assert chance_of_top(n, k) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_larger_of_two_normal_draws_is_above_by_one_over_root_pi() -> None:
+    assert chance_of_top(2, 1) == pytest.approx(np.pi**-0.5)
+    assert chance_of_top(5, 5) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_top_of_scores_and_of_errors() -> None:
+    top = top_of([1.0, 2.0, 3.0, 6.0], k=2)
+    assert (top.n, top.mean, top.top) == (4, 3.0, 4.5)
+    assert top.by_chance == pytest.approx(3.0 + top.std * chance_of_top(4, 2))
+    errors = top_of([1.0, 2.0, 3.0, 6.0], k=2, higher_is_better=False)
+    assert (errors.mean, errors.top) == (3.0, 1.5)
+    assert errors.by_chance == pytest.approx(6.0 - top.by_chance)

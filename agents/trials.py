@@ -1,0 +1,86 @@
+"""What a sweep has to know of runs on games. Imports no torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agents.config import TrainConfig
+from envs.games import find_game
+from kfrl.config import validated
+from kfrl.errors import UserError
+from kfrl.runs.folder import RunFolder
+from kfrl.runs.metrics import STEP, read_metrics
+from kfrl.sweep.domain import Domain, Progress
+
+STUDENT = "eval/mean_return"
+
+
+class Games(Domain):
+    """Runs of `kfrl train`. They are chosen by the student alone, never by returns with teachers' links."""
+
+    settings = TrainConfig
+    subject, budget, unit = "game", "steps", "steps"
+    objective = "mean score of the student alone along the way"
+    score, higher_is_better = "final score", True
+    compare_command = "kfrl compare"
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """See `Domain.check`."""
+        config = validated(dict(settings), TrainConfig)
+        if not config.game:
+            raise UserError("Which game? Give settings a game, e.g. `game: Alien`.")
+        find_game(config.game)
+        if not config.eval_episodes:
+            raise UserError("A sweep tells finished runs by their final games: give eval_episodes at least 1.")
+        if config.device not in ("cpu", "cuda"):
+            raise UserError(f"device {config.device}: in a sweep Ray says which GPU; give cuda.")
+
+    def processes(self, settings: Mapping[str, Any]) -> int:
+        """The workers of a3c; a2c and ppo have one learner."""
+        return validated(dict(settings), TrainConfig).shape.workers
+
+    def device(self, settings: Mapping[str, Any]) -> str:
+        """Where it trains."""
+        return str(settings.get("device", "cpu"))
+
+    def resolve(self, settings: Mapping[str, Any]) -> None:
+        """See `Domain.resolve`."""
+        from agents.run import resolve
+
+        resolve(validated(dict(settings), TrainConfig))
+
+    def start(self, settings: Mapping[str, Any]) -> Any:
+        """Begin a run."""
+        from agents.launch import Session
+
+        return Session.start(settings)
+
+    def resume(self, folder: Path) -> Any:
+        """Go on with one."""
+        from agents.launch import Session
+
+        return Session.resume(folder)
+
+    def progress(self, status: Any) -> Progress:
+        """Of an `agents.trainer.Status`; source games have their own."""
+        return Progress(status.step, status.steps, status.steps_per_sec, status.student_return)
+
+    def curve(self, folder: Path) -> list[tuple[float, float]]:
+        """Steps and the score of the student alone."""
+        rows = read_metrics(RunFolder(folder).metrics)
+        return [(row[STEP], row[STUDENT]) for row in rows if STUDENT in row]
+
+    def scores(self, evaluation: Mapping[str, Any]) -> tuple[float, float]:
+        """The mean raw score of the final games, as both."""
+        mean = statistics.fmean(evaluation["scores"])
+        return mean, mean
+
+    def teacher(self, folder: Path) -> str:
+        """The student's file."""
+        return str(RunFolder(folder).student)
+
+
+DOMAIN = Games()

@@ -1,0 +1,80 @@
+"""What a sweep has to know of runs on images. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kfrl.config import validated
+from kfrl.errors import UserError
+from kfrl.runs.folder import RunFolder
+from kfrl.runs.metrics import read_metrics
+from kfrl.supervised.config import SupervisedConfig
+from kfrl.sweep.domain import Domain, Progress
+
+VALIDATION, EPOCH = "val/accuracy", "charts/epoch"
+
+
+class Images(Domain):
+    """Runs of `kfrl supervised train`. They are chosen on validation images; test images only end up in tables."""
+
+    settings = SupervisedConfig
+    subject, budget, unit = "data", "epochs", "images"
+    objective = "accuracy of the student alone on validation images"
+    score, higher_is_better = "test error in %", False
+    compare_command = "kfrl supervised compare"
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """See `Domain.check`."""
+        config = validated(dict(settings), SupervisedConfig)
+        if not config.data:
+            raise UserError("Which images? Give settings a data set, e.g. `data: mnist`.")
+        if config.device not in ("cpu", "cuda"):
+            raise UserError(f"device {config.device}: in a sweep Ray says which GPU; give cuda.")
+
+    def processes(self, settings: Mapping[str, Any]) -> int:
+        """One."""
+        return 1
+
+    def device(self, settings: Mapping[str, Any]) -> str:
+        """Where it trains."""
+        return str(settings.get("device", "cpu"))
+
+    def resolve(self, settings: Mapping[str, Any]) -> None:
+        """See `Domain.resolve`."""
+        from kfrl.supervised.run import resolve
+
+        resolve(validated(dict(settings), SupervisedConfig))
+
+    def start(self, settings: Mapping[str, Any]) -> Any:
+        """Begin a run."""
+        from kfrl.supervised.launch import Session
+
+        return Session.start(settings)
+
+    def resume(self, folder: Path) -> Any:
+        """Go on with one."""
+        from kfrl.supervised.launch import Session
+
+        return Session.resume(folder)
+
+    def progress(self, status: Any) -> Progress:
+        """Of a `kfrl.supervised.trainer.Status`."""
+        return Progress(status.epoch, status.epochs, status.images_per_sec, status.validation)
+
+    def curve(self, folder: Path) -> list[tuple[float, float]]:
+        """Epochs and the accuracy on validation images."""
+        rows = read_metrics(RunFolder(folder).metrics)
+        return [(row[EPOCH], row[VALIDATION]) for row in rows if VALIDATION in row and EPOCH in row]
+
+    def scores(self, evaluation: Mapping[str, Any]) -> tuple[float, float | None]:
+        """The test error of the kept student, and its accuracy on validation images if there were any."""
+        return float(evaluation["test"]["error_percent"]), evaluation["validation_accuracy"]
+
+    def teacher(self, folder: Path) -> str:
+        """The run."""
+        return str(folder)
+
+
+DOMAIN = Images()

@@ -1,0 +1,355 @@
+"""Ray Tune runs the trials of a plan: a process of its own, started by `kfrl sweep`, that prints nothing.
+
+Tune's actors train the trials themselves, each in a thread, so that PyTorch is loaded once for many trials. What
+happened is in the runs' folders and in the sweep's CSV; Tune's own files are never read again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from kfrl.errors import UserError
+from kfrl.sweep.domain import Progress
+from kfrl.sweep.estimate import OBJECT_STORE
+from kfrl.sweep.processes import adopt_orphans, alive, descendants, end_descendants, watch
+from kfrl.sweep.space import Trial
+from kfrl.sweep.trials import (
+    FAILED,
+    FINISHED,
+    PRUNED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    Plan,
+    State,
+    SweepFolder,
+    domain_of,
+    levels,
+    untaught,
+)
+
+RETRIES = 2
+"""How often a trial that failed, or whose process or node died, is taken up again from its checkpoint."""
+ATTEMPTS = 4
+"""How often Ray is started before that is an error."""
+GRACE = 5.0
+"""Seconds that a run has for its checkpoint when it is stopped."""
+RAY_DIED = 3
+"""Exit code: a process of Ray itself died."""
+_STOP = threading.Event()
+
+
+class Runner(tune.Trainable):
+    """Trains one run after another; `step` reports once a second."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take up a trial where its folder stands."""
+        self._folder = SweepFolder(Path(config["one"]["sweep"]))
+        if not self._folder.exists:
+            raise RuntimeError(f"{self._folder.path} is not on node {os.uname().nodename}: the storage is not shared.")
+        self._plan = self._folder.read()
+        self._domain = domain_of(self._plan)
+        self._trial = self._plan.trial(config["one"]["trial"])
+        self._state: str = config["one"]["state"]
+        self._history: deque[tuple[float, float]] = deque()
+        if self._plan.early_stopping is not None:
+            # What was known of it when it was left, for the rungs that it has passed.
+            self._history.extend(self._domain.curve(self._folder.run(self._trial).path))
+        self._session: Any = None
+        self._progress: Progress | None = None
+        self._stopping = False
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on with another trial in this process."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """How the run stands, after a second or at its end."""
+        if self._history:
+            done, objective = self._history.popleft()
+            share = done / self._total
+            return {"state": self._state, **_place(done, share), "objective": objective}
+        if self._state in (FINISHED, PRUNED):
+            return {"state": self._state, "done": True}
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._train, name="run")
+            self._thread.start()
+        self._thread.join(1.0)
+        ended = not self._thread.is_alive()
+        if ended and self._error is not None:
+            return self._failed(self._error)
+        return {**self._report(), "state": FINISHED if ended else RUNNING, "done": ended}
+
+    @property
+    def _total(self) -> float:
+        return float(self._trial.settings[self._domain.budget])
+
+    def _report(self) -> dict[str, Any]:
+        progress = self._progress
+        if progress is None:
+            return {**_place(0.0, 0.0), "rate": 0.0}
+        known = {"objective": progress.objective} if progress.objective is not None else {}
+        return {**_place(progress.done, progress.share), "rate": progress.rate, **known}
+
+    def _failed(self, error: BaseException) -> dict[str, Any]:
+        """Bad input fails for good; Tune takes anything else up again."""
+        text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+        self._folder.error_file(self._trial).write_text(text)
+        if isinstance(error, UserError):
+            return {**self._report(), "state": FAILED, "done": True}
+        raise error
+
+    def _train(self) -> None:
+        try:
+            folder = self._folder.run(self._trial)
+            if folder.config.is_file():
+                self._session = self._domain.resume(folder.path)
+            else:
+                with suppress(OSError):
+                    folder.path.rmdir()
+                self._session = self._domain.start(self._folder.settings(self._trial, self._plan))
+            self._session.complete(self)
+        except BaseException as error:
+            self._error = error
+
+    def update(self, status: Any) -> None:
+        """As a display: keep where the run stands."""
+        self._progress = self._domain.progress(status)
+        if self._stopping:
+            self._session.trainer.stop(signal.SIGTERM)
+
+    def say(self, text: Any) -> None:
+        """As a display: write a line into the run's log."""
+        with self._folder.run(self._trial).log.open("a") as log:
+            log.write(f"{text}\n")
+
+    def cleanup(self) -> None:
+        """Have the run write a checkpoint and end, if it has not."""
+        self._stopping = True
+        if self._thread is not None and self._thread.is_alive():
+            with suppress(RuntimeError, AttributeError):
+                self._session.trainer.stop(signal.SIGTERM)
+            self._thread.join(GRACE)
+            if self._thread.is_alive():
+                end_descendants()
+                os._exit(1)
+
+
+def _place(done: float, share: float) -> dict[str, float]:
+    """Where a run stands, as Tune gets it; its schedulers count in whole numbers."""
+    return {"done_units": done, "share": share, "permille": int(1000 * share)}
+
+
+class _Stopper(tune.Stopper):
+    """Ends the sweep when the driver was told to."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return _STOP.is_set()
+
+
+class _Table(tune.Callback):
+    """Keeps the CSV, and the scores of runs that end."""
+
+    def __init__(self, folder: SweepFolder, plan: Plan, states: dict[str, State]) -> None:
+        self._folder, self._plan, self.states = folder, plan, states
+        self._domain, self._written = domain_of(plan), 0.0
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        for trial in trials:
+            self._take(trial)
+        if time.monotonic() - self._written > 1.0:
+            self.write()
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["one"]["trial"]
+        reported = (trial.last_result or {}).get("state")
+        if reported in (WAITING, RUNNING, STOPPED) and not _STOP.is_set():
+            self.states[name] = replace(self.states[name], state=PRUNED)
+
+    def _take(self, trial: Any) -> None:
+        name, result = trial.config["one"]["trial"], trial.last_result or {}
+        known = self.states[name]
+        if known.state in (FINISHED, PRUNED):
+            return
+        if "share" in result:
+            objective = result.get("objective", known.objective)
+            known = replace(
+                known,
+                done=result["done_units"],
+                share=result["share"],
+                rate=result.get("rate", 0.0),
+                objective=objective,
+            )
+        reported = result.get("state")
+        if reported == FINISHED and trial.status == "TERMINATED":
+            plan_trial = self._plan.trial(name)
+            known = self._folder.finished(known, plan_trial, self._domain)
+        elif trial.status == "ERROR" or reported == FAILED:
+            error_file = self._folder.error_file(self._plan.trial(name))
+            text = error_file.read_text() if error_file.is_file() else "Its process died again and again."
+            known = replace(known, state=FAILED, error=text.strip().splitlines()[-1] if text.strip() else "")
+        elif trial.status == "RUNNING":
+            known = replace(known, state=RUNNING)
+        elif trial.status == "TERMINATED":
+            known = replace(known, state=STOPPED)
+        self.states[name] = known
+
+    def write(self) -> None:
+        self._folder.write_states(self._plan, self.states)
+        self._written = time.monotonic()
+
+
+def run(folder: SweepFolder, address: str | None, cores: int) -> None:
+    """Run what is not done yet of a sweep; returns at its end, or soon after a signal."""
+    plan = folder.read()
+    states = folder.states(plan)
+    if not _STOP.is_set():
+        connect(address, cores)
+        _note_signals()  # Ray has set its own
+    for trials in levels(plan):
+        if _STOP.is_set():
+            break
+        for trial in trials:
+            missing = untaught(trial, plan, states)
+            if missing and states[trial.name].state not in (FINISHED, PRUNED):
+                states[trial.name] = replace(
+                    states[trial.name], state=FAILED, error=f"Its teacher did not finish: {', '.join(missing)}."
+                )
+        ready = [trial for trial in trials if not untaught(trial, plan, states)]
+        _fit(folder, plan, ready, states)
+    folder.write_states(plan, states)
+
+
+def connect(address: str | None, cores: int) -> None:
+    """Start Ray here, or join a cluster.
+
+    Raises:
+        ConnectionError: nobody answers at the address.
+    """
+    if address is not None:
+        ray.init(address=address, log_to_driver=False)
+        return
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE, log_to_driver=False)
+            break
+        except Exception:  # on a busy machine Ray gives itself up after half a minute
+            if attempt == ATTEMPTS - 1 or _STOP.is_set():
+                raise
+            end_descendants()
+    for pid in descendants():
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() in ("raylet", "gcs_server"):
+                watch(partial(alive, pid), _ray_died)
+
+
+def _ray_died() -> None:
+    if not _STOP.is_set():
+        end_descendants()
+        os._exit(RAY_DIED)
+
+
+def _fit(folder: SweepFolder, plan: Plan, trials: Sequence[Trial], states: dict[str, State]) -> None:
+    """Have Tune run trials that wait for nothing. With ASHA those that are over tell it their curves, at no cost."""
+    over = [trial for trial in trials if states[trial.name].state in (FINISHED, PRUNED)]
+    left = [trial for trial in trials if trial not in over]
+    if not left:
+        return
+    for trial in left:
+        states[trial.name] = replace(states[trial.name], error="")
+        folder.error_file(trial).unlink(missing_ok=True)
+    told = over if plan.early_stopping is not None else []
+    table = _Table(folder, plan, states)
+    configs = [
+        {"trial": trial.name, "sweep": str(folder.path), "state": states[trial.name].state} for trial in [*told, *left]
+    ]
+    resources = {trial.name: _resources(trial) for trial in trials}
+    tuner = tune.Tuner(
+        tune.with_resources(Runner, lambda config: resources[config["one"]["trial"]]),
+        param_space={"one": tune.grid_search(configs)},
+        tune_config=tune.TuneConfig(scheduler=_scheduler(plan), reuse_actors=True),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder.hidden),
+            stop=_Stopper(),
+            callbacks=[table],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        table.write()
+
+
+def _resources(trial: Trial) -> Any:
+    """All on one node, as the shared memory of a run needs it."""
+    return tune.PlacementGroupFactory([{"CPU": trial.cpu, "GPU": trial.gpu}])
+
+
+def _scheduler(plan: Plan) -> Any:
+    if plan.early_stopping is None:
+        return None
+    return ASHAScheduler(
+        time_attr="permille",
+        metric="objective",
+        mode="max",
+        max_t=1000,
+        grace_period=max(1, round(1000 * plan.early_stopping.grace)),
+        reduction_factor=plan.early_stopping.factor,
+        stop_last_trials=False,
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of the process: FOLDER PARENT CORES [ADDRESS]."""
+    folder, parent, cores = SweepFolder(Path(arguments[0])), int(arguments[1]), int(arguments[2])
+    adopt_orphans()
+    _note_signals()
+    watch(lambda: os.getppid() == parent, _orphaned)
+    try:
+        run(folder, arguments[3] if len(arguments) > 3 else None, cores)
+    finally:
+        _STOP.set()
+        ray.shutdown()
+
+
+def _note_signals() -> None:
+    def note(number: int, frame: FrameType | None) -> None:
+        _STOP.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+
+
+def _orphaned() -> None:
+    """The command that started this is gone: stop as on SIGTERM, but for no longer than `GRACE`."""
+    _STOP.set()
+    time.sleep(GRACE)
+    end_descendants()
+    os._exit(1)

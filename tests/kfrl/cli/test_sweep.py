@@ -1,0 +1,138 @@
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kfrl.cli.main import main
+from kfrl.cli.sweep import progress_line
+from kfrl.sweep.processes import alive, descendants
+from kfrl.sweep.space import Spec, make_trials
+from kfrl.sweep.trials import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Plan, State, SweepFolder, domain_of
+
+COUNTING = Path(__file__).parents[1] / "sweep"
+
+
+@pytest.fixture
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "sweep.yaml"
+    path.write_text("settings: {game: Pong, workers: 1, seed: {range: 2}}\n")
+    return path
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["sweep", *arguments]) == 2
+    return capsys.readouterr().err
+
+
+def test_more_cpus_than_there_are(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec.write_text("settings: {game: Pong, workers: 4000}\n")
+    assert "takes 4000 cpus, one for each of its processes, and this machine has" in complaint(capsys, str(spec))
+
+
+def test_a_missing_file_and_a_wrong_one(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Did you mean" in complaint(capsys, "sweep.yml")
+    spec.write_text("settings: {game: Pogn}\n")
+    assert "sweep.yaml: Runs 'run': Unknown game 'Pogn'. Did you mean 'Pong'?" in complaint(capsys, str(spec))
+
+
+def test_too_little_shared_memory(
+    spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    assert "docker run --shm-size" in complaint(capsys, str(spec))
+
+
+def test_ray_is_not_installed(spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'kfrl[sweep]'" in complaint(capsys, str(spec))
+
+
+def test_an_address_that_nobody_answers(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="Ray Tune is not installed: pip install 'kfrl[sweep]'")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        port = taken.getsockname()[1]
+        said = complaint(capsys, str(spec), "--address", f"127.0.0.1:{port}")
+    assert f"Nobody answers at 127.0.0.1:{port}" in said and "ray start --head" in said
+    assert "HOST:PORT or auto, got 'there'" in complaint(capsys, str(spec), "--address", "there")
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SweepFolder, Plan]]:
+    monkeypatch.syspath_prepend(str(COUNTING))
+    sys.modules.pop("counting", None)
+
+    def build(**settings: Any) -> tuple[SweepFolder, Plan]:
+        plan = Plan("counting", ())
+        plan = replace(plan, trials=tuple(make_trials(Spec(settings=settings), domain_of(plan))))
+        folder = SweepFolder(tmp_path / "sweep")
+        folder.prepare(plan)
+        return folder, plan
+
+    return build
+
+
+def test_the_line_of_a_sweep(counting: Any) -> None:
+    _, plan = counting(name="x", seed={"range": 4})
+    states = {
+        "s1": State(FINISHED, 10, 1.0, objective=3.0),
+        "s2": State(RUNNING, 5, 0.5, rate=80.0, objective=4.5),
+        "s3": State(FAILED, 0, 0.25),
+        "s4": State(WAITING),
+    }
+    assert progress_line(plan, states, 90.0) == (
+        "1 running · 1 waiting · 1 finished · 1 failed · 62.5 % · 80 steps/s · ETA 0:01:30 · best 4.5 (s2)"
+    )
+
+
+CODE = """
+import sys; from pathlib import Path
+from kfrl.cli.sweep import run_sweep; from kfrl.sweep.trials import SweepFolder
+sys.exit(run_sweep(SweepFolder(Path(sys.argv[1])), None))
+"""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.1)
+
+
+def test_a_sweep_whose_driver_is_killed_leaves_nothing(counting: Any) -> None:
+    pytest.importorskip("ray", reason="Ray Tune is not installed: pip install 'kfrl[sweep]'")
+    folder, plan = counting(name="x", does={"grid": ["finish", "refuse", "raise", "wait"]})
+    path = os.pathsep.join([str(COUNTING), *filter(None, sys.path)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, str(folder.path)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wanted = [FINISHED, FAILED, FAILED, RUNNING]
+        wait_for(lambda: [state.state for state in folder.states_noted(plan).values()] == wanted)
+        tree = descendants(process.pid)
+        driver = next(pid for pid in tree if b"kfrl.sweep.driver" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(driver, signal.SIGKILL)
+        said, complaint = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert not [pid for pid in tree if alive(pid)]
+    assert "Ray ended early" in complaint
+    assert "refuse-s1 failed: No such thing." in said
+    assert "raise-s1 failed: RuntimeError: Something broke." in said
+    assert [state.state for state in folder.states(plan).values()] == [FINISHED, FAILED, FAILED, STOPPED]

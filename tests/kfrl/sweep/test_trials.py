@@ -1,0 +1,130 @@
+import csv
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kfrl.errors import UserError
+from kfrl.sweep.space import Spec, make_trials
+from kfrl.sweep.trials import (
+    FAILED,
+    FINISHED,
+    PRUNED,
+    STOPPED,
+    WAITING,
+    Plan,
+    State,
+    SweepFolder,
+    domain_of,
+    levels,
+    member_of_sweep,
+    untaught,
+)
+
+
+@pytest.fixture(autouse=True)
+def counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    sys.modules.pop("counting", None)
+
+
+def plan_of(**spec: Any) -> Plan:
+    plan = Plan("counting", ())
+    return replace(plan, trials=tuple(make_trials(Spec(**spec), domain_of(plan))))
+
+
+def test_a_trials_state_is_what_its_folder_says(tmp_path: Path) -> None:
+    plan = plan_of(settings={"name": "x", "seed": {"range": 5}})
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.prepare(plan)
+    for name in ("s1", "s2"):
+        (folder.path / name).mkdir()
+        (folder.path / name / "config.yaml").touch()
+    (folder.path / "s1" / "eval.json").write_text('{"score": 3.5}')
+    said = dict.fromkeys(["s1", "s2", "s3"], State("running", 4, 0.4)) | {
+        "s4": State(PRUNED, 2, 0.2, objective=7.0),
+        "s5": State(FAILED, error="No such thing."),
+    }
+    folder.write_states(plan, said)
+    found = folder.states(plan)
+    assert [found[f"s{seed}"].state for seed in range(1, 6)] == [FINISHED, STOPPED, WAITING, PRUNED, FAILED]
+    assert (found["s1"].score, found["s1"].share) == (3.5, 1.0)
+    assert found["s4"].objective == 7.0
+    assert found["s5"].error == "No such thing."
+
+
+def test_the_csv_has_what_was_drawn(tmp_path: Path) -> None:
+    plan = plan_of(settings={"name": "x", "points": {"choice": [0.5]}, "seed": {"range": 2}})
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.prepare(plan)
+    folder.write_states(plan, folder.states(plan))
+    rows = list(csv.DictReader(folder.table.open()))
+    assert [(row["trial"], row["seed"], row["points"], row["state"]) for row in rows] == [
+        ("s1", "1", "0.5", "waiting"),
+        ("s2", "2", "0.5", "waiting"),
+    ]
+
+
+def test_a_sweep_may_gain_runs_and_not_change_them(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.prepare(plan_of(settings={"name": "x", "seed": {"range": 2}}))
+    folder.prepare(plan_of(settings={"name": "x", "seed": {"range": 3}}))
+    assert [trial.name for trial in folder.read().trials] == ["s1", "s2", "s3"]
+    with pytest.raises(UserError, match="holds another sweep: run s1 differs in steps"):
+        folder.prepare(plan_of(settings={"name": "x", "steps": 11, "seed": {"range": 3}}))
+    with pytest.raises(UserError, match="it has a run s3, this one has not"):
+        folder.prepare(plan_of(settings={"name": "x", "seed": {"range": 2}}))
+    with pytest.raises(UserError, match=r"scale 1, this is 0\.5"):
+        folder.prepare(replace(folder.read(), scale=0.5))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").touch()
+    with pytest.raises(UserError, match="is not the folder of a sweep"):
+        SweepFolder(tmp_path).prepare(plan_of(settings={"name": "x"}))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        SweepFolder(tmp_path / "file" / "sweep").prepare(plan_of(settings={"name": "x"}))
+
+
+def test_only_one_runs_a_sweep(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.prepare(plan_of(settings={"name": "x"}))
+    with folder.lock(), pytest.raises(UserError, match="is being run by another kfrl"):
+        folder.lock()
+    folder.lock().close()
+
+
+def test_students_wait_for_their_teachers(tmp_path: Path) -> None:
+    plan = plan_of(teachers={"big": {"name": "x"}}, settings={"name": "x", "teachers": "@big"})
+    folder = SweepFolder(tmp_path)
+    assert [[trial.name for trial in level] for level in levels(plan)] == [["teacher-big"], ["s1"]]
+    student = plan.trial("s1")
+    states = {"teacher-big": State(FAILED), "s1": State()}
+    assert untaught(student, plan, states) == ["big"]
+    assert not untaught(student, plan, states | {"teacher-big": State(FINISHED)})
+    settings = folder.settings(student, plan)
+    assert settings["teachers"] == str(tmp_path / "teacher-big")
+    assert settings["run_dir"] == str(tmp_path / "s1")
+
+
+def test_runs_of_a_sweep_are_one_arm_whatever_was_drawn(tmp_path: Path) -> None:
+    plan = plan_of(
+        settings={"name": {"grid": ["x", "y"]}, "points": {"uniform": [0, 1]}, "seed": {"range": 2}},
+        arms={"one": {}, "two": {"steps": 3}},
+        teachers={"big": {"name": "x"}},
+    )
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.prepare(plan)
+    states = folder.states(plan)
+    folder.write_states(plan, states | {"two-y-s2": State(PRUNED)})
+    named = {trial.name: member_of_sweep(folder.path / trial.name) for trial in plan.trials[1:-1]}
+    assert set(named.values()) == {"one", "two"}
+    assert named["one-x-s1"] == named["one-y-s2"] == "one"
+    with pytest.raises(UserError, match="pruned by early stopping"):
+        member_of_sweep(folder.path / "two-y-s2")
+    with pytest.raises(UserError, match="a teacher that the sweep trained"):
+        member_of_sweep(folder.path / "teacher-big")
+    assert member_of_sweep(tmp_path / "other") is None
