@@ -142,6 +142,11 @@ def validated(values: dict[str, Any], kind: type[T], source: str = "The settings
 
 
 @functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+@functools.cache
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
     """What checks values of a kind: building it takes far longer than a check."""
     from pydantic import TypeAdapter
@@ -164,7 +169,7 @@ def _flag(location: tuple[int | str, ...]) -> str:
 
 
 def _unknown_keys(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
-    known = get_type_hints(kind)
+    known = _hints(kind)
     names = {field.name for field in fields(kind)}
     problems = []
     for key, value in values.items():
@@ -197,7 +202,7 @@ def joined_names(values: dict[str, Any]) -> dict[str, Any]:
 
 def _strange_values(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
     """What pydantic would take and nobody means: yes for a number, and numbers without an end."""
-    known = get_type_hints(kind)
+    known = _hints(kind)
     problems = []
     for key, value in values.items():
         kinds: list[Any] = [known[key], *get_args(known[key])]

@@ -4,6 +4,7 @@ import pytest
 
 from agents.config import TrainConfig
 from agents.run import resolve
+from agents.trials import DOMAIN as GAMES
 from envs.protocols import get_protocol
 from kfrl.config import load_config
 from kfrl.errors import UserError
@@ -11,9 +12,12 @@ from kfrl.nets.images.registry import arch_of, make_net
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.sets import SETS
 from kfrl.supervised.methods import get_method
+from kfrl.supervised.trials import DOMAIN as IMAGES
+from kfrl.sweep.space import Trial, load_spec, make_trials, teacher_names
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted((CONFIGS / "atari").glob("**/*.yaml"))
+TABLES = sorted((CONFIGS / "tables").glob("*.yaml"))
 SUPERVISED = sorted((CONFIGS / "supervised").glob("**/*.yaml"))
 
 
@@ -93,3 +97,45 @@ def test_the_nets_of_table_6_take_what_they_are_given() -> None:
     with pytest.raises(UserError, match="too small"):
         make_net(stl.net or "", (3, 32, 32), 10)
     assert make_net(stl.net or "", (3, 96, 96), 10).num_classes == 10
+
+
+def table(name: str, scale: float = 1.0) -> list[Trial]:
+    path = CONFIGS / "tables" / f"{name}.yaml"
+    spec = load_spec(path)
+    return make_trials(spec, {"games": GAMES, "images": IMAGES}[spec.runs], scale, path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "teachers", "small"),
+    [
+        # 7 games x 3 sets of teachers x 25 runs; 6 games x (A3C, with and without an expert, fine-tuning) x 25.
+        ("knowledge-flow-1", 525, 2, 21),
+        ("knowledge-flow-2", 600, 10, 24),
+        ("knowledge-flow-3", 24, 3, 8),
+        ("knowledge-flow-4", 18, 1, 6),
+        ("knowledge-flow-5", 15, 3, 5),
+        ("knowledge-flow-6", 15, 2, 5),
+        ("knowledge-flow-7", 150, 3, 6),
+    ],
+)
+def test_the_tables_of_the_paper_hold_their_cells(name: str, runs: int, teachers: int, small: int) -> None:
+    whole = table(name)
+    assert len([trial for trial in whole if trial.teacher]) == teachers
+    assert len([trial for trial in whole if not trial.teacher]) == runs
+    assert {one for trial in whole for one in teacher_names(trial.settings)} == {
+        trial.teacher for trial in whole if trial.teacher
+    }
+    assert len([trial for trial in table(name, 0.01) if not trial.teacher]) == small
+
+
+def test_every_table_is_checked() -> None:
+    assert [path.stem for path in TABLES] == [f"knowledge-flow-{number}" for number in range(1, 8)]
+
+
+def test_the_tables_on_games_draw_the_papers_lambdas_for_40_million_steps() -> None:
+    flows = [trial for trial in table("knowledge-flow-1") if trial.drawn]
+    assert {trial.drawn["flow.dependence_coef"] for trial in flows} == {0.05, 0.1, 0.5}
+    assert {trial.drawn["flow.policy_kl_coef"] for trial in flows} == {0.001, 0.01, 0.05}
+    assert {trial.settings["steps"] for trial in table("knowledge-flow-1")} == {40_000_000}
+    assert {trial.settings["steps"] for trial in table("knowledge-flow-1", 0.01)} == {400_000}
+    assert {trial.settings["flow"]["transform"] for trial in flows} == {"dense"}

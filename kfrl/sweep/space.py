@@ -370,16 +370,17 @@ def _level(settings: Mapping[str, Any], levels: Mapping[str, int]) -> int:
 
 
 def _check_apart(trials: Sequence[Trial]) -> None:
-    """Refuse two runs of one name or of one content."""
+    """Refuse two runs of one name or of one content; a teacher may be what a run is compared with, too."""
     names: dict[str, Trial] = {}
-    contents: dict[str, Trial] = {}
+    contents: dict[tuple[bool, str], Trial] = {}
     for trial in trials:
         if trial.name in names:
             raise UserError(
                 f"Two runs of the sweep mean the same folder, {trial.name}: give arms and values other names."
             )
         names[trial.name] = trial
-        first = contents.setdefault(json.dumps(trial.settings, sort_keys=True, default=str), trial)
+        content = json.dumps(trial.settings, sort_keys=True, default=str)
+        first = contents.setdefault((bool(trial.teacher), content), trial)
         if first is not trial:
             raise UserError(
                 f"Two runs of the sweep are the same, {first.name} and {trial.name}: leave one of them out."
