@@ -19,6 +19,8 @@ class FlowConfig(FlowSettings):
 
     policy_kl_coef: NonNegative = 0.01
     """lambda_2, holds the policy near the previous iteration's (the paper samples 0.001, 0.01, 0.05)."""
+    policy_kl_every: Count = 1
+    """Updates of a learner after which these weights to stay near are taken anew (+); 1 is the previous iteration."""
     student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = 0.01
     """p of the student at the start; None: an equal share with each linked teacher layer."""
     layer_weights_lr: Positive = 100.0

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from agents.actions import in_order
 from agents.batch import Batch, Context, Output
@@ -100,6 +101,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._actions: tuple[str, ...] = ()
         self._memory = Memory(config.flow.imitation_memory // config.shape.workers)
         self._guide_share, self._kickstart = 1.0, 0.0
+        self._theta_old: dict[str, Tensor] | None = None
+        self._updates = 0
         self._guided: Tensor | None = None
 
     @property
@@ -247,6 +250,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     def begin(self, net: FlowNet, phase: int, task: NetSpec, rank: int) -> None:
         """Say which of the two nets trains."""
         super().begin(net, phase, task, rank)
+        self._theta_old, self._updates = None, 0
         linked = self.stage == LINKED
         net.flow.student.requires_grad_(linked)
         net.flow.transforms.requires_grad_(linked and self.flow_config.mixing == "softmax")
@@ -330,7 +334,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         config = self.flow_config
         terms: dict[str, Tensor] = {}
         if config.policy_kl_coef:
-            terms["policy_kl"] = config.policy_kl_coef * _policy_kl(batch)
+            terms["policy_kl"] = config.policy_kl_coef * self._policy_kl(net, batch)
         if self._kickstart:
             guide = kl_divergence(batch.context[0], batch.logits).sum() / batch.num_envs
             terms["kickstart"] = self._kickstart * guide
@@ -349,6 +353,22 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         sizes = [_gradient_size(terms[name], batch.logits) for name in ("policy_kl", "policy")]
         return {"flow/policy_kl_share": sizes[0] / sizes[1]} if sizes[1] else {}
 
+    def _acting(self, net: FlowNet) -> nn.Module:
+        return net.flow if self.stage == LINKED else net.alone
+
+    def _policy_kl(self, net: FlowNet, batch: Batch) -> Tensor:
+        """Eq. 6, summed over the batch's steps, estimated on the samples for which theta_old's logits are known."""
+        if self._theta_old is not None:
+            inputs = (screens(batch.obs), batch.context) if self.stage == LINKED else (batch.obs,)
+            with torch.no_grad():
+                old_logits, _ = functional_call(self._acting(net), self._theta_old, inputs)
+        elif batch.previous_logits is None:
+            return batch.logits.new_zeros(())
+        else:
+            old_logits = batch.previous_logits
+        steps = len(batch.values) / batch.num_envs
+        return steps * policy_kl_loss(batch.logits[: len(old_logits)], old_logits).mean()
+
     def _imitation(self, alone: nn.Module, batch: Batch) -> Tensor:
         """KL[pi_linked || pi_alone] + c (V_linked - V_alone)^2, the mean over samples from memory."""
         batch_size = self.flow_config.imitation_batch
@@ -360,9 +380,14 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return loss.mean()
 
     def after_update(self, net: FlowNet, progress: float) -> None:
-        """Reproduction variant: p back on the simplex."""
+        """Reproduction variant: p back on the simplex. And theta_old anew, where it is older than one update."""
         if self.stage == LINKED:
             net.flow.mixing.renormalise()
+        config = self.flow_config
+        if config.policy_kl_coef and config.policy_kl_every > 1 and self.stage != IMITATION:
+            if self._updates % config.policy_kl_every == 0:
+                self._theta_old = {name: p.detach().clone() for name, p in self._acting(net).named_parameters()}
+            self._updates += 1
 
     def export(self, net: FlowNet) -> nn.Module:
         """The student alone: after the fold the plain net."""
@@ -389,15 +414,6 @@ def _gradient_size(term: Tensor, logits: Tensor) -> float:
         return 0.0
     (gradient,) = torch.autograd.grad(term, logits, retain_graph=True)
     return float(gradient.norm())
-
-
-def _policy_kl(batch: Batch) -> Tensor:
-    """Eq. 6, summed over the batch's steps, estimated on the samples for which theta_old's logits are known."""
-    old_logits = batch.previous_logits
-    if old_logits is None:
-        return batch.logits.new_zeros(())
-    steps = len(batch.values) / batch.num_envs
-    return steps * policy_kl_loss(batch.logits[: len(old_logits)], old_logits).mean()
 
 
 def _check_memory(samples: int) -> None:

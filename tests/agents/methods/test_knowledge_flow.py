@@ -372,6 +372,33 @@ def test_under_ppo_policy_kl_compares_with_the_policy_that_acted(expert: Teacher
     assert term.item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_theta_old_is_as_old_as_it_is_told_and_compared_on_all_samples(expert: Teacher, stage: int) -> None:
+    method = make_method(policy_kl_coef=0.3, policy_kl_every=2)
+    net = staged(method, expert, stage)
+    collector = play_on(method, net, keep_graph=False)
+    acts = net.flow if stage == 0 else net.alone
+    old = {name: tensor.clone() for name, tensor in acts.state_dict().items()}
+    assert a3c_terms(method, net, collector.collect(), 0.2, method.config)["policy_kl"] == 0.0
+    for update in range(3):
+        method.after_update(net, 0.2)  # the first and the third take theta_old
+        if update == 2:
+            old = {name: tensor.clone() for name, tensor in acts.state_dict().items()}
+        randomise(acts)
+        rollout = collector.collect()
+        term = a3c_terms(method, net, rollout, 0.2, method.config)["policy_kl"]
+        obs = rollout.obs.flatten(0, 1)
+        with torch.no_grad():
+            now = acts(obs)[0]
+            held = {name: tensor.clone() for name, tensor in acts.state_dict().items()}
+            acts.load_state_dict(old)
+            before = acts(obs)[0]
+            acts.load_state_dict(held)
+        expected = 0.3 * 3 * kl(now, before).mean()
+        assert expected > 1e-3
+        assert term.item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_teacher_sees_each_observation_of_a_run_once(expert: Teacher) -> None:
     method = make_method()
     net = method.build(SPEC, [expert])
