@@ -379,15 +379,15 @@ def test_theta_old_is_as_old_as_it_is_told_and_compared_on_all_samples(expert: T
     collector = play_on(method, net, keep_graph=False)
     acts = net.flow if stage == 0 else net.alone
     old = {name: tensor.clone() for name, tensor in acts.state_dict().items()}
-    assert a3c_terms(method, net, collector.collect(), 0.2, method.config)["policy_kl"] == 0.0
+    assert terms_of(method, net, collector.collect(), 0.2)["policy_kl"] == 0.0
     for update in range(3):
         method.after_update(net, 0.2)  # the first and the third take theta_old
         if update == 2:
             old = {name: tensor.clone() for name, tensor in acts.state_dict().items()}
         randomise(acts)
         rollout = collector.collect()
-        term = a3c_terms(method, net, rollout, 0.2, method.config)["policy_kl"]
-        obs = rollout.obs.flatten(0, 1)
+        term = terms_of(method, net, rollout, 0.2)["policy_kl"]
+        obs = rollout.obs
         with torch.no_grad():
             now = acts(obs)[0]
             held = {name: tensor.clone() for name, tensor in acts.state_dict().items()}
