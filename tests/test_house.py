@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("kfrl", "agents", "envs")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SHELL_WORDS = {"cd", "git", "source", "tensorboard"}
+SHELL_WORDS = {"cd", "git", "source", "tensorboard", "torchrun"}
 """Commands of other programs that a page may show."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -58,12 +59,14 @@ def evaluate(predict: Predictor, images: Loader, classes: int) -> Evaluation:
     right, total = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
     loss = 0.0
     with torch.random.fork_rng():
-        for batch in images.ordered():
+        for batch in islice(images.ordered(), images.ranks.rank, None, images.ranks.world):
             logits = predict(batch.images)
             loss += float(F.cross_entropy(logits.float(), batch.labels, reduction="sum"))
             hits = logits.argmax(1) == batch.labels
             total += torch.bincount(batch.labels, minlength=classes).cpu()
             right += torch.bincount(batch.labels[hits], minlength=classes).cpu()
+    right, total = images.ranks.total(right), images.ranks.total(total)
+    loss = float(images.ranks.total(torch.tensor(loss, dtype=torch.float64)))
     return Evaluation(int(right.sum()), int(total.sum()), tuple((right / total).tolist()), loss / int(total.sum()))
 
 

@@ -15,6 +15,7 @@ from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.run import Run, reopen, resolve
 from kfrl.supervised.trainer import Display, Trainer
 from kfrl.training import session
+from kfrl.training.ranks import ranks
 from kfrl.training.session import Result, Silent, begin, settings_of
 
 
@@ -31,7 +32,8 @@ class Session(session.Session[Run, Trainer]):
             UserError: settings that do not fit together, or a folder that exists. Nothing has been written.
         """
         run = resolve(settings_of(config, SupervisedConfig))
-        begin(run, cls.command)
+        if ranks().first:
+            begin(run, cls.command)
         return cls(run)
 
     @classmethod
@@ -60,7 +62,8 @@ class Session(session.Session[Run, Trainer]):
     def finish(self) -> dict[str, Any]:
         """Count the student's errors on the test images, write eval.json, and draw the curves."""
         result = self.trainer.finish()
-        draw_run(self.run.folder.path, self.run.folder.curves)
+        if ranks().first:
+            draw_run(self.run.folder.path, self.run.folder.curves)
         return result
 
 

@@ -27,6 +27,7 @@ from kfrl.supervised.data.sets import Data, absolute, load_data
 from kfrl.supervised.methods import get_method
 from kfrl.supervised.methods.base import AnyMethod, Task
 from kfrl.supervised.teachers import adapt, load_classifiers
+from kfrl.training.ranks import join, ranks
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Run:
             self.task.normalisation,
             channels_last,
             self.config.pad if kind != "none" else 0,
-            flip=kind == "crop-flip",
+            kind == "crop-flip",
+            ranks(),
         )
 
     def save_student(self, net: nn.Module, epochs: int, validation: float | None, test: dict[str, Any]) -> None:
@@ -88,6 +90,7 @@ def resolve(config: SupervisedConfig) -> Run:
     if not config.data:
         raise UserError("Which images? Give --data NAME, e.g. --data mnist; `kfrl supervised data` lists them.")
     check_device(config.device)
+    together = join(config.device)
     method = get_method(config.method_name)
     method.check_teachers(config.method_name, len(config.teacher_names))
     loaded = load_classifiers(config.teacher_names, RUNS)
@@ -96,8 +99,13 @@ def resolve(config: SupervisedConfig) -> Run:
     if config.net is not None:
         arch_named(config.net)
     # Last, because it may be a long download.
+    if not together.first:
+        together.wait()
     data = load_data(config.data, config.data_dir, config.image_size)
+    if together.first:
+        together.wait()
     train, validation = _divide(data, config)
+    _check_shares(min(config.batch_size, len(train)), together.world)
     normalisation = method.normalisation(Normalisation.of(train.pixels), loaded)
     teachers = tuple(adapt(teacher, data.shape, normalisation) for teacher in loaded)
     for teacher in teachers:
@@ -113,7 +121,8 @@ def resolve(config: SupervisedConfig) -> Run:
         net=config.net or method.default_net(data.net, teachers),
         augment=data.augment if config.augment == "auto" else config.augment,
     )
-    folder = RunFolder(config.run_dir or _default_folder(config, data.name, teachers))
+    path = config.run_dir or _default_folder(config, data.name, teachers)
+    folder = RunFolder(Path(together.text_of_the_first(str(path))))
     config = replace(config, run_dir=folder.path)
     assert config.net is not None
     task = Task(data.name, data.classes, data.shape, normalisation, config.net)
@@ -144,6 +153,14 @@ def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images]:
             "--validation 0 to do without."
         )
     return images.take(rows), images.take(kept_back)
+
+
+def _check_shares(batch: int, processes: int) -> None:
+    if batch % processes:
+        raise UserError(
+            f"A batch of {batch} images cannot be shared evenly by {processes} processes. Give a --batch-size that is "
+            f"a multiple of {processes}, e.g. {processes * max(1, batch // processes)}, with as many training images."
+        )
 
 
 def _default_folder(config: SupervisedConfig, data: str, teachers: Sequence[Teacher]) -> Path:

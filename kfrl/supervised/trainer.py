@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
+from kfrl.errors import UserError
 from kfrl.nets.memory_format import channels_last
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
 from kfrl.runs.metrics import MetricsWriter
 from kfrl.seeding import seed_everything, stream
-from kfrl.supervised.classifiers import load_classifier, save_classifier
+from kfrl.supervised.classifiers import Teacher, load_classifier, save_classifier
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.evaluate import Evaluation, evaluate
-from kfrl.supervised.methods.base import Predictor, Progress
+from kfrl.supervised.methods.base import AnyMethod, Predictor, Progress
 from kfrl.supervised.run import Run
+from kfrl.training.ranks import ranks
 from kfrl.training.signals import noting_signals
 
 CHECK_EVERY = 50
@@ -77,12 +82,26 @@ class Outcome:
     """What ended it early."""
 
 
+class _Loss(nn.Module):
+    """A method's loss as a module's forward pass, which DistributedDataParallel needs."""
+
+    def __init__(self, method: AnyMethod, net: nn.Module) -> None:
+        """Hold both."""
+        super().__init__()
+        self.method, self.net = method, net
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The terms of the loss."""
+        return self.method.loss(self.net, batch, progress)
+
+
 class Trainer:
     """One run of one method."""
 
     def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
         """Build what trains, from a checkpoint if there is one."""
         self.run, self.display, self.config = run, display, run.config
+        self.ranks = ranks()
         self.device = torch.device(run.config.device)
         seed_everything(stream(run.config.seed, 0))
         self.method = run.method()
@@ -107,12 +126,16 @@ class Trainer:
             self._restore(checkpoint)
         else:
             self._prepare()
-        self._metrics = MetricsWriter(run.folder.path, None if checkpoint is None else self.updates)
+        self._metrics = self._open_metrics(None if checkpoint is None else self.updates)
         self._session_updates = self.updates
         self._started = self._saved = time.monotonic()
         self._shown = 0.0
         self._signal: int | None = None
+        self._noted = 0
         self._failure: str | None = None
+
+    def _open_metrics(self, resumed_at: int | None) -> MetricsWriter | None:
+        return MetricsWriter(self.run.folder.path, resumed_at) if self.ranks.first else None
 
     def _prepare(self) -> None:
         """Have the method fit its net to the training images: at most `PREPARED_ON` of them, as they are."""
@@ -152,9 +175,13 @@ class Trainer:
     def train(self) -> Outcome:
         """Update until the epochs are done, a signal comes or the loss is no number; then save."""
         with noting_signals(self.stop):
-            while not self.finished and not self._stopping:
-                self._run_epoch()
-        self._metrics.close()
+            try:
+                while not self.finished and not self._stopping:
+                    self._run_epoch()
+            except RuntimeError as error:
+                self._failure = self._lost(error)
+        if self._metrics is not None:
+            self._metrics.close()
         if self._failure is None:
             self.save()
         return Outcome(self.net, self._epoch, self._signal, self._failure)
@@ -165,12 +192,26 @@ class Trainer:
 
     def stop(self, number: int) -> None:
         """End between two updates, as signal `number` does; from any thread."""
-        self._signal = number
+        self._noted = number
+        if self.ranks.world == 1:
+            self._signal = number
+
+    def _lost(self, error: RuntimeError) -> str:
+        """What to say of an error that another process's end has caused; any other is raised again."""
+        words = str(error)
+        if self.ranks.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in words or "NCCL" in words):
+            raise error
+        return (
+            f"Another of the {self.ranks.world} processes of this run has ended, so process {self.ranks.rank} does too."
+        )
 
     def _run_epoch(self) -> None:
         self.method.train_mode(self.net, self._stage)
         for batch in self.images.epoch(self.config.seed, self._epoch, self._batch):
             self.update(batch)
+            if self.ranks.world > 1:
+                # All stop after the same update.
+                self._signal = self.ranks.largest(self._noted) or None
             if self._batch % CHECK_EVERY == 0 or self._batch == len(self.images):
                 self._check_losses()
             self._tick()
@@ -186,7 +227,7 @@ class Trainer:
         for group in self._optimiser.param_groups:
             group["lr"] = group["base_lr"] * self._rate(progress.in_stage)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            terms = self.method.loss(self.net, batch, progress)
+            terms = self._loss(batch, progress)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         self._optimiser.zero_grad()
         total.backward()
@@ -206,12 +247,19 @@ class Trainer:
         return 1.0
 
     def _check_losses(self) -> None:
-        wrong = [name for name, value in self._sums.items() if not math.isfinite(float(value))]
+        wrong = [name for name, value in self._means(1).items() if not math.isfinite(value)]
         if wrong:
             self._failure = (
                 f"The loss is no number any more ({', '.join(wrong)}), in epoch {self._epoch + 1}. A lower --lr than "
                 f"{self.config.lr:g} may help."
             )
+
+    def _shared_loss(self) -> Callable[[Batch, Progress], dict[str, Tensor]]:
+        """The method's loss, after which several processes have the mean of their gradients."""
+        if self.ranks.world == 1:
+            return partial(self.method.loss, self.net)
+        # The loss of a process is the mean over its share of the batch, and all shares are equal.
+        return DistributedDataParallel(_Loss(self.method, self.net), find_unused_parameters=True)
 
     def _begin_stage(self, index: int) -> torch.optim.Optimizer:
         """Freeze what this stage does not train, and start its optimiser."""
@@ -221,6 +269,7 @@ class Trainer:
             for parameter in group.parameters:
                 parameter.requires_grad_(True)
         self.method.train_mode(self.net, index)
+        self._loss = self._shared_loss()
         groups = [
             {
                 "params": list(group.parameters),
@@ -238,14 +287,15 @@ class Trainer:
         stage = self._stage
         values = self._validate()
         self._epoch, self._batch = self._epoch + 1, 0
-        values |= {f"losses/{name}": float(value) / len(self.images) for name, value in self._sums.items()}
+        values |= {f"losses/{name}": value for name, value in self._means(len(self.images)).items()}
         values |= {
             "charts/epoch": float(self._epoch),
             "charts/learning_rate": self._optimiser.param_groups[0]["lr"],
             "time/images_per_sec": self._images_per_sec(),
             "time/elapsed_sec": self._elapsed + time.monotonic() - self._started,
         }
-        self._metrics.log(self.updates, values | self.method.metrics(self.net))
+        if self._metrics is not None:
+            self._metrics.log(self.updates, values | self.method.metrics(self.net))
         self._sums = {}
         if self._stage != stage:
             if self.stages[stage].complete and self._kept:
@@ -253,10 +303,19 @@ class Trainer:
             self._best, self._best_epoch, self._kept = None, 0, {}
             self._optimiser = self._begin_stage(self._stage)
 
+    def _means(self, updates: int) -> dict[str, float]:
+        """Of the terms of the loss, over so many updates and over all processes."""
+        if not self._sums:
+            return {}
+        sums = self.ranks.total(torch.stack([value.double() for value in self._sums.values()]))
+        return dict(zip(self._sums, (sums / (updates * self.ranks.world)).tolist(), strict=True))
+
     def _validate(self) -> dict[str, float]:
         """Evaluate on the validation images, and keep the student if it is the best so far."""
         if not len(self.run.validation):
             return {}
+        # Each process has the batch statistics of its own share.
+        self.ranks.follow(self.net.buffers())
         values: dict[str, float] = {}
         for name, result in self.evaluate_on_validation().items():
             suffix = f"_{name}" if name else ""
@@ -306,6 +365,8 @@ class Trainer:
         Returns:
             What `eval.json` holds.
         """
+        self.ranks.wait()
+        self.ranks.follow(self.net.buffers())
         kept = load_classifier(self.run.folder.student)
         if self._kept:
             self.net.load_state_dict(self._kept)
@@ -322,10 +383,6 @@ class Trainer:
         }
         others |= {name: score.to_dict() for name, score in self._elsewhere(final=True).items()}
         test = alone.to_dict(classes)
-        for name, (net, card) in self.method.further(self.net).items():
-            path = self.run.folder.path / f"{name}.safetensors"
-            save_classifier(path, net, replace(card, evaluation=others.get(name, {}), commit=kept.card.commit))
-        self.run.save_student(kept.net, kept.card.epochs, kept.card.validation_accuracy, test)
         result = {
             "epochs": self._epoch,
             "kept_epoch": kept.card.epochs,
@@ -338,8 +395,20 @@ class Trainer:
             "deployed_parameters": sum(parameter.numel() for parameter in kept.net.parameters()),
             "versions": {"torch": torch.__version__},
         }
-        self.run.folder.write_evaluation(result)
+        if self.ranks.first:
+            self._write_scores(kept, result)
+        # Whoever comes first would end while the others still count.
+        self.ranks.wait()
         return result
+
+    def _write_scores(self, kept: Teacher, result: dict[str, Any]) -> None:
+        """Save the student with its scores, what the method saves beside it, and `eval.json`."""
+        for name, (net, card) in self.method.further(self.net).items():
+            path = self.run.folder.path / f"{name}.safetensors"
+            scores = result["others"].get(name, {})
+            save_classifier(path, net, replace(card, evaluation=scores, commit=kept.card.commit))
+        self.run.save_student(kept.net, kept.card.epochs, kept.card.validation_accuracy, result["test"])
+        self.run.folder.write_evaluation(result)
 
     def _trained(self) -> int:
         """Parameters that any stage moves."""
@@ -349,6 +418,8 @@ class Trainer:
     # --- saving -----------------------------------------------------------------------------------------------
 
     def _save_student(self) -> None:
+        if not self.ranks.first:
+            return
         chosen = self._best is not None and self._in_last_stage
         validation, epoch = (self._best, self._best_epoch) if chosen else (self._last_validation, self._epoch)
         self.run.save_student(self._student(), epoch, validation, {})
@@ -367,7 +438,9 @@ class Trainer:
         return islice(self.images.ordered(), -(-PREPARED_ON // self.config.batch_size))
 
     def save(self) -> None:
-        """Write a checkpoint, and the student as it is unless a better one is written already."""
+        """Write a checkpoint, and the student as it is unless a better one is written already, as the first process."""
+        if not self.ranks.first:
+            return
         tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
         for index, held in self._optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in held.items() if value is not None}
@@ -384,6 +457,7 @@ class Trainer:
             "best": self._best,
             "best_epoch": self._best_epoch,
             "last_validation": self._last_validation,
+            "processes": self.ranks.world,
             "elapsed_sec": self._elapsed + time.monotonic() - self._started,
         }
         save_checkpoint(self.run.folder.checkpoints, self.updates, tensors, state)
@@ -392,6 +466,13 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
+        processes = state.get("processes", 1)
+        if processes != self.ranks.world:
+            raise UserError(
+                f"{self.run.folder.path} was left by a run in {processes} process{'es' * (processes > 1)}, and this is "
+                f"one in {self.ranks.world}. Resume it "
+                + (f"with torchrun --nproc-per-node {processes}." if processes > 1 else "without torchrun.")
+            )
         self._epoch, self._batch, self.updates = state["epoch"], state["batch"], state["updates"]
         self._best, self._best_epoch, self._elapsed = state["best"], state["best_epoch"], state["elapsed_sec"]
         self._last_validation = state["last_validation"]
@@ -417,7 +498,7 @@ class Trainer:
     # --- showing ----------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        if time.monotonic() - self._saved > self.config.checkpoint_every:
+        if self.ranks.first and time.monotonic() - self._saved > self.config.checkpoint_every:
             self.save()
             self._saved = time.monotonic()
         if time.monotonic() - self._shown > SHOW_EVERY:

@@ -78,7 +78,10 @@ def _try(config: SupervisedConfig) -> int:
 
 def _train(session: Session) -> int:
     from kfrl.cli.display import open_display
+    from kfrl.training.ranks import ranks
 
+    if not ranks().first:
+        return _follow(session)
     folder = session.run.folder
     with open_display(folder.log, view) as display:
         session.prepare(display)
@@ -101,6 +104,22 @@ def _train(session: Session) -> int:
             display.say(f"Resume with: {session.resume_command}")
             return 128 + outcome.stopped_by
         _conclude(display, session.run, session.finish())
+    return 0
+
+
+def _follow(session: Session) -> int:
+    """A process of torchrun's other than the first: it trains along, and shows and writes nothing."""
+    from kfrl.training.session import Silent
+
+    session.prepare(Silent())
+    if session.finished:
+        return 0
+    outcome = session.trainer.train()
+    if outcome.failure is not None:
+        return 1
+    if outcome.stopped_by is not None:
+        return 128 + outcome.stopped_by
+    session.finish()
     return 0
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kfrl.seeding import stream
+from kfrl.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,23 @@ class Normalisation:
         return torch.mul(pixels, scale[:, None, None]).add_(shift[:, None, None])
 
 
-def random_crop(pixels: Tensor, pad: int, flip: bool) -> Tensor:
+def random_crop(pixels: Tensor, pad: int, flip: bool, kept: slice = slice(None)) -> Tensor:
     """Pad with black, cut a window of the old size at random, and flip half of the images if asked.
 
     Args:
         pixels: (B, C, H, W), any type.
         pad: Pixels on each side.
         flip: Mirror left and right, each image with chance 1/2.
+        kept: Which of the images are wanted; what is drawn does not depend on it.
     """
     count, _, height, width = pixels.shape
-    top, left = torch.randint(2 * pad + 1, (2, count)).to(pixels.device)
+    pixels = pixels[kept]
+    top, left = torch.randint(2 * pad + 1, (2, count))[:, kept].to(pixels.device)
     windows = F.pad(pixels, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
-    cut = windows[torch.arange(count, device=pixels.device), :, top, left]
+    cut = windows[torch.arange(len(pixels), device=pixels.device), :, top, left]
     if not flip:
         return cut
-    mirrored = torch.rand(count).to(pixels.device) < 0.5
+    mirrored = torch.rand(count)[kept].to(pixels.device) < 0.5
     return torch.where(mirrored[:, None, None, None], cut.flip(3), cut)
 
 
@@ -115,6 +118,8 @@ class Loader:
     pad: int = 0
     """0: no random crop."""
     flip: bool = False
+    ranks: Ranks = ALONE
+    """Each process takes its share of every batch of training, and every so many batches of an evaluation."""
 
     def __len__(self) -> int:
         """Batches of an epoch. An incomplete one is left out, unless it is the only one."""
@@ -131,13 +136,15 @@ class Loader:
             yield self._augmented(rows)
 
     def random(self, count: int) -> Batch:
-        """Images drawn at random, with replacement, by torch's global generator."""
-        return self._augmented(torch.randint(len(self.images), (count,)))
+        """Images drawn at random, with replacement, by torch's global generator; `count` for each process."""
+        return self._augmented(torch.randint(len(self.images), (count * self.ranks.world,)))
 
     def _augmented(self, rows: Tensor) -> Batch:
+        """This process's share of the images of a batch."""
+        own = slice(self.ranks.rank, None, self.ranks.world)
         chosen = self.images.take(rows.to(self.images.labels.device))
-        pixels = random_crop(chosen.pixels, self.pad, self.flip) if self.pad else chosen.pixels
-        return Batch(self.normalised(pixels), chosen.labels)
+        pixels = random_crop(chosen.pixels, self.pad, self.flip, own) if self.pad else chosen.pixels[own]
+        return Batch(self.normalised(pixels), chosen.labels[own])
 
     def ordered(self) -> Iterator[Batch]:
         """All images as they are, for evaluation, in batches that are no larger than those of training."""

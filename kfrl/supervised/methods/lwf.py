@@ -32,6 +32,7 @@ from kfrl.supervised.methods.base import (
 )
 from kfrl.supervised.methods.fine_tune import FineTune
 from kfrl.supervised.teachers import teacher_logits
+from kfrl.training.ranks import ranks
 
 NOT_COUNTED = "none"
 
@@ -126,7 +127,7 @@ class LearningWithoutForgetting(FineTune):
             raise UserError(f"The images of {name} are of {parts[0].shape}, and those of {task.data} of {task.shape}.")
         device = torch.device(self.config.device)
         train, validation, test = (
-            Loader(part.to(device), self.config.batch_size, task.normalisation, maps) for part in parts
+            Loader(part.to(device), self.config.batch_size, task.normalisation, maps, ranks=ranks()) for part in parts
         )
         augmented = self.config.augment != "none"
         pad, flip = self.config.pad if augmented else 0, self.config.augment == "crop-flip"

@@ -153,7 +153,7 @@ def test_joint_training_resumes_bit_for_bit(run: Callable[..., Run], monkeypatch
     def stopped(self: Trainer, batch: object) -> None:
         plain(self, batch)
         if self.updates == 25:
-            self._note(2)
+            self.stop(2)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "update", stopped)
