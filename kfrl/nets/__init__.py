@@ -17,6 +17,7 @@ FAMILIES = {
     "conv": "kfrl.nets.images.conv:ConvNet",
     "densenet": "kfrl.nets.images.densenet:DenseNet",
     "grown": "kfrl.nets.images.grown:GrownNet",
+    "imagenet-resnet": "kfrl.nets.images.imagenet:ImageNetResNet",
     "lstm": "kfrl.nets.images.lstm:RowLSTM",
     "mlp": "kfrl.nets.images.mlp:MLP",
     "pathnet": "kfrl.nets.atari.pathnet:ModularNet",

@@ -25,6 +25,8 @@ NAMES = (
     "resnet-20",
     "resnet-32",
     "resnet-110",
+    "imagenet-resnet-18",
+    "imagenet-resnet-50",
     "wrn-16-2",
     "wrn-28-2",
     "wrn-40-2",
@@ -56,6 +58,7 @@ _FAMILIES: dict[str, Callable[[list[int], str | None], dict[str, Any]]] = {
     rf"((?:\d+c-p-)?\d+l-\d+){_DROPOUT}": lambda n, dropout: _shallow(n, dropout, 1),
     r"lstm((?:-\d+)+)()": lambda hidden, _: {"family": "lstm", "hidden": hidden},
     r"resnet-(\d+)()": lambda n, _: {"family": "resnet", "depth": n[0]},
+    r"imagenet-resnet-(\d+)()": lambda n, _: {"family": "imagenet-resnet", "depth": n[0]},
     # Zagoruyko and Komodakis 2016, section 3.4: 0.3 on CIFAR.
     rf"wrn(-\d+-\d+){_DROPOUT}": lambda n, dropout: {
         "family": "wrn",

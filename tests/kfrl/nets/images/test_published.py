@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kfrl.nets.hooks import layer_shapes
 from kfrl.nets.images.registry import make_net
 
 MILLIONS = {
@@ -61,3 +62,15 @@ def test_plain_nets_have_a_matrix_and_a_bias_per_layer() -> None:
     )
     # Four gates, and PyTorch's two biases each.
     assert size("lstm-128", (1, 28, 28)) == 4 * 128 * (28 + 128 + 2) + 129 * 10
+
+
+@pytest.mark.parametrize(("depth", "count"), [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160)])
+def test_residual_nets_for_large_images_have_torchvisions_counts(depth: int, count: int) -> None:
+    assert size(f"imagenet-resnet-{depth}", (3, 224, 224), 1000) == count
+
+
+def test_their_maps_shrink_to_a_thirty_second_of_the_image() -> None:
+    net = make_net("imagenet-resnet-18", (3, 64, 64), 5).eval()
+    shapes = layer_shapes(net, net.hidden_layers, torch.zeros(1, 3, 64, 64))
+    assert list(shapes.values()) == [(64, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    assert net(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
