@@ -22,7 +22,7 @@ from kfrl.supervised.config import SupervisedConfig
 MIN_SEEDS = 3
 IDENTITY = {"data", "seed", "method", "teachers", "teacher_sha256"}
 """Settings that the name of an arm or its place in a table says."""
-BOOKKEEPING = {"run_dir", "data_dir", "device", "checkpoint_every"}
+BOOKKEEPING = {"run_dir", "data_dir", "device", "checkpoint_every", "memory_gb"}
 """Settings that change nothing of what is learned."""
 
 

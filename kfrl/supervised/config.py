@@ -196,6 +196,8 @@ class SupervisedConfig:
     """Where the images are, or are downloaded to. Default: the user's cache folder."""
     image_size: Count | None = None
     """Resize the images to this height and width."""
+    memory_gb: Positive = 8.0
+    """A folder of images that would take more stays in its files, which are decoded batch by batch."""
     run_dir: Path | None = None
     """The run's folder. Default: runs/<data>/<method>/<teachers>-s<seed>-<time>."""
     checkpoint_every: Positive = 300.0

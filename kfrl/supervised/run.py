@@ -101,12 +101,12 @@ def resolve(config: SupervisedConfig) -> Run:
     # Last, because it may be a long download.
     if not together.first:
         together.wait()
-    data = load_data(config.data, config.data_dir, config.image_size)
+    data = load_data(config.data, config.data_dir, config.image_size, 1e9 * config.memory_gb)
     if together.first:
         together.wait()
     train, validation = _divide(data, config)
     _check_shares(min(config.batch_size, len(train)), together.world)
-    normalisation = method.normalisation(Normalisation.of(train.pixels), loaded)
+    normalisation = method.normalisation(Normalisation.of(train.sample()), loaded)
     teachers = tuple(adapt(teacher, data.shape, normalisation) for teacher in loaded)
     for teacher in teachers:
         teacher.net.to(torch.device(config.device))

@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
     loaded = load_classifier(path)
     settings = path.parent / "config.yaml"
     config = load_config(settings, SupervisedConfig) if settings.is_file() else SupervisedConfig(data=loaded.card.data)
-    data = load_data(flags.data or config.data, flags.data_dir or config.data_dir, config.image_size)
+    memory = 1e9 * config.memory_gb
+    data = load_data(flags.data or config.data, flags.data_dir or config.data_dir, config.image_size, memory)
     result = score_classifier(loaded, data, config.batch_size)
     print(f"{path}: {loaded.card.net} by {loaded.card.method}, {loaded.card.epochs} epochs")
     for note in data.notes:

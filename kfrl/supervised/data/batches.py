@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -12,6 +15,9 @@ from torch import Tensor
 
 from kfrl.seeding import stream
 from kfrl.training.ranks import ALONE, Ranks
+
+SAMPLED = 4096
+"""Images in files that stand for all where mean and deviation are taken."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,55 @@ class Images:
     def to(self, device: torch.device) -> Images:
         """The same on `device`."""
         return Images(self.pixels.to(device), self.labels.to(device))
+
+    def ahead(self, rows: Tensor | slice) -> Callable[[], Tensor]:
+        """Begin to read some of the images; what it returns waits for them, (n, C, H, W) uint8."""
+        return lambda: self.pixels[rows.to(self.labels.device) if isinstance(rows, Tensor) else rows]
+
+    def sample(self) -> Tensor:
+        """Pixels that stand for all, (n, C, H, W) uint8: here all of them."""
+        return self.pixels
+
+    def decoded(self) -> Images:
+        """All of them in memory."""
+        return self
+
+
+@dataclass(frozen=True)
+class FileImages(Images):
+    """Labelled images in files, decoded when a batch needs them; `pixels`, (0, C, H, W), is empty."""
+
+    files: tuple[Path, ...] = ()
+    decode: Callable[[Path], Tensor] = field(default=lambda path: torch.empty(0), repr=False)
+    """A file's image, (C, H, W) uint8."""
+
+    def take(self, rows: Tensor) -> FileImages:
+        """Some of the images, (n,) int64 or (N,) bool; still in their files."""
+        chosen = torch.arange(len(self.files))[rows.cpu()].tolist()
+        return replace(self, labels=self.labels[rows], files=tuple(self.files[row] for row in chosen))
+
+    def to(self, device: torch.device) -> FileImages:
+        """The same, whose pixels will be on `device`."""
+        return replace(self, labels=self.labels.to(device))
+
+    def ahead(self, rows: Tensor | slice) -> Callable[[], Tensor]:
+        """Begin to decode some of the images, in threads of their own."""
+        chosen = self.files[rows] if isinstance(rows, slice) else [self.files[row] for row in rows.tolist()]
+        images = _decoders().map(self.decode, chosen)
+        return lambda: torch.stack(list(images)).to(self.labels.device)
+
+    def sample(self) -> Tensor:
+        """At most `SAMPLED` images, evenly spread."""
+        return self.ahead(torch.arange(0, len(self), -(-len(self) // SAMPLED)))()
+
+    def decoded(self) -> Images:
+        """All of them in memory."""
+        return Images(self.ahead(slice(None))(), self.labels)
+
+
+@functools.cache
+def _decoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="decode")
 
 
 @dataclass(frozen=True)
@@ -87,17 +142,18 @@ class Normalisation:
         return torch.mul(pixels, scale[:, None, None]).add_(shift[:, None, None])
 
 
-def random_crop(pixels: Tensor, pad: int, flip: bool, kept: slice = slice(None)) -> Tensor:
+def random_crop(pixels: Tensor, pad: int, flip: bool, kept: slice = slice(None), drawn: int | None = None) -> Tensor:
     """Pad with black, cut a window of the old size at random, and flip half of the images if asked.
 
     Args:
         pixels: (B, C, H, W), any type.
         pad: Pixels on each side.
         flip: Mirror left and right, each image with chance 1/2.
-        kept: Which of the images are wanted; what is drawn does not depend on it.
+        kept: Which of a batch of `drawn` images these are; they get what they would get in that batch.
+        drawn: All images of the batch. Default: these.
     """
-    count, _, height, width = pixels.shape
-    pixels = pixels[kept]
+    _, _, height, width = pixels.shape
+    count = len(pixels) if drawn is None else drawn
     top, left = torch.randint(2 * pad + 1, (2, count))[:, kept].to(pixels.device)
     windows = F.pad(pixels, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
     cut = windows[torch.arange(len(pixels), device=pixels.device), :, top, left]
@@ -131,26 +187,37 @@ class Loader:
         Augmentation draws from torch's global generator.
         """
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(stream(seed, epoch + 1)))
-        for number in range(start, len(self)):
-            rows = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield self._augmented(rows)
+        shares = [order[number * self.batch_size :][: self.batch_size] for number in range(start, len(self))]
+        reading = self._read(shares[0]) if shares else None
+        for share, following in zip(shares, [*shares[1:], None], strict=True):
+            assert reading is not None
+            pixels, reading = reading(), None if following is None else self._read(following)
+            yield self._augmented(share, pixels)
 
     def random(self, count: int) -> Batch:
         """Images drawn at random, with replacement, by torch's global generator; `count` for each process."""
-        return self._augmented(torch.randint(len(self.images), (count * self.ranks.world,)))
+        rows = torch.randint(len(self.images), (count * self.ranks.world,))
+        return self._augmented(rows, self._read(rows)())
 
-    def _augmented(self, rows: Tensor) -> Batch:
-        """This process's share of the images of a batch."""
-        own = slice(self.ranks.rank, None, self.ranks.world)
-        chosen = self.images.take(rows.to(self.images.labels.device))
-        pixels = random_crop(chosen.pixels, self.pad, self.flip, own) if self.pad else chosen.pixels[own]
-        return Batch(self.normalised(pixels), chosen.labels[own])
+    @property
+    def _own(self) -> slice:
+        """This process's share of the rows of a batch."""
+        return slice(self.ranks.rank, None, self.ranks.world)
+
+    def _read(self, rows: Tensor) -> Callable[[], Tensor]:
+        return self.images.ahead(rows[self._own])
+
+    def _augmented(self, rows: Tensor, pixels: Tensor) -> Batch:
+        """This process's share of the images of a batch, whose pixels are given."""
+        if self.pad:
+            pixels = random_crop(pixels, self.pad, self.flip, self._own, len(rows))
+        return Batch(self.normalised(pixels), self.images.labels[rows[self._own].to(self.images.labels.device)])
 
     def ordered(self) -> Iterator[Batch]:
         """All images as they are, for evaluation, in batches that are no larger than those of training."""
         for start in range(0, len(self.images), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            yield Batch(self.normalised(self.images.pixels[rows]), self.images.labels[rows])
+            yield Batch(self.normalised(self.images.ahead(rows)()), self.images.labels[rows])
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> what a net takes."""

@@ -18,6 +18,7 @@ def corrupted(images: Images, share: float, seed: int = 0) -> Images:
         share: In [0, 1]; the same number of pixels in every image, all channels of each.
         seed: Which pixels, and which noise.
     """
+    images = images.decoded()
     count, _, height, width = images.pixels.shape
     generator = torch.Generator().manual_seed(seed)
     hit = torch.rand(count, height * width, generator=generator).argsort(1) < round(share * height * width)

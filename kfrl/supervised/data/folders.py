@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tarfile
 import zipfile
 from collections import Counter
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from kfrl.errors import UserError
-from kfrl.supervised.data.batches import Images, split_off
+from kfrl.supervised.data.batches import FileImages, Images, split_off
 from kfrl.supervised.data.readers import Bytes, Content, as_images, naming
 
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
@@ -48,7 +49,7 @@ class _Layout:
     """Other images in no class."""
 
 
-def read_folder(path: Path, image_size: int | None = None) -> Content:
+def read_folder(path: Path, image_size: int | None = None, memory: float = math.inf) -> Content:
     """Images by class: a folder, or a .tar.gz or .zip of one.
 
     Layouts: `train/CLASS/...` with `test/CLASS/...`, `val/CLASS/...` or both; Tiny-ImageNet's, whose
@@ -58,6 +59,7 @@ def read_folder(path: Path, image_size: int | None = None) -> Content:
     Args:
         path: The folder or archive.
         image_size: Resize to this height and width; without it all images have to be of one size.
+        memory: Bytes. Images in a folder that would take more stay in their files, and are decoded batch by batch.
 
     Raises:
         UserError: a file that is damaged or no image, other sizes, or no images by class.
@@ -69,6 +71,12 @@ def read_folder(path: Path, image_size: int | None = None) -> Content:
         found = f"images in no class ({layout.loose[0]}), and none in one" if layout.loose else "no images by class"
         raise UserError(f"{path} holds {found}: expected train/CLASS/NAME.jpg, or CLASS/NAME.jpg.")
     notes = _left_out(held, layout)
+    if path.is_dir():
+        first = _decode_file(path / layout.placed["train"][0][0], image_size)
+        count = sum(map(len, layout.placed.values()))
+        if count * first.size > memory:
+            return _in_files(path, layout, first, image_size, notes)
+        held.update((name, _content(path / name)) for images in layout.placed.values() for name, _ in images)
     decoded = {
         split: [(label, _decode(held.pop(name), f"{path}: {name}", image_size)) for name, label in images]
         for split, images in layout.placed.items()
@@ -80,11 +88,11 @@ def read_folder(path: Path, image_size: int | None = None) -> Content:
 
 
 def _entries(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Every file of a folder or archive by its path below the root; content only of those that are read."""
+    """Every file of a folder or archive by its path below the root; content of lists, and of images in archives."""
     if path.is_dir():
         for file in _walk(path, frozenset({path.resolve()})):
             name = PurePosixPath(*file.relative_to(path).parts)
-            yield name, file.read_bytes() if _is_read(name) else b""
+            yield name, file.read_bytes() if name.name == ANNOTATIONS else b""
     elif path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -234,8 +242,60 @@ def resized(images: Images, size: int) -> Images:
     return Images(torch.from_numpy(made).permute(0, 3, 1, 2).contiguous(), images.labels)
 
 
+def _decode_file(path: Path, size: int | None) -> Bytes:
+    return _decode(_content(path), str(path), size)
+
+
+def _content(path: Path) -> bytes:
+    with naming(path):
+        return path.read_bytes()
+
+
+def _in_files(path: Path, layout: _Layout, first: Bytes, size: int | None, notes: tuple[str, ...]) -> Content:
+    """The images as files that are decoded when a batch needs them, all as large and as colourful as the first."""
+    colour, (height, width) = first.ndim == 3, first.shape[:2]
+    classes = _classes(path, {split: [label for _, label in images] for split, images in layout.placed.items()})
+
+    def decode(file: Path) -> torch.Tensor:
+        picture = _decode_file(file, size)
+        if picture.shape[:2] != (height, width):
+            raise UserError(f"{file} is of {picture.shape[:2]}, others of {(height, width)}: give --image-size N.")
+        if picture.ndim == 3 and not colour:
+            picture = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.uint8, copy=False)
+        return torch.from_numpy(np.ascontiguousarray(_channels(picture, colour)))
+
+    def images(split: str) -> FileImages | None:
+        held = layout.placed[split]
+        labels = torch.tensor([classes.index(label) for _, label in held], dtype=torch.int64)
+        empty = torch.empty(0, 3 if colour else 1, height, width, dtype=torch.uint8)
+        return FileImages(empty, labels, tuple(path / name for name, _ in held), decode) if held else None
+
+    note = (
+        "too large for the memory that --memory-gb allows: images stay in their files, and are decoded batch by batch"
+    )
+    train = images("train")
+    assert train is not None
+    return _divide(path, classes, train, images("val"), images("test"), (*notes, note))
+
+
+def _classes(path: Path, labels: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """Those of the training images.
+
+    Raises:
+        UserError: another split has others.
+    """
+    classes = tuple(sorted(set(labels["train"])))
+    for split, held in labels.items():
+        strange = sorted(set(held) - set(classes))
+        if strange:
+            raise UserError(
+                f"{path} holds {split} images of {strange[0]!r}, a class without training images. Its classes: "
+                f"{', '.join(classes[:10])}."
+            )
+    return classes
+
+
 def _assemble(path: Path, decoded: Mapping[str, list[tuple[str, Bytes]]], notes: tuple[str, ...]) -> Content:
-    classes = tuple(sorted({label for label, _ in decoded["train"]}))
     pictures = [picture for split in decoded.values() for _, picture in split]
     sizes = sorted({picture.shape[:2] for picture in pictures})
     if len(sizes) > 1:
@@ -243,18 +303,24 @@ def _assemble(path: Path, decoded: Mapping[str, list[tuple[str, Bytes]]], notes:
             f"The images of {path} are of {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}: give --image-size N to "
             "resize them all to N x N."
         )
-    for split, held in decoded.items():
-        strange = sorted({label for label, _ in held} - set(classes))
-        if strange:
-            raise UserError(
-                f"{path} holds {split} images of {strange[0]!r}, a class without training images. Its classes: "
-                f"{', '.join(classes[:10])}."
-            )
+    classes = _classes(path, {split: [label for label, _ in held] for split, held in decoded.items()})
     colour = any(picture.ndim == 3 for picture in pictures)
     train, validation, test = (
         _stack(decoded[split], classes, colour) if decoded[split] else None for split in ("train", "val", "test")
     )
     assert train is not None
+    return _divide(path, classes, train, validation, test, notes)
+
+
+def _divide(
+    path: Path,
+    classes: tuple[str, ...],
+    train: Images,
+    validation: Images | None,
+    test: Images | None,
+    notes: tuple[str, ...],
+) -> Content:
+    """What there is for the test: the images for it, those for validation, or a fifth of all."""
     if test is not None:
         return Content(train, test, classes, validation, notes)
     if validation is not None:

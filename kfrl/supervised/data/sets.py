@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -318,7 +319,7 @@ SETS: dict[str, ImageSet] = {
 # --- loading ------------------------------------------------------------------------------------------------
 
 
-def load_data(name: str, data_dir: Path | None = None, image_size: int | None = None) -> Data:
+def load_data(name: str, data_dir: Path | None = None, image_size: int | None = None, memory: float = math.inf) -> Data:
     """Load a data set into memory; its files are downloaded unless they are there.
 
     Args:
@@ -327,12 +328,13 @@ def load_data(name: str, data_dir: Path | None = None, image_size: int | None = 
             training and validation without one class, which stays among the test images.
         data_dir: Where the files are; the user's cache folder by default.
         image_size: Resize all images to this height and width.
+        memory: Bytes; see `read_folder`.
 
     Raises:
         UserError: no such data set, a file that cannot be had, or one that is damaged.
     """
     base, half, missing = _parse(name)
-    data = _load_set(base, data_dir, image_size) if base in SETS else _load_folder(user_path(base), image_size)
+    data = _load_set(base, data_dir, image_size) if base in SETS else _load_folder(user_path(base), image_size, memory)
     if half:
         data = _half(data, half)
     return _without(data, missing) if missing else data
@@ -390,10 +392,10 @@ def _check(name: str, known: ImageSet, split: Images, count: int, files: Files) 
         )
 
 
-def _load_folder(path: Path, image_size: int | None) -> Data:
+def _load_folder(path: Path, image_size: int | None, memory: float) -> Data:
     if not path.is_dir() and not path.name.endswith(ARCHIVES):
         raise UserError(f"{path} is neither a folder nor an archive ({', '.join(ARCHIVES)}) of images by class.")
-    held = read_folder(path, image_size)
+    held = read_folder(path, image_size, memory)
     name = path.resolve().name
     for suffix in ARCHIVES:
         name = name.removesuffix(suffix)

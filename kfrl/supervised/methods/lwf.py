@@ -122,7 +122,9 @@ class LearningWithoutForgetting(FineTune):
                 f"Where are the images of {name!r}, which the teacher has learned? Give --old-data FOLDER; or "
                 "--old-data none, and only the new task is scored."
             )
-        parts = _old_images(name, self.config.data_dir, self.config.image_size, self.config.validation, card.classes)
+        config = self.config
+        places = (config.data_dir, config.image_size, 1e9 * config.memory_gb)
+        parts = _old_images(name, *places, config.validation, card.classes)
         if parts[0].shape != task.shape:
             raise UserError(f"The images of {name} are of {parts[0].shape}, and those of {task.data} of {task.shape}.")
         device = torch.device(self.config.device)
@@ -203,14 +205,14 @@ class LearningWithoutForgetting(FineTune):
 
 @lru_cache(maxsize=1)
 def _old_images(
-    name: str, data_dir: Path | None, size: int | None, share: float, classes: tuple[str, ...]
+    name: str, data_dir: Path | None, size: int | None, memory: float, share: float, classes: tuple[str, ...]
 ) -> tuple[Images, Images, Images]:
     """The old task's images for training, validation and test, divided as the teacher's run divided them.
 
     Raises:
         UserError: they cannot be had, or are of other classes.
     """
-    data = load_data(name, data_dir, size)
+    data = load_data(name, data_dir, size, memory)
     if data.classes != classes:
         raise UserError(
             f"The teacher knows {len(classes)} classes ({', '.join(classes[:4])}, ...), and {name} has "

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from kfrl.errors import UserError
+from kfrl.supervised.data.batches import FileImages, Loader, Normalisation
+from kfrl.supervised.data.corrupt import corrupted
 from kfrl.supervised.data.folders import read_folder
 from kfrl.supervised.data.sets import load_data
 
@@ -229,7 +231,7 @@ def test_links_to_folders_are_followed_and_circles_refused(folder: Write, tmp_pa
     os.symlink(real, real / "cat" / "again", target_is_directory=True)
     with pytest.raises(UserError, match=r"cat.again is a link to a folder that it is in itself"):
         load_data(str(real))
-    os.symlink(tmp_path / "gone.png", linked / "lost.png")
+    os.symlink(tmp_path / "gone.png", real / "cat" / "lost.png")
     (real / "cat" / "again").unlink()
     with pytest.raises(UserError, match="No such file"):
         load_data(str(linked))
@@ -272,3 +274,45 @@ def test_resizing_a_named_set_is_resizing_its_pictures(folder: Write) -> None:
         assert named.shape == read.shape == (1, size, size)
         order = torch.tensor(sorted(range(60), key=lambda n: (int(digits.train.labels[n]), f"{n}.png")))
         assert torch.equal(named.train.pixels[order], read.train.pixels)
+
+
+def noise(folder: Path, splits: Iterable[str] = ("train", "val")) -> Path:
+    """ImageNet's layout: train/CLASS/NAME.JPEG, val/CLASS/NAME.JPEG, of several sizes."""
+    draw = np.random.default_rng(0)
+    files = {
+        f"{split}/{name}/{number}.JPEG": picture(draw.integers(0, 256, (8 + number, 9, 3), dtype=np.uint8), ".jpg")
+        for split in splits
+        for name in ("cat", "dog")
+        for number in range(5)
+    }
+    return packed(folder / "pets", files)
+
+
+def test_a_folder_too_large_for_memory_is_read_batch_by_batch_and_gives_the_same(tmp_path: Path) -> None:
+    folder = noise(tmp_path)
+    held, left = read_folder(folder, 8), read_folder(folder, 8, memory=20 * 192 - 1)
+    assert isinstance(left.train, FileImages) and left.train.pixels.numel() == 0
+    assert "images stay in their files" in left.notes[-2] + left.notes[-1]
+    assert not isinstance(read_folder(folder, 8, memory=20 * 192).train, FileImages)
+    normalise = Normalisation.of(left.train.sample())
+    assert normalise == Normalisation.of(held.train.sample())
+    both = []
+    for images in (held.train, left.train):
+        loader = Loader(images, 3, normalise, pad=1, flip=True)
+        torch.manual_seed(4)
+        both.append([*loader.epoch(1, 0), *loader.epoch(1, 1, start=2), loader.random(4), *loader.ordered()])
+    assert len(both[0]) == len(both[1]) == 3 + 1 + 1 + 4
+    for ours, theirs in zip(*both, strict=True):
+        assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
+    rows = torch.tensor([True, False] * 5)
+    assert torch.equal(left.train.take(rows).decoded().pixels, held.train.take(rows).pixels)
+    assert torch.equal(corrupted(left.test, 0.2).pixels, corrupted(held.test, 0.2).pixels)
+
+
+def test_files_of_other_sizes_or_damaged_are_named_when_they_are_read(tmp_path: Path) -> None:
+    folder = noise(tmp_path)
+    with pytest.raises(UserError, match=r"1\.JPEG is of \(9, 9\), others of \(8, 9\): give --image-size N"):
+        read_folder(folder, memory=1).train.decoded()
+    (folder / "train/dog/3.JPEG").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"dog/3\.JPEG is damaged"):
+        read_folder(folder, 8, memory=1).train.decoded()
