@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -122,6 +123,48 @@ def mutual_loss(logits: Tensor, peers: Sequence[Tensor]) -> Tensor:
     return torch.stack([kl_divergence(peer, logits) for peer in peers]).mean(0)
 
 
+def similarity(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """The cosine between softmax(z) and softmax(z'), per sample: (B, K), (B, K) -> (B,).
+
+    What pushes two nets apart when it is minimised (Okamoto et al., ECCV 2022); unlike -KL it is bounded.
+    """
+    return F.cosine_similarity(logits.softmax(1), other_logits.softmax(1), dim=1)
+
+
+def attention(maps: Tensor, size: Sequence[int] | None = None) -> Tensor:
+    """Sum_c relu(z_c)^2 over the channels, as a unit vector over the positions (Zagoruyko and Komodakis 2017, eq. 1).
+
+    Args:
+        maps: z, (B, C, h, w), before the activation.
+        size: Height and width to bring the map to, bilinearly.
+
+    Returns:
+        (B, h w)
+    """
+    energy = maps.relu().square().sum(1, keepdim=True)
+    if size is not None and tuple(energy.shape[2:]) != tuple(size):
+        energy = F.interpolate(energy, list(size), mode="bilinear", align_corners=False)
+    return F.normalize(energy.flatten(1), dim=1)
+
+
+def attention_loss(maps: Tensor, source_maps: Tensor) -> Tensor:
+    """||a - a'||^2 / (h w) between attention maps, per sample; the source's is brought to the size of the other.
+
+    Args:
+        maps: (B, C, h, w)
+        source_maps: (B, C', h', w')
+
+    Returns:
+        (B,)
+    """
+    return (attention(maps) - attention(source_maps, maps.shape[2:])).square().mean(1)
+
+
+def attention_similarity(maps: Tensor, source_maps: Tensor) -> Tensor:
+    """<a, a'> of the same maps, per sample."""
+    return (attention(maps) * attention(source_maps, maps.shape[2:])).sum(1)
+
+
 def _through(loss: Tensor, progress: float, source_correct: Tensor) -> Tensor:
     return loss
 
@@ -134,6 +177,10 @@ def _linear(loss: Tensor, progress: float, source_correct: Tensor) -> Tensor:
     return progress * loss
 
 
+def _negative_linear(loss: Tensor, progress: float, source_correct: Tensor) -> Tensor:
+    return (1.0 - progress) * loss
+
+
 def _correct(loss: Tensor, progress: float, source_correct: Tensor) -> Tensor:
     return loss * source_correct
 
@@ -142,10 +189,12 @@ GATES: dict[str, Callable[[Tensor, float, Tensor], Tensor]] = {
     "through": _through,
     "cutoff": _cutoff,
     "linear": _linear,
+    "negative-linear": _negative_linear,
     "correct": _correct,
 }
 """The gates of the knowledge transfer graph (Minami et al. 2019, section 3.3).
 
 Each maps a loss per sample (B,), the part k / k_end of the training that is done, and whether the edge's source is
-right about a sample (B,) bool, to a loss per sample: a, 0, (k / k_end) a, and a where the source is right.
+right about a sample (B,) bool, to a loss per sample: a, 0, (k / k_end) a, and a where the source is right. To these its
+authors have added (1 - k / k_end) a since.
 """

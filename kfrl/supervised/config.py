@@ -110,7 +110,13 @@ class EdgeConfig:
     """A node's name, or `labels`."""
     target: str
     gate: str = "through"
-    """through, cutoff, linear or correct."""
+    """through, cutoff, linear, negative-linear or correct."""
+    loss: Literal["kl", "apart", "attention", "attention-apart"] = "kl"
+    """What is alike: the outputs, or the attention maps of a layer; apart: pushed away from each other (+)."""
+    source_layer: str | None = None
+    """attention: the source's layer. Default: its last hidden one that gives maps."""
+    target_layer: str | None = None
+    """attention: the target's layer, likewise."""
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.errors import UserError, unknown
-from kfrl.losses.distillation import GATES, soft_target_loss
+from kfrl.losses.distillation import GATES, attention_loss, attention_similarity, similarity, soft_target_loss
+from kfrl.nets.hooks import Features, layer_shapes, with_features
+from kfrl.nets.images.classifier import Classifier
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import CollaborativeConfig, EdgeConfig
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, check_same_classes
-from kfrl.supervised.teachers import teacher_logits
 
 LABELS = "labels"
+MAPS = {"attention": attention_loss, "attention-apart": attention_similarity}
+"""Losses of edges between feature maps."""
 
 
 class Collaborative(Method[nn.ModuleDict]):
@@ -43,28 +47,48 @@ class Collaborative(Method[nn.ModuleDict]):
         self.frozen = {node.name: by_name[node.teacher] for node in self.graph.nodes if node.teacher}
         # Numbered, because a ModuleDict refuses some names, e.g. those with a dot.
         self.trained = {node.name: f"node_{i}" for i, node in enumerate(self.graph.nodes) if not node.teacher}
-        return nn.ModuleDict(
+        made = nn.ModuleDict(
             {self.trained[node.name]: task.make_net(node.net) for node in self.graph.nodes if not node.teacher}
         )
+        nets = {name: teacher.net for name, teacher in self.frozen.items()}
+        nets |= {name: made[key] for name, key in self.trained.items()}
+        self._layers = {edge: _layers_of(edge, nets, task) for edge in self.graph.edges if edge.loss in MAPS}
+        return made
 
     def loss(self, net: nn.ModuleDict, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """A term an edge. What a source says is a constant."""
-        logits = {name: teacher_logits(teacher, batch.images) for name, teacher in self.frozen.items()}
-        logits |= {name: net[key](batch.images) for name, key in self.trained.items()}
+        said = {name: self._ask(name, teacher.net, batch.images) for name, teacher in self.frozen.items()}
+        said |= {name: self._ask(name, net[key], batch.images) for name, key in self.trained.items()}
         return {
-            f"{edge.source}_to_{edge.target}": self._edge(edge, logits, batch.labels, progress.in_run)
+            _term(edge): self._edge(edge, said, batch.labels, progress.in_run)
             for edge in self.graph.edges
             if edge.gate != "cutoff"
         }
 
-    def _edge(self, edge: EdgeConfig, logits: Mapping[str, Tensor], labels: Tensor, progress: float) -> Tensor:
-        target = logits[edge.target]
+    def _ask(self, name: str, net: nn.Module, images: Tensor) -> tuple[Tensor, Features]:
+        """The logits of a node, and its layers that edges read."""
+        layers = {pair[0] for edge, pair in self._layers.items() if edge.source == name}
+        layers |= {pair[1] for edge, pair in self._layers.items() if edge.target == name}
+        with torch.set_grad_enabled(name in self.trained):
+            logits, features = with_features(net, sorted(layers), images)
+        return logits, features
+
+    def _edge(
+        self, edge: EdgeConfig, said: Mapping[str, tuple[Tensor, Features]], labels: Tensor, progress: float
+    ) -> Tensor:
+        target, own = said[edge.target]
         if edge.source == LABELS:
             loss, right = F.cross_entropy(target, labels, reduction="none"), torch.ones_like(labels, dtype=torch.bool)
         else:
-            source = logits[edge.source]
-            loss = soft_target_loss(target, source, self.graph.edge_temperature)
+            source, theirs = said[edge.source]
             right = source.argmax(1) == labels
+            if edge.loss in MAPS:
+                source_layer, target_layer = self._layers[edge]
+                loss = MAPS[edge.loss](own[target_layer], theirs[source_layer].detach())
+            elif edge.loss == "apart":
+                loss = similarity(target, source.detach())
+            else:
+                loss = soft_target_loss(target, source, self.graph.edge_temperature)
         return GATES[edge.gate](loss, progress, right).mean()
 
     def export(self, net: nn.ModuleDict) -> nn.Module:
@@ -74,6 +98,38 @@ class Collaborative(Method[nn.ModuleDict]):
     def others(self, net: nn.ModuleDict, final: bool) -> Mapping[str, Predictor]:
         """The other nodes that train."""
         return {name: net[key] for name, key in list(self.trained.items())[1:]}
+
+
+def _term(edge: EdgeConfig) -> str:
+    """What an edge's loss is called: several edges may lead from one node to another."""
+    return f"{edge.source}_to_{edge.target}" + ("" if edge.loss == "kl" else f"_{edge.loss}".replace("-", "_"))
+
+
+def _layers_of(edge: EdgeConfig, nets: Mapping[str, nn.Module], task: Task) -> tuple[str, str]:
+    """The layers of an edge's source and target whose attention maps it compares.
+
+    Raises:
+        UserError: a layer that is not there, or gives no maps.
+    """
+    if edge.source == LABELS:
+        raise UserError(f"The edge {LABELS} -> {edge.target} has no attention maps: only nets have. Give it loss: kl.")
+    source = _map_layer(edge.source, nets[edge.source], edge.source_layer, task)
+    return source, _map_layer(edge.target, nets[edge.target], edge.target_layer, task)
+
+
+def _map_layer(node: str, net: nn.Module, named: str | None, task: Task) -> str:
+    hidden = tuple(cast(Classifier, net).hidden_layers)
+    layers = (named,) if named else hidden
+    if named and named not in dict(net.named_modules()):
+        raise unknown(f"layer of node {node!r}", named, hidden)
+    shapes = layer_shapes(net, layers, torch.zeros(2, *task.shape, device=next(net.parameters()).device))
+    maps = [layer for layer, shape in shapes.items() if len(shape) == 3]
+    if not maps:
+        raise UserError(
+            f"Node {node!r} has no attention maps: {', '.join(layers)} {'gives' if named else 'give'} vectors. Take a "
+            "convolutional layer, or loss: kl."
+        )
+    return maps[-1]
 
 
 def check_graph(graph: CollaborativeConfig, teachers: Sequence[str]) -> None:

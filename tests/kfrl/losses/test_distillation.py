@@ -7,6 +7,9 @@ import torch
 
 from kfrl.losses.distillation import (
     GATES,
+    attention,
+    attention_loss,
+    attention_similarity,
     cross_entropy,
     fsp_loss,
     fsp_matrix,
@@ -15,6 +18,7 @@ from kfrl.losses.distillation import (
     mimic_loss,
     mutual_loss,
     negative_log_likelihood,
+    similarity,
     soft_target_loss,
     squared_error,
 )
@@ -149,8 +153,37 @@ def test_mutual_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("gate", "expected"),
-    [("through", [2.0, 3.0]), ("cutoff", [0.0, 0.0]), ("linear", [0.5, 0.75]), ("correct", [0.0, 3.0])],
+    [
+        ("through", [2.0, 3.0]),
+        ("cutoff", [0.0, 0.0]),
+        ("linear", [0.5, 0.75]),
+        ("negative-linear", [1.5, 2.25]),
+        ("correct", [0.0, 3.0]),
+    ],
 )
 def test_gates_by_hand(gate: str, expected: list[float]) -> None:
     loss, correct = torch.tensor([2.0, 3.0]), torch.tensor([False, True])
     assert GATES[gate](loss, 0.25, correct).tolist() == expected
+
+
+def test_similarity_is_the_cosine_of_the_outputs() -> None:
+    p, q = torch.tensor([[0.6, 0.2, 0.2]]), torch.tensor([[0.2, 0.6, 0.2]])
+    wanted = (0.12 + 0.12 + 0.04) / (0.36 + 0.04 + 0.04)
+    assert similarity(p.log(), q.log()).tolist() == pytest.approx([wanted])
+    assert similarity(q.log(), q.log() + 3.0).tolist() == pytest.approx([1.0])
+    far = torch.tensor([[40.0, 0.0, 0.0]]), torch.tensor([[0.0, 40.0, 0.0]])
+    assert similarity(*far).tolist() == pytest.approx([0.0], abs=1e-6)
+
+
+def test_attention_by_hand() -> None:
+    # Two channels on two pixels; what ReLU cuts off does not count: 3^2 and 4^2, so 9 and 16 over their norm.
+    maps = torch.tensor([[[[3.0, -5.0]], [[-1.0, 4.0]]]])
+    norm = math.hypot(9, 16)
+    torch.testing.assert_close(attention(maps), torch.tensor([[9 / norm, 16 / norm]]))
+    even = torch.ones(1, 3, 1, 2)
+    half = math.sqrt(0.5)
+    wanted = ((9 / norm - half) ** 2 + (16 / norm - half) ** 2) / 2
+    assert attention_loss(maps, even).tolist() == pytest.approx([wanted])
+    assert attention_similarity(maps, even).tolist() == pytest.approx([25 / norm * half])
+    # Of another size: an even map stays even.
+    assert attention_loss(maps, torch.ones(1, 1, 4, 6)).tolist() == pytest.approx([wanted])

@@ -7,6 +7,8 @@ from torch import nn
 
 from kfrl.config import load_config
 from kfrl.errors import UserError
+from kfrl.losses.distillation import attention_loss, attention_similarity, similarity
+from kfrl.nets.hooks import with_features
 from kfrl.supervised.config import CollaborativeConfig, EdgeConfig, NodeConfig, SupervisedConfig
 from kfrl.supervised.methods.base import Progress
 from kfrl.supervised.methods.collaborative import Collaborative, check_graph
@@ -132,3 +134,43 @@ def test_the_shipped_graph_is_sound() -> None:
     check_graph(config.collaborative, config.teacher_names)
     assert [node.name for node in config.collaborative.nodes] == ["student", "large", "pretrained"]
     assert {edge.gate for edge in config.collaborative.edges} == {"through", "linear", "correct", "cutoff"}
+
+
+def test_an_edge_between_layers_compares_attention_maps_and_an_edge_apart_outputs(task, taught, batch) -> None:
+    old = taught("conv-5-7")
+    parts = graph(
+        NodeConfig("a", net="conv-4"),
+        NodeConfig("b", net="resnet-8"),
+        OLD,
+        EdgeConfig("labels", "a"),
+        EdgeConfig("old", "a", loss="attention", source_layer="layer1"),
+        EdgeConfig("old", "b", loss="attention-apart", gate="negative-linear"),
+        EdgeConfig("b", "a", loss="apart"),
+    )
+    method = Collaborative(SupervisedConfig(collaborative=parts))
+    net = method.build(task(), [old])
+    terms = method.loss(net, batch, Progress(0, 0.5, 0.5))
+    assert set(terms) == {"labels_to_a", "old_to_a_attention", "old_to_b_attention_apart", "b_to_a_apart"}
+    a, b = net["node_0"].train(), net["node_1"].train()
+    wanted = attention_loss(a.layer1(batch.images), old.net.layer1(batch.images)).mean()
+    torch.testing.assert_close(terms["old_to_a_attention"], wanted)
+    maps = with_features(old.net, ["layer2"], batch.images)[1]["layer2"]
+    mine = with_features(b, ["stage3"], batch.images)[1]["stage3"]
+    torch.testing.assert_close(terms["old_to_b_attention_apart"], 0.5 * attention_similarity(mine, maps).mean())
+    torch.testing.assert_close(terms["b_to_a_apart"], similarity(a(batch.images), b(batch.images)).mean())
+    terms["b_to_a_apart"].backward()
+    assert b.stem[0].weight.grad is None and a.head.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("edge", "words"),
+    [
+        (EdgeConfig("old", "a", loss="attention", source_layer="layer9"), "Unknown layer of node 'old' 'layer9'"),
+        (EdgeConfig("old", "b", loss="attention"), "Node 'b' has no attention maps: fc1 give vectors"),
+        (EdgeConfig("labels", "a", loss="attention"), "The edge labels -> a has no attention maps"),
+    ],
+)
+def test_an_edge_to_a_layer_that_is_not_there_is_refused(task, taught, edge: EdgeConfig, words: str) -> None:
+    nodes = (NodeConfig("a", net="conv-4"), B, OLD, LEARNS, EdgeConfig("labels", "b"))
+    with pytest.raises(UserError, match=words):
+        Collaborative(SupervisedConfig(collaborative=graph(*nodes, edge))).build(task(), [taught("conv-5")])
