@@ -26,6 +26,7 @@ PACKAGES = ("torch", "gymnasium", "ale-py", "numpy", "opencv-python-headless", "
 EXTRAS = {
     "huggingface-hub": "teachers from the Hub (hub:owner/repo/file)",
     "scikit-learn": "kfrl tabular and --data digits",
+    "bokeh": "kfrl report",
     "onnx": "kfrl export --to onnx, with onnxscript and onnxruntime",
 }
 """Packages that kfrl can do without, and what needs them."""

@@ -43,6 +43,8 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
         "doctor",
         "train",
         "eval",
+        "export",
+        "report",
         "compare",
         "plot",
         "teachers",

@@ -117,14 +117,15 @@ def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
         scores, learning = game_sheets(comparison, game)
         texts[f"scores-{game}.tex"] = scores.latex(comparison.notes)
         texts[f"learning-{game}.tex"] = learning.latex(comparison.notes)
-        draw_arms(_curves(comparison, game), directory / f"curves-{game}.png")
+        draw_arms(curves_by_arm(comparison, game), directory / f"curves-{game}.png")
         yield f"curves-{game}.png"
     for name, text in texts.items():
         write_text(directory / name, text)
         yield name
 
 
-def _curves(comparison: Comparison, game: str) -> dict[str, list[Sequence[Mapping[str, float]]]]:
+def curves_by_arm(comparison: Comparison, game: str) -> dict[str, list[Sequence[Mapping[str, float]]]]:
+    """The metrics of each arm's runs in a game, by what to call the arm."""
     return {
         f"{arm.name}, {len(arm.runs[game])} seed{'s' if len(arm.runs[game]) > 1 else ''}": [
             run.rows for run in arm.runs[game]

@@ -19,6 +19,7 @@ COMMANDS = {
     "compare": "kfrl.cli.compare",
     "teachers": "kfrl.cli.teachers",
     "plot": "kfrl.cli.plot",
+    "report": "kfrl.cli.report",
     "games": "kfrl.cli.games",
     "supervised": "kfrl.cli.supervised",
     "tabular": "kfrl.cli.tabular",
@@ -42,12 +43,13 @@ Transfer knowledge between deep nets in reinforcement and supervised learning.
   compare    put runs side by side: methods over seeds and games, with intervals
   teachers   list, show, check and import agents that can teach
   plot       draw a run: returns, and p of student and teachers per layer
+  report     put runs on one HTML page: curves, comparison, games, settings
   games      list the games
   sweep      run many trainings from one file, on this machine or a cluster
   bench      measure how fast this machine emulates, trains and evaluates
   doctor     say what this machine has, what is missing, and what mends it
   supervised train, eval and compare image classifiers
-  tabular    train, eval and compare small models of tables: born-again trees, model compression
+  tabular    train, eval and compare small models of tables
 
 `kfrl COMMAND --help` explains one. For example:
 

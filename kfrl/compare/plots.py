@@ -79,7 +79,7 @@ def draw_run(directory: Path, target: Path) -> None:
     rows = read_metrics(directory / "metrics.csv")
     if not rows:
         raise UserError(f"{directory} holds no metrics.csv with a row in it: nothing to draw.")
-    layers = [name.removeprefix(P_STUDENT) for name in _names(rows, P_STUDENT)]
+    layers = layer_names(rows, P_STUDENT)
     figure, axes = plt.subplots(
         1, 1 + len(layers), figsize=(4.4 + 2.3 * len(layers), 3.2), squeeze=False, layout="constrained"
     )
@@ -121,6 +121,30 @@ def _draw_returns(axis: Any, rows: Rows, with_links: bool) -> None:
     axis.legend(fontsize=7)
 
 
+@dataclass(frozen=True)
+class ArmCurves:
+    """Curves of an arm's runs over the steps that all of them made; a run without one has no row."""
+
+    grid: NDArray[np.float64]
+    """(points,) steps."""
+    training: NDArray[np.float64]
+    """(runs, points) returns while training."""
+    alone: NDArray[np.float64]
+    """(runs, points) of the student alone."""
+
+
+def arm_curves(runs: Sequence[Rows], points: int = 25) -> ArmCurves:
+    """The curves of an arm, from the metrics of its runs."""
+    last = min(max(row[STEP] for row in rows) for rows in runs)
+    grid = np.linspace(last / points, last, points)
+    smoothed = (smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs)
+    training = [curve for curve in smoothed if not np.isnan(curve).any()]
+    evaluated = (series(rows, STUDENT) for rows in runs)
+    alone = [np.interp(grid, steps, values) for steps, values in evaluated if len(steps) > 1 and steps[0] < last]
+    empty = np.empty((0, points))
+    return ArmCurves(grid, np.stack(training) if training else empty, np.stack(alone) if alone else empty)
+
+
 def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25) -> None:
     """Draw what arms learned: the mean of each arm's runs and their range, in training and by the student alone.
 
@@ -132,18 +156,14 @@ def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25
     legend_rows = -(-len(arms) // LEGEND_COLUMNS)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4 + 0.2 * legend_rows), layout="constrained")
     for index, (name, runs) in enumerate(arms.items()):
-        last = min(max(row[STEP] for row in rows) for rows in runs)
-        grid = np.linspace(last / points, last, points)
-        smoothed = (smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs)
-        training = [curve for curve in smoothed if not np.isnan(curve).any()]
-        evaluated = (series(rows, STUDENT) for rows in runs)
-        alone = [np.interp(grid, steps, values) for steps, values in evaluated if len(steps) > 1 and steps[0] < last]
+        curves = arm_curves(runs, points)
+        grid, training, alone = curves.grid, curves.training, curves.alone
         # A dollar would begin a formula.
         label = name.replace("$", r"\$") + _missing(len(runs), training=len(training), alone=len(alone))
         color = f"C{index}"
-        for axis, curves in zip(axes, (training, alone), strict=True):
-            if curves:
-                _draw_spread(axis, grid, curves, color)
+        for axis, held in zip(axes, (training, alone), strict=True):
+            if len(held):
+                _draw_spread(axis, grid, held, color)
         axes[0].plot([], color=color, label=label)
     axes[0].set(title="while training", xlabel="million agent steps", ylabel="raw return")
     axes[1].set(title="student alone", xlabel="million agent steps")
@@ -157,8 +177,7 @@ def _missing(runs: int, **curves: int) -> str:
     return f" ({', '.join(fewer)})" if fewer else ""
 
 
-def _draw_spread(axis: Any, grid: NDArray[np.float64], curves: Sequence[NDArray[np.float64]], color: str) -> None:
-    values = np.stack(curves)
+def _draw_spread(axis: Any, grid: NDArray[np.float64], values: NDArray[np.float64], color: str) -> None:
     axis.plot(grid / 1e6, values.mean(0), color=color)
     axis.fill_between(grid / 1e6, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
 
@@ -166,7 +185,7 @@ def _draw_spread(axis: Any, grid: NDArray[np.float64], curves: Sequence[NDArray[
 def _draw_weights(axis: Any, rows: Rows, layer: str, time: Time) -> None:
     steps, own = series(rows, P_STUDENT + layer)
     axis.plot(steps * time.scale, own, label="student", color="black")
-    for name in _names(rows, P_TEACHER):
+    for name in layer_metrics(rows, P_TEACHER):
         teacher, fed = name.removeprefix(P_TEACHER).split("/", 1)
         if fed == layer:
             steps, p = series(rows, name)
@@ -175,11 +194,16 @@ def _draw_weights(axis: Any, rows: Rows, layer: str, time: Time) -> None:
     axis.legend(fontsize=7)
 
 
-def _names(rows: Rows, prefix: str) -> list[str]:
+def layer_metrics(rows: Rows, prefix: str) -> list[str]:
     """The metrics that start with `prefix`, in the order of the net's layers."""
     order = {"conv": 0, "fc": 1, "policy": 2, "value": 3}
     names = {name for row in rows for name in row if name.startswith(prefix)}
     return sorted(names, key=lambda name: (order.get(name.rsplit("/", 1)[1].rstrip("0123456789"), 0), name))
+
+
+def layer_names(rows: Rows, prefix: str) -> list[str]:
+    """The layers that have a metric `prefix + layer`, in the order of the net."""
+    return [name.removeprefix(prefix) for name in layer_metrics(rows, prefix)]
 
 
 def save_figure(figure: Any, target: Path) -> None:
