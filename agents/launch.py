@@ -15,7 +15,6 @@ from agents.evaluation.play import Evaluation, Policy, evaluate
 from agents.run import Run, reopen, resolve
 from agents.teachers.formats import load_agent
 from agents.trainer import Display, Trainer
-from kfrl.compare.plots import draw_run
 from kfrl.runs.checkpoint import checkpoint_to_resume
 from kfrl.runs.provenance import commit, sha256
 from kfrl.training import session
@@ -98,6 +97,9 @@ class Session(session.Session[Run, Trainer]):
                 answer["source_steps"] = trainer.source_steps
             answer["layer_weights"] = trainer.method.metrics(trainer.net)
             run.folder.write_evaluation(answer)
+        # Imported here so that a run starts without it.
+        from kfrl.compare.plots import draw_run
+
         draw_run(run.folder.path, run.folder.curves)
         return answer
 

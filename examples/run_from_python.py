@@ -17,8 +17,10 @@ result = agents.train(
         "teachers": "zoo:pong",
         "method": "fine-tune",
         "steps": STEPS,
+        "workers": 2,
+        "curve_points": 2,
         "curve_episodes": 1,
-        "eval_episodes": 2,
+        "eval_episodes": 1,
     }
 )
 

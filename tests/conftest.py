@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from agents.config import TrainConfig
 from agents.teachers.formats import Card, Teacher, save_agent
 from envs.atari import Episode, Transition, action_set
-from envs.protocols import Protocol, get_protocol
+from envs.protocols import _PRESETS, Protocol, get_protocol
 from kfrl.config import dump_config
 from kfrl.nets.atari.net import AtariNet
 
@@ -57,6 +57,14 @@ def teacher() -> Callable[..., Teacher]:
         return Teacher(name or game, net.eval().requires_grad_(False), card, Path("nowhere.safetensors"))
 
     return build
+
+
+@pytest.fixture(scope="module")
+def short_games() -> Iterator[None]:
+    """Under the protocol `paper` a game ends after 100 agent steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(_PRESETS, "paper", {"max_frames": 400})
+        yield
 
 
 class NoiseEnvs:

@@ -19,6 +19,9 @@ from agents.engines.update import Report
 from agents.engines.worker import Job, run_worker
 from agents.trainer import Trainer
 
+STOP_SECONDS = 10.0
+"""How long workers that are to stop may take for their rollout."""
+
 
 class A3CTrainer(Trainer):
     """Hogwild: worker processes on one model in shared memory."""
@@ -93,7 +96,7 @@ class A3CTrainer(Trainer):
     def _stop(self, workers: dict[Connection, BaseProcess]) -> None:
         """Let the workers finish their rollout; `_processes` kills those that do not."""
         self.shared.stop[0] = 1
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + STOP_SECONDS
         for pipe, process in workers.items():
             while process.is_alive() and time.monotonic() < deadline:
                 if pipe.poll(0.05) and not self._take_report(pipe, process):

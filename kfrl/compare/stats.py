@@ -11,8 +11,6 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.integrate import quad, trapezoid
-from scipy.stats import binom, norm, permutation_test
 
 Scores = NDArray[np.float64]
 Strata = Sequence[ArrayLike]
@@ -174,6 +172,9 @@ def permutation_p(ours: ArrayLike, theirs: ArrayLike) -> float:
     The share of the ways to divide all scores over the two arms whose difference is as extreme; exact up to `EXACT`
     ways. Of 3 against 3 scores the least is 2 / 20.
     """
+    # Imported here because it takes longer than all else that a worker imports but torch.
+    from scipy.stats import permutation_test
+
     found = permutation_test(
         (np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)),
         lambda one, other, axis: one.mean(axis=axis) - other.mean(axis=axis),
@@ -217,6 +218,9 @@ def chance_of_top(n: int, k: int) -> float:
     A draw at x is among them if fewer than k of the n - 1 others are above it.
     """
 
+    from scipy.integrate import quad
+    from scipy.stats import binom, norm
+
     def density(x: float) -> float:
         return float(x * norm.pdf(x) * binom.cdf(k - 1, n - 1, norm.sf(x)))
 
@@ -231,6 +235,8 @@ def curve_height(steps: ArrayLike, values: ArrayLike, end: float) -> float:
         values: (n,)
         end: Where the area ends; beyond its last point a curve is level.
     """
+    from scipy.integrate import trapezoid
+
     at, height = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     inside = at < end
     x = np.append(at[inside], end)

@@ -1,8 +1,10 @@
 """What can go wrong with real worker processes: killed, interrupted, poisoned, hung, orphaned, out of disk."""
 
+import multiprocessing
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+import agents
 from agents.engines.a3c import _Watchdog
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
+from kfrl.training.session import Silent, TrainingError
 
 ENDLESS = 10_000_000
 REPOSITORY = Path(__file__).parents[3]
@@ -81,11 +85,17 @@ def train(tmp_path: Path) -> Iterator[Callable[..., Training]]:
             training.process.communicate()
 
 
-def small(steps: int, *more: str) -> list[str]:
-    return [
-        *("--game", "Pong", "--steps", str(steps), "--workers", "2", "--envs-per-worker", "2"),
-        *("--run-dir", "run", "--curve-points", "0", "--eval-episodes", "0", *more),
-    ]
+SMALL: dict[str, Any] = {
+    **{"game": "Pong", "workers": 2, "envs_per_worker": 2, "convs": ((4, 8, 8),), "hidden": 8},
+    **{"curve_points": 0, "eval_episodes": 0},
+}
+LARGEST = 40_000
+"""Bytes: more than each of a small run's files has, but its checkpoint."""
+
+
+def small(steps: int) -> list[str]:
+    flags = "--game Pong --workers 2 --envs-per-worker 2 --convs 4 8 8 --hidden 8 --curve-points 0 --eval-episodes 0"
+    return [*flags.split(), "--steps", str(steps), "--run-dir", "run"]
 
 
 def poison(directory: Path, code: str) -> dict[str, str]:
@@ -115,28 +125,40 @@ envs.atari.AtariEnvs.step = poisoned
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_writes_a_checkpoint_and_the_line_that_resumes(
-    train: Callable[..., Training], number: signal.Signals, code: int
-) -> None:
-    training = train(*small(ENDLESS))
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """A run of 8,000 steps that Ctrl-C ended, in `run`."""
+    training = Training(tmp_path_factory.mktemp("user"), *small(8_000))
+    interrupt(training, signal.SIGINT)
+    return training
+
+
+def interrupt(training: Training, number: signal.Signals) -> None:
     training.wait_for("steps ")
     os.killpg(training.process.pid, number)  # as a terminal's Ctrl-C: the workers get it too
-    assert training.finish() == code
-    assert "kfrl train --resume run" in training.output
-    assert "Traceback" not in training.output
-    checkpoint = latest_checkpoint(training.cwd / "run" / "checkpoint")
-    assert checkpoint.state["global_step"] > 0
+    training.finish()
+
+
+def said_how_to_go_on(training: Training, code: int) -> bool:
+    assert training.process.returncode == code, training.output
+    assert latest_checkpoint(training.cwd / "run" / "checkpoint").state["global_step"] > 0
+    return "kfrl train --resume run" in training.output and "Traceback" not in training.output
+
+
+def test_ctrl_c_writes_a_checkpoint_and_the_line_that_resumes(interrupted: Training) -> None:
+    assert said_how_to_go_on(interrupted, 130)
+
+
+def test_a_signal_writes_a_checkpoint_and_the_line_that_resumes(train: Callable[..., Training]) -> None:
+    training = train(*small(ENDLESS))
+    interrupt(training, signal.SIGTERM)
+    assert said_how_to_go_on(training, 143)
 
 
 def test_resumed_run_goes_on_with_counters_schedules_statistics_and_curve(
-    train: Callable[..., Training],
+    interrupted: Training, tmp_path: Path, train: Callable[..., Training]
 ) -> None:
-    first = train(*small(8_000))
-    first.wait_for("steps ")
-    first.process.send_signal(signal.SIGINT)
-    assert first.finish() == 130
-    folder = first.cwd / "run"
+    folder = shutil.copytree(interrupted.cwd / "run", tmp_path / "run")
     before = latest_checkpoint(folder / "checkpoint")
     rows_before = read_metrics(folder / "metrics.csv")
 
@@ -159,14 +181,38 @@ def test_resumed_run_goes_on_with_counters_schedules_statistics_and_curve(
     assert first_resumed["charts/learning_rate"] == pytest.approx(expected)
 
 
-def test_killed_worker_stops_the_run_and_saves(train: Callable[..., Training]) -> None:
-    training = train(*small(ENDLESS))
-    training.wait_for("steps ")
-    os.kill(training.workers()[1], signal.SIGKILL)
-    assert training.finish() == 1
-    assert "worker 1 was killed by SIGKILL" in training.output
-    assert "kfrl train --resume run" in training.output
-    assert latest_checkpoint(training.cwd / "run" / "checkpoint").state["global_step"] > 0
+class Saboteur(Silent):
+    """Sends a worker a signal once there are steps."""
+
+    def __init__(self, worker: str, number: signal.Signals) -> None:
+        self.worker, self.number = worker, number
+        self.sent = False
+
+    def update(self, status: Any) -> None:
+        if status.step and not self.sent:
+            (victim,) = [child for child in multiprocessing.active_children() if child.name == self.worker]
+            os.kill(victim.pid or 0, self.number)
+            self.sent = True
+
+
+@pytest.mark.parametrize(
+    ("worker", "number", "said"),
+    [
+        ("worker 1", signal.SIGKILL, "worker 1 was killed by SIGKILL. Out of memory?"),
+        ("worker 0", signal.SIGSTOP, "Worker 0 has not made a step for 10 s"),
+    ],
+)
+def test_a_worker_that_is_killed_or_hangs_stops_the_run_which_saves(
+    worker: str, number: signal.Signals, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.engines.a3c.STOP_SECONDS", 1.0)
+    saboteur = Saboteur(worker, number)
+    with pytest.raises(TrainingError) as error:
+        agents.train({**SMALL, "steps": ENDLESS, "worker_timeout": 10.0, "run_dir": tmp_path / "run"}, saboteur)
+    assert saboteur.sent
+    assert said in str(error.value)
+    assert "kfrl train --resume" in str(error.value)
+    assert latest_checkpoint(tmp_path / "run" / "checkpoint").state["global_step"] > 0
 
 
 def test_failing_worker_shows_its_own_traceback(train: Callable[..., Training], tmp_path: Path) -> None:
@@ -200,14 +246,6 @@ def test_endless_non_finite_gradients_stop_the_run_with_a_clear_error(
     assert all(tensor.isfinite().all() for tensor in checkpoint.tensors.values())
 
 
-def test_hung_worker_is_noticed(train: Callable[..., Training]) -> None:
-    training = train(*small(ENDLESS, "--worker-timeout", "20"))
-    training.wait_for("steps ")
-    os.kill(training.workers()[0], signal.SIGSTOP)
-    assert training.finish() == 1
-    assert "Worker 0 has not made a step for 20 s" in training.output
-
-
 def test_a_run_that_was_suspended_has_no_hung_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1_000.0]
     monkeypatch.setattr("agents.engines.a3c.time.monotonic", lambda: clock[0])
@@ -236,22 +274,17 @@ def test_workers_end_when_their_parent_is_killed(train: Callable[..., Training])
 
 
 def test_full_disk_during_a_checkpoint_keeps_the_previous_one(
-    train: Callable[..., Training],
+    interrupted: Training, tmp_path: Path, train: Callable[..., Training]
 ) -> None:
-    first = train(*small(ENDLESS))
-    first.wait_for("steps ")
-    first.process.send_signal(signal.SIGINT)
-    assert first.finish() == 130
-    directory = first.cwd / "run" / "checkpoint"
+    directory = shutil.copytree(interrupted.cwd / "run", tmp_path / "run") / "checkpoint"
     before = latest_checkpoint(directory)
+    assert before.path.stat().st_size > 1.2 * LARGEST
 
     def fill_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, LARGEST))
 
     second = train("--resume", "run", preexec_fn=fill_disk)
-    second.wait_for("steps ")
-    second.process.send_signal(signal.SIGINT)
     assert second.finish() == 2
     assert "Could not write run/checkpoint" in second.output
     assert "Traceback" not in second.output

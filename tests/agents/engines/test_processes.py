@@ -21,28 +21,26 @@ def test_workers_start_with_capped_threads_unless_the_user_said_otherwise(monkey
 
 def test_memory_that_a_process_frees_stays_its_own() -> None:
     code = """
-        import sys
         import torch
         from agents.engines.processes import keep_memory
-        if sys.argv[1] == "keep":
-            keep_memory()
         faults = lambda: __import__("resource").getrusage(0).ru_minflt
         def rollout():  # 32 tensors of 4 MB, freed together
             tensors = [torch.ones(1_000_000) for _ in range(32)]
-        rollout()
-        before = faults()
-        rollout()
-        rollout()
-        print(faults() - before)
+        def of_two_rollouts():
+            rollout()
+            before = faults()
+            rollout()
+            rollout()
+            return faults() - before
+        print(of_two_rollouts())
+        keep_memory()
+        print(of_two_rollouts())
     """
-
-    def faults(word: str) -> int:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-        command = [sys.executable, "-c", textwrap.dedent(code), word]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
-
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("only glibc is told to keep memory")
     # 2 x 128 MB are 62,500 pages of 4 KB.
-    assert faults("keep") < 15_000
-    assert faults("leave") > 25_000
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    left, kept = map(int, said.split())
+    assert kept < 15_000 < 25_000 < left

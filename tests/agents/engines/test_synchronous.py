@@ -29,12 +29,13 @@ PPO = PPOConfig(epochs=2, batch_size=16)
 FOLDED = {
     "convs": ((4, 8, 8), (4, 4, 2)),
     "hidden": 8,
-    "steps": 3_200,
+    "steps": 1_400,
     "flow": FlowConfig(
         fold_at=0.1, fold_observations=160, imitate="always", imitation_steps=200, imitation_memory=4_000
     ),
 }
-"""Knowledge Flow through all of its phases: 2,688 of its steps are play for the choice of channels and for the fold."""
+"""Knowledge Flow through all of its phases: 896 of its steps are play for the choice of channels, made short, and
+for the fold."""
 SMALL_PATHNET = PathNetConfig(
     modules=3, active_modules=2, module_convs=((2, 8, 8),), module_units=8, population=4, tournament_episodes=2
 )
@@ -75,7 +76,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(algo: str,
     assert not torch.equal(one, other)
 
 
+@pytest.fixture
+def short_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.methods.knowledge_flow.CHOICE_OBSERVATIONS", 64)
+
+
 @pytest.mark.parametrize("algo", ["a2c", "ppo"])
+@pytest.mark.usefixtures("short_choice")
 def test_knowledge_flow_runs_on_it_and_ends_independent_with_its_teacher_unchanged(algo: str, tmp_path: Path) -> None:
     run = prepare(tmp_path / "run", algo, teachers=str(ZOO / "seaquest.safetensors"), **FOLDED)
     (teacher,) = run.teachers
@@ -90,6 +97,7 @@ def test_knowledge_flow_runs_on_it_and_ends_independent_with_its_teacher_unchang
     assert {"losses/policy", "losses/value", "losses/entropy", "losses/policy_kl"} <= rows[-1].keys()
 
 
+@pytest.mark.usefixtures("short_choice")
 def test_features_are_brought_to_the_students_scale_when_a_run_begins_and_not_again(tmp_path: Path) -> None:
     def scales(net: nn.Module, layer: str) -> list[float]:
         return net.get_buffer(f"flow.scales.{layer}").tolist()
@@ -220,6 +228,7 @@ def test_looking_at_a_run_changes_nothing_in_it(tmp_path: Path) -> None:
     assert torch.equal(weights(trainer.train()), weights(train(unwatched)))
 
 
+@pytest.mark.usefixtures("short_choice")
 def test_a_finished_run_that_is_resumed_for_its_scores_is_independent(tmp_path: Path) -> None:
     run = prepare(tmp_path / "run", "a2c", teachers="zoo:seaquest", **FOLDED)
     train(run)

@@ -11,15 +11,16 @@ def test_bench_prints_a_table_and_writes_what_was_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agents.benchmark.EVALUATION_STEPS", 3)
+    monkeypatch.setattr("agents.benchmark.FAST_ENVS", 1)
     monkeypatch.setenv("COLUMNS", "150")
-    only = "ceiling,random,evaluation"
-    flags = ["--only", only, "--game", "pong", "--rounds", "2", "--seconds", "0.2", "--json", str(tmp_path / "b.json")]
+    only = "ceiling,random,evaluation-1"
+    flags = ["--only", only, "--game", "pong", "--rounds", "2", "--seconds", "0.05", "--json", str(tmp_path / "b.json")]
     assert main(["bench", *flags]) == 0
     shown = capsys.readouterr().out
     assert "emulator alone" in shown
     assert "of the ceiling" in shown
     answer = json.loads((tmp_path / "b.json").read_text())
-    assert set(answer["arms"]) == {"ceiling", "random", "evaluation"}
+    assert set(answer["arms"]) == {"ceiling", "random", "evaluation-1"}
     assert all(len(arm["samples"]) == 2 for arm in answer["arms"].values())
     assert answer["game"] == "pong"
     assert {"cores", "processor", "torch", "ale_py"} <= answer["machine"].keys()

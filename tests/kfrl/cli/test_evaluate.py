@@ -15,6 +15,8 @@ from kfrl.cli.main import main
 from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.checkpoint import save_checkpoint
 
+SMALL = (((4, 8, 8), (4, 4, 2)), 8)
+"""Convolutions and hidden units."""
 PONG = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
 
 
@@ -22,9 +24,9 @@ PONG = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
 def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    net = AtariNet(6)
+    net = AtariNet(6, *SMALL)
     save_agent(tmp_path / "pong.safetensors", net, Card(game="pong", actions=PONG, arch=net.arch))
-    full = AtariNet(18)
+    full = AtariNet(18, *SMALL)
     save_agent(tmp_path / "all.safetensors", full, Card(game="pong", actions=ALL_ACTIONS, arch=full.arch))
     return tmp_path / "pong.safetensors"
 
@@ -45,7 +47,7 @@ def test_json_holds_every_score_the_interval_and_the_normalised_score(
 def test_seed_decides_the_games_and_greedy_is_another_policy(agent: Path) -> None:
     scores = []
     for flags in ([], [], ["--seed", "1"], ["--greedy"]):
-        assert main(["eval", str(agent), "--episodes", "2", "--json", "scores.json", *flags]) == 0
+        assert main(["eval", str(agent), "--episodes", "1", "--json", "scores.json", *flags]) == 0
         scores.append(json.loads(Path("scores.json").read_text())["episode_steps"])
     assert scores[0] == scores[1]
     assert scores[0] != scores[2]
@@ -69,7 +71,10 @@ def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
     agent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flow = FlowConfig(fold_at=None)
-    config = TrainConfig(game="Pong", teachers=str(agent), run_dir=Path("run"), steps=1000, flow=flow)
+    convs, hidden = SMALL
+    config = TrainConfig(
+        game="Pong", teachers=str(agent), run_dir=Path("run"), steps=1000, flow=flow, convs=convs, hidden=hidden
+    )
     run = Session.start(config).run
     net = run.method().build(run.spec, run.teachers)
     torch.nn.init.normal_(net.flow.student.policy.weight)  # from near uniform, links would hardly change an action
@@ -80,7 +85,7 @@ def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
         tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
         save_checkpoint(run.folder.checkpoints, steps, tensors, {"global_step": steps})
         run.save_student(run.method().export(net), steps)
-        assert main(["eval", "run", "--episodes", "2", "--json", "scores.json"]) == 0
+        assert main(["eval", "run", "--episodes", "1", "--json", "scores.json"]) == 0
         result = json.loads(Path("scores.json").read_text())
         said = capsys.readouterr().out
         assert ("with_links" in result) == (parts == 2)
@@ -123,7 +128,7 @@ def test_bad_input_is_refused_and_nothing_is_written(
 
 
 def test_protocol_of_the_file_is_the_default(agent: Path) -> None:
-    net = AtariNet(18)
+    net = AtariNet(18, *SMALL)
     run = resolve(TrainConfig(game="Pong", protocol="machado"))
     card = replace(run.card(0, net), arch=net.arch)
     save_agent(Path("machado.safetensors"), net, card)
@@ -137,7 +142,7 @@ def test_an_agent_plays_a_larger_action_set_by_the_names_of_its_actions(agent: P
 
 
 def test_other_rules_than_those_of_the_training_are_named(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    net = AtariNet(6)
+    net = AtariNet(6, *SMALL)
     save_agent(Path("paper.safetensors"), net, replace(resolve(TrainConfig(game="Pong")).card(0, net), arch=net.arch))
     flags = ["eval", "paper.safetensors", "--episodes", "1", "--json", "scores.json"]
     assert main(flags) == 0

@@ -17,7 +17,7 @@ PONG = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
 
 
 @pytest.fixture
-def linked_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+def linked_run(tmp_path: Path, short_games: None, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     """An interrupted run in `run`, linked throughout; the net that its checkpoint holds."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -44,7 +44,7 @@ def save(net: nn.Module, directory: Path) -> None:
 def test_an_interrupted_run_is_folded_into_a_plain_agent(
     linked_run: nn.Module, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fold", "run", "--observations", "640", "--episodes", "1"]) == 0
+    assert main(["fold", "run", "--observations", "200", "--episodes", "1"]) == 0
     said = capsys.readouterr().out
     assert "Folded conv1 R2 1.000" in said
     assert "with its teachers' links" in said

@@ -1,6 +1,9 @@
 """`kfrl train` as a user types it: one real run through its whole life, and every kind of bad input."""
 
+import contextlib
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,22 +23,28 @@ from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 from kfrl.seeding import stream
 
+pytestmark = pytest.mark.usefixtures("short_games")
+
 TINY = [
-    *("--game", "Pong", "--steps", "600", "--workers", "2", "--envs-per-worker", "2"),
-    *("--curve-points", "2", "--curve-episodes", "1", "--eval-episodes", "2"),
+    *("--game", "Breakout", "--steps", "300", "--workers", "2", "--envs-per-worker", "1"),
+    *("--curve-points", "1", "--curve-episodes", "1", "--eval-episodes", "2"),
 ]
 
 
 def kfrl(cwd: Path, *arguments: str) -> str:
-    finished = subprocess.run(
-        [sys.executable, "-m", "kfrl.cli.main", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished.stdout
+    """What the command prints in the folder `cwd`."""
+    before, out = Path.cwd(), io.StringIO()
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(out):
+            assert main(list(arguments)) == 0, out.getvalue()
+    finally:
+        os.chdir(before)
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
-def pong_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory, short_games: None) -> tuple[Path, str]:
     """A finished scratch run in ./runs, as its user finds it, and what it printed."""
     cwd = tmp_path_factory.mktemp("user")
     return cwd, kfrl(cwd, "train", *TINY)
@@ -46,9 +55,9 @@ def only_run(cwd: Path, pattern: str) -> Path:
     return folder
 
 
-def test_run_leaves_everything_the_design_names(pong_run: tuple[Path, str]) -> None:
-    cwd, printed = pong_run
-    folder = only_run(cwd, "pong/a3c/none-s1-*")
+def test_run_leaves_everything_the_design_names(finished: tuple[Path, str]) -> None:
+    cwd, printed = finished
+    folder = only_run(cwd, "breakout/a3c/none-s1-*")
     assert {path.name for path in folder.iterdir() if "tfevents" not in path.name} == {
         *("config.yaml", "student.safetensors", "checkpoint", "metrics.csv", "eval.json", "log.txt"),
         "curves.png",
@@ -61,15 +70,15 @@ def test_run_leaves_everything_the_design_names(pong_run: tuple[Path, str]) -> N
     assert scores["commit"]
     agent = load_agent(student)
     assert agent.card.evaluation["scores"] == scores["scores"]
-    assert agent.card.game == "pong"
-    assert agent.card.steps == scores["steps"] >= 600
+    assert agent.card.game == "breakout"
+    assert agent.card.steps == scores["steps"] >= 300
     assert "\x1b" not in printed, "plain lines when the output is no terminal"
     assert "kfrl eval" in printed
 
 
-def test_saved_config_runs_the_same_run_again(pong_run: tuple[Path, str], tmp_path: Path) -> None:
-    cwd, _ = pong_run
-    config = only_run(cwd, "pong/a3c/*") / "config.yaml"
+def test_saved_config_runs_the_same_run_again(finished: tuple[Path, str], tmp_path: Path) -> None:
+    cwd, _ = finished
+    config = only_run(cwd, "breakout/a3c/*") / "config.yaml"
     printed = kfrl(tmp_path, "train", "--config", str(config), "--run-dir", "again[b]", "--eval-episodes", "0")
     first, second = (yaml.safe_load(path.read_text()) for path in (config, tmp_path / "again[b]" / "config.yaml"))
     assert second.pop("run_dir") == "again[b]"
@@ -78,12 +87,12 @@ def test_saved_config_runs_the_same_run_again(pong_run: tuple[Path, str], tmp_pa
     assert second == {key: value for key, value in first.items() if key in second}
 
 
-def test_a_runs_student_teaches_the_next_run_by_its_game(pong_run: tuple[Path, str]) -> None:
-    cwd, _ = pong_run
-    teacher = only_run(cwd, "pong/a3c/*")
+def test_a_runs_student_teaches_the_next_run_by_its_game(finished: tuple[Path, str]) -> None:
+    cwd, _ = finished
+    teacher = only_run(cwd, "breakout/a3c/*")
     small = "--steps 3200 --convs 4 8 8 4 4 2 --hidden 8 --fold-observations 160 --fold-at 0.4".split()
-    printed = kfrl(cwd, "train", *TINY, *small, "--teachers", "pong", "--seed", "2", "--policy-kl-coef", "0.05")
-    folder = only_run(cwd, "pong/knowledge-flow/pong-s2-*")
+    printed = kfrl(cwd, "train", *TINY, *small, "--teachers", "breakout", "--seed", "2", "--policy-kl-coef", "0.05")
+    folder = only_run(cwd, "breakout/knowledge-flow/breakout-s2-*")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["teachers"] == str((teacher / "student.safetensors").resolve())
     assert config["flow"]["policy_kl_coef"] == 0.05
@@ -96,9 +105,9 @@ def test_a_runs_student_teaches_the_next_run_by_its_game(pong_run: tuple[Path, s
     assert "needs no teacher" in kfrl(cwd, "eval", str(folder), "--episodes", "1")
 
 
-def test_finished_run_is_not_trained_again(pong_run: tuple[Path, str]) -> None:
-    cwd, _ = pong_run
-    folder = only_run(cwd, "pong/a3c/*")
+def test_finished_run_is_not_trained_again(finished: tuple[Path, str]) -> None:
+    cwd, _ = finished
+    folder = only_run(cwd, "breakout/a3c/*")
     before = (folder / "metrics.csv").read_text()
     assert f"Its scores: {folder / 'eval.json'}" in kfrl(cwd, "train", "--resume", str(folder))
     assert (folder / "metrics.csv").read_text() == before
@@ -141,10 +150,10 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_anew(
 
 
 def test_a_run_whose_config_was_changed_is_not_resumed_with_another_net(
-    pong_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cwd, _ = pong_run
-    folder = shutil.copytree(only_run(cwd, "pong/a3c/*"), tmp_path / "changed")
+    cwd, _ = finished
+    folder = shutil.copytree(only_run(cwd, "breakout/a3c/*"), tmp_path / "changed")
     (folder / "eval.json").unlink()
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("hidden: 256", "hidden: 128"))
@@ -315,12 +324,12 @@ def test_flags_override_the_config(empty: Path, capsys: pytest.CaptureFixture[st
 
 def test_help_needs_no_torch() -> None:
     code = "import sys; from kfrl.cli.main import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\n"
-    finished = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code + "print('torch' in sys.modules, 'ale_py' in sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "--game" in finished.stdout
-    assert "--dependence-coef" not in finished.stdout, "a method's own settings come with --method NAME --help"
-    assert finished.stdout.splitlines()[-1] == "False False"
+    assert "--game" in done.stdout
+    assert "--dependence-coef" not in done.stdout, "a method's own settings come with --method NAME --help"
+    assert done.stdout.splitlines()[-1] == "False False"
