@@ -36,9 +36,8 @@ class Session(session.Session[Run, Trainer]):
         Raises:
             UserError: settings that do not fit together, or a folder that exists. Nothing has been written.
         """
-        run = resolve(settings_of(config, TrainConfig))
-        begin(run, cls.command)
-        return cls(run)
+        settings = settings_of(config, TrainConfig)
+        return cls(begin(resolve(settings), cls.command, named=settings.run_dir is not None))
 
     @classmethod
     def resume(cls, folder: Path) -> Session:

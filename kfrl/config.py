@@ -63,8 +63,23 @@ class FlowSettings:
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Names that stand between commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """Names that stand between commas; the path of a file that is there may have commas itself."""
+    parts, names = text.split(","), []
+    while parts:
+        count = next((n for n in range(len(parts), 1, -1) if _is_path(",".join(parts[:n]))), 1)
+        names.append(",".join(parts[:count]).strip())
+        parts = parts[count:]
+    return tuple(name for name in names if name)
+
+
+def _is_path(text: str) -> bool:
+    """Whether it means a file that is there: [FORMAT:]PATH[@GAME]."""
+    whole = text.strip()
+    places = (whole, re.sub(r"@[^@/,]+$", "", whole), re.sub(r"^\w+:|@[^@/,]+$", "", whole))
+    try:
+        return any(Path(place).expanduser().exists() for place in places)
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 class _Loader(yaml.SafeLoader):
@@ -116,7 +131,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path} should hold `key: value` lines, got a {type(values).__name__}.")
-    return values
+    # Keys like these hold the anchors that the others refer to, as in Docker's files.
+    return {key: value for key, value in values.items() if not str(key).startswith("x-")}
 
 
 def validated(values: dict[str, Any], kind: type[T], source: str = "The settings") -> T:
@@ -194,7 +210,7 @@ def joined_names(values: dict[str, Any]) -> dict[str, Any]:
     """The values, where lists of names are written as the text that is split at its commas."""
 
     def joined(value: Any) -> Any:
-        names = isinstance(value, list) and all(isinstance(item, str) and "," not in item for item in value)
+        names = isinstance(value, list) and all(isinstance(item, str) for item in value)
         return ",".join(value) if names else value
 
     return {key: joined(value) if key in NAME_LISTS else value for key, value in values.items()}

@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 
 import torch.multiprocessing as mp
 
+from kfrl.training.signals import NOTED
+
 ENVIRONMENT = {
     # One thread a worker, capped before torch is imported there.
     "OMP_NUM_THREADS": "1",
@@ -32,12 +34,14 @@ def process_context() -> ForkServerContext:
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["agents.engines.worker", "agents.evaluation.background", "agents.engines.preload"])
-    # Starting this one unblocks signals, so it has to be running before.
-    multiprocessing.resource_tracker.ensure_running()
-    # A SIGTERM for the whole group must leave the server alive to say how the workers ended; what is blocked here
-    # stays blocked there.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    # A signal for the whole group must leave these two alive, the server to say how the workers ended; what is blocked
+    # here stays blocked there. Python itself guards both against Ctrl-C.
+    guarded = set(NOTED) - {signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, guarded)
     try:
+        multiprocessing.resource_tracker.ensure_running()
+        # Starting the tracker unblocks SIGTERM.
+        signal.pthread_sigmask(signal.SIG_BLOCK, guarded)
         with worker_environment():
             multiprocessing.forkserver.ensure_running()
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 import traceback
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
 from envs.protocols import Protocol
 from kfrl.seeding import seed_everything, stream
+from kfrl.training.signals import ignore_signals
 
 REPORT_SECONDS = 0.5
 MIN_ENVS_TO_KEEP_GRAPH = 8
@@ -58,8 +58,7 @@ class Job:
 def run_worker(job: Job, connection: Connection) -> None:
     """Train until the phase's steps are done or the launcher says stop. Entry point of a spawned process."""
     # Ctrl-C reaches the whole process group; the launcher decides, the workers finish their rollout.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_signals()
     torch.set_num_threads(1)
     keep_memory()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,6 +16,7 @@ from agents.evaluation.play import Policy, evaluate
 from envs.protocols import Protocol
 from kfrl.errors import UserError
 from kfrl.nets import build_net
+from kfrl.training.signals import ignore_signals
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ class Evaluator:
 
 def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Connection) -> None:
     """Answer each `Snapshot` with (step, scores) until the pipe closes. Entry point of a spawned process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_signals()
     torch.set_num_threads(1)
     keep_memory()
     while launcher_alive():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,7 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from kfrl.flow import KnowledgeFlow
+if TYPE_CHECKING:
+    from kfrl.flow import KnowledgeFlow
 
 LINE_SECONDS = 10.0
 P_STUDENT = "flow/p_student/"
@@ -36,6 +39,14 @@ class View:
     """p of the student by layer."""
 
 
+class Terminal(Console):
+    """Standard output, which may go away before the run ends: a closed pipe, or a terminal that was shut."""
+
+    def on_broken_pipe(self) -> None:
+        """Let whoever prints see the error; rich by itself would end the process."""
+        raise BrokenPipeError
+
+
 class RunDisplay:
     """Shows statuses as they come; every line also goes to the run's log."""
 
@@ -51,37 +62,55 @@ class RunDisplay:
 
     def say(self, text: RenderableType, style: str = "") -> None:
         """Print a line, or anything rich can render. Brackets in it, of paths and names, are nothing but brackets."""
-        for console in (self.console, self._log):
-            console.print(text, style=style, soft_wrap=isinstance(text, str), highlight=False, markup=False)
+        for console in (self._log, self.console):
+            with self._going_on_alone(sys.stdout):
+                console.print(text, style=style, soft_wrap=isinstance(text, str), highlight=False, markup=False)
+
+    @contextmanager
+    def _going_on_alone(self, stream: TextIO) -> Iterator[None]:
+        """Inside, nobody has to read what goes to `stream`; the log says so when it is gone."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (None, errno.EPIPE, errno.EIO):
+                raise
+            self._live = None
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+            self._log.print(f"Nobody reads {stream.name} any more; the run goes on, and writes to this file.")
 
     def fail(self, text: str) -> None:
         """Print what went wrong to standard error."""
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"kfrl: {text}")
         self._log.print(text, soft_wrap=True, highlight=False, markup=False)
+        with self._going_on_alone(sys.stderr):
+            Terminal(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"kfrl: {text}")
 
     def update(self, status: Any) -> None:
         """Show where the run stands."""
         if self.console.is_terminal:
-            if self._live is None:
-                self._live = Live(console=self.console, refresh_per_second=4, transient=True)
-                self._live.start()
-            self._live.update(panel(self.title, self._view(status)))
+            with self._going_on_alone(sys.stdout):
+                if self._live is None:
+                    self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+                    self._live.start()
+                self._live.update(panel(self.title, self._view(status)))
         elif time.monotonic() - self._printed > LINE_SECONDS and (view := self._view(status)).done:
             self._printed = time.monotonic()
             self.say(plain_line(view))
 
     def close(self) -> None:
         """Take the live panel down."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        live, self._live = self._live, None
+        if live is not None:
+            with self._going_on_alone(sys.stdout):
+                live.stop()
 
 
 @contextmanager
 def open_display(log: Path, view: Callable[[Any], View]) -> Iterator[RunDisplay]:
     """A display on standard output that also appends to `log`."""
-    with log.open("a") as file:
-        display = RunDisplay(Console(file=sys.stdout), file, view)
+    with log.open("a", encoding="utf-8") as file:
+        display = RunDisplay(Terminal(file=sys.stdout), file, view)
         try:
             yield display
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,10 +68,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"kfrl {kfrl.__version__}")
         return 0
+    # Pictures go to files. A notebook's backend, which its `!kfrl` inherits, may not be installed here.
+    os.environ["MPLBACKEND"] = "agg"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # Read when PyTorch is imported. Threads that spin while they wait would take the emulator's cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        return run_command(arguments, COMMANDS)
+        from kfrl.cli.flags import whole_numbers
+
+        with whole_numbers():
+            return run_command(arguments, COMMANDS)
     except UserError as error:
         print(f"kfrl: {error}", file=sys.stderr)
         return 2

@@ -7,12 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kfrl.errors import UserError
@@ -80,9 +76,8 @@ def draw_run(directory: Path, target: Path) -> None:
     if not rows:
         raise UserError(f"{directory} holds no metrics.csv with a row in it: nothing to draw.")
     layers = layer_names(rows, P_STUDENT)
-    figure, axes = plt.subplots(
-        1, 1 + len(layers), figsize=(4.4 + 2.3 * len(layers), 3.2), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(4.4 + 2.3 * len(layers), 3.2), layout="constrained")
+    axes = figure.subplots(1, 1 + len(layers), squeeze=False)
     if any(EPOCH in row for row in rows):
         rows, time = [{**row, STEP: row[EPOCH]} for row in rows if EPOCH in row], Time("epochs")
         _draw_accuracies(axes[0, 0], rows)
@@ -154,7 +149,8 @@ def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25
         points: Of each curve.
     """
     legend_rows = -(-len(arms) // LEGEND_COLUMNS)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4 + 0.2 * legend_rows), layout="constrained")
+    figure = Figure(figsize=(11, 4 + 0.2 * legend_rows), layout="constrained")
+    axes = figure.subplots(1, 2)
     for index, (name, runs) in enumerate(arms.items()):
         curves = arm_curves(runs, points)
         grid, training, alone = curves.grid, curves.training, curves.alone
@@ -206,8 +202,7 @@ def layer_names(rows: Rows, prefix: str) -> list[str]:
     return [name.removeprefix(prefix) for name in layer_metrics(rows, prefix)]
 
 
-def save_figure(figure: Any, target: Path) -> None:
-    """Write a figure atomically and close it."""
+def save_figure(figure: Figure, target: Path) -> None:
+    """Write a figure atomically."""
     with replacing(target) as temporary:
         figure.savefig(temporary, dpi=110)
-    plt.close(figure)

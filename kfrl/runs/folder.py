@@ -62,6 +62,15 @@ class RunFolder:
         """What was printed."""
         return self.path / "log.txt"
 
+    def make(self) -> bool:
+        """Make the folder; False where it is there already, whoever made it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir()
+        except FileExistsError:
+            return False
+        return True
+
     def write_config(self, config: DataclassInstance) -> None:
         """Write the settings."""
         write_text(self.config, dump_config(config))

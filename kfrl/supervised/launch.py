@@ -31,9 +31,10 @@ class Session(session.Session[Run, Trainer]):
         Raises:
             UserError: settings that do not fit together, or a folder that exists. Nothing has been written.
         """
-        run = resolve(settings_of(config, SupervisedConfig))
+        settings = settings_of(config, SupervisedConfig)
+        run = resolve(settings)
         if ranks().first:
-            begin(run, cls.command)
+            run = begin(run, cls.command, named=settings.run_dir is not None)
         return cls(run)
 
     @classmethod

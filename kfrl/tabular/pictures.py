@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from kfrl.compare.plots import Rows, save_figure
 from kfrl.tabular.data import Preparation
@@ -28,7 +25,8 @@ def draw_tree(tree: Tree, preparation: Preparation, classes: Sequence[str], targ
     shown = _shown_depth(tree, depths)
     ends = (tree.column < 0) | (np.array(depths) >= shown)
     places, leaves = _places(tree, ends)
-    figure, axis = plt.subplots(figsize=(max(4.0, 0.95 * leaves), 1.6 + 0.8 * shown), layout="constrained")
+    figure = Figure(figsize=(max(4.0, 0.95 * leaves), 1.6 + 0.8 * shown), layout="constrained")
+    axis = figure.subplots()
     axis.axis("off")
     axis.set(xlim=(-0.6, leaves - 0.4), ylim=(-shown - 0.5, 0.5))
     _draw_node(axis, tree, preparation, classes, ends, places, 0, 0)
@@ -79,7 +77,7 @@ def _draw_node(
         best = int(tree.shares[node].argmax())
         more = "" if tree.column[node] < 0 else "..."
         text = f"{_plain(classes[best])}\n{100 * tree.reach[node]:.1f} %{more}"
-        color = plt.get_cmap("tab20")(best % 20)
+        color = matplotlib.colormaps["tab20"](best % 20)
         axis.text(x, -depth, text, ha="center", va="center", fontsize=6, bbox={**box, "fc": (*color[:3], 0.35)})
         return
     words = preparation.condition(int(tree.column[node]), float(tree.threshold[node]))
@@ -103,7 +101,8 @@ def draw_sizes(rows: Rows, target: Path) -> bool:
             held.setdefault(found[1], {})[int(found[2])] = float(np.mean([row[name] for row in rows]))
     if max(map(len, held.values()), default=0) < 2:
         return False
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
     for way, points in held.items():
         sizes = sorted(points)
         axis.plot(sizes, [points[size] for size in sizes], "o-", markersize=3, label=way)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -37,7 +38,9 @@ class Silent:
 
 
 class AnyRun(Protocol):
-    """What settings resolve to."""
+    """What settings resolve to: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def config(self) -> Any:
@@ -102,7 +105,7 @@ class Session(ABC, Generic[R, T]):
     @property
     def resume_command(self) -> str:
         """What to type to go on with the run."""
-        return f"{self.command} --resume {self.run.folder.path}"
+        return f"{self.command} --resume {shlex.quote(str(self.run.folder.path))}"
 
     @property
     def trainer(self) -> T:
@@ -150,19 +153,32 @@ class Session(ABC, Generic[R, T]):
         return Result(folder.path, self.load_student(), evaluation, outcome.stopped_by)
 
 
-def begin(run: AnyRun, command: str) -> None:
-    """Make the folder of a new run and write its config.yaml.
+def begin(run: R, command: str, *, named: bool) -> R:
+    """Make the folder of a new run, which no other run can be given, and write its config.yaml.
+
+    Args:
+        run: Resolved settings.
+        command: What trains.
+        named: Whether the user chose the folder. One that nobody chose gets a number where another run has it already.
+
+    Returns:
+        The run in the folder that it has got.
 
     Raises:
-        UserError: the folder exists.
+        UserError: the folder that the user chose exists.
     """
-    path = run.folder.path
-    if path.exists():
-        raise UserError(
-            f"The run folder {path} exists. Give another --run-dir (run_dir), or go on with that run: "
-            f"{command} --resume {path}"
-        )
+    first, number = run.folder.path, 1
+    while not run.folder.make():
+        if named:
+            raise UserError(
+                f"The run folder {first} exists. Give another --run-dir (run_dir), or go on with that run: "
+                f"{command} --resume {shlex.quote(str(first))}"
+            )
+        number += 1
+        path = first.with_name(f"{first.name}-{number}")
+        run = replace(run, folder=RunFolder(path), config=replace(run.config, run_dir=path))
     run.folder.write_config(run.config)
+    return run
 
 
 def settings_of(given: Mapping[str, Any] | DataclassInstance, kind: type[C]) -> C:

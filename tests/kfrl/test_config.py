@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agents.config import FlowConfig, TrainConfig
-from kfrl.config import LinkConfig, checked, dump_config, load_config, validated
+from kfrl.config import LinkConfig, checked, dump_config, load_config, split_names, validated
 from kfrl.errors import UserError
 
 Read = Callable[[str], TrainConfig]
@@ -257,3 +257,18 @@ def test_a_run_is_called_after_its_method_and_its_algorithm() -> None:
     assert TrainConfig().label == "a3c"
     assert TrainConfig(algo="ppo").label == "ppo"
     assert TrainConfig(algo="a2c", teachers="seaquest").label == "knowledge-flow-a2c"
+
+
+def test_the_path_of_a_file_may_have_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a,b.zip", "a"):
+        Path(name).touch()
+    assert split_names("a,b.zip@Pong, seaquest,a") == ("a,b.zip@Pong", "seaquest", "a")
+    assert split_names(f"sb3:{tmp_path / 'a,b.zip'},pong") == (f"sb3:{tmp_path / 'a,b.zip'}", "pong")
+    assert split_names("b,c.zip") == ("b", "c.zip")
+
+
+def test_keys_that_hold_anchors_are_no_settings(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("x-rate: &rate 0.25\ngame: Pong\nlr: *rate\n")
+    assert load_config(path, TrainConfig).lr == 0.25

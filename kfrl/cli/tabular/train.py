@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,9 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
     if flags.resume is not None:
         return _train(reopen(flags.resume))
-    run = resolve(flags.settings)
-    begin(run, PROG)
-    return _train(run)
+    return _train(begin(resolve(flags.settings), PROG, named=flags.settings.run_dir is not None))
 
 
 def _read_flags(argv: Sequence[str]) -> TrainFlags:
@@ -83,7 +82,8 @@ def _train(run: Run) -> int:
             result = train(run, display)
         except KeyboardInterrupt:
             display.close()
-            display.say(f"Stopped; every split that is done is kept. Resume with: {PROG} --resume {folder.path}")
+            again = f"{PROG} --resume {shlex.quote(str(folder.path))}"
+            display.say(f"Stopped; every split that is done is kept. Resume with: {again}")
             return 130
         display.close()
         _conclude(display, run, result)

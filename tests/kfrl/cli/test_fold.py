@@ -44,7 +44,7 @@ def save(net: nn.Module, directory: Path) -> None:
 def test_an_interrupted_run_is_folded_into_a_plain_agent(
     linked_run: nn.Module, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fold", "run", "--observations", "200", "--episodes", "1"]) == 0
+    assert main(["fold", "run", "--observations", "640", "--episodes", "1"]) == 0
     said = capsys.readouterr().out
     assert "Folded conv1 R2 1.000" in said
     assert "with its teachers' links" in said

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from kfrl.cli.flags import whole_numbers
 from kfrl.cli.runs import RunFlags, read_flags
 from kfrl.cli.supervised.train import TrainFlags as ClassifierFlags
 from kfrl.cli.train import TrainFlags
@@ -76,6 +77,18 @@ class Flags(RunFlags):
     @staticmethod
     def method(name: str) -> type[OwnSettings]:
         return Both
+
+
+def test_whole_numbers_may_be_written_as_scientists_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with whole_numbers():
+        given = read_flags(Flags, "kfrl", ["--steps", "5e5", "--two.share", "1e-4"]).settings
+        assert (given.steps, given.two.share) == (500_000, 1e-4)
+        for wrong in ("5e-1", "many"):
+            with pytest.raises(SystemExit):
+                read_flags(Flags, "kfrl", ["--steps", wrong])
+            assert wrong in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        read_flags(Flags, "kfrl", ["--steps", "5e5"])
 
 
 def test_methods_may_have_settings_of_one_name(capsys: pytest.CaptureFixture[str]) -> None:
