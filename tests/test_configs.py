@@ -51,7 +51,12 @@ def test_the_paper_config_is_literal_where_it_can_be() -> None:
     config = load_config(path, TrainConfig)
     assert (config.flow.transform, config.flow.mixing) == ("dense", "softmax")
     assert get_protocol(config.protocol, "Alien").max_frames == 18_000
-    assert "What is not as there" in path.read_text()
+    assert config.flow.dependence_coef in (0.05, 0.1, 0.5)
+    assert config.flow.policy_kl_coef in (0.001, 0.01, 0.05)
+    assert config.eval_episodes == 30
+    for file in (path, CONFIGS / "supervised" / "paper.yaml"):
+        assert "What is not as there" in file.read_text()
+        assert "What the paper leaves open" in file.read_text()
 
 
 @pytest.mark.parametrize("path", SUPERVISED, ids=lambda path: path.name)

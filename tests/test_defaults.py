@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from stable_baselines3 import A2C
 
 from agents.config import Shape, TrainConfig
@@ -45,6 +46,17 @@ def test_the_page_has_every_default_and_no_other() -> None:
     defaults = dict(known())
     assert ROWS.keys() == defaults.keys()
     assert [(name, ROWS[name], value) for name, value in defaults.items() if not said(name, value)] == []
+
+
+def test_the_page_says_which_shape_and_memory_the_figures_are_of() -> None:
+    config = TrainConfig()
+    assert (config.shape.workers, config.shape.envs_per_worker) == (16, 1)
+    memories = {"Knowledge Flow": config.flow.imitation_memory, "all methods": config.distillation.replay_memory}
+    for row, memory in memories.items():
+        (measured, here) = re.findall(rf"^\| {row} .*?\| ([\d,]+) samples \| ([\d,]+) \|$", PAGE, re.MULTILINE)[0]
+        assert (measured, here) == (f"{memory // 2:,}", f"{memory // 16:,}")
+        assert f"memory {16 * memory // 2}" in PAGE
+    assert TrainConfig(workers=2, envs_per_worker=32).shape.lr == pytest.approx(5.7e-4, abs=1e-5)
 
 
 def test_a2c_has_stable_baselines3s_numbers() -> None:

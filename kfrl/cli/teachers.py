@@ -132,6 +132,7 @@ def _list(command: List) -> None:
     from kfrl.compare.stats import REFERENCE_FRAMES, human_normalised
 
     table = Table("--teachers", "game", "net", "method", "steps", "mean score", "human-normalised", "protocol")
+    table.columns[0].no_wrap, table.columns[0].overflow = True, "fold"
     for entry in list_teachers(command.runs):
         card, score = entry.card, entry.card.mean_score
         frames = int(card.protocol.get("max_frames", REFERENCE_FRAMES))

@@ -96,9 +96,26 @@ def _parse_card(path: Path, text: str, kind: type[C]) -> C:
     return validated(fields, kind, source=f"{path}: its card")
 
 
+def refuse_no_weights(path: Path) -> None:
+    """Refuse what a download leaves that went wrong: a file that is there and holds no weights.
+
+    Raises:
+        UserError: saying what the file is, and how to get the weights.
+    """
+    with path.open("rb") as file:
+        start = file.read(200).lstrip()
+    if not start:
+        raise UserError(f"{path} is empty. Copy or download it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the weights. In its repository: git lfs pull")
+    if start[:1] == b"<" and b"html" in start.lower():
+        raise UserError(f"{path} is a web page, not the weights. Download the raw file that the page shows.")
+
+
 def _refuse_foreign(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
+    refuse_no_weights(path)
     with path.open("rb") as file:
         start = file.read(9)
     # Before the brace stands the header's length, whose bytes may look like the start of anything.

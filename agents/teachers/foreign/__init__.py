@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from envs.preprocessing import PRESETS, Preprocessing, get_preprocessing
 from kfrl.config import load_config
 from kfrl.errors import UserError, missing_file, unknown
 from kfrl.nets.atari.net import AtariNet
+from kfrl.runs.cards import refuse_no_weights
 
 FORMATS = ("sb3", "cleanrl", "ikostrikov", "plain")
 TABLE_SUFFIXES = (".yaml", ".yml")
@@ -77,7 +79,13 @@ def read_foreign(path: Path, kind: str | None = None) -> ForeignAgent:
         raise missing_file(path)
     if path.suffix in TABLE_SUFFIXES:
         return _read_table(path)
+    refuse_no_weights(path)
     members = _members(path)
+    if any(re.search(r"(^|/)code/.*\.py$", name) for name in members):
+        raise UserError(
+            f"{path} is TorchScript, which is code, so it was not opened. Save its weights alone: "
+            f"torch.save(torch.jit.load({str(path)!r}).state_dict(), ...)."
+        )
     if sb3.POLICY in members:
         if kind not in (None, "sb3"):
             raise UserError(f"{path} is a Stable-Baselines3 zip, expected format {kind}.")

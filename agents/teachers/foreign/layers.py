@@ -218,10 +218,26 @@ def _check_shapes(table: LayerTable, weights: Tensors, source: str) -> None:
         )
 
 
+def _padded_features(net: AtariNet) -> set[int]:
+    """What the last convolution gives where all are padded: by 1, by 2, or by half of their kernels."""
+    found = set()
+    for padding in (1, 2, None):
+        size = SCREEN
+        for _, kernel, stride in net.arch["convs"]:
+            size = (size + 2 * (kernel // 2 if padding is None else padding) - kernel) // stride + 1
+        found.add(net.arch["convs"][-1][0] * size**2)
+    return found
+
+
 def _check_screen(net: AtariNet, features: int, source: str) -> None:
     if features == net.fc.in_features:
         return
     made_for = ""
+    if _padded_features(net) & {features}:
+        raise UserError(
+            f"{source}: its fully connected layer takes {features} numbers, as if its convolutions were padded, and "
+            f"kfrl's pad nothing: theirs give {net.fc.in_features}. Take an agent whose convolutions have padding 0."
+        )
     for size in range(8, 257):
         try:
             if AtariNet(1, net.arch["convs"], 1, screen_size=size).fc.in_features == features:

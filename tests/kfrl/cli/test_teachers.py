@@ -46,6 +46,16 @@ def test_every_teacher_of_the_zoo_is_tested() -> None:
     assert {path.stem for path in ZOO.glob("*.safetensors")} == {"pong", "riverraid", "seaquest"}
 
 
+def test_names_stay_whole_in_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["teachers"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"zoo:{game}" in said for game in ("pong", "riverraid", "seaquest"))
+
+
 def test_show_prints_the_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teachers", "show", "zoo:seaquest"]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -386,3 +387,34 @@ def test_published_agents_are_read(obs: Tensor, name: str) -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
     expected = nn.functional.linear(h, w["value.weight"], w["value.bias"])[:, 0]
     torch.testing.assert_close(values, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),
+    ],
+)
+def test_what_a_download_left_is_called_by_its_name(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_foreign(tmp_path / "net.pth")
+
+
+def test_torchscript_is_not_opened_and_says_how_to_save_its_weights(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
+        for name in ("net/data.pkl", "net/code/__torch__.py", "net/constants.pkl"):
+            archive.writestr(name, b"")
+    with pytest.raises(UserError, match=r"is TorchScript, which is code.*torch.jit.load"):
+        read_foreign(tmp_path / "net.pt")
+
+
+def test_padded_convolutions_are_called_padded(tmp_path: Path) -> None:
+    net = nn.Module()
+    net.conv1, net.conv2 = nn.Conv2d(4, 16, 8, stride=4, padding=1), nn.Conv2d(16, 32, 4, stride=2, padding=1)
+    net.fc, net.policy, net.value = nn.Linear(32 * 10 * 10, 8), nn.Linear(8, 4), nn.Linear(8, 1)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    with pytest.raises(UserError, match="as if its convolutions were padded"):
+        read_foreign(tmp_path / "net.pth")
