@@ -21,6 +21,7 @@ from envs.protocols import Protocol, get_protocol
 from kfrl.config import load_config
 from kfrl.devices import check_device
 from kfrl.errors import UserError
+from kfrl.machine import allow_open_files
 from kfrl.nets import arch_of
 from kfrl.registry import exact_method
 from kfrl.runs.checkpoint import Checkpoint
@@ -154,8 +155,10 @@ def _source_games(
 
 
 def _check_workers(run: Run) -> None:
-    """Refuse fewer workers than games that are learned at the same time."""
+    """Refuse fewer workers than games that are learned at the same time, and more than may open their files."""
     workers = run.config.shape.workers
+    if run.config.algo == "a3c":
+        allow_open_files(80 + 8 * workers, "give fewer --workers, or --algo a2c")
     most = max(len(phase.games) for phase in run.phases)
     if workers < most:
         raise UserError(

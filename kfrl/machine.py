@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import kfrl
+from kfrl.errors import UserError
 from kfrl.runs.provenance import commit
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -148,6 +149,23 @@ def shared_memory(needed: float = SHARED_NEEDED) -> Finding:
         f"The workers of a run share about {size(needed)} and would die of a bus error.",
         "Docker: docker run --shm-size=2g. Else, as root: mount -o remount,size=2G /dev/shm",
     )
+
+
+def allow_open_files(needed: int, advice: str) -> None:
+    """Let this process open so many files, as far as its user may say so.
+
+    Raises:
+        UserError: naming both numbers and how to allow more; `advice` is what needs fewer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"This run opens about {needed} files, and this session may open {hard}. Allow more before you start it "
+            f"(ulimit -n {needed}, or nofile in /etc/security/limits.conf), or {advice}."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def disk(folder: Path, needed: float = DISK_NEEDED) -> Finding:

@@ -18,6 +18,8 @@ from agents.engines.shared import untrained
 from agents.engines.update import Report
 from agents.engines.worker import Job, run_worker
 from agents.trainer import Trainer
+from kfrl.errors import UserError
+from kfrl.machine import shared_memory
 
 STOP_SECONDS = 10.0
 """How long workers that are to stop may take for their rollout."""
@@ -27,7 +29,16 @@ class A3CTrainer(Trainer):
     """Hogwild: worker processes on one model in shared memory."""
 
     def place(self) -> None:
-        """Put the teachers where every worker reads them; the net follows as a `SharedModel`."""
+        """Put the teachers where every worker reads them; the net follows as a `SharedModel`.
+
+        Raises:
+            UserError: the system's shared memory has no room for both.
+        """
+        teachers = sum(p.numel() for teacher in self.run.teachers for p in teacher.net.parameters())
+        # Three numbers for each that trains: itself and both of Adam's statistics.
+        room = shared_memory(4.0 * (3 * sum(p.numel() for p in self.net.parameters()) + teachers))
+        if room.problem:
+            raise UserError(room.warning)
         for teacher in self.run.teachers:
             teacher.net.share_memory()
 

@@ -1,14 +1,19 @@
 """What a machine is found to have, on machines that do not have it."""
 
 import math
+import resource
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
+from agents.config import TrainConfig
+from agents.run import resolve
 from kfrl import machine
 from kfrl.cli.doctor import check_roms
 from kfrl.cli.main import main
+from kfrl.errors import UserError
+from kfrl.machine import allow_open_files
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -103,3 +108,22 @@ def test_the_doctors_exit_code_says_that_something_is_wrong(free: None, capsys: 
     told = capsys.readouterr().out
     assert "--shm-size" in told
     assert "disk: 10.0 MB free for elsewhere. That is less than 1.0 GB." in told
+
+
+@pytest.mark.parametrize(("hard", "allowed"), [(4_096, (208, 4_096)), (resource.RLIM_INFINITY, (208, -1))])
+def test_more_files_may_be_opened_where_the_user_may_say_so(
+    hard: int, allowed: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr("kfrl.machine.resource.getrlimit", lambda _: (64, hard))
+    monkeypatch.setattr("kfrl.machine.resource.setrlimit", lambda _, limits: asked.append(limits))
+    allow_open_files(208, "give fewer --workers")
+    allow_open_files(64, "give fewer --workers")
+    assert asked == [allowed]
+
+
+def test_too_few_files_are_refused_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kfrl.machine.resource.getrlimit", lambda _: (64, 64))
+    with pytest.raises(UserError, match=r"opens about 208 files.*may open 64.*ulimit -n 208.*fewer --workers"):
+        resolve(TrainConfig(game="Pong"))
+    resolve(TrainConfig(game="Pong", algo="a2c"))

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 
 import agents
 from agents.engines.a3c import _Watchdog
+from kfrl.errors import UserError
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 from kfrl.training.session import Silent, TrainingError
@@ -244,6 +246,14 @@ def test_endless_non_finite_gradients_stop_the_run_with_a_clear_error(
     assert "50 updates in a row had a non-finite gradient" in training.output
     checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoint")
     assert all(tensor.isfinite().all() for tensor in checkpoint.tensors.values())
+
+
+def test_shared_memory_without_room_is_a_sentence_before_any_worker_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kfrl.machine.shutil.disk_usage", lambda _: SimpleNamespace(free=1_000))
+    with pytest.raises(UserError, match=r"1 KB free in /dev/shm.* share about \d+ KB.*docker run --shm-size"):
+        agents.train({**SMALL, "run_dir": tmp_path / "run"})
 
 
 def test_a_run_that_was_suspended_has_no_hung_workers(monkeypatch: pytest.MonkeyPatch) -> None:
