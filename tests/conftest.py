@@ -26,6 +26,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _few_games(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Observations are of four games: to start one takes as long as hundreds of steps."""
+    monkeypatch.setattr("agents.observations.GAMES", 4)
+
+
 @pytest.fixture
 def obs() -> Tensor:
     return torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
