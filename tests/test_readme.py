@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 SMALLER = {
     # A net of a few units, whose fold needs little play.
     "train": (
-        "--steps 3200 --workers 2 --envs-per-worker 2 --curve-points 1 --curve-episodes 1 --eval-episodes 1 --convs 4 8 8 4 4 2 --hidden 8 "
-        "--fold-observations 160"
+        "--steps 3200 --workers 2 --envs-per-worker 2 --curve-points 1 --curve-episodes 1 --eval-episodes 1 "
+        "--convs 4 8 8 4 4 2 --hidden 8 --fold-observations 160"
     ).split(),
     "eval": "--episodes 1".split(),
     "bench": "--seconds 0.05".split(),
