@@ -217,7 +217,6 @@ def chance_of_top(n: int, k: int) -> float:
 
     A draw at x is among them if fewer than k of the n - 1 others are above it.
     """
-
     from scipy.integrate import quad
     from scipy.stats import binom, norm
 
