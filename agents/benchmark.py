@@ -84,7 +84,7 @@ class Benchmark:
             UserError: no such game, or no such device here.
         """
         check_device(device)
-        self.protocol = get_protocol("paper", find_game(game).rom)
+        self.protocol = get_protocol("paper", find_game(game).name)
         self._folder, self._device = folder, device
         self._runs = 0
         self._game, self._teachers = find_game(game).title, [self._teacher(index) for index in (1, 2)]

@@ -158,7 +158,7 @@ class TrainConfig:
     """Train a student on one Atari game, alone or with frozen teachers."""
 
     game: str = ""
-    """The game to learn, as people write it: Alien, ms_pacman, "Ms. Pacman"."""
+    """The game to learn, as people write it: Alien, ms_pacman, "Ms. Pacman"; freeway:m1d0 is its mode 1."""
     teachers: str = ""
     """Teachers, comma-separated: the game of one of your runs or of the zoo, a file of kfrl, or one of another program
     (FILE@GAME, hub:owner/repo/file@GAME; docs/teachers.md)."""

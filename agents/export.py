@@ -141,10 +141,11 @@ def _agent(agent: Teacher) -> Exportable:
 
 def _gymnasium(protocol: Protocol) -> dict[str, Any] | None:
     """What `gymnasium.make_vec` takes to play by the same rules; None where it has no such rules."""
-    if protocol.fire_reset:
+    game = Game(protocol.game)
+    if protocol.fire_reset or game.flavour is not None:
         return None
     return {
-        "id": f"ALE/{Game(protocol.game).title}-v5",
+        "id": f"ALE/{game.title}-v5",
         "kwargs": {
             "frameskip": protocol.frame_skip,
             "repeat_action_probability": protocol.sticky,

@@ -102,7 +102,7 @@ def resolve(config: TrainConfig) -> Run:
     if not config.game:
         raise UserError("Which game? Give --game NAME, e.g. --game Alien; `kfrl games` lists them.")
     game = find_game(config.game)
-    protocol = get_protocol(config.protocol, game.rom)
+    protocol = get_protocol(config.protocol, game.name)
     method = get_method(config.method_name)
     method.check_teachers(config.method_name, len(config.teacher_names))
     method.check_sources(config.method_name, len(config.source_names), config.source_steps)
@@ -117,15 +117,15 @@ def resolve(config: TrainConfig) -> Run:
         game=game.title,
         teachers=",".join(exact),
         teacher_sha256=checksums,
-        source_games=",".join(Game(rom).title for rom in sources) if config.source_names else "",
+        source_games=",".join(Game(name).title for name in sources) if config.source_names else "",
         source_steps=config.source_steps or config.steps if method.takes_sources.endswith("before") else None,
         method=exact_method(config.method_name),
         own=method.resolve_settings(config.label, config, config.own),
     )
-    folder = RunFolder(config.run_dir or _default_folder(config, game.rom, teachers))
+    folder = RunFolder(config.run_dir or _default_folder(config, game, teachers))
     config = replace(config, run_dir=folder.path)
-    specs = [NetSpec(rom, action_set(replace(protocol, game=rom))) for rom in sources]
-    spec = NetSpec(game.rom, action_set(protocol), tuple(specs))
+    specs = [NetSpec(name, action_set(replace(protocol, game=name))) for name in sources]
+    spec = NetSpec(game.name, action_set(protocol), tuple(specs))
     run = Run(config, protocol, spec, teachers, folder)
     _check_workers(run)
     try:
@@ -141,17 +141,17 @@ def resolve(config: TrainConfig) -> Run:
 def _source_games(
     config: TrainConfig, method: type[AnyMethod], game: Game, teachers: Sequence[Teacher]
 ) -> tuple[str, ...]:
-    """The ROMs of the run's source games, in the order given."""
+    """The names of the run's source games, in the order given."""
     if method.takes_sources.startswith("teachers"):
         beside = method.takes_sources.endswith("beside")
         played = dict.fromkeys(teacher.card.game for teacher in teachers)
-        return tuple(rom for rom in played if not (beside and rom == game.rom))
-    roms = [find_game(name).rom for name in config.source_names]
-    for index, rom in enumerate(roms):
-        if rom in (game.rom, *roms[:index]):
-            why = "the run's own game" if rom == game.rom else "given twice"
-            raise UserError(f"--source-games {config.source_games}: {Game(rom).title} is {why}. Name other games.")
-    return tuple(roms)
+        return tuple(name for name in played if not (beside and name == game.name))
+    names = [find_game(name).name for name in config.source_names]
+    for index, name in enumerate(names):
+        if name in (game.name, *names[:index]):
+            why = "the run's own game" if name == game.name else "given twice"
+            raise UserError(f"--source-games {config.source_games}: {Game(name).title} is {why}. Name other games.")
+    return tuple(names)
 
 
 def _check_workers(run: Run) -> None:
@@ -197,11 +197,11 @@ def _check_batch_size(shape: Shape, batch_size: int) -> None:
         )
 
 
-def _default_folder(config: TrainConfig, rom: str, teachers: Sequence[Teacher]) -> Path:
-    roms = [find_game(name).rom for name in config.source_names]
-    names = "+".join([teacher.name for teacher in teachers] or roms) or "none"
+def _default_folder(config: TrainConfig, game: Game, teachers: Sequence[Teacher]) -> Path:
+    sources = [find_game(name).file_name for name in config.source_names]
+    names = "+".join([teacher.name.replace(":", "-") for teacher in teachers] or sources) or "none"
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return RUNS / rom / config.label / f"{names}-s{config.seed}-{stamp}"
+    return RUNS / game.file_name / config.label / f"{names}-s{config.seed}-{stamp}"
 
 
 def reopen(path: Path) -> Run:

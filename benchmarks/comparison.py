@@ -119,7 +119,7 @@ class Study:
 
     def _job(self, method: str, game: Game, seed: int, played: tuple[str, ...]) -> Job:
         folder = self._folder(method, game, seed)
-        sources = [Game(rom).title for rom in played if rom != game.rom]
+        sources = [Game(name).title for name in played if name != game.name]
         together = len(sources) + 1 if method == "distral" else 1
         return Job(
             folder,
@@ -133,7 +133,7 @@ class Study:
         )
 
     def _folder(self, method: str, game: Game, seed: int) -> RunFolder:
-        return RunFolder(self.out / method / f"{game.rom}-s{seed}")
+        return RunFolder(self.out / method / f"{game.file_name}-s{seed}")
 
     def _own_flags(self, method: str, scratch: RunFolder, sources: str) -> tuple[str, ...]:
         taught = ("--teachers", self.teachers)

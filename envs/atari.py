@@ -69,15 +69,17 @@ class AtariEnvs:
         Args:
             protocol: The rules.
             num_envs: K.
-            num_threads: Emulator threads; 1 inside an A3C worker. Games under `fire_reset` have this thread only.
+            num_threads: Emulator threads; 1 inside an A3C worker. Games under `fire_reset`, and flavours of a game
+                other than its default, have this thread only.
             grayscale: False gives RGB frames, (K, stack, H, W, 3): for videos.
             native_screen: True keeps the console's 210 x 160 screen.
         """
         self.protocol = protocol
         self.num_envs = num_envs
+        own_thread = protocol.fire_reset or Game(protocol.game).flavour is not None
         self.emulator: OwnThread | _Vector = (
             OwnThread(protocol, num_envs, grayscale, native_screen)
-            if protocol.fire_reset or (num_envs == 1 and grayscale and not native_screen)
+            if own_thread or (num_envs == 1 and grayscale and not native_screen)
             else _Vector(protocol, num_envs, num_threads, grayscale, native_screen)
         )
         self.actions: tuple[str, ...] = tuple(action.name for action in self.emulator.get_action_set())
@@ -184,7 +186,7 @@ def identify(game: str, actions: int | tuple[str, ...]) -> tuple[str, tuple[str,
         actions: How many it has, or which, in the order of its logits.
 
     Returns:
-        The ROM's name, the actions by name, and the rules: the paper's, with the game's minimal actions if they are
+        The game's name, the actions by name, and the rules: the paper's, with the game's minimal actions if they are
         enough, else with all 18.
 
     Raises:

@@ -1,24 +1,59 @@
-"""The games whose ROM ale-py ships, found under any of the names people write."""
+"""The games whose ROM ale-py ships and their flavours, found under any of the names people write."""
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from kfrl.errors import unknown
+from kfrl.errors import UserError, unknown
+
+
+class Flavour(NamedTuple):
+    """Which of a ROM's variants is played, by ALE's numbers."""
+
+    mode: int
+    difficulty: int
+
+    def __str__(self) -> str:
+        """As it stands in a game's name: `m1d0`."""
+        return f"m{self.mode}d{self.difficulty}"
 
 
 @dataclass(frozen=True)
 class Game:
-    """One Atari game: `rom` as ale-py names its file, `title` as papers print it."""
+    """One Atari game. `name` is the ROM's and, for any flavour but the ROM's default, that one: `freeway:m1d0`."""
 
-    rom: str
+    name: str
+
+    @property
+    def rom(self) -> str:
+        """As ale-py names its file."""
+        return self.name.partition(":")[0]
+
+    @property
+    def flavour(self) -> Flavour | None:
+        """Which one it is; None for the ROM's default."""
+        numbers = re.findall(r"\d+", self.name.partition(":")[2])
+        return Flavour(*map(int, numbers)) if numbers else None
+
+    @property
+    def flavour_in_force(self) -> Flavour:
+        """Which one it is; the ROM says which is its default."""
+        return self.flavour or flavours_of(self.rom).default
 
     @property
     def title(self) -> str:
-        """The PascalCase name of the Gymnasium ids, e.g. `MsPacman`."""
-        return self.rom.title().replace("_", "")
+        """As papers print it, the PascalCase name of the Gymnasium ids, and the flavour: `MsPacman`, `Freeway:m1d0`."""
+        rom, *flavour = self.name.split(":")
+        return ":".join([rom.title().replace("_", ""), *flavour])
+
+    @property
+    def file_name(self) -> str:
+        """The name without a colon, which some file systems do not take: `freeway-m1d0`."""
+        return self.name.replace(":", "-")
 
 
 # They have no single-player mode: ale-py ends the process, with exit code 0, when one is loaded.
@@ -37,14 +72,74 @@ def _folded(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
+@dataclass(frozen=True)
+class Flavours:
+    """The variants that a ROM has."""
+
+    modes: tuple[int, ...]
+    difficulties: tuple[int, ...]
+    default: Flavour
+
+    def __iter__(self) -> Iterator[Flavour]:
+        """Every mode at every difficulty."""
+        return (Flavour(mode, difficulty) for mode in self.modes for difficulty in self.difficulties)
+
+    def __str__(self) -> str:
+        """In words."""
+        modes, difficulties = (", ".join(map(str, numbers)) for numbers in (self.modes, self.difficulties))
+        return f"modes {modes} and difficulties {difficulties}, by default {self.default}"
+
+
+@functools.cache
+def flavours_of(rom: str) -> Flavours:
+    """Ask a ROM for its modes and difficulties: the numbers have gaps, and the default is not always 0."""
+    import ale_py
+    from ale_py import roms
+
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    console = ale_py.ALEInterface()
+    console.loadROM(roms.get_rom_path(rom))
+    state = console.cloneState()
+    return Flavours(
+        tuple(console.getAvailableModes()),
+        tuple(console.getAvailableDifficulties()),
+        Flavour(state.getCurrentMode(), state.getDifficulty()),
+    )
+
+
+def in_flavour(game: Game, flavour: str) -> Game:
+    """Return a game's ROM in another flavour: `m1d0`, or `m1` or `d1` with the default of the other.
+
+    Raises:
+        UserError: the ROM has no such flavour; the message lists what it has.
+    """
+    known, title = flavours_of(game.rom), Game(game.rom).title
+    found = re.fullmatch(r"(?:m(\d+))?(?:d(\d+))?", flavour.strip().casefold())
+    if found is None or not any(found.groups()):
+        raise UserError(
+            f"{flavour!r} is no flavour of {title}. One is written m1d0, for mode 1 and difficulty 0; "
+            f"{title} has {known}."
+        )
+    chosen = Flavour(
+        *(default if n is None else int(n) for n, default in zip(found.groups(), known.default, strict=True))
+    )
+    if chosen not in set(known):
+        raise UserError(f"{title} has no flavour {flavour}: it has {known}.")
+    return Game(game.rom if chosen == known.default else f"{game.rom}:{chosen}")
+
+
 def find_game(name: str) -> Game:
     """Return the game called `name`, whatever its case and punctuation.
 
-    `MsPacman`, `ms_pacman`, `Ms. Pacman`, `ALE/MsPacman-v5` and `MsPacmanNoFrameskip-v4` are the same game.
+    `MsPacman`, `ms_pacman`, `Ms. Pacman`, `ALE/MsPacman-v5` and `MsPacmanNoFrameskip-v4` are the same game;
+    `MsPacman:m1d0` is its mode 1 at difficulty 0, and `Freeway:m0d0`, the default, is `Freeway`.
 
     Raises:
-        UserError: no such game; the message names the nearest one.
+        UserError: no such game or flavour; the message names the nearest one, or the flavours.
     """
+    name, colon, flavour = name.partition(":")
+    if colon:
+        return in_flavour(find_game(name), flavour)
     plain = re.sub(r"^ALE/", "", name.strip(), flags=re.IGNORECASE)
     plain = re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", plain, flags=re.IGNORECASE)
     games = {_folded(game.rom): game for game in all_games()}

@@ -12,6 +12,7 @@ import numpy as np
 from ale_py import roms
 from numpy.typing import NDArray
 
+from envs.games import Game
 from envs.protocols import Protocol
 
 StepResult = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
@@ -24,7 +25,8 @@ class OwnThread:
     an action to a thread of its own and waits for the answer. Where there are more workers than cores, both hand-overs
     let another worker in, and each finds its caches cold: 16 workers lose a tenth of their rate to it.
 
-    `fire_reset` is played here only: ale-py's class presses FIRE for one frame at the start of a game and never again.
+    `fire_reset` and the flavours of a game are played here only: ale-py's class presses FIRE for one frame at the start
+    of a game and never again, and it knows neither modes nor difficulties.
     """
 
     def __init__(self, protocol: Protocol, num_envs: int, grayscale: bool = True, native_screen: bool = False) -> None:
@@ -97,7 +99,9 @@ class OneGame:
         """Start the console; `reset` must come next."""
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._protocol = protocol
-        rom = roms.get_rom_path(protocol.game)
+        game = Game(protocol.game)
+        self._flavour = game.flavour
+        rom = roms.get_rom_path(game.rom)
         assert rom is not None, "a protocol's game is one of the ROMs"
         self._rom = rom
         self._ale = ale_py.ALEInterface()
@@ -127,6 +131,10 @@ class OneGame:
         # Of MT19937's generators in NumPy, the one that is seeded as C++'s is.
         self._random = np.random.RandomState(seed)
         self._ale.loadROM(self._rom)
+        if self._flavour is not None:
+            # The next `reset_game` obeys; loading the ROM goes back to the default.
+            self._ale.setMode(self._flavour.mode)
+            self._ale.setDifficulty(self._flavour.difficulty)
         return self._start()
 
     def step(self, action: int) -> Step:

@@ -21,7 +21,7 @@ class Protocol:
 
     name: str
     game: str
-    """The ROM's name, e.g. `ms_pacman`."""
+    """The name of `envs.games.Game`, e.g. `ms_pacman`, with the flavour where it is not the default: `freeway:m1d0`."""
     sticky: float = 0.0
     """Probability that the emulator repeats the previous action instead of the chosen one."""
     full_action_set: bool = False
@@ -119,4 +119,4 @@ def get_protocol(name: str, game: str) -> Protocol:
     """
     if name not in _PRESETS:
         raise unknown("protocol", name, _PRESETS)
-    return replace(Protocol(name=name, game=find_game(game).rom), **_PRESETS[name])
+    return replace(Protocol(name=name, game=find_game(game).name), **_PRESETS[name])

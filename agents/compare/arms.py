@@ -32,7 +32,7 @@ class Arm:
     name: str
     method: str
     runs: Mapping[str, Sequence[RunRecord]]
-    """By ROM name, by seed."""
+    """By the game's name, by seed."""
 
     @property
     def scratch(self) -> bool:
@@ -138,7 +138,7 @@ def _names(members: Sequence[Sequence[RunRecord]], apart: Sequence[str]) -> list
 def _short_name(record: RunRecord) -> str:
     if record.group is not None:
         return record.group
-    sources = (find_game(name).rom for name in record.config.source_names)
+    sources = (find_game(name).name for name in record.config.source_names)
     return add_words(record.config.label, "+".join((*record.card.teachers, *sources)))
 
 

@@ -66,7 +66,7 @@ class RunRecord:
 
     @property
     def game(self) -> str:
-        """The ROM's name."""
+        """Its name, with its flavour."""
         return self.protocol.game
 
     @property
@@ -115,7 +115,7 @@ def _read(folder: RunFolder, group: str | None) -> RunRecord:
     config = load_config(folder.config, TrainConfig)
     final = _read_scores(folder.evaluation)
     protocol = Protocol.from_dict(final.protocol)
-    if find_game(config.game).rom != protocol.game:
+    if find_game(config.game).name != protocol.game:
         raise UserError(f"config.yaml says {config.game}, eval.json says {protocol.game}")
     if final.steps < config.steps:
         raise UserError(f"evaluated after {final.steps:,} of its {config.steps:,} agent steps")

@@ -148,7 +148,10 @@ class Evaluation:
     def _normalised(self) -> str:
         reference = reference_of(self.protocol.game, self.protocol.max_frames)
         if reference is None:
-            known = self.protocol.game in reference_scores()
+            game = Game(self.protocol.game)
+            if game.flavour is not None:
+                return f"not defined: the human played {Game(game.rom).title} in its default flavour"
+            known = game.name in reference_scores()
             why = f"the human's games had {REFERENCE_FRAMES:,} frames" if known else "the game is not one of Atari-57"
             return f"not defined: {why}"
         return f"{self.human_normalised:.1%} (random {reference.random:,.1f}, human {reference.human:,.1f})"

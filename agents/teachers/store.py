@@ -11,6 +11,7 @@ from typing import Any
 from agents.teachers.foreign import FORMATS, TABLE_SUFFIXES, ForeignAgent, read_foreign
 from agents.teachers.formats import Card, Teacher, is_native, load_agent, read_card
 from agents.teachers.hub import download
+from envs.games import find_game
 from kfrl.errors import UserError, missing_file, unknown, user_path
 from kfrl.runs.folder import STUDENT_FILE, RunFolder
 
@@ -156,12 +157,12 @@ def find_teacher(reference: str, runs: Path) -> Entry:
         if not path.is_file():
             raise missing_file(path)
         return Entry(str(path.resolve()), path, read_card(path))
-    entries = list_teachers(runs)
+    entries, game = list_teachers(runs), _in_full(reference)
     own = [entry for entry in entries if not entry.reference.startswith(ZOO_PREFIX)]
-    played = [entry for entry in own if _folded(reference) == _folded(entry.card.game)]
+    played = [entry for entry in own if _folded(game) == _folded(entry.card.game)]
     _check_one_ranking(reference, [entry for entry in played if entry.card.mean_score is not None])
     for entry in entries:
-        if reference == entry.reference or _folded(reference) == _folded(entry.card.game):
+        if reference == entry.reference or _folded(game) == _folded(entry.card.game):
             return entry
     raise unknown(
         "teacher",
@@ -194,7 +195,7 @@ def load_teacher(reference: str | Reference, runs: Path, identify: Identify) -> 
     path, exact = file
     if is_native(path):
         loaded = load_agent(path)
-        if asked.game and _folded(asked.game) != _folded(loaded.card.game):
+        if asked.game and _folded(_in_full(asked.game)) != _folded(loaded.card.game):
             raise UserError(f"{asked.place} plays {loaded.card.game}, not {asked.game}.")
         return loaded, str(replace(exact, game=""))
     agent = read_foreign(path, asked.kind or None)
@@ -241,6 +242,11 @@ def _card(agent: ForeignAgent, asked: Reference, identify: Identify) -> Card:
         preprocessing=agent.preprocessing,
         notes=agent.notes,
     )
+
+
+def _in_full(name: str) -> str:
+    """A game's name with the whole flavour, where it has a part of one (`freeway:m1`) or the default."""
+    return find_game(name).name if ":" in name and not name.startswith(ZOO_PREFIX) else name
 
 
 def _folded(name: str) -> str:

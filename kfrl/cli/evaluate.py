@@ -35,6 +35,8 @@ class EvalFlags:
     """Take the most probable action instead of sampling."""
     protocol: str | None = None
     """paper, nature, machado or sb3. Default: the rules that the agent was trained under."""
+    flavours: str = ""
+    """Flavours of the game to play as well, comma-separated: m1d0,m2d0; or all that its ROM has."""
     json: Path | None = None
     """Also write the result here."""
     video: Path | None = None
@@ -61,14 +63,15 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     agent, _ = load_teacher(flags.agent, flags.runs, identify)
     protocol = protocol_of(flags.protocol, agent.card.game, agent.card.protocol)
+    others = _flavours(protocol, flags.flavours)
     alone = policy_of(agent.net, agent.card.actions, action_set(protocol))
     student = _student_of_run(Path(flags.agent), agent.card.steps)
     for line in (_other_rules(agent.card.protocol, protocol), agent.card.caveat, *student.remarks):
         if line:
             console.print(line, highlight=False, markup=False)
 
-    def play(policy: Policy, title: str) -> Evaluation:
-        return play_games(policy, protocol, flags.episodes, flags.seed, flags.greedy, title, console.print)
+    def play(policy: Policy, title: str, rules: Protocol = protocol) -> Evaluation:
+        return play_games(policy, rules, flags.episodes, flags.seed, flags.greedy, title, console.print)
 
     result = play(alone, f"{agent.name} alone")
     if agent.card.preprocessing != ALE:
@@ -89,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
     elif agent.card.teachers and student.independent:
         numbers = sum(tensor.numel() for tensor in agent.net.state_dict().values())
         console.print(f"It needs no teacher: the {numbers:,} numbers in its file are all that plays.")
+    answer |= _in_flavours(result, [play(alone, "alone", rules) for rules in others], console.print)
     if flags.json is not None:
         write_text(flags.json, dump_json(answer))
         console.print(f"Wrote {flags.json}")
@@ -96,6 +100,42 @@ def main(argv: Sequence[str]) -> int:
         score = record(alone, protocol, flags.video, seed=flags.seed, greedy=flags.greedy)
         console.print(f"Wrote {flags.video}: a game of {score:,.0f} points")
     return 0
+
+
+def _flavours(protocol: Protocol, wanted: str) -> list[Protocol]:
+    """The same rules in the flavours that `--flavours` names; the agent's own is played anyway.
+
+    Raises:
+        UserError: the ROM has no such flavour.
+    """
+    from dataclasses import replace
+
+    from envs.games import Game, flavours_of, in_flavour
+
+    game = Game(protocol.game)
+    named = map(str, flavours_of(game.rom)) if wanted == "all" else filter(None, wanted.split(","))
+    names = dict.fromkeys(in_flavour(game, flavour).name for flavour in named)
+    return [replace(protocol, game=name) for name in names if name != protocol.game]
+
+
+def _in_flavours(own: Evaluation, others: Sequence[Evaluation], say: Say) -> dict[str, Any]:
+    """What to write of an agent's scores by flavour, after printing them; nothing where it played its own alone."""
+    from rich.table import Table
+
+    from envs.games import Game
+
+    if not others:
+        return {}
+    games = {str(Game(each.protocol.game).flavour_in_force): each for each in (own, *others)}
+    table = Table("flavour", title=f"{Game(Game(own.protocol.game).rom).title}, the agent's own flavour first")
+    for title in ("mean", "95 % interval", "lowest", "highest"):
+        table.add_column(title, justify="right")
+    for flavour, each in games.items():
+        found = each.summary
+        interval = "" if found.ci_low is None else f"{found.ci_low:,.1f} to {found.ci_high:,.1f}"
+        table.add_row(flavour, f"{found.mean:,.1f}", interval, f"{found.min:,.0f}", f"{found.max:,.0f}")
+    say(table)
+    return {"flavours": {flavour: each.to_dict() for flavour, each in games.items()}}
 
 
 def _other_rules(trained: dict[str, Any], protocol: Protocol) -> str:

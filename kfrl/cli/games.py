@@ -13,7 +13,7 @@ from kfrl.errors import unknown
 
 @dataclass(frozen=True)
 class GamesArgs:
-    """List the games, with the random and the human score of Atari-57."""
+    """List the games, with the random and the human score of Atari-57, and the flavours of those that are asked for."""
 
     filter: tyro.conf.Positional[str] = ""
     """Only the games whose name contains this, whatever the case and punctuation."""
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     args = tyro.cli(GamesArgs, prog="kfrl games", args=list(argv))
     from rich.table import Table
 
-    from envs.games import all_games
+    from envs.games import all_games, flavours_of
     from kfrl.cli.console import table_console
     from kfrl.compare.stats import REFERENCE_SOURCE, reference_scores
 
@@ -36,9 +36,12 @@ def main(argv: Sequence[str]) -> int:
     table = Table("--game", "ROM", "Atari-57", caption=f"Random and human scores: {REFERENCE_SOURCE}.")
     table.add_column("random", justify="right")
     table.add_column("human", justify="right")
+    if wanted:
+        table.add_column("flavours")
     for game in games:
         scores = reference_scores().get(game.rom)
         known = ("yes", f"{scores.random:,.1f}", f"{scores.human:,.1f}") if scores else ("", "", "")
-        table.add_row(game.title, game.rom, *known)
+        flavours = (str(flavours_of(game.rom)),) if wanted else ()
+        table.add_row(game.title, game.rom, *known, *flavours)
     table_console().print(table)
     return 0

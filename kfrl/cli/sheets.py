@@ -253,7 +253,7 @@ def markdown(comparison: Comparison) -> str:
         parts.append(f"## {Game(game).title}")
         for sheet in game_sheets(comparison, game):
             parts += [f"{sheet.title}.", sheet.markdown()]
-        parts.append(f"![Learning curves, mean and range over seeds](curves-{game}.png)")
+        parts.append(f"![Learning curves, mean and range over seeds](curves-{Game(game).file_name}.png)")
     if comparison.aggregates:
         sheet = aggregate_sheet(comparison)
         parts += ["## Across games", f"{sheet.title}.", sheet.markdown()]

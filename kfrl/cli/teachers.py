@@ -313,6 +313,7 @@ def _pack(command: Pack) -> None:
     from agents.evaluation.play import policy_of
     from agents.teachers.formats import load_agent, read_card, save_agent
     from envs.atari import action_set
+    from envs.games import Game
     from kfrl.cli.evaluate import play_games, protocol_of
     from kfrl.config import checked
     from kfrl.runs.folder import RunFolder
@@ -322,7 +323,7 @@ def _pack(command: Pack) -> None:
     folder = RunFolder.of_run(command.run)
     folder.check_finished("kfrl train --resume")
     card = read_card(folder.student)
-    output = _new_file(command.output, card.game)
+    output = _new_file(command.output, Game(card.game).file_name)
     rows = read_metrics(folder.metrics)
     points = ((row["global_step"], row.get("eval/mean_return")) for row in rows)
     curve = tuple((int(step), score) for step, score in points if score is not None)

@@ -14,6 +14,7 @@ import yaml
 import agents
 from agents.config import TrainConfig
 from agents.launch import Session
+from agents.run import resolve
 from agents.teachers.formats import load_agent
 from kfrl.errors import UserError
 from kfrl.supervised.config import SupervisedConfig
@@ -107,3 +108,16 @@ def test_a_script_without_a_main_guard_starts_workers(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.split()) == (0, ["main", "AtariNet"]), done.stderr
+
+
+def test_a_run_on_a_flavour_names_it_in_its_folder_config_and_card() -> None:
+    run = resolve(TrainConfig(**TINY | {"game": "freeway:m1", "seed": 3}))
+    assert run.folder.path.parts[:3] == ("runs", "freeway-m1d0", "a2c")
+    assert (run.config.game, run.protocol.game, run.spec.game) == ("Freeway:m1d0", "freeway:m1d0", "freeway:m1d0")
+    assert run.card(0, run.method().build(run.spec, ())).game == "freeway:m1d0"
+    with pytest.raises(UserError, match="the run's own game"):
+        resolve(
+            TrainConfig(
+                **TINY | {"game": "freeway:m1", "algo": "a3c", "method": "distral", "source_games": "Freeway:M1D0"}
+            )
+        )

@@ -4,7 +4,7 @@ import ale_py
 import gymnasium
 import pytest
 
-from envs.games import all_games, find_game
+from envs.games import Flavour, Game, all_games, find_game, flavours_of
 from kfrl.errors import UserError
 
 SPELLINGS = (
@@ -69,3 +69,40 @@ def test_an_unknown_name_gets_the_nearest_game() -> None:
 def test_nothing_is_not_a_game(name: str) -> None:
     with pytest.raises(UserError, match="Unknown game"):
         find_game(name)
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "title"),
+    [
+        ("Freeway:m1d0", "freeway:m1d0", "Freeway:m1d0"),
+        ("ALE/Freeway-v5:M1", "freeway:m1d0", "Freeway:m1d0"),
+        ("freeway: d1 ", "freeway:m0d1", "Freeway:m0d1"),
+        ("freeway:m0d0", "freeway", "Freeway"),
+        ("Demon Attack:m1", "demon_attack", "DemonAttack"),
+        ("demon_attack:m3", "demon_attack:m3d0", "DemonAttack:m3d0"),
+    ],
+)
+def test_a_flavour_has_one_name_and_the_default_is_the_game(written: str, name: str, title: str) -> None:
+    game = find_game(written)
+    assert (game.name, game.title, find_game(game.title)) == (name, title, game)
+    assert game.file_name == name.replace(":", "-")
+    assert game.rom == name.split(":")[0]
+
+
+def test_a_roms_flavours() -> None:
+    assert Game("freeway").flavour is None
+    assert Game("freeway:m1d0").flavour == Flavour(1, 0)
+    assert flavours_of("demon_attack").default == Flavour(1, 0) == Game("demon_attack").flavour_in_force
+    assert [str(flavour) for flavour in flavours_of("pong")] == [f"m{m}d{d}" for m in (0, 1) for d in (0, 1, 2, 3)]
+
+
+@pytest.mark.parametrize("flavour", ["m8d0", "m0d2", "m99"])
+def test_a_flavour_that_the_rom_does_not_have_lists_those_it_has(flavour: str) -> None:
+    with pytest.raises(UserError, match=f"no flavour {flavour}: it has modes 0, 1, .*, 7 and difficulties 0, 1, by"):
+        find_game(f"Freeway:{flavour}")
+
+
+@pytest.mark.parametrize("flavour", ["", "hard", "1", "m1d0x", "d0m1"])
+def test_what_is_no_flavour_is_refused_with_the_form_of_one(flavour: str) -> None:
+    with pytest.raises(UserError, match=r"no flavour of Freeway\. One is written m1d0.*modes 0, 1"):
+        find_game(f"Freeway:{flavour}")

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ale_py.env import AtariEnv
 
 from envs.atari import AtariEnvs, Transition
+from envs.games import find_game
 from envs.protocols import Protocol, get_protocol
 
 PRESETS = ("paper", "machado")
@@ -56,3 +58,33 @@ def test_every_number_of_noops_is_drawn() -> None:
     envs.reset(0)
     starts = {envs.step(np.array([0])).obs.tobytes() for _ in range(60)}
     assert len(starts) == 4
+
+
+def screens_of_ale(name: str, seed: int, actions: np.ndarray) -> list[np.ndarray]:
+    """Of ale-py's own single environment, which knows modes and difficulties."""
+    game = find_game(name)
+    mode, difficulty = game.flavour_in_force
+    env = AtariEnv(game.rom, mode, difficulty, obs_type="grayscale", frameskip=1, repeat_action_probability=0.0)
+    env.ale.setInt("random_seed", seed)
+    env.load_game()
+    return [env.reset()[0], *(env.step(action)[0] for action in actions)]
+
+
+@pytest.mark.parametrize("name", ["freeway:m1d0", "pong:m0d1"])
+def test_a_flavour_shows_ales_screens_from_game_to_game(name: str) -> None:
+    rules = {"noop_max": 0, "frame_skip": 1, "frame_stack": 1, "max_pool": False, "max_frames": 120}
+    protocol = replace(get_protocol("paper", name), **rules)
+    envs = AtariEnvs(protocol, 2, native_screen=True)
+    actions = np.random.default_rng(0).integers(len(envs.actions), size=119)
+    for _ in range(2):
+        seen = [envs.reset(5), *(envs.step(np.full(2, action)).obs for action in actions)]
+        expected = screens_of_ale(name, 5, actions)
+        for ours, theirs in zip(seen, expected, strict=True):
+            np.testing.assert_array_equal(ours[0, 0], theirs)
+    # The cap starts the next game, which has to be of the flavour too.
+    following = envs.step(np.zeros(2, dtype=np.int64))
+    assert following.truncated.all()
+    assert (following.obs[0, 0] == screens_of_ale(name, 5, np.array([], dtype=int))[0]).mean() > 0.99
+    default = AtariEnvs(replace(protocol, game=find_game(name).rom), 2, native_screen=True)
+    others = [default.reset(5), *(default.step(np.full(2, action)).obs for action in actions)]
+    assert any((ours != theirs).any() for ours, theirs in zip(seen, others, strict=True))

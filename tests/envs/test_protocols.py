@@ -113,3 +113,12 @@ def test_an_unknown_preset_gets_the_nearest_one() -> None:
 def test_machados_rules() -> None:
     protocol = get_protocol("machado", "Seaquest")
     assert (protocol.sticky, protocol.full_action_set, protocol.episodic_life) == (0.25, True, False)
+
+
+def test_the_default_flavour_keeps_the_fingerprint_and_another_has_its_own() -> None:
+    default = get_protocol("paper", "Freeway")
+    assert get_protocol("paper", "freeway:m0d0") == default
+    other = get_protocol("paper", "freeway:m1d0")
+    assert other.fingerprint not in (default.fingerprint, get_protocol("paper", "freeway:m1d1").fingerprint)
+    assert other.rules == default.rules
+    assert Protocol.from_dict(json.loads(json.dumps(other.to_dict()))) == other

@@ -81,6 +81,16 @@ def test_a_game_is_the_best_own_run(runs: Path, reference: str) -> None:
     assert find_teacher(reference, runs).path.parent.name == "none-s2"
 
 
+def test_a_flavour_is_a_game_of_its_own(runs: Path, put: Put) -> None:
+    put(runs / "breakout-m4d0" / "a3c" / "none-s1" / "student.safetensors", "breakout:m4d0", 90.0)
+    found = {name: find_teacher(name, runs).card.mean_score for name in ("breakout", "breakout:m0d0", "Breakout:m4")}
+    assert found == {"breakout": 30.0, "breakout:m0d0": 30.0, "Breakout:m4": 90.0}
+    with pytest.raises(UserError, match="no flavour m1: it has modes 0, 4, 8"):
+        find_teacher("breakout:m1", runs)
+    with pytest.raises(UserError, match="Unknown teacher 'breakout:m8d0'"):
+        find_teacher("breakout:m8d0", runs)
+
+
 def test_no_run_is_the_best_of_scores_under_different_rules(runs: Path, small_net: Net) -> None:
     net = small_net(4)
     sticky = get_protocol("machado", "breakout").to_dict()

@@ -54,6 +54,19 @@ def test_seed_decides_the_games_and_greedy_is_another_policy(agent: Path) -> Non
     assert scores[0] != scores[3]
 
 
+def test_flavours_are_played_beside_the_agents_own(agent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", str(agent), "--episodes", "1", "--json", "scores.json"]
+    assert main([*command, "--flavours", "d3,m0d0"]) == 0
+    assert "Pong, the agent's own flavour first" in capsys.readouterr().out
+    found = json.loads(Path("scores.json").read_text())["flavours"]
+    assert list(found) == ["m0d0", "m0d3"]
+    assert found["m0d3"]["game"] == found["m0d3"]["protocol"]["game"] == "pong:m0d3"
+    assert found["m0d0"]["human_normalised"] is not None
+    assert found["m0d3"]["human_normalised"] is None
+    assert main([*command, "--flavours", "m2"]) == 2
+    assert "Pong has no flavour m2: it has modes 0, 1 and difficulties 0, 1, 2, 3" in capsys.readouterr().err
+
+
 def test_video_of_an_agent(agent: Path) -> None:
     assert main(["eval", str(agent), "--episodes", "1", "--video", "play.mp4"]) == 0
     assert Path("play.mp4").stat().st_size > 10_000

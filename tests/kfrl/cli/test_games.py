@@ -24,7 +24,9 @@ def test_all_games_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", ["seaq", "SEAQUEST", "Sea Quest"])
 def test_a_filter_is_part_of_a_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name]) == 0
-    assert rows(capsys.readouterr().out) == [["Seaquest", "seaquest", "yes", "68.4", "42,054.7"]]
+    assert rows(capsys.readouterr().out) == [
+        ["Seaquest", "seaquest", "yes", "68.4", "42,054.7", "modes 0 and difficulties 0, 1, by default m0d0"]
+    ]
 
 
 def test_a_game_outside_atari_57_shows_no_scores(capsys: pytest.CaptureFixture[str]) -> None:
