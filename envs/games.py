@@ -98,7 +98,9 @@ def flavours_of(rom: str) -> Flavours:
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     console = ale_py.ALEInterface()
-    console.loadROM(roms.get_rom_path(rom))
+    path = roms.get_rom_path(rom)
+    assert path is not None, "a game's ROM ships with ale-py"
+    console.loadROM(path)
     state = console.cloneState()
     return Flavours(
         tuple(console.getAvailableModes()),
