@@ -116,18 +116,11 @@ def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
         texts["quoted.tex"] = quoted.latex([quoted_note(comparison)])
     for game in comparison.games:
         scores, learning = game_sheets(comparison, game)
-<<<<<<< HEAD
-        texts[f"scores-{game}.tex"] = scores.latex(comparison.notes)
-        texts[f"learning-{game}.tex"] = learning.latex(comparison.notes)
-        draw_arms(curves_by_arm(comparison, game), directory / f"curves-{game}.png")
-        yield f"curves-{game}.png"
-=======
         texts[f"scores-{Game(game).file_name}.tex"] = scores.latex(comparison.notes)
         texts[f"learning-{Game(game).file_name}.tex"] = learning.latex(comparison.notes)
         curves = f"curves-{Game(game).file_name}.png"
-        draw_arms(_curves(comparison, game), directory / curves)
+        draw_arms(curves_by_arm(comparison, game), directory / curves)
         yield curves
->>>>>>> 7de7125 (Play a game's modes and difficulties as games of their own, so that transfer between rules can be measured)
     for name, text in texts.items():
         write_text(directory / name, text)
         yield name
