@@ -325,6 +325,7 @@ def _number(value: float | None) -> str:
 def _conclude(folder: SweepFolder, plan: Plan, states: Mapping[str, State]) -> None:
     """What came out, and what to type next."""
     from kfrl.cli.console import table_console
+    from kfrl.sweep.ranks import agreement_lines
     from kfrl.sweep.trials import FAILED, FINISHED, PRUNED, domain_of
 
     console, domain = table_console(markup=False), domain_of(plan)
@@ -346,6 +347,8 @@ def _conclude(folder: SweepFolder, plan: Plan, states: Mapping[str, State]) -> N
             style="bold",
             soft_wrap=True,
         )
+    for line in agreement_lines(folder, plan, states):
+        console.print(line, soft_wrap=True)
     for line in plan.paper:
         console.print(f"Paper: {line}", soft_wrap=True)
     console.print(f"Every run, one line each: {folder.table}", soft_wrap=True)

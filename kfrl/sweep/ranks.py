@@ -1,0 +1,50 @@
+"""Whether early stopping would have kept the right runs: ranks along the way against ranks at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from kfrl.sweep.trials import FINISHED, Plan, State, SweepFolder, domain_of
+
+SHARES = (0.1, 0.25, 0.5)
+"""Of a run, where ranks are taken."""
+FEWEST = 5
+"""Runs that ranks are taken of."""
+
+
+def rank_agreement(curves: Sequence[Sequence[tuple[float, float]]], ends: Sequence[float], total: float) -> list[float]:
+    """Spearman's correlation of the objective at each of `SHARES` with that at the end; NaN where it is not known.
+
+    Args:
+        curves: For each run (steps or epochs, objective), in order.
+        ends: Each run's objective at the end.
+        total: Steps or epochs of a run.
+    """
+    from scipy.stats import spearmanr
+
+    found = []
+    for share in SHARES:
+        so_far = [[value for done, value in curve if done <= share * total] for curve in curves]
+        known = all(so_far) and len({values[-1] for values in so_far}) > 1 and len(set(ends)) > 1
+        found.append(float(spearmanr([values[-1] for values in so_far], ends).statistic) if known else float("nan"))
+    return found
+
+
+def agreement_lines(folder: SweepFolder, plan: Plan, states: Mapping[str, State]) -> list[str]:
+    """A line for each group of runs that all went to their end on one subject; none for a sweep that stops early."""
+    domain = domain_of(plan)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for trial in plan.trials if plan.early_stopping is None else ():
+        if states[trial.name].state == FINISHED and states[trial.name].objective is not None:
+            groups.setdefault((trial.group, str(trial.settings[domain.subject])), []).append(trial.name)
+    lines = []
+    for (group, subject), names in groups.items():
+        if len(names) < FEWEST:
+            continue
+        curves = [domain.curve(folder.path / name) for name in names]
+        ends = [states[name].objective or 0.0 for name in names]
+        total = float(plan.trial(names[0]).settings[domain.budget])
+        ranks = rank_agreement(curves, ends, total)
+        shown = ", ".join(f"{100 * share:.0f} %: {rank:.2f}" for share, rank in zip(SHARES, ranks, strict=True))
+        lines.append(f"{group} on {subject}, {len(names)} runs, rank along the way against the end (Spearman): {shown}")
+    return lines
