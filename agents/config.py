@@ -104,6 +104,22 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
+class ACKTRConfig:
+    """What --algo acktr adds: natural gradients by K-FAC."""
+
+    trust_region: Positive = 1e-3
+    """delta: lr^2 g^T F^-1 g of an update is at most this; its KL divergence is about half of it."""
+    damping: Positive = 0.01
+    """Added to every eigenvalue of the Fisher matrix."""
+    stats_decay: Fraction = 0.99
+    """Decay of the running averages of its factors."""
+    inverse_period: Count = 20
+    """Updates between two eigen-decompositions of the factors."""
+    fisher_samples: Count = 160
+    """Observations of each rollout that the factors are estimated on."""
+
+
+@dataclass(frozen=True)
 class FineTuneConfig:
     """Fine-tuning."""
 
@@ -174,8 +190,8 @@ class TrainConfig:
     """Agent steps of all workers together; a step is 4 frames. The paper: 40M. Source games count apart."""
     source_steps: Count | None = None
     """Agent steps of each phase of source games that comes before the game. Default: as many as --steps."""
-    algo: Literal["a3c", "a2c", "ppo"] = "a3c"
-    """a3c: asynchronous workers on the CPU. a2c, ppo: one learner, all games in step, on CPU or GPU."""
+    algo: Literal["a3c", "a2c", "ppo", "acktr"] = "a3c"
+    """a3c: asynchronous workers on the CPU. a2c, ppo, acktr: one learner, all games in step, on CPU or GPU."""
     preset: Literal["paper", "fast"] = "paper"
     """paper: the published shape. fast: the workers and games that suit this machine, for whichever of them is not
     given."""
@@ -184,9 +200,9 @@ class TrainConfig:
     workers: Count | Literal["auto"] | None = None
     """Worker processes of a3c, one thread each; auto: one for each core. Default: 16."""
     envs_per_worker: Count | None = None
-    """Games that each worker plays side by side; a2c and ppo have one worker. Default: 1; a2c 16, ppo 8."""
+    """Games that each worker plays side by side; a2c and ppo have one worker. Default: 1; a2c 16, ppo 8, acktr 32."""
     t_max: Count | None = None
-    """Steps of a rollout, between two updates of a worker. Default: 5; ppo 128."""
+    """Steps of a rollout, between two updates of a worker. Default: 5; ppo 128, acktr 20."""
     lr: Positive | None = None
     """Learning rate, falling linearly to 0. Default: a3c the paper's 1e-4, times sqrt(envs per worker); a2c 7e-4; ppo
     2.5e-4."""
@@ -219,6 +235,7 @@ class TrainConfig:
     """Seconds between checkpoints."""
     worker_timeout: Positive = 300.0
     """A worker without a step for this many seconds is hung and stops the run."""
+    acktr: ACKTRConfig = field(default_factory=ACKTRConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     distral: DistralConfig = field(default_factory=DistralConfig)
     pathnet: PathNetConfig = field(default_factory=PathNetConfig)
@@ -283,5 +300,6 @@ _USUAL = {
     "a3c": Shape(workers=16, envs_per_worker=1, t_max=5, lr=1e-4, value_loss_coef=0.5, max_grad_norm=40.0),
     "a2c": Shape(workers=1, envs_per_worker=16, t_max=5, lr=7e-4, value_loss_coef=1.0, max_grad_norm=0.5),
     "ppo": Shape(workers=1, envs_per_worker=8, t_max=128, lr=2.5e-4, value_loss_coef=0.5, max_grad_norm=0.5),
+    "acktr": Shape(workers=1, envs_per_worker=32, t_max=20, lr=0.25, value_loss_coef=1.0, max_grad_norm=0.5),
 }
 """docs/defaults.md has the source of each."""

@@ -23,6 +23,7 @@ from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.machine import allow_open_files
 from kfrl.nets import arch_of
+from kfrl.optim.kfac import COLD_UPDATES, factored_layers
 from kfrl.registry import exact_method
 from kfrl.runs.checkpoint import Checkpoint
 from kfrl.runs.folder import RUNS, RunFolder
@@ -129,12 +130,14 @@ def resolve(config: TrainConfig) -> Run:
     run = Run(config, protocol, spec, teachers, folder)
     _check_workers(run)
     try:
-        run.method().build(spec, teachers)
+        net = run.method().build(spec, teachers)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"The student (convs {config.convs}, hidden {config.hidden}) and its teachers cannot be put together on "
             f"{protocol.frame_stack} x {protocol.screen_size} x {protocol.screen_size} screens: {error}"
         ) from None
+    if config.algo == "acktr":
+        _check_factors(run, net)
     return run
 
 
@@ -164,6 +167,23 @@ def _check_workers(run: Run) -> None:
         raise UserError(
             f"Method {run.config.method_name} learns {most} games at the same time here, and a worker plays one: give "
             f"--algo a3c --workers {most} or more, got {run.config.algo} with {workers}."
+        )
+
+
+def _check_factors(run: Run, net: nn.Module) -> None:
+    """Refuse, for K-FAC, layers that it cannot factor and rollouts that are too small for its factors."""
+    method, phase, shape = run.method(), run.phases[0], run.config.shape
+    method.begin(net, 0, phase.games[0], rank=0)
+    trained = [p for group in method.parameter_groups(net) if group.sgd is None for p in group.parameters]
+    layers = factored_layers(net, trained)
+    widest = max(layers, key=lambda name: len(layers[name].weight))
+    units, least = len(layers[widest].weight), -(-len(layers[widest].weight) // COLD_UPDATES)
+    samples = min(shape.envs_per_worker * shape.t_max, run.config.acktr.fisher_samples)
+    if samples < least:
+        raise UserError(
+            f"A rollout of {shape.envs_per_worker} games x {shape.t_max} steps gives --algo acktr {samples} samples "
+            f"for its factors; the {units} outputs of {widest} need {least} or more, because their factor is used "
+            f"after {COLD_UPDATES} updates. Give more --envs-per-worker, --t-max or --fisher-samples."
         )
 
 

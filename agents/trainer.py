@@ -139,6 +139,7 @@ class Trainer(ABC):
         self.place()
         self.method.begin(self.net, index, self.phase.games[0], rank=0)
         self.groups = self.method.parameter_groups(self.net)
+        self.optimiser_state: dict[str, Tensor] = {}
         self.shared = SharedModel.create(self.groups, self.run.config.shape.workers)
         bind(self.groups, self.shared.parameters)
 
@@ -328,6 +329,7 @@ class Trainer(ABC):
             views = named_views(self.net, self.groups, getattr(self.shared, name))
             tensors |= {f"{name}.{parameter}": view for parameter, view in views.items()}
         tensors["adam_steps"] = self.shared.adam_steps
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in self.optimiser_state.items()}
         played = self.step + self.source_steps
         save_checkpoint(self.run.folder.checkpoints, played, {k: t.cpu() for k, t in tensors.items()}, state)
         if self.step:
@@ -344,6 +346,7 @@ class Trainer(ABC):
             for parameter, saved in checkpoint.prefixed(f"{name}.").items():
                 views[parameter].copy_(saved)
         self.shared.adam_steps.copy_(checkpoint.tensors["adam_steps"])
+        self.optimiser_state |= checkpoint.prefixed("optimiser.")
         self.shared.steps[0] = state.get("phase_step", state["global_step"])
         self._own_steps_before = state["global_step"] - (self.shared.global_step if self.on_target else 0)
         self.shared.other_steps[0] = state.get("source_steps", 0) - self.source_steps

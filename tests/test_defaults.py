@@ -29,7 +29,7 @@ def known() -> Iterator[tuple[str, Any]]:
 
 
 def shaped(name: str) -> str:
-    return " / ".join(str(getattr(TrainConfig(algo=algo).shape, name)) for algo in ("a3c", "a2c", "ppo"))
+    return " / ".join(str(getattr(TrainConfig(algo=algo).shape, name)) for algo in ("a3c", "a2c", "ppo", "acktr"))
 
 
 def said(name: str, value: Any) -> bool:

@@ -97,7 +97,7 @@ class Method(OwnSettings, Generic[Net]):
     takes_sources = "none"
     """`none`; `beside` or `before`: --source-games, at the same time or in phases before; `teachers-beside` or
     `teachers-before`: the games that its teachers play, likewise."""
-    algos: tuple[str, ...] = ("a3c", "a2c", "ppo")
+    algos: tuple[str, ...] = ("a3c", "a2c", "ppo", "acktr")
     """The values of `--algo` that it runs under."""
     leans_on_teachers = False
     """Whether a trained net may need its teachers beside what is exported; `independent` says when it does not."""

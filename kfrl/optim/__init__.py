@@ -1,0 +1,1 @@
+"""Optimisers that see a net's modules."""

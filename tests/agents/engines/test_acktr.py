@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agents.config import ACKTRConfig, FlowConfig, TrainConfig
+from agents.engines.acktr import ACKTRTrainer, NaturalGradient, log_likelihood
+from agents.engines.shared import SharedModel, bind
+from agents.launch import Session
+from agents.methods.base import ParameterGroup
+from agents.run import reopen, resolve
+from agents.trainer import Trainer
+from kfrl.errors import UserError
+from kfrl.optim.kfac import COLD_UPDATES, KroneckerFactors, basis, precondition, trust
+from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.training.session import Silent
+
+TINY: dict[str, Any] = {
+    **{"game": "Breakout", "algo": "acktr", "envs_per_worker": 2, "t_max": 4, "hidden": 8, "convs": ((4, 8, 8),)},
+    **{"steps": 8 * (COLD_UPDATES + 3), "curve_points": 0, "eval_episodes": 0},
+}
+
+LINKED = FlowConfig(fold_at=None)
+
+
+def test_a_values_factor_is_that_of_a_standard_deviation_of_a_half_and_the_actions_that_of_the_policy() -> None:
+    logits, values = torch.randn(1, 3).expand(40_000, 3).clone().requires_grad_(), torch.zeros(40_000).requires_grad_()
+    state = torch.get_rng_state()
+    likelihood = log_likelihood(logits, values, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    policy, value = torch.autograd.grad(likelihood.sum(), [logits, values])
+    assert value.square().mean() == pytest.approx(4.0, rel=0.03)
+    p = logits[0].detach().softmax(0)
+    torch.testing.assert_close(policy.T @ policy / 40_000, torch.diag(p) - torch.outer(p, p), rtol=0, atol=0.01)
+    assert (policy[:, 0] @ value / 40_000).abs() < 0.05
+
+
+def learner(config: ACKTRConfig) -> tuple[nn.Linear, Tensor, SharedModel, KroneckerFactors, NaturalGradient]:
+    layer = nn.Linear(3, 2)
+    groups = [ParameterGroup((layer.weight, layer.bias))]
+    shared = SharedModel.create(groups, 1)
+    grads = torch.zeros_like(shared.parameters)
+    bind(groups, shared.parameters, grads)
+    factors = KroneckerFactors({"only": layer}, {})
+    return layer, grads, shared, factors, NaturalGradient(shared, groups, factors, config, max_grad_norm=0.5)
+
+
+def test_cold_updates_are_momentum_on_clipped_gradients_and_then_the_natural_ones_begin_anew() -> None:
+    config = ACKTRConfig(inverse_period=1)
+    layer, grads, shared, factors, optimiser = learner(config)
+    with factors.recording():
+        z = layer(torch.randn(6, 3))
+    factors.observe(z.log_softmax(1)[:, 0])
+    gradient = torch.randn(8)
+    expected, momentum = shared.parameters.clone(), torch.zeros(8)
+    for _ in range(COLD_UPDATES):
+        grads.copy_(gradient)
+        assert optimiser.push(grads, 0.25) == pytest.approx(float(gradient.norm()))
+        momentum = 0.9 * momentum + gradient * min(1.0, 0.5 / float(gradient.norm()))
+        expected = expected - 0.25 * momentum
+    torch.testing.assert_close(shared.parameters, expected)
+    matrix = torch.cat([gradient[:6].view(2, 3), gradient[6:, None]], 1)
+    found = precondition(matrix, basis(factors.state["only.inputs"]), basis(factors.state["only.outputs"]), 0.01)
+    nu = trust(float((found * matrix).sum()), 0.25, config.trust_region)
+    assert nu < 1
+    step = torch.cat([found[:, :3].flatten(), found[:, 3]]) * nu
+    for momentum in (step, 1.9 * step):
+        grads.copy_(gradient)
+        optimiser.push(grads, 0.25)
+        expected = expected - 0.25 * 0.1 * momentum
+        torch.testing.assert_close(shared.parameters, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_is_dropped() -> None:
+    _, grads, shared, _, optimiser = learner(ACKTRConfig())
+    before = shared.parameters.clone()
+    assert optimiser.push(grads.fill_(float("nan")), 0.25) is None
+    assert torch.equal(shared.parameters, before)
+
+
+def test_a_run_keeps_its_factors_in_the_checkpoint(tmp_path: Path, noise_games: None) -> None:
+    session = Session.start(TrainConfig(**TINY, run_dir=tmp_path / "run"))
+    session.complete(Silent())
+    factors = session.trainer.optimiser_state
+    assert int(factors["count"]) == COLD_UPDATES + 3
+    assert {
+        f"{name}.{side}.vectors" for name in ("conv1", "fc", "policy", "value") for side in ("inputs", "outputs")
+    } < set(factors)
+    resumed: Trainer = ACKTRTrainer(
+        reopen(tmp_path / "run"), Silent(), latest_checkpoint(tmp_path / "run" / "checkpoint")
+    )
+    assert resumed.optimiser_state.keys() == factors.keys()
+    assert all(torch.equal(resumed.optimiser_state[name], tensor) for name, tensor in factors.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden": 256}, "2 games x 4 steps gives --algo acktr 8 samples .* 256 outputs of fc need 24 or more"),
+        (
+            {"method": "knowledge-flow", "teachers": "zoo:pong", "flow": LINKED},
+            "cannot factor the Fisher matrix of .*--algo a2c",
+        ),
+        ({"method": "progressive", "teachers": "zoo:pong"}, "cannot factor the Fisher matrix of .*scalars"),
+    ],
+)
+def test_what_cannot_be_factored_is_refused_before_anything_is_written(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve(TrainConfig(**TINY | changes))
