@@ -14,9 +14,7 @@ from agents.run import Run, reopen
 from agents.teachers.formats import save_agent
 from kfrl.errors import UserError
 from kfrl.runs.checkpoint import latest_checkpoint
-from kfrl.seeding import stream
-
-SEED_STREAM = 999_997
+from kfrl.seeding import EVALUATION, stream
 
 
 class LinkedRun:
@@ -57,7 +55,7 @@ class LinkedRun:
     def fold(self, observations: int, said: Callable[[str], None]) -> None:
         """Play with the links for so many observations, and fold on them; `said` gets a line for each layer."""
         config = self.run.config
-        seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, SEED_STREAM))
+        seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, EVALUATION))
         for line in self.net.fold(seen):
             said(line)
 

@@ -14,11 +14,12 @@ from agents.engines.registry import ENGINES
 from agents.evaluation.play import Evaluation, Policy, evaluate
 from agents.run import Run, reopen, resolve
 from agents.teachers.formats import load_agent
-from agents.trainer import Display, Trainer
+from agents.trainer import Status, Trainer
 from kfrl.runs.checkpoint import checkpoint_to_resume
 from kfrl.runs.provenance import commit, sha256
 from kfrl.training import session
 from kfrl.training.session import Result, Silent, begin, settings_of
+from kfrl.training.trainer import Display
 
 Play = Callable[[Policy, str], Evaluation]
 """Plays the final games of a policy that has a title."""
@@ -49,7 +50,7 @@ class Session(session.Session[Run, Trainer]):
         run = reopen(folder)
         return cls(run, checkpoint_to_resume(run.folder.checkpoints))
 
-    def build(self, display: Display) -> Trainer:
+    def build(self, display: Display[Status]) -> Trainer:
         """The engine of the run's algorithm."""
         return ENGINES[self.run.config.algo](self.run, display, self.checkpoint)
 
@@ -116,7 +117,7 @@ def linked_policy(run: Run, net: nn.Module) -> Policy | None:
     return lambda obs: method.forward(net, obs, method.features(net, obs)).logits
 
 
-def train(config: TrainConfig | Mapping[str, Any], display: Display | None = None) -> Result:
+def train(config: TrainConfig | Mapping[str, Any], display: Display[Status] | None = None) -> Result:
     """Train a student on a game and score it: all that `kfrl train` does but flags and printing.
 
     Works in any thread. On the main one, Ctrl-C and SIGTERM end the run between two updates, with a checkpoint.
@@ -132,7 +133,7 @@ def train(config: TrainConfig | Mapping[str, Any], display: Display | None = Non
     return Session.start(config).complete(display or Silent())
 
 
-def resume(folder: Path | str, display: Display | None = None) -> Result:
+def resume(folder: Path | str, display: Display[Status] | None = None) -> Result:
     """Go on with a run from its latest checkpoint, and score it; one that is finished is only read.
 
     Raises:

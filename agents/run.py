@@ -28,7 +28,7 @@ from kfrl.registry import exact_method
 from kfrl.runs.checkpoint import Checkpoint
 from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.provenance import check_pinned, commit
-from kfrl.seeding import stream
+from kfrl.seeding import EVALUATION, stream
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Run:
     @property
     def final_seed(self) -> int:
         """Of the final games: the run's own, so that an interval over seeds has the games' starts in it."""
-        return stream(self.config.seed, 999_997)
+        return stream(self.config.seed, EVALUATION)
 
     def rules(self, task: NetSpec) -> Protocol:
         """The protocol that a game of this run is learned under: the same rules for all."""

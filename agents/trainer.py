@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +23,15 @@ from kfrl.machine import cores
 from kfrl.nets import arch_of
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
 from kfrl.runs.metrics import MetricsWriter
-from kfrl.seeding import seed_everything, stream
+from kfrl.seeding import CURVE, PLAY, seed_everything, stream
+from kfrl.training import trainer as training
 from kfrl.training.signals import noting_signals
+from kfrl.training.trainer import Display, Outcome
 
 ROWS = 500
 """How many rows a run's metrics.csv gets."""
 RECENT = 100
 """Games in the running mean of the raw return."""
-PLAY_STREAM = 999_998
-"""The stream of random numbers of `Play`."""
 
 
 @dataclass(frozen=True)
@@ -61,32 +60,6 @@ class Status:
         return (self.steps - self.step) / self.steps_per_sec if self.steps_per_sec else None
 
 
-class Display(Protocol):
-    """Shows a run; the command line brings one."""
-
-    def update(self, status: Status) -> None:
-        """Show where the run stands."""
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    net: nn.Module
-    """The net that trained, links and all."""
-    step: int
-    """Agent steps in the run's own game."""
-    source_steps: int = 0
-    """Agent steps in its source games."""
-    stopped_by: int | None = None
-    """The signal that stopped it."""
-    failure: str | None = None
-    """What ended it early: a learner's traceback, or the way it died."""
-
-
 @dataclass
 class _Window:
     """What was reported since the last row of metrics."""
@@ -98,25 +71,22 @@ class _Window:
     since: float = field(default_factory=time.monotonic)
 
 
-class Trainer(ABC):
+class Trainer(training.Trainer[Run, Status]):
     """One run of one model, phase by phase; an engine says how its updates come about."""
 
-    def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(self, run: Run, display: Display[Status], checkpoint: Checkpoint | None = None) -> None:
         """Build the model, from a checkpoint if there is one."""
-        self.run, self.display = run, display
+        super().__init__(run, display)
         seed_everything(stream(run.config.seed, 0))
         self.method = run.method()
         self.net = self.method.build(run.spec, run.teachers)
         self.phases = run.phases
-        self.session, self._elapsed = 0, 0.0
-        self._started = self._saved = time.monotonic()
+        self.session = 0
         self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self._student_return: float | None = None
         self._own_steps_before = 0
         self._rate = 0.0
         self._evaluator: Evaluator | None = None
-        self._signal: int | None = None
-        self._failure: str | None = None
         if checkpoint is None:
             with _all_cores():
                 for line in self.method.prepare(self.net, self._play):
@@ -128,7 +98,7 @@ class Trainer(ABC):
 
     def _play(self, count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """See `Play`."""
-        seed = stream(self.run.config.seed, PLAY_STREAM + self._own_steps_before)
+        seed = stream(self.run.config.seed, PLAY + self._own_steps_before)
         seen = observe(self.run.rules(self.run.spec), count, policy, seed)
         self._own_steps_before += steps_for(count)
         return seen
@@ -200,17 +170,12 @@ class Trainer(ABC):
         """The learning rate now."""
         return self.run.config.shape.lr * self.phase.lr_share(self.progress)
 
-    @property
-    def stopping(self) -> bool:
-        """Whether a signal or a failure ends the run."""
-        return self._signal is not None or self._failure is not None
-
     def train(self) -> Outcome:
         """Learn, phase by phase, until the steps are done, a signal comes or a learner fails; then save."""
         config = self.run.config
         with noting_signals(self.stop):
             if config.curve_points:
-                seed = stream(config.seed, 999_999)
+                seed = stream(config.seed, CURVE)
                 self._evaluator = Evaluator(self.run.protocol, config.curve_episodes, seed)
             try:
                 self.learn()
@@ -224,7 +189,7 @@ class Trainer(ABC):
         self._close_logs()
         self.method.schedule(self.net, self.progress)
         self.save()
-        return Outcome(self.net, self.step, self.source_steps, self._signal, self._failure)
+        return Outcome(self.net, self.step, self.source_steps, self.signal, self.failure)
 
     def _next_phase(self) -> bool:
         """Go on to the next phase; False if the run is `stopping` before that."""
@@ -263,19 +228,13 @@ class Trainer(ABC):
         self._window.scores.setdefault(report.game, []).extend(scores)
         self._recent[report.game].extend(scores)
 
-    def fail(self, reason: str | None) -> None:
-        """Keep the first reason to stop; the others follow from it."""
-        self._failure = self._failure or reason
-
     def tick(self) -> None:
         """Log, evaluate, checkpoint and show, each when it is due."""
         step = self._logged_step
         if self._row.due(step):
             self._log_row()
         self._evaluate_along(step)
-        if time.monotonic() - self._saved > self.run.config.checkpoint_every:
-            self.save()
-            self._saved = time.monotonic()
+        self.save_if_due(self.run.config.checkpoint_every)
         self.display.update(self._status())
 
     def _finish_curve(self) -> None:
@@ -322,7 +281,7 @@ class Trainer(ABC):
             "dropped": int(self.shared.dropped.sum()),
             "session": self.session,
             "teacher_sha256": list(self.run.config.teacher_sha256),
-            "elapsed_sec": self._elapsed + time.monotonic() - self._started,
+            "elapsed_sec": self.elapsed_sec,
         }
         tensors: dict[str, Tensor] = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
         for name in ("exp_avg", "exp_avg_sq"):
@@ -355,10 +314,6 @@ class Trainer(ABC):
         self.session = state["session"] + 1
         self._elapsed = state["elapsed_sec"]
 
-    def stop(self, number: int) -> None:
-        """End between two updates, as signal `number` does; from any thread."""
-        self._signal = number
-
     def _close_logs(self) -> None:
         self._log_row()
         self._metrics.close()
@@ -377,7 +332,7 @@ class Trainer(ABC):
             "charts/updates": float(self.shared.updates.sum()),
             "charts/dropped_updates": float(self.shared.dropped.sum()),
             "time/steps_per_sec": self._rate,
-            "time/elapsed_sec": self._elapsed + now - self._started,
+            "time/elapsed_sec": self.elapsed_sec,
         }
         self._metrics.log(step, values | self._method_metrics())
         self._window = _Window(step)

@@ -26,7 +26,7 @@ class ConfidencePenalty(Method):
         penalty: NonNegative = 0.1
         """beta, the weight of the negative entropy."""
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The terms of the loss; their sum is minimised."""
         log_probs = net(batch.images).log_softmax(1)
         entropy = -(log_probs.exp() * log_probs).sum(1).mean()

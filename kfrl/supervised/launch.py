@@ -13,10 +13,11 @@ from kfrl.runs.checkpoint import checkpoint_to_resume
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.run import Run, reopen, resolve
-from kfrl.supervised.trainer import Display, Trainer
+from kfrl.supervised.trainer import Status, Trainer
 from kfrl.training import session
 from kfrl.training.ranks import ranks
 from kfrl.training.session import Result, Silent, begin, settings_of
+from kfrl.training.trainer import Display
 
 
 class Session(session.Session[Run, Trainer]):
@@ -47,7 +48,7 @@ class Session(session.Session[Run, Trainer]):
         run = reopen(folder)
         return cls(run, checkpoint_to_resume(run.folder.checkpoints))
 
-    def build(self, display: Display) -> Trainer:
+    def build(self, display: Display[Status]) -> Trainer:
         """The loop of epochs."""
         return Trainer(self.run, display, self.checkpoint)
 
@@ -68,7 +69,7 @@ class Session(session.Session[Run, Trainer]):
         return result
 
 
-def train(config: SupervisedConfig | Mapping[str, Any], display: Display | None = None) -> Result:
+def train(config: SupervisedConfig | Mapping[str, Any], display: Display[Status] | None = None) -> Result:
     """Train a classifier and score it: all that `kfrl supervised train` does but flags and printing.
 
     Works in any thread. On the main one, Ctrl-C and SIGTERM end the run between two updates, with a checkpoint.
@@ -84,7 +85,7 @@ def train(config: SupervisedConfig | Mapping[str, Any], display: Display | None 
     return Session.start(config).complete(display or Silent())
 
 
-def resume(folder: Path | str, display: Display | None = None) -> Result:
+def resume(folder: Path | str, display: Display[Status] | None = None) -> Result:
     """Go on with a run from its latest checkpoint, and score it; one that is finished is only read.
 
     Raises:

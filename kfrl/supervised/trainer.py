@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,8 +26,10 @@ from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.evaluate import Evaluation, evaluate
 from kfrl.supervised.methods.base import AnyMethod, Predictor, Progress
 from kfrl.supervised.run import Run
+from kfrl.training import trainer as training
 from kfrl.training.ranks import ranks
 from kfrl.training.signals import noting_signals
+from kfrl.training.trainer import Display, Outcome
 
 CHECK_EVERY = 50
 """Updates between two looks at whether the loss is still a number; each waits for the device."""
@@ -58,30 +60,6 @@ class Status:
     """The method's own, e.g. p per layer."""
 
 
-class Display(Protocol):
-    """Shows a run; the command line brings one."""
-
-    def update(self, status: Status) -> None:
-        """Show where the run stands."""
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    net: nn.Module
-    """The module that trained, links and all."""
-    epoch: int
-    """Whole epochs that are done."""
-    stopped_by: int | None = None
-    """The signal that stopped it."""
-    failure: str | None = None
-    """What ended it early."""
-
-
 class _Loss(nn.Module):
     """A method's loss as a module's forward pass, which DistributedDataParallel needs."""
 
@@ -92,15 +70,16 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The terms of the loss."""
-        return self.method.loss(self.net, batch, progress)
+        return self.method.losses(self.net, batch, progress)
 
 
-class Trainer:
+class Trainer(training.Trainer[Run, Status]):
     """One run of one method."""
 
-    def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(self, run: Run, display: Display[Status], checkpoint: Checkpoint | None = None) -> None:
         """Build what trains, from a checkpoint if there is one."""
-        self.run, self.display, self.config = run, display, run.config
+        super().__init__(run, display)
+        self.config = run.config
         self.ranks = ranks()
         self.device = torch.device(run.config.device)
         seed_everything(stream(run.config.seed, 0))
@@ -120,7 +99,6 @@ class Trainer:
         self._last_validation: float | None = None
         self._best_epoch = 0
         self._kept: dict[str, Tensor] = {}
-        self._elapsed = 0.0
         self._optimiser = self._begin_stage(self._stage)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -130,9 +108,7 @@ class Trainer:
         self._session_updates = self.updates
         self._started = self._saved = time.monotonic()
         self._shown = 0.0
-        self._signal: int | None = None
         self._noted = 0
-        self._failure: str | None = None
 
     def _open_metrics(self, resumed_at: int | None) -> MetricsWriter | None:
         return MetricsWriter(self.run.folder.path, resumed_at) if self.ranks.first else None
@@ -176,25 +152,21 @@ class Trainer:
         """Update until the epochs are done, a signal comes or the loss is no number; then save."""
         with noting_signals(self.stop):
             try:
-                while not self.finished and not self._stopping:
+                while not self.finished and not self.stopping:
                     self._run_epoch()
             except RuntimeError as error:
-                self._failure = self._lost(error)
+                self.fail(self._lost(error))
         if self._metrics is not None:
             self._metrics.close()
-        if self._failure is None:
+        if self.failure is None:
             self.save()
-        return Outcome(self.net, self._epoch, self._signal, self._failure)
-
-    @property
-    def _stopping(self) -> bool:
-        return self._signal is not None or self._failure is not None
+        return Outcome(self.net, self._epoch, stopped_by=self.signal, failure=self.failure)
 
     def stop(self, number: int) -> None:
         """End between two updates, as signal `number` does; from any thread."""
         self._noted = number
         if self.ranks.world == 1:
-            self._signal = number
+            self.signal = number
 
     def _lost(self, error: RuntimeError) -> str:
         """What to say of an error that another process's end has caused; any other is raised again."""
@@ -211,19 +183,19 @@ class Trainer:
             self.update(batch)
             if self.ranks.world > 1:
                 # All stop after the same update.
-                self._signal = self.ranks.largest(self._noted) or None
+                self.signal = self.ranks.largest(self._noted) or None
             if self._batch % CHECK_EVERY == 0 or self._batch == len(self.images):
                 self._check_losses()
             self._tick()
-            if self._stopping:
+            if self.stopping:
                 break
-        if self._failure is None and self._batch == len(self.images):
+        if self.failure is None and self._batch == len(self.images):
             self._end_epoch()
 
     def update(self, batch: Batch) -> None:
         """One step of the optimiser on one batch."""
         progress = self.progress()
-        self.method.before_update(self.net, progress)
+        self.method.schedule(self.net, progress)
         for group in self._optimiser.param_groups:
             group["lr"] = group["base_lr"] * self._rate(progress.in_stage)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -249,7 +221,7 @@ class Trainer:
     def _check_losses(self) -> None:
         wrong = [name for name, value in self._means(1).items() if not math.isfinite(value)]
         if wrong:
-            self._failure = (
+            self.fail(
                 f"The loss is no number any more ({', '.join(wrong)}), in epoch {self._epoch + 1}. A lower --lr than "
                 f"{self.config.lr:g} may help."
             )
@@ -257,7 +229,7 @@ class Trainer:
     def _shared_loss(self) -> Callable[[Batch, Progress], dict[str, Tensor]]:
         """The method's loss, after which several processes have the mean of their gradients."""
         if self.ranks.world == 1:
-            return partial(self.method.loss, self.net)
+            return partial(self.method.losses, self.net)
         # The loss of a process is the mean over its share of the batch, and all shares are equal.
         return DistributedDataParallel(_Loss(self.method, self.net), find_unused_parameters=True)
 
@@ -292,7 +264,7 @@ class Trainer:
             "charts/epoch": float(self._epoch),
             "charts/learning_rate": self._optimiser.param_groups[0]["lr"],
             "time/images_per_sec": self._images_per_sec(),
-            "time/elapsed_sec": self._elapsed + time.monotonic() - self._started,
+            "time/elapsed_sec": self.elapsed_sec,
         }
         if self._metrics is not None:
             self._metrics.log(self.updates, values | self.method.metrics(self.net))
@@ -371,7 +343,7 @@ class Trainer:
         if self._kept:
             self.net.load_state_dict(self._kept)
         updates = kept.card.epochs * len(self.images)
-        self.method.before_update(self.net, self.progress(max(0, updates - 1)))
+        self.method.schedule(self.net, self.progress(max(0, updates - 1)))
         self.net.eval()
         student = kept.net.to(self.device)
         channels_last(student)
@@ -458,7 +430,7 @@ class Trainer:
             "best_epoch": self._best_epoch,
             "last_validation": self._last_validation,
             "processes": self.ranks.world,
-            "elapsed_sec": self._elapsed + time.monotonic() - self._started,
+            "elapsed_sec": self.elapsed_sec,
         }
         save_checkpoint(self.run.folder.checkpoints, self.updates, tensors, state)
         if self._best is None or not self._in_last_stage:
@@ -498,9 +470,8 @@ class Trainer:
     # --- showing ----------------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        if self.ranks.first and time.monotonic() - self._saved > self.config.checkpoint_every:
-            self.save()
-            self._saved = time.monotonic()
+        if self.ranks.first:
+            self.save_if_due(self.config.checkpoint_every)
         if time.monotonic() - self._shown > SHOW_EVERY:
             self.display.update(self._status())
             self._shown = time.monotonic()

@@ -11,15 +11,16 @@ from tempfile import TemporaryDirectory
 
 from kfrl.runs.folder import RunFolder
 from kfrl.supervised.run import Run
-from kfrl.supervised.trainer import Display, Trainer
+from kfrl.supervised.trainer import Status, Trainer
 from kfrl.training.session import Silent
+from kfrl.training.trainer import Display
 
 MEASURED = 2.0
 """Seconds of updates that a rate is measured over, at least; an epoch at most."""
 
 
 @contextmanager
-def trial(run: Run, display: Display) -> Iterator[tuple[Trainer, float]]:
+def trial(run: Run, display: Display[Status]) -> Iterator[tuple[Trainer, float]]:
     """A trainer before its first update, and how many images a second another one trained on; leaves no file."""
     with TemporaryDirectory(prefix="kfrl-trial-") as folder:
         elsewhere = replace(run, folder=RunFolder(Path(folder)))

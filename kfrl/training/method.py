@@ -28,6 +28,19 @@ class OwnSettings:
     """A frozen dataclass; every field has a default and a line of text below it, which is its help."""
     config_groups: tuple[str, ...] = ()
     """The groups of common settings that it reads."""
+    former_hooks: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Hooks that have another name now: old to new."""
+
+    def __init_subclass__(cls) -> None:
+        """Refuse a method with a hook that nobody would call.
+
+        Raises:
+            UserError: a hook by its former name.
+        """
+        super().__init_subclass__()
+        for old, new in cls.former_hooks:
+            if old in vars(cls):
+                raise UserError(f"Method {cls.__name__} defines {old}(), which nothing calls: it is {new}() now.")
 
     @cached_property
     def own(self) -> Any:

@@ -16,6 +16,7 @@ from kfrl.config import validated
 from kfrl.errors import UserError
 from kfrl.runs.checkpoint import Checkpoint
 from kfrl.runs.folder import RunFolder
+from kfrl.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -51,28 +52,6 @@ class AnyRun(Protocol):
         """Where the run writes."""
 
 
-class AnyOutcome(Protocol):
-    """How training ended."""
-
-    @property
-    def stopped_by(self) -> int | None:
-        """The signal that stopped it."""
-
-    @property
-    def failure(self) -> str | None:
-        """What ended it early."""
-
-
-class AnyTrainer(Protocol):
-    """What trains."""
-
-    def stop(self, number: int) -> None:
-        """End between two updates, as signal `number` does; from any thread."""
-
-    def train(self) -> AnyOutcome:
-        """Train until the run's budget is spent, a signal comes or a learner fails; then save."""
-
-
 @dataclass(frozen=True)
 class Result:
     """What a run came to."""
@@ -88,7 +67,7 @@ class Result:
 
 
 R = TypeVar("R", bound=AnyRun)
-T = TypeVar("T", bound=AnyTrainer)
+T = TypeVar("T", bound=Trainer[Any, Any])
 
 
 class Session(ABC, Generic[R, T]):

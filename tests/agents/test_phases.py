@@ -18,11 +18,12 @@ from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
 from agents.run import Run, resolve
 from agents.teachers.formats import Teacher, read_card
 from agents.teachers.store import find_teacher
-from agents.trainer import Outcome, Status, Trainer
+from agents.trainer import Status, Trainer
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
+from kfrl.training.trainer import Outcome
 
 
 class Body(nn.Module):

@@ -37,6 +37,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("import nothing_such", "line 1: ModuleNotFoundError: No module named 'nothing_such'"),
         ("x = 1\nx = = 2", "line 2: SyntaxError"),
         ("x = 1\n\n\n1 / 0", "line 4: ZeroDivisionError"),
+        (
+            "from kfrl.supervised.methods.base import Method\nclass A(Method):\n    def loss(self): ...\nMETHOD = A",
+            "line 2: UserError: Method A defines loss(), which nothing calls: it is losses() now",
+        ),
         ("x = 1", "defines no method. Derive a class from kfrl.supervised.methods.base.Method and name it"),
         ("METHOD = int", "should be a class derived from kfrl.supervised.methods.base.Method, got <class 'int'>"),
         ("from agents.methods.base import Method as METHOD", "derived from kfrl.supervised.methods.base.Method"),

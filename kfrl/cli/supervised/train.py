@@ -100,7 +100,7 @@ def _train(session: Session) -> int:
             display.fail(f"{outcome.failure}{again}")
             return 1
         if outcome.stopped_by is not None:
-            display.say(f"Stopped in epoch {outcome.epoch + 1}; a checkpoint is written.")
+            display.say(f"Stopped in epoch {outcome.step + 1}; a checkpoint is written.")
             display.say(f"Resume with: {session.resume_command}")
             return 128 + outcome.stopped_by
         _conclude(display, session.run, session.finish())

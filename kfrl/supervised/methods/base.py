@@ -98,6 +98,7 @@ class Method(OwnSettings, Generic[Net]):
 
     takes_teachers = "none"
     """`none`, `one`, `some` (at least one) or `any` (also none)."""
+    former_hooks = (("loss", "losses"), ("before_update", "schedule"))
 
     def __init__(self, config: SupervisedConfig) -> None:
         """Keep the run's settings."""
@@ -156,10 +157,10 @@ class Method(OwnSettings, Generic[Net]):
         """Set the modes of the nets for training; called when a stage or an epoch begins."""
         net.train()
 
-    def before_update(self, net: Net, progress: Progress) -> None:
+    def schedule(self, net: Net, progress: Progress) -> None:
         """Bring the schedules that live in the net up to date."""
 
-    def loss(self, net: Net, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: Net, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The named terms of the loss: scalars, already weighted; their sum is minimised."""
         return {"task": F.cross_entropy(net(batch.images), batch.labels)}
 

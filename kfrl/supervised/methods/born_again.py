@@ -45,7 +45,7 @@ class BornAgain(Method[nn.ModuleList]):
         net.eval()
         net[stage].train()
 
-    def loss(self, net: nn.ModuleList, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: nn.ModuleList, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """L(y, f_k) + L(f_{k-1}, f_k); the second up to a constant, the teacher's entropy."""
         logits = net[progress.stage](batch.images)
         terms = {"task": F.cross_entropy(logits, batch.labels)}

@@ -55,7 +55,7 @@ class Collaborative(Method[nn.ModuleDict]):
         self._layers = {edge: _layers_of(edge, nets, task) for edge in self.graph.edges if edge.loss in MAPS}
         return made
 
-    def loss(self, net: nn.ModuleDict, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: nn.ModuleDict, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """A term an edge. What a source says is a constant."""
         said = {name: self._ask(name, teacher.net, batch.images) for name, teacher in self.frozen.items()}
         said |= {name: self._ask(name, net[key], batch.images) for name, key in self.trained.items()}

@@ -70,7 +70,7 @@ class FitNets(Method[FitNet]):
             Stage("soft targets", self.config.epochs - epochs, (ParameterGroup(tuple(net.student.parameters())),)),
         )
 
-    def loss(self, net: FitNet, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: FitNet, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq. 3, then eq. 2 of the paper."""
         return self._hint(net, batch) if progress.stage == 0 else self._soft(net.student, batch, progress.in_stage)
 

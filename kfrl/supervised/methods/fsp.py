@@ -93,10 +93,10 @@ class Fsp(Method):
             Stage("task", self.config.epochs - epochs, (ParameterGroup(tuple(net.parameters())),)),
         )
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq. 2 of the paper, then the cross-entropy alone."""
         if progress.stage == 1:
-            return super().loss(net, batch, progress)
+            return super().losses(net, batch, progress)
         with torch.no_grad():
             wanted = self._matrices(self.teachers[0].net, self.teacher_layers, batch.images)
         own = self._matrices(net, self.layers, batch.images)

@@ -23,7 +23,7 @@ class KnowledgeDistillation(Method):
         check_same_classes("kd", task, teachers)
         return super().build(task, teachers)
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Both terms."""
         targets = [teacher_logits(teacher, batch.images) for teacher in self.teachers]
         return distillation_terms(self.config.distillation, net(batch.images), batch.labels, targets)

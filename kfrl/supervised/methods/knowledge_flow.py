@@ -110,11 +110,11 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         weights = ParameterGroup(tuple(net.mixing.parameters()), self.flow.layer_weights_lr, weight_decay=False)
         return (Stage("train", self.config.epochs, (ParameterGroup(body), weights)),)
 
-    def before_update(self, net: KnowledgeFlow, progress: Progress) -> None:
+    def schedule(self, net: KnowledgeFlow, progress: Progress) -> None:
         """Move the forced hand-over on."""
         net.handover = self.hand_over(progress.in_run)
 
-    def loss(self, net: KnowledgeFlow, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: KnowledgeFlow, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The task, lambda_1(t) l_dep (eq. 5), lambda_2 l_KL (eq. 6) and, until independence, the hand-over."""
         said: dict[str, Any] = {}
         features = net.teacher_features(batch.images, said)

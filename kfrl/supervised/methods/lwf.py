@@ -152,7 +152,7 @@ class LearningWithoutForgetting(FineTune):
         """While only the new head trains, the body is as in evaluation: its batch statistics do not move either."""
         net.train(self.stages(net)[stage].name != "new head")
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The new task, and what holds the old one once the body trains."""
         if self.stages(net)[progress.stage].name == "new head":
             return {"task": F.cross_entropy(_split(net, batch.images)[1], batch.labels)}

@@ -24,7 +24,7 @@ class Mimic(Method):
         check_same_classes("mimic", task, teachers)
         return super().build(task, teachers)
 
-    def loss(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq. 1 of the paper."""
         wanted = torch.stack([teacher_logits(teacher, batch.images) for teacher in self.teachers]).mean(0)
         return {"mimic": mimic_loss(net(batch.images), wanted).mean()}

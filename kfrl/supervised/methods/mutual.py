@@ -29,7 +29,7 @@ class Mutual(Method[nn.ModuleList]):
         peers = split_names(self.config.mutual.peers) or (task.net,)
         return nn.ModuleList(task.make_net(name) for name in (task.net, *peers))
 
-    def loss(self, net: nn.ModuleList, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    def losses(self, net: nn.ModuleList, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq. 8 of the paper for every net; what the others say is a constant."""
         logits = [member(batch.images) for member in net]
         said = [one.detach() for one in logits]

@@ -19,8 +19,9 @@ from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
 from kfrl.supervised.launch import Session
 from kfrl.supervised.methods.base import Method, ParameterGroup, Stage
 from kfrl.supervised.run import Run, reopen
-from kfrl.supervised.trainer import Outcome, Trainer
+from kfrl.supervised.trainer import Trainer
 from kfrl.training.session import Silent
+from kfrl.training.trainer import Outcome
 
 SETTINGS = SupervisedConfig(data="digits", net="mlp-16-dropout", epochs=3, batch_size=64, augment="crop-flip", pad=1)
 
@@ -62,7 +63,7 @@ def test_a_baseline_learns_and_its_student_is_the_best_epoch(run: Callable[..., 
     made = run(net="mlp-64", epochs=8, augment="none")
     trainer, outcome = train(made)
     rows = read_metrics(made.folder.metrics)
-    assert outcome.epoch == 8 == len(rows)
+    assert outcome.step == 8 == len(rows)
     kept = load_classifier(made.folder.student).card
     best = max(row["val/accuracy"] for row in rows)
     assert kept.validation_accuracy == best > 0.9
@@ -101,7 +102,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
         display = InterruptAt(patch, at)
         outcome = Trainer(broken, display).train()
     assert outcome.stopped_by == signal.SIGINT
-    assert outcome.epoch < 3
+    assert outcome.step < 3
     torch.manual_seed(99)
     _, resumed = train(reopen(broken.folder.path), resume=True)
     assert resumed.epoch == 3

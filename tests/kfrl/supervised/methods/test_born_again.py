@@ -17,8 +17,8 @@ def method() -> BornAgain:
 def test_generation_0_has_no_teacher_and_each_later_one_that_before(method: BornAgain, batch, says) -> None:
     taught = torch.tensor([2.0, 1.0, 1.0]).log().tolist()
     nets = nn.ModuleList([says([9.0, 0.0, 0.0], [9.0, 0.0, 0.0]), says(taught, taught), says([0.0] * 3, [0.0] * 3)])
-    assert set(method.loss(nets, batch, Progress(0, 0.0, 0.0))) == {"task"}
-    terms = method.loss(nets, batch, Progress(2, 0.0, 0.0))
+    assert set(method.losses(nets, batch, Progress(0, 0.0, 0.0))) == {"task"}
+    terms = method.losses(nets, batch, Progress(2, 0.0, 0.0))
     kl = 0.5 * math.log(0.5 * 3) + 2 * 0.25 * math.log(0.25 * 3)
     assert {name: float(term.detach()) for name, term in terms.items()} == pytest.approx(
         {"task": math.log(3), "born_again": kl}, rel=1e-5

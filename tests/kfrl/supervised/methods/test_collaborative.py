@@ -46,7 +46,7 @@ def test_every_edge_is_a_gated_divergence_by_hand(task, taught, batch, says) -> 
     )
     # The student is as good as even, yet right about the second image alone, which has to make no difference.
     net["node_0"], net["node_1"] = says([0.0, 0.0, 1e-4], [0.0, 0.0, 1e-4]), says([0.0] * 3, [0.0] * 3)
-    terms = {name: float(t.detach()) for name, t in method.loss(net, batch, Progress(0, 0.9, 0.25)).items()}
+    terms = {name: float(t.detach()) for name, t in method.losses(net, batch, Progress(0, 0.9, 0.25)).items()}
     kl = 0.5 * math.log(0.5 * 3) + 2 * 0.25 * math.log(0.25 * 3)
     assert terms == pytest.approx(
         {
@@ -61,7 +61,7 @@ def test_every_edge_is_a_gated_divergence_by_hand(task, taught, batch, says) -> 
 
 def test_knowledge_goes_along_an_edge_and_not_back(task, batch) -> None:
     method, net = collaborative(task, [], A, B, LEARNS, EdgeConfig("labels", "b"), EdgeConfig("b", "a"))
-    terms = method.loss(net, batch, Progress(0, 0.0, 0.0))
+    terms = method.losses(net, batch, Progress(0, 0.0, 0.0))
     terms["b_to_a"].backward()
     assert float(net["node_0"].fc1.weight.grad.abs().sum()) > 0
     assert net["node_1"].fc1.weight.grad is None
@@ -84,7 +84,7 @@ def test_distillation_is_a_graph_of_two_nodes(task, taught, batch, says) -> None
     net = method.build(task(), [teacher])
     net["node_0"] = says([0.0] * 3, [0.0] * 3)
     p = torch.tensor([math.e, 1.0, 1.0]) / (math.e + 2)
-    loss = method.loss(net, batch, Progress(0, 0.0, 0.0))["old_to_a"]
+    loss = method.losses(net, batch, Progress(0, 0.0, 0.0))["old_to_a"]
     assert float(loss.detach()) == pytest.approx(4 * float((p * (3 * p).log()).sum()), rel=1e-4)
 
 
@@ -126,7 +126,7 @@ def test_names_that_a_module_could_not_have_are_fine(task, batch) -> None:
     name = NodeConfig("wide.net")
     method, net = collaborative(task, [], name, EdgeConfig("labels", "wide.net"))
     assert isinstance(net, nn.ModuleDict)
-    assert list(method.loss(net, batch, Progress(0, 0.0, 0.0))) == ["labels_to_wide.net"]
+    assert list(method.losses(net, batch, Progress(0, 0.0, 0.0))) == ["labels_to_wide.net"]
 
 
 def test_the_shipped_graph_is_sound() -> None:

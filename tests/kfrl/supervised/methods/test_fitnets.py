@@ -22,7 +22,7 @@ def test_the_hint_is_the_middle_layer_behind_a_relu_on_both_sides(task, taught, 
     hint = F.linear(F.linear(x, *teacher.fc1.parameters()).relu(), *teacher.fc2.parameters()).relu()
     guided = F.linear(F.linear(x, *student.fc1.parameters()).relu(), *student.fc2.parameters()).relu()
     guided = F.linear(guided, net.regressor.weight, net.regressor.bias).relu()
-    terms = method.loss(net, batch, Progress(0, 0.5, 0.1))
+    terms = method.losses(net, batch, Progress(0, 0.5, 0.1))
     assert hint.shape == guided.shape == (2, 8)
     assert set(terms) == {"hint"}
     torch.testing.assert_close(terms["hint"], 3.0 * 0.5 * (guided - hint).square().mean())
@@ -48,7 +48,7 @@ def test_the_weight_of_the_soft_targets_falls_linearly(
     method = FitNets(SupervisedConfig(distillation=DistillationConfig(temperature=2.0)))
     method.teachers = (taught(says([2.0, 0.0, 0.0], [0.0, 0.0, 0.0])),)
     student = says([0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
-    terms = method.loss(FitNet(student, nn.Identity()), batch, Progress(1, in_stage, 0.7))
+    terms = method.losses(FitNet(student, nn.Identity()), batch, Progress(1, in_stage, 0.7))
     # Softened, the teacher says e : 1 : 1 of the first image, and the same as the student of the second.
     p = torch.tensor([torch.e, 1.0, 1.0]) / (torch.e + 2)
     kl = float((p * (3 * p).log()).sum())
@@ -60,7 +60,7 @@ def test_the_regressor_is_a_convolution_that_fits_the_hint(task, taught) -> None
     method, net = build(task, taught, "conv-3-4", "resnet-8", guided_layer="layer1", hint_layer="stage2")
     assert net.regressor.weight.shape == (32, 3, 5, 5)
     assert net.regressor.bias is not None
-    terms = method.loss(net, Batch(torch.randn(2, 1, 8, 8), torch.tensor([0, 1])), Progress(0, 0.0, 0.0))
+    terms = method.losses(net, Batch(torch.randn(2, 1, 8, 8), torch.tensor([0, 1])), Progress(0, 0.0, 0.0))
     terms["hint"].backward()
     assert net.student.get_submodule("layer1")[0].weight.grad is not None
     assert net.student.get_submodule("layer2")[0].weight.grad is None

@@ -42,7 +42,7 @@ def test_the_first_stage_brings_the_flow_matrices_together(task, taught, batch: 
     for i in range(3):
         first, second = (flow(side[i] if i == 0 else function(side[i], 2), side[i + 1]) for side in (own, wanted))
         expected = expected + (first - second).square().mean((1, 2)).mean()
-    terms = method.loss(net, batch, Progress(0, 0.0, 0.0))
+    terms = method.losses(net, batch, Progress(0, 0.0, 0.0))
     assert set(terms) == {"fsp"}
     torch.testing.assert_close(terms["fsp"], 2.0 * expected)
 
@@ -50,7 +50,7 @@ def test_the_first_stage_brings_the_flow_matrices_together(task, taught, batch: 
 def test_the_second_stage_is_the_task_alone(task, taught, batch: Batch) -> None:
     method, net = build(task, taught)
     net.eval()
-    terms = method.loss(net, batch, Progress(1, 0.0, 0.5))
+    terms = method.losses(net, batch, Progress(1, 0.0, 0.5))
     assert set(terms) == {"task"}
     torch.testing.assert_close(terms["task"], F.cross_entropy(net(batch.images), batch.labels))
 

@@ -33,7 +33,7 @@ def test_old_layers_are_the_teachers_and_learn_at_a_tenth_of_the_rate_of_new_one
         f"body.{layer}.{part}" for layer in ("fc1", "fc2.old") for part in ("weight", "bias")
     }
     assert set(scales.values()) == {1.0, 10.0}
-    made.loss(net, batch, Progress(0, 0.0, 0.0))["task"].backward()
+    made.losses(net, batch, Progress(0, 0.0, 0.0))["task"].backward()
     # The old block is divided by its norm, and learns all the same.
     assert net.body.fc2.old.weight.grad.abs().max() > 0
 
@@ -44,7 +44,7 @@ def test_only_what_is_new_may_learn(task, taught, batch) -> None:
     (stage,) = made.stages(net)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     made.train_mode(net, 0)
-    made.loss(net, batch, Progress(0, 0.0, 0.0))["task"].backward()
+    made.losses(net, batch, Progress(0, 0.0, 0.0))["task"].backward()
     torch.optim.SGD(stage.groups[0].parameters, lr=1.0).step()
     moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {

@@ -32,7 +32,7 @@ def built(task, taught) -> Callable[..., tuple[KnowledgeFlowMethod, KnowledgeFlo
     def build(**flow: object) -> tuple[KnowledgeFlowMethod, KnowledgeFlow]:
         made = method(**flow)
         net = made.build(task("mlp-6-5"), [taught("mlp-7-4")])
-        made.before_update(net, START)
+        made.schedule(net, START)
         return made, net
 
     return build
@@ -45,7 +45,7 @@ def kl(p: Tensor, q: Tensor) -> float:
 
 def test_without_coefficients_the_loss_is_the_cross_entropy_with_links(built, batch: Batch) -> None:
     made, net = built()
-    terms = made.loss(net, batch, START)
+    terms = made.losses(net, batch, START)
     assert set(terms) == {"task", "dependence"}
     assert float(terms["task"].detach()) == pytest.approx(
         float(F.cross_entropy(net(batch.images), batch.labels).detach())
@@ -57,7 +57,7 @@ def test_without_coefficients_the_loss_is_the_cross_entropy_with_links(built, ba
 def test_l_dep_grows_linearly_and_is_the_mean_of_minus_log_p(built, batch: Batch) -> None:
     made, net = built(dependence_coef=0.5, student_weight=0.2)
     at_half = Progress(0, 0.5, 0.5)
-    assert float(made.loss(net, batch, at_half)["dependence"].detach()) == pytest.approx(-0.25 * math.log(0.2))
+    assert float(made.losses(net, batch, at_half)["dependence"].detach()) == pytest.approx(-0.25 * math.log(0.2))
 
 
 def test_the_reproductions_loss_is_cross_entropy_plus_l_dep_from_the_start(task, taught, batch: Batch) -> None:
@@ -65,8 +65,8 @@ def test_the_reproductions_loss_is_cross_entropy_plus_l_dep_from_the_start(task,
     made = KnowledgeFlowMethod(config)
     net = made.build(task("mlp-6-5"), [taught("mlp-7-4")])
     for at in (0.0, 0.5):
-        made.before_update(net, Progress(0, at, at))
-        terms = made.loss(net, batch, Progress(0, at, at))
+        made.schedule(net, Progress(0, at, at))
+        terms = made.losses(net, batch, Progress(0, at, at))
         assert set(terms) == {"task", "dependence"}
         # p is 0.1 to 1 at the start.
         assert float(terms["dependence"].detach()) == pytest.approx(-math.log(0.1 / 1.1), rel=1e-5)
@@ -75,17 +75,17 @@ def test_the_reproductions_loss_is_cross_entropy_plus_l_dep_from_the_start(task,
 def test_l_kl_compares_with_the_previous_iteration_on_the_current_batch(built, batch: Batch) -> None:
     made, net = built(kl_coef=3.0)
     first = Batch(batch.images + 1, batch.labels)
-    assert float(made.loss(net, first, START)["kl"]) == 0.0
+    assert float(made.losses(net, first, START)["kl"]) == 0.0
     previous = copy.deepcopy(net)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter))
     expected = 3.0 * kl(net(batch.images), _logits(previous, net, batch.images))
-    term = made.loss(net, batch, START)["kl"]
+    term = made.losses(net, batch, START)["kl"]
     assert float(term.detach()) == pytest.approx(expected, rel=1e-4)
     assert expected > 0.01
     # The next update compares with these parameters, which have not moved since.
-    assert float(made.loss(net, batch, START)["kl"].detach()) == pytest.approx(0.0, abs=1e-6)
+    assert float(made.losses(net, batch, START)["kl"].detach()) == pytest.approx(0.0, abs=1e-6)
 
 
 def _logits(old: KnowledgeFlow, net: KnowledgeFlow, images: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def test_theta_old_is_taken_without_dropout_and_leaves_the_modes_alone(task, tau
     net.train()
     modes = [module.training for module in net.student.modules()]
     for _ in range(2):
-        made.loss(net, batch, START)
+        made.losses(net, batch, START)
     assert [module.training for module in net.student.modules()] == modes
     assert not any(module.training for teacher in net.teachers.values() for module in teacher.modules())
 
@@ -115,14 +115,14 @@ def test_l_kl_is_0_where_nothing_has_moved_whatever_training_does_to_a_net(task,
     net = made.build(task(name, shape), [taught("conv-4", "t", shape)])
     net.train()
     batch = Batch(torch.randn(40, *shape), torch.zeros(40, dtype=torch.int64))
-    values = [float(made.loss(net, batch, START)["kl"].detach()) for _ in range(3)]
+    values = [float(made.losses(net, batch, START)["kl"].detach()) for _ in range(3)]
     assert values == pytest.approx([0.0] * 3, abs=1e-6)
 
 
 def test_the_hand_over_teaches_the_student_alone_what_it_says_with_links(built, batch: Batch) -> None:
     made, net = built(handover_coef=2.0)
     alone = net.student(batch.images)
-    terms = made.loss(net, batch, START)
+    terms = made.losses(net, batch, START)
     assert float(terms["handover"].detach()) == pytest.approx(2.0 * kl(net(batch.images), alone), rel=1e-4)
     terms["handover"].backward()
     # The linked side is a constant: nothing reaches Q and w.
@@ -133,11 +133,11 @@ def test_the_hand_over_teaches_the_student_alone_what_it_says_with_links(built, 
 def test_the_student_is_independent_at_the_end_bit_for_bit(built, batch: Batch) -> None:
     made, net = built(handover_start=0.2, independence_at=0.5)
     assert set(made.others(net, final=False)) == {"with_links"}
-    made.before_update(net, Progress(0, 0.5, 0.5))
+    made.schedule(net, Progress(0, 0.5, 0.5))
     assert net.independent
     assert made.others(net, final=True) == {}
     assert torch.equal(net(batch.images), made.export(net)(batch.images))
-    assert set(made.loss(net, batch, Progress(0, 0.6, 0.6))) == {"task"}
+    assert set(made.losses(net, batch, Progress(0, 0.6, 0.6))) == {"task"}
     assert made.metrics(net) == {
         "flow/p_student/fc1": 1.0,
         "flow/p_teacher/pets/fc1": 0.0,
@@ -157,9 +157,9 @@ def test_teachers_may_differ_in_images_classes_and_net_and_never_change(task, ta
     groups = made.stages(net)[0].groups
     optimiser = torch.optim.SGD([parameter for group in groups for parameter in group.parameters], 0.1)
     for _ in range(3):
-        made.before_update(net, START)
+        made.schedule(net, START)
         optimiser.zero_grad()
-        torch.stack(list(made.loss(net, batch, START).values())).sum().backward()
+        torch.stack(list(made.losses(net, batch, START).values())).sum().backward()
         optimiser.step()
     for teacher, state in zip(teachers, before, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in teacher.net.state_dict().items())
@@ -223,8 +223,8 @@ def test_soft_targets_are_those_of_the_experts_alone(task, taught, says, batch: 
     expert, other = taught("mlp-7"), taught("mlp-7", "others", classes=("x", "y"))
     net = made.build(task("mlp-6"), [expert, other])
     now = Progress(0, progress, progress)
-    made.before_update(net, now)
-    terms, logits = made.loss(net, batch, now), net(batch.images)
+    made.schedule(net, now)
+    terms, logits = made.losses(net, batch, now), net(batch.images)
     soft = 3.0 * 4.0 * kl(expert.net(batch.images) / 2, logits / 2)
     assert float(terms["distillation"].detach()) == pytest.approx(soft, rel=1e-4)
     assert float(terms["task"].detach()) == pytest.approx(0.5 * float(F.cross_entropy(logits, batch.labels).detach()))
@@ -254,11 +254,11 @@ def test_batch_statistics_are_not_disturbed_by_theta_old(task, taught) -> None:
     net = made.build(task("resnet-8", (3, 8, 8)), [taught("resnet-8", "t", (3, 8, 8))])
     net.train()
     now = Progress(0, 0.5, 0.5)
-    made.before_update(net, now)
+    made.schedule(net, now)
     batch = Batch(images, torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]))
-    made.loss(net, batch, now)
+    made.losses(net, batch, now)
     seen = [module for module in net.student.modules() if isinstance(module, nn.BatchNorm2d)]
-    made.loss(net, batch, now)
+    made.losses(net, batch, now)
     assert {int(module.num_batches_tracked) for module in seen} == {2}
 
 

@@ -32,7 +32,7 @@ def test_the_loss_by_hand(task, taught, batch, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("kfrl.supervised.methods.lwf.teacher_logits", lambda *_: torch.tensor([[math.log(4), 0.0]] * 2))
     logits = torch.zeros(2, 5, requires_grad=True)
     monkeypatch.setattr(type(net), "forward", lambda *_: logits)
-    terms = made.loss(net, batch, Progress(1, 0.0, 0.5))
+    terms = made.losses(net, batch, Progress(1, 0.0, 0.5))
     assert float(terms["task"].detach()) == pytest.approx(math.log(3))
     assert float(terms["old"].detach()) == pytest.approx(3 * math.log(2))
     # The gradient is (yhat' - y') / T, without T^2, averaged over the batch.
@@ -59,7 +59,7 @@ def test_in_the_warm_up_not_a_bit_of_the_rest_moves_batch_statistics_neither(tas
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     made.train_mode(net, 0)
     optimiser = torch.optim.SGD(first.groups[0].parameters, lr=1.0, weight_decay=0.1, momentum=0.9)
-    terms = made.loss(net, batch, Progress(0, 0.0, 0.0))
+    terms = made.losses(net, batch, Progress(0, 0.0, 0.0))
     assert set(terms) == {"task"}
     terms["task"].backward()
     optimiser.step()
@@ -82,7 +82,7 @@ def test_what_each_variant_trains(task, taught, batch, variant: str, terms: set[
     stages = made.stages(net)
     last = {id(p) for p in stages[-1].groups[0].parameters}
     assert {name.rpartition(".")[0] for name, p in net.named_parameters() if id(p) in last} == trained
-    assert set(made.loss(net, batch, Progress(len(stages) - 1, 0.0, 0.9))) == terms
+    assert set(made.losses(net, batch, Progress(len(stages) - 1, 0.0, 0.9))) == terms
 
 
 def test_old_images_are_needed_where_they_are_learned_or_cannot_be_guessed(task, taught) -> None:
@@ -173,7 +173,7 @@ def test_joint_training_learns_old_images_with_their_own_labels(task, taught, ba
     )
     net = made.build(task("mlp-6"), [teacher])
     torch.manual_seed(5)
-    terms = made.loss(net, batch, Progress(1, 0.0, 0.9))
+    terms = made.losses(net, batch, Progress(1, 0.0, 0.9))
     torch.manual_seed(5)
     drawn = made._old.train.random(2)
     old = net(drawn.images)[:, :10]

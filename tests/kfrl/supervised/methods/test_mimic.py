@@ -13,7 +13,7 @@ def test_the_loss_is_the_distance_to_the_mean_logits_of_the_teachers(task, taugh
         task(), [taught(says([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])), taught(says([3.0, 2.0, 1.0], [0.0, 4.0, 0.0]))]
     )
     student = says([2.0, 5.0, 2.0], [1.0, 2.0, 0.0])
-    terms = method.loss(student, batch, Progress(0, 0.0, 0.0))
+    terms = method.losses(student, batch, Progress(0, 0.0, 0.0))
     assert {name: float(term.detach()) for name, term in terms.items()} == {"mimic": (0.5 * 9 + 0.5 * 1) / 2}
     terms["mimic"].backward()
     assert torch.equal(student.logits.grad, torch.tensor([[0.0, 1.5, 0.0], [0.5, 0.0, 0.0]]))

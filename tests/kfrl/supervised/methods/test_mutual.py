@@ -15,7 +15,7 @@ NOW = Progress(0, 0.0, 0.0)
 def test_every_net_learns_from_the_labels_and_the_mean_of_the_others(batch, says) -> None:
     even, one, other = (torch.tensor([[1.0, 1.0, 2.0]] * 2).log(), [[2.0, 1.0, 1.0]] * 2, [[1.0, 2.0, 1.0]] * 2)
     nets = nn.ModuleList(says(*torch.tensor(odds).log().tolist()) for odds in (even.exp().tolist(), one, other))
-    terms = {name: float(term.detach()) for name, term in Mutual(SupervisedConfig()).loss(nets, batch, NOW).items()}
+    terms = {name: float(term.detach()) for name, term in Mutual(SupervisedConfig()).losses(nets, batch, NOW).items()}
     # Any two of the three nets swap a half and a quarter: KL = 1/2 log 2 + 1/4 log 1/2.
     kl = 0.25 * math.log(2)
     assert terms == pytest.approx(
@@ -34,7 +34,7 @@ def test_every_net_learns_from_the_labels_and_the_mean_of_the_others(batch, says
 
 def test_no_net_is_pulled_by_what_the_others_learn_from_it(batch, says) -> None:
     nets = nn.ModuleList([says([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]), says([0.0, 0.0, 2.0], [0.0, 0.0, 0.0])])
-    Mutual(SupervisedConfig()).loss(nets, batch, NOW)["mutual"].backward()
+    Mutual(SupervisedConfig()).losses(nets, batch, NOW)["mutual"].backward()
     assert nets[1].logits.grad is None
     # d KL[p_2 || p_1] / d z_1 = p_1 - p_2.
     p = [net.logits.detach().softmax(1) for net in nets]
