@@ -98,7 +98,7 @@ class ActorMimic(Imitation[MimicNet]):
         distance = (net.regressors[self.task.game](h) - features).square().sum(1)
         steps = len(batch.values) / batch.num_envs
         return {
-            "distillation": steps * cross_entropy(targets / self.temperature, logits).mean(),
+            "distillation": steps * cross_entropy(logits, targets / self.temperature).mean(),
             "features": self.distillation.feature_coef * steps * distance.mean(),
         }
 

@@ -171,9 +171,9 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
         obs, targets = self.remembered(batch)
         logits = self.forward(net, obs, ()).logits
         loss = {"kl": self._kl, "nll": negative_log_likelihood, "mse": squared_error}[self.distillation.distill_loss]
-        return {"distillation": loss(targets, logits).mean() * len(batch.values) / batch.num_envs}
+        return {"distillation": loss(logits, targets).mean() * len(batch.values) / batch.num_envs}
 
-    def _kl(self, targets: Tensor, logits: Tensor) -> Tensor:
+    def _kl(self, logits: Tensor, targets: Tensor) -> Tensor:
         return kl_divergence(targets / self.temperature, logits)
 
 

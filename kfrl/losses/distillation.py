@@ -1,7 +1,7 @@
 """Losses that pull one net's outputs, features or their relations towards another's.
 
-Which side is a constant is for the caller to say, with `detach`. A logit of -inf stands for an action that cannot be
-taken.
+The student's argument comes first; `kl_divergence` alone has the order of its formula. Which side is a constant is for
+the caller to say, with `detach`. A logit of -inf stands for an action that cannot be taken.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return _expectation(log_p, log_p - log_q)
 
 
-def cross_entropy(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """-sum_a p(a) log q(a) in nats, per sample: (B, A), (B, A) -> (B,); actor-mimic's policy regression, eq. 3."""
-    return _expectation(p_logits.log_softmax(1), -q_logits.log_softmax(1))
+def cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """-sum_a pi_T(a) log pi_S(a) in nats, per sample: (B, A), (B, A) -> (B,); actor-mimic, eq. 3."""
+    return _expectation(teacher_logits.log_softmax(1), -logits.log_softmax(1))
 
 
-def negative_log_likelihood(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """-log q(the teacher's best action), per sample: (B, A), (B, A) -> (B,); policy distillation, L_NLL."""
+def negative_log_likelihood(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """-log pi_S(the teacher's best action), per sample: (B, A), (B, A) -> (B,); policy distillation, L_NLL."""
     best = teacher_logits.argmax(1, keepdim=True)
-    return -student_logits.log_softmax(1).gather(1, best).squeeze(1)
+    return -logits.log_softmax(1).gather(1, best).squeeze(1)
 
 
-def squared_error(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+def squared_error(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """||q_T - q_S||^2 over the actions of both, per sample: (B, A), (B, A) -> (B,); policy distillation, L_MSE."""
-    both = ~(teacher_logits.isneginf() | student_logits.isneginf())
+    both = ~(teacher_logits.isneginf() | logits.isneginf())
     # Filled in before the difference: the gradient of inf - inf is not a number even where it does not count.
-    difference = teacher_logits.masked_fill(~both, 0.0) - student_logits.masked_fill(~both, 0.0)
+    difference = teacher_logits.masked_fill(~both, 0.0) - logits.masked_fill(~both, 0.0)
     return difference.square().sum(1)
 
 
@@ -43,11 +43,11 @@ def _expectation(log_p: Tensor, values: Tensor) -> Tensor:
     return (log_p.exp() * values.masked_fill(log_p.isneginf(), 0.0)).sum(1)
 
 
-def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T^2 KL[p || softmax(z_s / T)] with soft targets p = softmax(z_t / T) (Hinton et al. 2015, section 2.1).
 
     Args:
-        student_logits: z_s, (B, K).
+        logits: z_s, (B, K).
         teacher_logits: z_t, (B, K), or (M, B, K) of M teachers, whose soft targets are averaged; a constant.
         temperature: T. Its square keeps the gradient's size independent of it.
 
@@ -57,7 +57,7 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
     targets = (teacher_logits.detach() / temperature).softmax(-1)
     if targets.dim() == 3:
         targets = targets.mean(0)
-    log_student = (student_logits / temperature).log_softmax(1)
+    log_student = (logits / temperature).log_softmax(1)
     # xlogy: 0 log 0 is 0.
     return temperature**2 * (torch.xlogy(targets, targets) - targets * log_student).sum(1)
 

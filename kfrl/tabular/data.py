@@ -243,7 +243,7 @@ def _attribute(name: str, cells: Sequence[str], nominal: bool, source: str) -> A
             f"{len(held) - len(texts):,} of its {len(held):,} values are numbers. Correct it (a cell without a value "
             f"is empty or {UNKNOWN}), or say that the column holds names: --nominal {name}"
         )
-    unknown_too = [UNKNOWN] * (len(held) < len(cells))
+    unknown_too = [UNKNOWN] if len(held) < len(cells) else []
     return Attribute(name, (*_ordered(held), *unknown_too))
 
 

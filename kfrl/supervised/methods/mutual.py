@@ -35,7 +35,7 @@ class Mutual(Method[nn.ModuleList]):
         said = [one.detach() for one in logits]
         terms = {}
         for index, own in enumerate(logits):
-            suffix = f"_{index + 1}" * (index > 0)
+            suffix = f"_{index + 1}" if index else ""
             terms[f"task{suffix}"] = F.cross_entropy(own, batch.labels)
             terms[f"mutual{suffix}"] = mutual_loss(own, said[:index] + said[index + 1 :]).mean()
         return terms
