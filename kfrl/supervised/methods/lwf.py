@@ -162,7 +162,7 @@ class LearningWithoutForgetting(FineTune):
         terms = {"task": F.cross_entropy(new, batch.labels)}
         if self.own.variant == "lwf":
             recorded, temperature = teacher_logits(self.teachers[0], batch.images), self.own.old_temperature
-            terms["old"] = self.own.old_weight * cross_entropy(recorded / temperature, old / temperature).mean()
+            terms["old"] = self.own.old_weight * cross_entropy(old / temperature, recorded / temperature).mean()
         return terms
 
     def _joint(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
