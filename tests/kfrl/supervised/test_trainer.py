@@ -105,7 +105,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert outcome.step < 3
     torch.manual_seed(99)
     _, resumed = train(reopen(broken.folder.path), resume=True)
-    assert resumed.epoch == 3
+    assert resumed.step == 3
     rows = [
         [{name: value for name, value in row.items() if not name.startswith("time/")} for row in read_metrics(path)]
         for path in (whole.folder.metrics, broken.folder.metrics)
