@@ -18,7 +18,6 @@ from agents.teachers.store import load_teachers
 from envs.atari import action_set, identify
 from envs.games import Game, find_game
 from envs.protocols import Protocol, get_protocol
-from kfrl.config import load_config
 from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.machine import allow_open_files
@@ -231,4 +230,4 @@ def reopen(path: Path) -> Run:
         UserError: not a run's folder, or something that it needs is gone.
     """
     folder = RunFolder.of_run(path)
-    return resolve(replace(load_config(folder.config, TrainConfig), run_dir=path))
+    return resolve(replace(folder.read_config(TrainConfig), run_dir=path))

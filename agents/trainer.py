@@ -93,7 +93,8 @@ class Trainer(training.Trainer[Run, Status]):
                     self.display.say(line)
             self._enter(0)
         else:
-            self._restore(checkpoint)
+            with checkpoint.understood():
+                self._restore(checkpoint)
         self._open_logs(resumed=checkpoint is not None)
 
     def _play(self, count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tensor:

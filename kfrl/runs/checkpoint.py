@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import kfrl
 from kfrl.errors import UserError
 from kfrl.runs.atomic import replacing
+from kfrl.runs.provenance import commit
 
 KEPT = 2
 SHOWN = 3
@@ -28,6 +31,24 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     path: Path
+    version: str = "an earlier version of kfrl"
+    """What wrote it."""
+
+    @contextmanager
+    def understood(self) -> Iterator[None]:
+        """Inside, whatever is missing from the checkpoint, or has another shape, refuses it.
+
+        Raises:
+            UserError: naming the version that wrote it, and this one.
+        """
+        try:
+            yield
+        except (LookupError, RuntimeError, TypeError, ValueError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(
+                f"{self.path} was written by {self.version}, and this one ({this_version()}) cannot go on from it: "
+                f"{what}. Go on with the version that wrote it."
+            ) from None
 
     def prefixed(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names start with `prefix`, under the rest of their names."""
@@ -50,8 +71,8 @@ class Checkpoint:
             more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
             raise UserError(
                 f"{self.path} holds another net than this version of kfrl makes of the run's config.yaml and teachers "
-                f"({'; '.join(differing[:SHOWN])}{more}). Go on with the version that began the run, or put config and "
-                "teachers back as they were."
+                f"({'; '.join(differing[:SHOWN])}{more}). Go on with the version that wrote it, "
+                f"{self.version}, or put config and teachers back as they were."
             )
         net.load_state_dict(saved)
 
@@ -69,7 +90,7 @@ def save_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], s
     }
     with replacing(path) as temporary:
         try:
-            save_file(copies, temporary, {"state": json.dumps(dict(state))})
+            save_file(copies, temporary, {"state": json.dumps(dict(state)), "version": this_version()})
         except SafetensorError as error:
             raise OSError(str(error)) from error
     for old in _paths(directory)[:-KEPT]:
@@ -88,7 +109,9 @@ def latest_checkpoint(directory: Path) -> Checkpoint:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-                return Checkpoint(tensors, json.loads((file.metadata() or {})["state"]), path)
+                metadata = file.metadata() or {}
+                version = metadata.get("version", Checkpoint.version)
+                return Checkpoint(tensors, json.loads(metadata["state"]), path, version)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             damaged.append(f"{path.name} ({error})")
     found = f"; damaged: {', '.join(damaged)}" if damaged else ""
@@ -102,6 +125,21 @@ def checkpoint_to_resume(directory: Path) -> Checkpoint | None:
         UserError: there are some, and all are damaged.
     """
     return latest_checkpoint(directory) if _paths(directory) else None
+
+
+def this_version() -> str:
+    """The release that runs, and its commit in a checkout."""
+    found = commit()
+    return f"kfrl {kfrl.__version__}" + ("" if found == kfrl.__version__ else f" (commit {found[:12]})")
+
+
+def version_of(directory: Path) -> str:
+    """What wrote the newest checkpoint that is whole."""
+    for path in reversed(_paths(directory)):
+        with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
+            version: str = (file.metadata() or {}).get("version", Checkpoint.version)
+            return version
+    return Checkpoint.version
 
 
 def _shape(tensor: Tensor | None) -> str:

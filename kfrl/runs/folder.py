@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kfrl.config import dump_config
+from kfrl.config import dump_config, load_config
 from kfrl.errors import UserError
 from kfrl.runs.atomic import write_text
+from kfrl.runs.checkpoint import this_version, version_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -19,6 +20,7 @@ RUNS = Path("runs")
 STUDENT_FILE = "student.safetensors"
 
 R = TypeVar("R")
+C = TypeVar("C", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,20 @@ class RunFolder:
     def write_config(self, config: DataclassInstance) -> None:
         """Write the settings."""
         write_text(self.config, dump_config(config))
+
+    def read_config(self, kind: type[C]) -> C:
+        """The settings of the run.
+
+        Raises:
+            UserError: they are not what this version knows; the message names the version that began the run.
+        """
+        try:
+            return load_config(self.config, kind)
+        except UserError as error:
+            raise UserError(
+                f"{error} If nobody has edited that file, another version began the run "
+                f"({version_of(self.checkpoints)}; this one is {this_version()}): go on with that version."
+            ) from None
 
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
         """Write the final scores."""

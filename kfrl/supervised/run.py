@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from kfrl.config import load_config
 from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.nets import arch_of
@@ -176,4 +175,4 @@ def reopen(path: Path) -> Run:
         UserError: not a run's folder, or something that it needs is gone.
     """
     folder = RunFolder.of_run(path)
-    return resolve(replace(load_config(folder.config, SupervisedConfig), run_dir=path))
+    return resolve(replace(folder.read_config(SupervisedConfig), run_dir=path))

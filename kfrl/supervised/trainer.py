@@ -101,7 +101,8 @@ class Trainer(training.Trainer[Run, Status]):
         self._kept: dict[str, Tensor] = {}
         self._optimiser = self._begin_stage(self._stage)
         if checkpoint is not None:
-            self._restore(checkpoint)
+            with checkpoint.understood():
+                self._restore(checkpoint)
         else:
             self._prepare()
         self._metrics = self._open_metrics(None if checkpoint is None else self.updates)

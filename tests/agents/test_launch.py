@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
+from torch import Tensor
 
 import agents
 from agents.config import TrainConfig
@@ -17,6 +20,7 @@ from agents.launch import Session
 from agents.run import resolve
 from agents.teachers.formats import load_agent
 from kfrl.errors import UserError
+from kfrl.runs.checkpoint import latest_checkpoint, this_version
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.training.session import Silent, TrainingError
 
@@ -92,6 +96,38 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"exists. Give another --run-dir \(run_dir\), or .*kfrl train --resume"):
         agents.train({**TINY, "run_dir": tmp_path})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensors, state: tensors.pop("adam_steps"), "it has no 'adam_steps'"),
+        (lambda tensors, state: tensors.update(adam_steps=torch.zeros(7)), "shape \\[7\\]"),
+        (lambda tensors, state: state.pop("updates"), "it has no 'updates'"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_refused_by_the_names_of_both(
+    change: Callable[[dict[str, Tensor], dict[str, Any]], object], words: str, tmp_path: Path
+) -> None:
+    session = Session.start({**TINY, "run_dir": tmp_path / "run"})
+    session.prepare(Silent())
+    session.trainer.save()
+    written = latest_checkpoint(session.run.folder.checkpoints)
+    assert written.version == this_version()
+    Session.resume(tmp_path / "run").prepare(Silent())
+    change(written.tensors, written.state)
+    # As early versions wrote it: without a word of themselves.
+    save_file(written.tensors, written.path, {"state": json.dumps(written.state)})
+    with pytest.raises(UserError, match=f"written by an earlier version of kfrl, and this one.*: .*{words}"):
+        Session.resume(tmp_path / "run").prepare(Silent())
+
+
+def test_settings_of_another_version_are_refused_by_the_names_of_both(tmp_path: Path) -> None:
+    Session.start({**TINY, "run_dir": tmp_path / "run"})
+    with (tmp_path / "run" / "config.yaml").open("a") as file:
+        file.write("handover_start: 0.5\n")
+    with pytest.raises(UserError, match=r"handover_start.*another version began the run \(an earlier.*this one is"):
+        Session.resume(tmp_path / "run")
 
 
 SCRIPT = """
