@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agents.batch import Output
 from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
 from agents.engines.worker import _build
@@ -37,7 +38,7 @@ class Body(nn.Module):
         self.register_buffer("passed", torch.zeros((), dtype=torch.int64))
 
 
-class InTurn(Method):
+class InTurn(Method[Body]):
     """Learns each source game, then its own; each has a net of its own, and only one of them trains."""
 
     takes_sources = "before"
@@ -51,23 +52,18 @@ class InTurn(Method):
         self.game = spec.game
         return Body((spec, *spec.sources))
 
-    def end_phase(self, net: nn.Module, play: Play) -> Iterable[str]:
-        assert isinstance(net, Body)
+    def end_phase(self, net: Body, play: Play) -> Iterable[str]:
         net.passed += 1
         return ()
 
-    def parameter_groups(self, net: nn.Module) -> list[ParameterGroup]:
-        assert isinstance(net, Body)
+    def parameter_groups(self, net: Body) -> list[ParameterGroup]:
         assert net.passed == self.phase
         return [ParameterGroup(tuple(net.nets[self.task.game].parameters()))]
 
-    def forward(self, net: nn.Module, obs: Tensor, context: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        assert isinstance(net, Body)
-        output: tuple[Tensor, Tensor] = net.nets[self.task.game](obs)
-        return output
+    def forward(self, net: Body, obs: Tensor, context: tuple[Tensor, ...]) -> Output:
+        return Output(*net.nets[self.task.game](obs))
 
-    def export(self, net: nn.Module) -> nn.Module:
-        assert isinstance(net, Body)
+    def export(self, net: Body) -> nn.Module:
         return net.nets[self.game]
 
 
