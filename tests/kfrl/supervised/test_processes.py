@@ -75,7 +75,7 @@ def test_if_another_process_ends_this_one_says_so_and_any_other_error_stays_one(
     monkeypatch.setattr(Trainer, "_run_epoch", Mock(side_effect=gone))
     assert trainer.train().failure == "Another of the 2 processes of this run has ended, so process 0 does too."
     monkeypatch.setattr(Trainer, "_run_epoch", Mock(side_effect=RuntimeError("shapes cannot be multiplied")))
-    trainer._failure = None
+    trainer.failure = None
     with pytest.raises(RuntimeError, match="multiplied"):
         trainer.train()
 

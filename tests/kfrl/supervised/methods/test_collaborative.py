@@ -149,7 +149,7 @@ def test_an_edge_between_layers_compares_attention_maps_and_an_edge_apart_output
     )
     method = Collaborative(SupervisedConfig(collaborative=parts))
     net = method.build(task(), [old])
-    terms = method.loss(net, batch, Progress(0, 0.5, 0.5))
+    terms = method.losses(net, batch, Progress(0, 0.5, 0.5))
     assert set(terms) == {"labels_to_a", "old_to_a_attention", "old_to_b_attention_apart", "b_to_a_apart"}
     a, b = net["node_0"].train(), net["node_1"].train()
     wanted = attention_loss(a.layer1(batch.images), old.net.layer1(batch.images)).mean()
