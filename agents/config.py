@@ -204,8 +204,11 @@ class TrainConfig:
     t_max: Count | None = None
     """Steps of a rollout, between two updates of a worker. Default: 5; ppo 128, acktr 20."""
     lr: Positive | None = None
-    """Learning rate, falling linearly to 0. Default: a3c the paper's 1e-4, times sqrt(envs per worker); a2c 7e-4; ppo
-    2.5e-4."""
+    """Learning rate, falling linearly to 0. Default: a3c the paper's 1e-4, times sqrt(envs per worker); 7e-4
+    in its place with rmsprop; a2c 7e-4; ppo 2.5e-4; acktr 0.25."""
+    optimizer: Literal["adam", "rmsprop"] | None = None
+    """Of a3c: adam, or rmsprop as in the A3C paper; its statistics are shared by all workers. a2c, ppo and acktr
+    have their own. Default: adam."""
     gamma: Fraction = 0.99
     """Discount."""
     entropy_coef: NonNegative = 0.01
@@ -256,11 +259,12 @@ class TrainConfig:
         if self.workers is not None:
             workers = cores() if self.workers == "auto" else self.workers
         envs = self.envs_per_worker or envs
+        lr = RMSPROP_LR if self.optimizer == "rmsprop" else usual.lr
         return Shape(
             workers=workers,
             envs_per_worker=envs,
             t_max=self.t_max or usual.t_max,
-            lr=self.lr or (usual.lr * envs**0.5 if self.algo == "a3c" else usual.lr),
+            lr=self.lr or (lr * envs**0.5 if self.algo == "a3c" else usual.lr),
             value_loss_coef=usual.value_loss_coef if self.value_loss_coef is None else self.value_loss_coef,
             max_grad_norm=self.max_grad_norm or usual.max_grad_norm,
         )
@@ -293,6 +297,8 @@ class TrainConfig:
         return self.method or ("knowledge-flow" if self.teacher_names else "a3c")
 
 
+RMSPROP_LR = 7e-4
+"""Of the A3C paper's authors, for one game a worker."""
 FAST_ENVS = 32
 """Games for each core under --preset fast; docs/performance.md has the rates of others."""
 

@@ -195,6 +195,11 @@ def _check_engine(config: TrainConfig) -> None:
                 "--algo a2c and --algo ppo train on a GPU."
             )
         return
+    if config.optimizer is not None:
+        raise UserError(
+            f"--algo {config.algo} has an optimiser of its own, got --optimizer {config.optimizer}, which is for "
+            "--algo a3c. Leave it out."
+        )
     if config.workers not in (None, 1):
         raise UserError(
             f"--algo {config.algo} has one learner, got --workers {config.workers}. "

@@ -1,4 +1,4 @@
-"""RMSProp as TensorFlow has it, which the published A2C was tuned with."""
+"""RMSProp, epsilon inside the root: as TensorFlow has it, which the published A2C was tuned with, and as A3C had it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class RMSpropTF:
         max_grad_norm: float,
         alpha: float = 0.99,
         eps: float = 1e-5,
+        start: float = 1.0,
     ) -> None:
-        """Train the parameters of `shared`; its `exp_avg_sq` is s."""
+        """Train the parameters of `shared`; its `exp_avg_sq` is s, from `start`."""
         self._groups, self._max_grad_norm, self._alpha, self._eps = groups, max_grad_norm, alpha, eps
         self._sizes = [sum(p.numel() for p in group.parameters) for group in groups]
         self._parameters, self._squares = (
@@ -34,7 +35,12 @@ class RMSpropTF:
         )
         self._steps = shared.adam_steps
         if not self._steps.any():
-            shared.exp_avg_sq.fill_(1.0)
+            shared.exp_avg_sq.fill_(start)
+
+    @classmethod
+    def of_a3c(cls, shared: SharedModel, groups: Sequence[ParameterGroup], max_grad_norm: float) -> RMSpropTF:
+        """As Mnih et al. 2016 ran A3C, by their letters: s of all workers, from 0; epsilon 0.1, decay 0.99."""
+        return cls(shared, groups, max_grad_norm, eps=0.1, start=0.0)
 
     def push(self, grads: Tensor, lr: float) -> float | None:
         """Apply one update; see `Optimiser`."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from agents.config import TrainConfig
 from agents.engines.processes import keep_memory, launcher_alive
+from agents.engines.rmsprop import RMSpropTF
 from agents.engines.shared import SharedModel, bind, flatten
 from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Report, Updater
@@ -81,7 +82,8 @@ def _train(job: Job, connection: Connection) -> None:
     bind(groups, local, grads)
     shared_net = _build(method, job)
     bind(method.parameter_groups(shared_net), shared.parameters)
-    optimiser = SharedAdam(shared, groups, shape.max_grad_norm)
+    rmsprop = config.optimizer == "rmsprop" and not job.phase.imitates
+    optimiser = (RMSpropTF.of_a3c if rmsprop else SharedAdam)(shared, groups, shape.max_grad_norm)
     updater = Updater(method, shared_net, shared, grads, optimiser, job.rank)
     envs = AtariEnvs(job.protocol, shape.envs_per_worker)
     keep_graph = shape.envs_per_worker >= MIN_ENVS_TO_KEEP_GRAPH

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from agents.config import TrainConfig
 from agents.engines.rmsprop import RMSpropTF
 from agents.engines.shared import SharedModel
 from agents.methods.base import ParameterGroup
+from agents.run import resolve
+from kfrl.errors import UserError
 
 
 def model(*values: float) -> tuple[SharedModel, list[ParameterGroup]]:
@@ -62,3 +65,23 @@ def test_a_lazy_group_without_a_gradient_keeps_its_statistics() -> None:
     assert shared.adam_steps.tolist() == [1.0, 0.0]
     optimiser.push(torch.tensor([0.0, 2.0]), lr=0.1)
     assert shared.exp_avg_sq.tolist() == [0.25, 2.5]
+
+
+def test_a3cs_statistics_start_from_nothing_and_all_workers_move_them() -> None:
+    shared, groups = model(5.0)
+    workers = [RMSpropTF.of_a3c(shared, groups, max_grad_norm=40.0) for _ in range(2)]
+    workers[0].push(torch.tensor([3.0]), lr=0.1)
+    # s = 0.01 x 9 = 0.09
+    first = 5.0 - 0.1 * 3.0 / math.sqrt(0.19)
+    assert shared.parameters.item() == pytest.approx(first, rel=1e-6)
+    workers[1].push(torch.tensor([-2.0]), lr=0.1)
+    # s = 0.99 x 0.09 + 0.01 x 4 = 0.1291
+    assert shared.parameters.item() == pytest.approx(first + 0.1 * 2.0 / math.sqrt(0.2291), rel=1e-6)
+
+
+def test_rmsprop_has_the_rate_of_its_paper_and_only_a3c_takes_it() -> None:
+    assert TrainConfig(optimizer="rmsprop").shape.lr == 7e-4
+    assert TrainConfig(optimizer="rmsprop", envs_per_worker=4).shape.lr == pytest.approx(1.4e-3)
+    assert TrainConfig(optimizer="rmsprop", lr=0.1).shape.lr == 0.1
+    with pytest.raises(UserError, match="--algo ppo has an optimiser of its own, got --optimizer rmsprop"):
+        resolve(TrainConfig(game="Breakout", algo="ppo", optimizer="rmsprop"))
