@@ -10,7 +10,7 @@ ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup train test check format-check lint types layers house spelling format hooks
+.PHONY: help setup train test check docs format-check lint types layers house spelling format hooks
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 @\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F@ '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -44,6 +44,9 @@ house: $(INSTALLED)
 
 spelling: $(INSTALLED)
 	@$(BIN)/codespell
+
+docs: $(INSTALLED) ## build the site of the pages in docs/ into site/; a dead link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
 format: $(INSTALLED) ## format the code and fix what ruff can fix
 	@$(BIN)/ruff check --fix-only --quiet .

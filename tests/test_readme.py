@@ -1,4 +1,4 @@
-"""The README's commands, run in their order as a new user would, made small by flags at their ends."""
+"""The commands of README and tutorial, run in their order as a new user would, made small by flags at their ends."""
 
 import re
 import shlex
@@ -25,13 +25,13 @@ SMALLER = {
 }
 
 
-def blocks(language: str) -> list[str]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    lines = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+def commands(page: str = "README.md") -> list[list[str]]:
+    lines = [shlex.split(line, comments=True) for block in blocks("bash", page) for line in block.splitlines()]
     return [words[1:] for words in lines if words and words[0] == "kfrl"]
 
 
@@ -64,6 +64,17 @@ def test_every_command_of_the_readme_works(
     assert (tmp_path / "alien.json").exists()
     assert (tmp_path / "comparison" / "curves-alien.png").exists()
     assert (tmp_path / "alien.mp4").exists()
+
+
+def test_every_command_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = commands("docs/tutorial.md")
+    assert {words[0] for words in ran} == {"doctor", "teachers", "train", "eval", "compare", "report", "export"}
+    for words in ran:
+        more = SMALLER.get(words[0], [])
+        assert main([*words, *more, *(["--envs-per-worker", "2"] if words[0] == "train" else [])]) == 0, words
+    assert "data:video/mp4" in Path("report.html").read_text()
+    assert Path("runs/first/exported.onnx").exists()
 
 
 def test_the_readmes_python_does_what_its_comments_say(mlp: Callable[..., nn.Sequential]) -> None:
