@@ -144,6 +144,8 @@ class DistillationConfig:
     distill_loss: Literal["kl", "nll", "mse"] = "kl"
     """policy-distillation alone: KL to the teacher's policy, log-likelihood of its best action, or squared error of its
     logits or Q values. The paper compares all three; KL is its best."""
+    kl_direction: Literal["forward", "reverse", "mixed"] = "forward"
+    """policy-distillation's kl alone: KL[teacher || student] as in the paper, KL[student || teacher], or their mean."""
     temperature: Positive | None = None
     """Teachers' logits are divided by it. Default: 1; 0.01 for Q values under policy-distillation (the papers)."""
     distill_actor: Literal["teacher", "student"] | None = None

@@ -19,7 +19,7 @@ from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
-from kfrl.losses.distillation import kl_divergence, negative_log_likelihood, squared_error
+from kfrl.losses.distillation import directed_kl, negative_log_likelihood, squared_error
 from kfrl.nets import arch_of
 from kfrl.nets.atari.net import MultiTaskNet
 from kfrl.nets.hooks import features_of, layer_shapes
@@ -54,6 +54,11 @@ class Imitation(Method[Net], Generic[Net]):
         self._memory = Memory(self.distillation.replay_memory // config.shape.workers)
 
     @property
+    def has_kl(self) -> bool:
+        """Whether its loss is a KL divergence, which has a direction."""
+        return False
+
+    @property
     def memory_bytes(self) -> float:
         """The memory that updates draw from."""
         return float(SAMPLE_BYTES * self.distillation.replay_memory)
@@ -71,6 +76,11 @@ class Imitation(Method[Net], Generic[Net]):
 
     def take(self, teachers: Sequence[Teacher], specs: Sequence[NetSpec]) -> None:
         """Keep the teachers by game; there has to be one for each, with actions that the game has."""
+        if self.distillation.kl_direction != "forward" and not self.has_kl:
+            raise UserError(
+                f"--kl-direction {self.distillation.kl_direction} turns the KL of --method policy-distillation with "
+                f"--distill-loss kl, got {self.config.method_name} with a loss that is none. Leave it out."
+            )
         self._teachers = {teacher.card.game: teacher for teacher in teachers}
         if len(self._teachers) < len(teachers):
             raise UserError(
@@ -138,6 +148,11 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
 
     takes_sources = "teachers-beside"
 
+    @property
+    def has_kl(self) -> bool:
+        """L_NLL and L_MSE are none."""
+        return self.distillation.distill_loss == "kl"
+
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """Every teacher's game at the same time."""
         return (Phase((spec, *spec.sources), self.config.steps),)
@@ -174,7 +189,7 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
         return {"distillation": loss(logits, targets).mean() * len(batch.values) / batch.num_envs}
 
     def _kl(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return kl_divergence(targets / self.temperature, logits)
+        return directed_kl(logits, targets / self.temperature, self.distillation.kl_direction)
 
 
 def _layers(teacher: Teacher) -> tuple[str, str]:

@@ -19,6 +19,22 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return _expectation(log_p, log_p - log_q)
 
 
+def directed_kl(logits: Tensor, teacher_logits: Tensor, direction: str) -> Tensor:
+    """KL between student and teacher in nats, per sample: (B, A), (B, A) -> (B,).
+
+    Args:
+        logits: Of the student S.
+        teacher_logits: Of the teacher T.
+        direction: `forward`, KL[T || S]: S covers all that T does; `reverse`, KL[S || T]: S keeps to the likeliest part
+            of it; `mixed`, the mean of both. In reverse, S is conditioned on the actions that T has.
+    """
+    forward = kl_divergence(teacher_logits, logits)
+    if direction == "forward":
+        return forward
+    reverse = kl_divergence(logits.masked_fill(teacher_logits.isneginf(), -torch.inf), teacher_logits)
+    return reverse if direction == "reverse" else (forward + reverse) / 2
+
+
 def cross_entropy(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """-sum_a pi_T(a) log pi_S(a) in nats, per sample: (B, A), (B, A) -> (B,); actor-mimic, eq. 3."""
     return _expectation(teacher_logits.log_softmax(1), -logits.log_softmax(1))

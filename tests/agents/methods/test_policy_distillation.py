@@ -80,6 +80,17 @@ def test_the_loss_is_the_papers_on_actions_of_the_same_meaning(expert: Teacher, 
     assert term["distillation"].item() == pytest.approx(2 * expected[loss], rel=1e-4)
 
 
+def test_a_kl_can_be_turned_and_what_is_none_cannot(expert: Teacher, obs: Tensor) -> None:
+    same = obs[:1].repeat(2, 1, 1, 1)
+    method, net = start(ALONE, [expert], kl_direction="reverse", temperature=0.01)
+    term = method.losses(net, rollout(method, net, same, num_envs=1), 0.0)["distillation"]
+    q = softmax(net.student(obs[:1])[0][0, :3])
+    p = softmax(expert.net(obs[:1])[0][0][[2, 3, 1]] / 0.01)
+    assert term.item() == pytest.approx(2 * float((q * np.log(q / p)).sum()), rel=1e-4)
+    with pytest.raises(UserError, match=r"--kl-direction mixed turns the KL .* Leave it out"):
+        start(ALONE, [expert], kl_direction="mixed", distill_loss="mse")
+
+
 def test_it_is_a_sum_over_time_and_a_mean_over_environments(expert: Teacher, obs: Tensor) -> None:
     method, net = start(ALONE, [expert])
     one = method.losses(net, rollout(method, net, obs[:1], num_envs=1), 0.0)["distillation"]

@@ -11,6 +11,7 @@ from kfrl.losses.distillation import (
     attention_loss,
     attention_similarity,
     cross_entropy,
+    directed_kl,
     fsp_loss,
     fsp_matrix,
     hint_loss,
@@ -191,3 +192,21 @@ def test_attention_by_hand() -> None:
     assert attention_similarity(maps, even).tolist() == pytest.approx([25 / norm * half])
     # Of another size: an even map stays even.
     assert attention_loss(maps, torch.ones(1, 1, 4, 6)).tolist() == pytest.approx([wanted])
+
+
+def test_the_directions_of_a_kl_by_hand() -> None:
+    teacher, student = torch.tensor([[1.0, 3.0]]).log(), torch.tensor([[1.0, 1.0]]).log()
+    forward = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    reverse = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    for direction, expected in (("forward", forward), ("reverse", reverse), ("mixed", (forward + reverse) / 2)):
+        assert directed_kl(student, teacher, direction).tolist() == pytest.approx([expected], rel=1e-5)
+
+
+def test_in_reverse_the_student_is_conditioned_on_the_teachers_actions() -> None:
+    teacher = torch.tensor([[1.0, 3.0, 0.0]]).log()
+    student = torch.tensor([[1.0, 1.0, 6.0]]).log().requires_grad_()
+    loss = directed_kl(student, teacher, "reverse")
+    assert loss.tolist() == pytest.approx([0.5 * math.log(2) + 0.5 * math.log(2 / 3)], rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    # p (log p/q - KL) for p = (1/2, 1/2), q = (1/4, 3/4).
+    assert gradient.tolist()[0] == pytest.approx([0.25 * math.log(3), -0.25 * math.log(3), 0.0], rel=1e-5)
