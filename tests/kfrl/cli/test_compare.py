@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_no_half_file_and_no_traceback(
     Path("out").mkdir()
     Path("out/comparison.md").write_text("earlier")
 
-    def full(path: Path, text: str) -> int:
+    def full(path: Path, text: str, encoding: str) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
