@@ -254,7 +254,13 @@ def connect(address: str | None, cores: int) -> None:
         return
     for attempt in range(ATTEMPTS):
         try:
-            ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE, log_to_driver=False)
+            ray.init(
+                address="local",  # else Ray looks for a cluster on this machine, even one that is long dead
+                num_cpus=cores,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                log_to_driver=False,
+            )
             break
         except Exception:  # on a busy machine Ray gives itself up after half a minute
             if attempt == ATTEMPTS - 1 or _STOP.is_set():
