@@ -66,13 +66,14 @@ def test_every_command_of_the_readme_works(
     assert (tmp_path / "alien.mp4").exists()
 
 
-def test_every_command_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_tutorial_works(
+    tmp_path: Path, short_games: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     ran = commands("docs/tutorial.md")
     assert {words[0] for words in ran} == {"doctor", "teachers", "train", "eval", "compare", "report", "export"}
     for words in ran:
-        more = SMALLER.get(words[0], [])
-        assert main([*words, *more, *(["--envs-per-worker", "2"] if words[0] == "train" else [])]) == 0, words
+        assert main([*words, *SMALLER.get(words[0], [])]) == 0, words
     assert "data:video/mp4" in Path("report.html").read_text()
     assert Path("runs/first/exported.onnx").exists()
 
