@@ -80,8 +80,8 @@ def expected_memory(run: Run, plan: Plan) -> float:
 def expected_rate(run: Run, plan: Plan) -> float:
     """Agent steps a second of the run's first phase, from one learner's play and updates, measured here and now.
 
-    As many learners as there are cores are taken to be that fast. Each rollout counts with one update of A3C's: ppo, which
-    passes over it several times, is slower.
+    As many learners as there are cores are taken to be that fast. Each rollout counts with one update of A3C's: ppo,
+    which passes over it several times, is slower.
     """
     shape, asynchronous = run.config.shape, run.config.algo == "a3c"
     threads = torch.get_num_threads()

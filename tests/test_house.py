@@ -161,7 +161,7 @@ def known_flags(names: tuple[str, ...]) -> set[str]:
     words = names if names[:1] and names[0] in grouped else names[:1]
     trained = {("train",): method_names(), ("supervised", "train"): classifier_methods()}.get(words, ())
     shown = io.StringIO()
-    algos = [["--algo", "ppo"]] if words == ("train",) else []
+    algos = [["--algo", name] for name in ("ppo", "acktr")] if words == ("train",) else []
     for chosen in ([], *algos, *(["--method", name] for name in trained)):
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             main([*words, *chosen, "--help"])
