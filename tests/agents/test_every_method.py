@@ -19,6 +19,7 @@ from agents.trainer import Status
 from envs.atari import action_set
 from envs.protocols import get_protocol
 from kfrl.cli.main import main
+from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.checkpoint import latest_checkpoint
 
@@ -27,11 +28,16 @@ pytestmark = pytest.mark.slow
 SHAPES = {
     "a3c": {"workers": 2, "envs_per_worker": 1},
     "a2c": {"envs_per_worker": 2},
+    "acktr": {"envs_per_worker": 2, "t_max": 4},
     "ppo": {"envs_per_worker": 2, "t_max": 8, "ppo": replace(TrainConfig().ppo, epochs=1, batch_size=16)},
 }
 MORE = 64
 """Steps after the stop."""
-CASES = [(name, algo, False) for name in method_names() for algo in get_method(name).algos]
+UNFACTORED = [("knowledge-flow", "acktr"), ("progressive", "acktr")]
+"""Nets with parameters that K-FAC cannot factor."""
+CASES = [
+    (name, algo, False) for name in method_names() for algo in get_method(name).algos if (name, algo) not in UNFACTORED
+]
 
 
 class Screen:
@@ -81,6 +87,12 @@ def write(config: TrainConfig) -> Run:
     run = resolve(config)
     run.folder.write_config(run.config)
     return run
+
+
+@pytest.mark.parametrize(("name", "algo"), UNFACTORED)
+def test_nets_that_k_fac_cannot_factor_are_refused(name: str, algo: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot factor the Fisher matrix of .* Use --algo a2c"):
+        resolve(config_of(name, algo, tmp_path))
 
 
 @pytest.mark.parametrize(("name", "algo", "heads_only"), [*CASES, ("fine-tune", "a2c", True)])

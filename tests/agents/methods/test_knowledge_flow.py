@@ -470,7 +470,11 @@ def staged(method: KnowledgeFlowMethod, expert: Teacher, stage: int) -> FlowNet:
     return net
 
 
-def test_the_phases_share_the_runs_steps_with_the_play_of_the_fold(expert: Teacher, stranger: Teacher) -> None:
+def test_the_phases_share_the_runs_steps_with_the_play_of_the_fold(
+    expert: Teacher, stranger: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.observations.GAMES", 32)
+
     def phases(*teachers: Teacher, steps: int = 200_000, **flow: object) -> list[tuple[str, int]]:
         config = TrainConfig(steps=steps, flow=FlowConfig(fold_observations=5_000, **flow))
         return [(phase.title, phase.steps) for phase in KnowledgeFlowMethod(config).phases(SPEC, teachers)]

@@ -35,7 +35,7 @@ def test_a_game_outside_atari_57_shows_no_scores(capsys: pytest.CaptureFixture[s
     shown = rows(capsys.readouterr().out)
     assert [row[1] for row in shown] == ["ms_pacman", "ms_pacman", "pacman"]
     assert shown[2][:2] == ["Pacman", "pacman"]
-    assert not any(shown[2][2:])
+    assert not any(shown[2][2:5])
 
 
 def test_a_filter_without_a_game_names_the_nearest() -> None:
