@@ -35,16 +35,10 @@ class Games(Domain):
         find_game(config.game)
         if not config.eval_episodes:
             raise UserError("A sweep tells finished runs by their final games: give eval_episodes at least 1.")
-        if config.device not in ("cpu", "cuda"):
-            raise UserError(f"device {config.device}: in a sweep Ray says which GPU; give cuda.")
 
     def processes(self, settings: Mapping[str, Any]) -> int:
         """The workers of a3c; a2c and ppo have one learner."""
         return validated(dict(settings), TrainConfig).shape.workers
-
-    def device(self, settings: Mapping[str, Any]) -> str:
-        """Where it trains."""
-        return str(settings.get("device", "cpu"))
 
     def resolve(self, settings: Mapping[str, Any]) -> None:
         """See `Domain.resolve`."""

@@ -130,7 +130,7 @@ def duration(seconds: float | None) -> str:
 def link_table(net: KnowledgeFlow) -> Table:
     """Every link with its shapes, transform and parameters."""
     table = Table(title="Links")
-    for name in ("student", "shape", "teacher", "layer", "shape", "Q", "parameters", "MB"):
+    for name in ("student", "shape", "teacher", "layer", "shape", "Q", "weights", "MB"):
         table.add_column(name, overflow="fold")
     for row in net.link_table():
         table.add_row(

@@ -30,16 +30,10 @@ class Images(Domain):
         config = validated(dict(settings), SupervisedConfig)
         if not config.data:
             raise UserError("Which images? Give settings a data set, e.g. `data: mnist`.")
-        if config.device not in ("cpu", "cuda"):
-            raise UserError(f"device {config.device}: in a sweep Ray says which GPU; give cuda.")
 
     def processes(self, settings: Mapping[str, Any]) -> int:
         """One."""
         return 1
-
-    def device(self, settings: Mapping[str, Any]) -> str:
-        """Where it trains."""
-        return str(settings.get("device", "cpu"))
 
     def resolve(self, settings: Mapping[str, Any]) -> None:
         """See `Domain.resolve`."""

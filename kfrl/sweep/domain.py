@@ -65,10 +65,6 @@ class Domain(ABC):
         """How many processes of a run compute at the same time."""
 
     @abstractmethod
-    def device(self, settings: Mapping[str, Any]) -> str:
-        """Where it trains."""
-
-    @abstractmethod
     def resolve(self, settings: Mapping[str, Any]) -> None:
         """Look up everything that the settings name.
 

@@ -217,6 +217,7 @@ def _trial(
     name = row.name or "run"
     try:
         domain.check(_without_own_teachers(whole))
+        gpus = _gpus(whole)
     except UserError as error:
         raise UserError(f"Runs {name!r}: {error}") from None
     own = {key: value for key, value in point.items() if key not in (domain.subject, "seed")}
@@ -226,7 +227,6 @@ def _trial(
         parts.append(f"d{sample + 1}")
     if row.teacher is None:
         parts.append(f"s{settings['seed']}")
-    gpu = 1.0 if domain.device(whole) != "cpu" else 0.0
     return Trial(
         name=_short("-".join(filter(None, parts))),
         settings=whole,
@@ -235,8 +235,15 @@ def _trial(
         teacher=row.teacher or "",
         level=_level(whole, levels),
         cpu=spec.resources.cpu or domain.processes(whole),
-        gpu=spec.resources.gpu or gpu,
+        gpu=spec.resources.gpu or gpus,
     )
+
+
+def _gpus(settings: Mapping[str, Any]) -> float:
+    device = settings.get("device", "cpu")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device {device}: in a sweep Ray says which GPU; give cuda.")
+    return 1.0 if device == "cuda" else 0.0
 
 
 def _words(key: str, value: Any) -> str:

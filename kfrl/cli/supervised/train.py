@@ -58,12 +58,12 @@ def _try(config: SupervisedConfig) -> int:
 
     from kfrl.cli.display import RunDisplay, duration
     from kfrl.machine import peak_memory, size
+    from kfrl.supervised.plan import rehearsal
     from kfrl.supervised.run import resolve
-    from kfrl.supervised.trial import trial
 
     display = RunDisplay(Console(), StringIO(), view)
     run = resolve(config)
-    with trial(run, display) as (trainer, rate):
+    with rehearsal(run, display) as (trainer, rate):
         _introduce(display, run, trainer)
         updates = trainer.epochs * len(trainer.images)
         seconds = updates * config.batch_size / rate

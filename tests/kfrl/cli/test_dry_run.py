@@ -22,7 +22,7 @@ SMALL = "--workers 2 --envs-per-worker 1 --convs 4 8 8 --hidden 8 --fold-at None
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("agents.plan.MEASURED", 0.0)
-    monkeypatch.setattr("kfrl.supervised.trial.MEASURED", 0.0)
+    monkeypatch.setattr("kfrl.supervised.plan.MEASURED", 0.0)
 
 
 def test_it_says_links_sizes_rate_and_folder_and_writes_nothing(

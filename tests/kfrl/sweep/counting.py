@@ -71,9 +71,6 @@ class Counting(Domain):
     def processes(self, settings: Any) -> int:
         return 1
 
-    def device(self, settings: Any) -> str:
-        return "cpu"
-
     def resolve(self, settings: Any) -> None:
         pass
 

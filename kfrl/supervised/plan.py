@@ -20,7 +20,7 @@ MEASURED = 2.0
 
 
 @contextmanager
-def trial(run: Run, display: Display[Status]) -> Iterator[tuple[Trainer, float]]:
+def rehearsal(run: Run, display: Display[Status]) -> Iterator[tuple[Trainer, float]]:
     """A trainer before its first update, and how many images a second another one trained on; leaves no file."""
     with TemporaryDirectory(prefix="kfrl-trial-") as folder:
         elsewhere = replace(run, folder=RunFolder(Path(folder)))
