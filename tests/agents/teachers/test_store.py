@@ -286,6 +286,19 @@ def test_a_yaml_file_says_game_actions_and_score(runs: Path, foreign: Path) -> N
     assert len(set(read)) == 3, "the weights count, and so does the table"
 
 
+def test_a_table_behind_a_link_is_found_again(runs: Path, foreign: Path, tmp_path: Path) -> None:
+    """The Hub's cache has links to files without a suffix, and the table's weights lie beside the link."""
+    (tmp_path / "blob").write_text(
+        "weights: ppo.pth\ngame: Breakout\n"
+        "layers: {convs: [{layer: conv1, stride: 4}], fc: fc, policy: policy, value: value}\n"
+    )
+    link = foreign.with_name("agent.yaml")
+    link.symlink_to(tmp_path / "blob")
+    first, exact = load_teacher(str(link), runs, identify)
+    again, _ = load_teacher(exact, runs, identify)
+    assert again.sha256 == first.sha256
+
+
 @pytest.mark.parametrize(
     ("reference", "words"),
     [

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from kfrl.cli.main import main
 from kfrl.nets.images.registry import make_net
@@ -34,6 +36,19 @@ def test_eval_counts_errors_under_corruption(
     assert clean == found["error_percent"] < 15
     assert clean + 5 < some < 80 < all_noise
     assert f"30 % of the pixels noise: {some:.2f} % error" in capsys.readouterr().out
+
+
+def test_eval_takes_as_many_images_at_once_as_the_run_did(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counted(self: nn.Linear, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return F.linear(x, self.weight, self.bias)
+
+    monkeypatch.setattr(nn.Linear, "forward", counted)
+    (templates.parent / "config.yaml").write_text("data: digits\nbatch_size: 100\n")
+    assert main(["supervised", "eval", str(templates)]) == 0
+    assert max(sizes) == 100
 
 
 @pytest.mark.parametrize("percent", ["-1", "101"])
