@@ -13,7 +13,7 @@ from kfrl.errors import UserError
 
 if TYPE_CHECKING:
     from agents.compare.comparison import Comparison
-    from kfrl.cli.sheets import Sheet
+    from kfrl.compare.sheet import Sheet
 
 OURS = ("aggregate.csv", "aggregate.tex", "quoted.tex", "scores-*.tex", "learning-*.tex", "curves-*.png")
 """What `--output` holds, but for what every comparison writes."""

@@ -12,8 +12,7 @@ import tyro
 from kfrl.errors import UserError
 
 if TYPE_CHECKING:
-    from kfrl.cli.sheets import Sheet
-    from kfrl.compare.report import RunFiles, Section, Table
+    from kfrl.compare.report import RunFiles, Section
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,13 @@ def _games(flags: ReportFlags) -> list[Section]:
             Chart("Returns while training: mean and range over seeds", "agent steps", "raw points", training),
             Chart("Student alone: mean and range over seeds", "agent steps", "raw points", alone),
         ]
-        tables = [_table(sheet) for sheet in game_sheets(comparison, game)]
+        tables = game_sheets(comparison, game)
         sections.append(Part(Game(game).title, charts=charts, tables=tables))
     if comparison.aggregates:
-        sections.append(Part("Across games", tables=[_table(aggregate_sheet(comparison))]))
+        sections.append(Part("Across games", tables=[aggregate_sheet(comparison)]))
     quoted = quoted_sheet(comparison.games)
     if quoted.rows:
-        sections.append(Part("Quoted, not run here", notes=[quoted_note(comparison)], tables=[_table(quoted)]))
+        sections.append(Part("Quoted, not run here", notes=[quoted_note(comparison)], tables=[quoted]))
     return [*sections, Part("What the numbers of the games do not say", notes=comparison.notes)]
 
 
@@ -130,12 +129,5 @@ def _images(flags: ReportFlags) -> list[Section]:
         comparison = compare(*collect(flags.runs, read_run))
     except UserError as error:
         return [Part("Images: not compared", notes=str(error).splitlines())]
-    sections = [Part(data, tables=[_table(data_sheet(comparison, data))]) for data in comparison.data]
+    sections = [Part(data, tables=[data_sheet(comparison, data)]) for data in comparison.data]
     return [*sections, Part("What the numbers of the images do not say", notes=comparison.notes)]
-
-
-def _table(sheet: Sheet) -> Table:
-    from kfrl.compare.report import Table as Words
-
-    columns = [name.replace("\n", " ") for name in sheet.columns]
-    return Words(sheet.title, columns, sheet.rows, sheet.left)

@@ -34,6 +34,7 @@ from kfrl.compare.plots import (
     series,
     smooth,
 )
+from kfrl.compare.sheet import Sheet
 from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import STEP, read_metrics
@@ -51,16 +52,6 @@ OPEN = 3
 UNTOLD = {"run_dir", "teacher_sha256", "data_dir", "checkpoint_every", "worker_timeout"}
 """Settings that tell runs apart and mean nothing."""
 COLORS = ("#1f77b4", "#d95f02", "#2ca02c", "#c2185b", "#8e6bbf", "#8c564b", "#0097a7", "#7f7f7f", "#9e9d24", "#e377c2")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Words in rows; the first `left` columns are left-aligned."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    left: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,7 @@ class Section:
     title: str
     facts: Sequence[tuple[str, str]] = ()
     charts: Sequence[Chart] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[Sheet] = ()
     notes: Sequence[str] = ()
     videos: Sequence[Video] = ()
     of_run: bool = False
@@ -146,7 +137,7 @@ def read_files(path: Path) -> RunFiles:
     run.config = _mapping(run, folder.config, yaml.safe_load)
     run.evaluation = _mapping(run, folder.evaluation, json.loads)
     try:
-        run.rows = [row for row in read_metrics(folder.metrics) if all(map(math.isfinite, (row[STEP],)))]
+        run.rows = [row for row in read_metrics(folder.metrics) if math.isfinite(row[STEP])]
     except (OSError, ValueError, csv.Error) as error:
         run.problems.append(f"{folder.metrics.name} is damaged: {error}.")
     if not run.rows:
@@ -225,22 +216,22 @@ def _charts(run: RunFiles) -> Iterator[Chart]:
         return
     by_epoch = any(EPOCH in row for row in rows)
     if by_epoch:
-        rows, label, scale = [{**row, STEP: row[EPOCH]} for row in rows if EPOCH in row], "epochs", 1.0
+        rows, label = [{**row, STEP: row[EPOCH]} for row in rows if EPOCH in row], "epochs"
         names = sorted({name for row in rows for name in row if name.startswith(VALIDATION)})
-        curves = [Curve(_validation(name), *_points(rows, name, 1.0, 100.0)) for name in names]
+        curves = [Curve(_validation(name), *_points(rows, name, 100.0)) for name in names]
         yield Chart("Accuracy on the validation images", label, "%", curves)
     else:
-        label, scale = "agent steps", 1.0
+        label = "agent steps"
         yield Chart("Returns", label, "raw points", [*_returns(rows)])
     layers = layer_names(rows, P_STUDENT)
     if layers:
         curves = []
         for layer in layers:
-            curves.append(Curve(f"{layer}: student", *_points(rows, P_STUDENT + layer, scale)))
+            curves.append(Curve(f"{layer}: student", *_points(rows, P_STUDENT + layer)))
             for name in sorted({n for row in rows for n in row if n.startswith(P_TEACHER)}):
                 teacher, _, fed = name.removeprefix(P_TEACHER).partition("/")
                 if fed == layer:
-                    curves.append(Curve(f"{layer}: {teacher}", *_points(rows, name, scale), dashed=True))
+                    curves.append(Curve(f"{layer}: {teacher}", *_points(rows, name), dashed=True))
         yield Chart("p: how much of each layer comes from the student itself and from its teachers", label, "p", curves)
 
 
@@ -260,18 +251,18 @@ def _returns(rows: Rows) -> Iterator[Curve]:
         yield Curve("student alone", steps, values)
 
 
-def _points(rows: Rows, name: str, scale: float = 1.0, factor: float = 1.0) -> tuple[list[float], list[float]]:
+def _points(rows: Rows, name: str, factor: float = 1.0) -> tuple[list[float], list[float]]:
     """At most POINTS points of a metric; numbers that are not finite are left out."""
     steps, values = series(rows, name)
     known = np.isfinite(values)
-    steps, values = steps[known] * scale, values[known] * factor
+    steps, values = steps[known], values[known] * factor
     if not len(steps):
         return [], []
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(POINTS, len(steps))).astype(int))
     return steps[chosen].tolist(), values[chosen].tolist()
 
 
-def _tables(run: RunFiles) -> Iterator[Table]:
+def _tables(run: RunFiles) -> Iterator[Sheet]:
     layers = layer_names(run.rows, P_STUDENT)
     if layers:
         teachers = sorted({n.split("/")[2] for row in run.rows for n in row if n.startswith(P_TEACHER)})
@@ -285,7 +276,7 @@ def _tables(run: RunFiles) -> Iterator[Table]:
             ]
             for layer in layers
         ]
-        yield Table("Links at the end", columns, rows)
+        yield Sheet("Links at the end", columns, rows)
     scores = run.evaluation.get("scores")
     if isinstance(scores, list) and scores:
         steps = run.evaluation.get("episode_steps")
@@ -294,10 +285,10 @@ def _tables(run: RunFiles) -> Iterator[Table]:
             [str(index + 1), show(score), show(length)]
             for index, (score, length) in enumerate(zip(scores, lengths, strict=True))
         ]
-        yield Table("Final games of the student alone", ["game", "points", "agent steps"], rows)
+        yield Sheet("Final games of the student alone", ["game", "points", "agent steps"], rows)
     settings = sorted(flat(run.config).items())
     if settings:
-        yield Table("Settings", ["setting", "value"], [[name, show(value)] for name, value in settings], left=2)
+        yield Sheet("Settings", ["setting", "value"], [[name, show(value)] for name, value in settings], left=2)
     origin = [["commit", str(run.card.get("commit") or run.evaluation.get("commit") or "")]]
     origin += [["student's SHA-256", str(run.evaluation.get("sha256") or "")]]
     versions = run.evaluation.get("versions")
@@ -305,7 +296,7 @@ def _tables(run: RunFiles) -> Iterator[Table]:
     names = [str(name) for name in run.card.get("teachers") or ()]
     checksums = [str(one) for one in run.card.get("teacher_sha256") or ()]
     origin += [[f"SHA-256 of teacher {name}", one] for name, one in zip(names, checksums, strict=False)]
-    yield Table("Where it came from", ["what", "value"], [row for row in origin if row[1]], left=2)
+    yield Sheet("Where it came from", ["what", "value"], [row for row in origin if row[1]], left=2)
 
 
 def _last(run: RunFiles, name: str) -> str:
@@ -340,14 +331,14 @@ def _videos(run: RunFiles) -> Iterator[Video]:
         yield Video(file.name, kind, f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}")
 
 
-def differing_table(runs: Sequence[RunFiles]) -> Table | None:
+def differing_table(runs: Sequence[RunFiles]) -> Sheet | None:
     """The settings in which runs differ, a row for each run; None where there are none."""
     facts = [{k: v for k, v in flat(run.config).items() if k not in UNTOLD} for run in runs]
     names = varying(facts)
     if len(runs) < 2 or not names:
         return None
     rows = [[run.name, *(show(fact.get(name, "-")) for name in names)] for run, fact in zip(runs, facts, strict=True)]
-    return Table("Settings that differ", ["run", *names], rows, left=1 + len(names))
+    return Sheet("Settings that differ", ["run", *names], rows, left=1 + len(names))
 
 
 # --- the page -----------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kfrl.cli.sheets import FEW, Sheet, number
+from kfrl.cli.sheets import FEW, number
+from kfrl.compare.sheet import Sheet
 from kfrl.supervised.compare import Arm, Comparison
 
 

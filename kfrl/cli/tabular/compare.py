@@ -12,7 +12,7 @@ import tyro
 from kfrl.errors import UserError
 
 if TYPE_CHECKING:
-    from kfrl.cli.sheets import Sheet
+    from kfrl.compare.sheet import Sheet
     from kfrl.tabular.comparison import Arm, Comparison
 
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _sheets(comparison: Comparison, data: str) -> Iterator[Sheet]:
-    from kfrl.cli.sheets import Sheet
+    from kfrl.compare.sheet import Sheet
 
     arms = [arm for arm in comparison.arms if arm.data == data]
     base = comparison.base(data)

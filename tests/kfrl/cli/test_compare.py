@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kfrl.cli.main import main
-from kfrl.cli.sheets import Sheet
+from kfrl.compare.sheet import Sheet
 
 Build = Callable[..., Path]
 
