@@ -41,6 +41,8 @@ CHOICE_OBSERVATIONS = 512
 """On which the teachers' channels are chosen and their scales matched."""
 FOLD_BATCH = 128
 WARM_UP = 0.05
+FULL_RATE_AT = 0.2
+"""1 - R2 of the fold at the policy head from which on the imitation has its whole rate."""
 STRETCH = 50
 """Steps, on average, that the linked net or the lone one plays a game before it is drawn anew who goes on."""
 
@@ -201,7 +203,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if config.choose_channels or config.match_scales:
             obs = screens(play(CHOICE_OBSERVATIONS, self._expert_policy()))
             if config.choose_channels:
-                yield from flow.choose_channels(obs, hidden)
+                experts = [self._expert.name] if self._expert else []
+                yield from flow.choose_channels(obs, hidden, experts)
             if config.match_scales:
                 flow.match_scales(obs, hidden)
         if self._stages[0] != LINKED:
@@ -272,7 +275,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         that of the task becomes noise of the same size. Plain steps add up what the gradients say.
         """
         if self.stage != LINKED:
-            scale = self.flow_config.imitation_lr / self.config.shape.lr if self.stage == IMITATION else 1.0
+            scale = self._imitation_lr(net) / self.config.shape.lr if self.stage == IMITATION else 1.0
             return [ParameterGroup(tuple(net.alone.parameters()), scale)]
         body = [*net.flow.student.parameters(), *net.flow.transforms.parameters()]
         mixing = tuple(net.flow.mixing.parameters())
@@ -280,6 +283,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             ParameterGroup(tuple(p for p in body if p.requires_grad)),
             ParameterGroup(mixing, sgd=self._mixing_lr()),
         ]
+
+    def _imitation_lr(self, net: FlowNet) -> float:
+        """Less where the fold left little to learn: Adam's steps are as large as its rate, however small the error."""
+        r2 = self.metrics(net).get("fold/r2/policy", 0.0)
+        return self.flow_config.imitation_lr * min(1.0, (1.0 - r2) / FULL_RATE_AT)
 
     def _mixing_lr(self) -> float:
         """So that w moves by `layer_weights_lr` times the mean gradient in a linked run of any length."""

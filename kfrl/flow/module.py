@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -202,11 +202,11 @@ class KnowledgeFlow(nn.Module):
             self._features, self._teachers_alone = {}, False
 
     @torch.no_grad()
-    def choose_channels(self, obs: Tensor, links: Sequence[Link]) -> list[str]:
+    def choose_channels(self, obs: Tensor, links: Sequence[Link], experts: Collection[str] = ()) -> list[str]:
         """Start the Qs of `links` as a choice of the teachers' most useful channels on `obs` (`selection`).
 
-        All links of a student's layer share its rows. A link whose channels cannot be ranked, or whose Q is no matrix
-        of channels, keeps its orthogonal start.
+        All links of a student's layer share its rows; the channels of `experts`, teachers by name, come first. A link
+        whose channels cannot be ranked, or whose Q is no matrix of channels, keeps its orthogonal start.
 
         Returns:
             A sentence for each of the student's layers: how many of its rows each teacher's layer has.
@@ -220,9 +220,9 @@ class KnowledgeFlow(nn.Module):
                     f"Teacher {name!r}: layer {layer} gives numbers that are not finite on this game's screens. "
                     "Leave this teacher out of --teachers."
                 )
-        return [line for layer in self.layers for line in self._choose_rows(layer, obs, links)]
+        return [line for layer in self.layers for line in self._choose_rows(layer, obs, links, experts)]
 
-    def _choose_rows(self, layer: str, obs: Tensor, links: Sequence[Link]) -> list[str]:
+    def _choose_rows(self, layer: str, obs: Tensor, links: Sequence[Link], experts: Collection[str]) -> list[str]:
         feeds = [index for index in self._feeds[layer] if self.links[index] in links]
         sources = [self.links[index] for index in feeds]
         uses = [channel_uses(self._teachers[link.teacher], link.layer, obs) for link in sources]
@@ -230,9 +230,10 @@ class KnowledgeFlow(nn.Module):
         if not any(matrix is not None for matrix in matrices):
             return []
         known = [use if matrix is not None else None for use, matrix in zip(uses, matrices, strict=True)]
-        first = next(matrix for matrix in matrices if matrix is not None)
+        rows = next(len(matrix) for matrix in matrices if matrix is not None)
+        first = [source for source, link in enumerate(sources) if link.teacher in experts]
         row, said = 0, []
-        for link, matrix, channels in zip(sources, matrices, choose(known, len(first)), strict=True):
+        for link, matrix, channels in zip(sources, matrices, choose(known, rows, first), strict=True):
             if matrix is None:
                 said.append(f"{link.teacher}.{link.layer} left out of the choice (its channels cannot be ranked here)")
                 continue

@@ -8,7 +8,7 @@ different scales can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +39,17 @@ def channel_uses(teacher: nn.Module, layer: str, obs: Tensor) -> Tensor | None:
     return uses / uses.sum().clamp_min(1e-12)
 
 
-def choose(uses: Sequence[Tensor | None], count: int) -> list[list[int]]:
-    """For each teacher layer those of its channels that are among the `count` most useful of all, ascending."""
+def choose(uses: Sequence[Tensor | None], count: int, first: Collection[int] = ()) -> list[list[int]]:
+    """For each teacher layer those of its channels that are among the `count` most useful of all, ascending.
+
+    Channels of the layers in `first` come before all others, which get what is left.
+    """
     known = [
-        (-use, source, channel)
+        (source not in first, -use, source, channel)
         for source, part in enumerate(uses)
         if part is not None
         for channel, use in enumerate(part.tolist())
         if use > 0.0
     ]
     best = sorted(known)[:count]
-    return [sorted(channel for _, owner, channel in best if owner == source) for source in range(len(uses))]
+    return [sorted(channel for *_, owner, channel in best if owner == source) for source in range(len(uses))]

@@ -503,11 +503,23 @@ def test_a_rollout_of_the_imitation_brings_as_much_play_as_an_update_of_it_needs
 def test_the_rate_of_the_imitation_is_its_own_and_starts_at_nothing(expert: Teacher) -> None:
     method = make_method(imitation_lr=0.02)
     net = staged(method, expert, 1)
+    net.fold_r2.get_buffer("policy").fill_(0.5)
     (group,) = method.parameter_groups(net)
     imitation = method.phases(SPEC, [expert])[1]
     lr = [method.config.shape.lr * group.lr_scale * imitation.lr_share(at) for at in (0.0, 0.025, 0.05, 0.5, 1.0)]
     assert lr == pytest.approx([0.0, 0.02 * 0.5 * 0.975, 0.02 * 0.95, 0.01, 0.0])
     assert {id(p) for p in group.parameters} == {id(p) for p in net.alone.parameters()}
+
+
+@pytest.mark.parametrize(("r2", "share"), [(0.6, 1.0), (0.8, 1.0), (0.9, 0.5), (0.999, 0.005)])
+def test_the_imitation_is_slow_where_the_fold_left_little_to_learn(expert: Teacher, r2: float, share: float) -> None:
+    method = make_method(imitation_lr=0.02)
+    net = staged(method, expert, 1)
+    for buffer in net.fold_r2.buffers():
+        buffer.fill_(0.5)
+    net.fold_r2.get_buffer("policy").fill_(r2)
+    (group,) = method.parameter_groups(net)
+    assert method.config.shape.lr * group.lr_scale == pytest.approx(0.02 * share, rel=1e-3)
 
 
 def test_only_the_net_of_the_phase_trains(expert: Teacher) -> None:

@@ -68,6 +68,9 @@ def test_the_most_useful_channels_of_all_sources_are_chosen() -> None:
     assert choose(uses, 3) == [[0], [], [0, 1]]
     # A channel that never changes is not chosen, were there room.
     assert choose(uses, 9) == [[0, 1, 2], [], [0, 1]]
+    # Those of an expert come first, and others get what is left.
+    assert choose(uses, 3, first=[0]) == [[0, 1, 2], [], []]
+    assert choose(uses, 4, first=[0]) == [[0, 1, 2], [], [1]]
 
 
 def flow_of(*teachers: Two) -> KnowledgeFlow:
@@ -95,6 +98,12 @@ def test_a_teacher_of_the_students_shape_arrives_channel_by_channel() -> None:
     flow = flow_of(Two(2, 4))
     flow.choose_channels(torch.randn(50, 2), flow.links)
     assert torch.equal(flow.transforms[0].get_parameter("weight"), torch.eye(4))
+
+
+def test_a_strangers_channels_wait_for_an_experts() -> None:
+    flow = flow_of(Two(2, 3), Two(2, 3))
+    lines = flow.choose_channels(torch.randn(50, 2), flow.links, experts=["t1"])
+    assert lines == ["first starts with 1 of 3 channels of t0.first, 3 of 3 channels of t1.first."]
 
 
 def test_a_constant_teacher_gets_no_row() -> None:
