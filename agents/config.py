@@ -36,8 +36,9 @@ class FlowConfig(FlowSettings):
     fold_at: Fraction | None = 0.0
     """Share of the run that the student learns with its links, before it is folded into a plain net, which goes on
     alone (+). None: the student stays linked, as in the paper."""
-    fold_observations: Count = 8_192
-    """Observations of the linked student's play for the fold's regressions, every fourth step of it (+)."""
+    fold_observations: Annotated[int, Ge(0)] = 8_192
+    """Observations of the linked student's play for the fold's regressions, every fourth step of it (+). 0: no fold;
+    the plain net starts afresh."""
     imitate: Literal["never", "expert", "always"] = "expert"
     """Whether the plain net then imitates the linked one before it learns alone (+): only if a teacher plays the same
     game (expert), always, or never."""
@@ -56,7 +57,7 @@ class FlowConfig(FlowSettings):
     """Weight of the squared error of the values beside the KL of the policies (+)."""
     kickstart_coef: NonNegative = 1.0
     """Weight of the KL to the linked net that stays beside the rewards when the plain net then learns alone (+); it
-    falls to 0 by the middle of that phase (Schmitt et al. 2018)."""
+    falls to 0 by the middle of that phase (Schmitt et al. 2018), and sooner if its games reach the teacher's score."""
 
 
 @dataclass(frozen=True)

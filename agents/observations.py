@@ -48,5 +48,5 @@ def observe(protocol: Protocol, count: int, policy: Callable[[Tensor], Tensor] |
 
 def steps_for(count: int) -> int:
     """The agent steps that `count` observations take."""
-    games = min(GAMES, count)
+    games = max(1, min(GAMES, count))
     return EVERY * games * -(-count // games)

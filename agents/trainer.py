@@ -80,7 +80,6 @@ class Trainer(training.Trainer[Run, Status]):
         seed_everything(stream(run.config.seed, 0))
         self.method = run.method()
         self.net = self.method.build(run.spec, run.teachers)
-        self.phases = run.phases
         self.session = 0
         self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self._student_return: float | None = None
@@ -105,7 +104,9 @@ class Trainer(training.Trainer[Run, Status]):
         return seen
 
     def _enter(self, index: int) -> None:
-        """Take up phase `index`, with an optimiser that knows nothing yet."""
+        """Take up phase `index`, or the next one that has steps, with an optimiser that knows nothing yet."""
+        self.phases = self.method.fitted_phases(self.net, self.run.phases)
+        index = next(at for at in range(index, len(self.phases)) if self.phases[at].steps)
         self.phase_index, self.phase = index, self.phases[index]
         self.place()
         self.method.begin(self.net, index, self.phase.games[0], rank=0)

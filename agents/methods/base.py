@@ -200,6 +200,13 @@ class Method(OwnSettings, Generic[Net]):
         """What is learned, in turn; the run's own game is among the games of the last phase."""
         return (Phase((spec,), self.config.steps),)
 
+    def fitted_phases(self, net: Net, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """`phases` as a net needs them that `prepare` or `end_phase` has fitted; one of no steps is passed over.
+
+        Their order and number stay, so does the sum of their steps.
+        """
+        return phases
+
     def begin(self, net: Net, phase: int, task: NetSpec, rank: int) -> None:
         """Take up a phase: called in every process, on every copy of the net, before anything below.
 

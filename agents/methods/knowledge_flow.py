@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
 from agents.observations import steps_for
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
+from kfrl.compare.stats import reference_scores
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, dependence_weight, links_by_depth
 from kfrl.flow.fold import fold, foldable_layers, observations_needed
@@ -43,6 +46,10 @@ FOLD_BATCH = 128
 WARM_UP = 0.05
 FULL_RATE_AT = 0.2
 """1 - R2 of the fold at the policy head from which on the imitation has its whole rate."""
+NEARLY_EXACT = 0.99
+"""R2 of the fold at the policy head from which on nothing is left to imitate."""
+LATEST = 100
+"""Games of the lone student that say how far it is behind its teacher."""
 STRETCH = 50
 """Steps, on average, that the linked net or the lone one plays a game before it is drawn anew who goes on."""
 
@@ -69,8 +76,13 @@ class FlowNet(nn.Module):
 
     @property
     def folded(self) -> bool:
-        """Whether `alone` has taken over what `flow` knows."""
+        """Whether `alone` goes its own way, with what it took over from `flow`."""
         return not any(r2.isnan() for r2 in self.fold_r2.buffers())
+
+    def leave_fresh(self) -> None:
+        """Let `alone` go its way from its fresh weights: it takes over nothing."""
+        for r2 in self.fold_r2.buffers():
+            r2.zero_()
 
     def fold(self, observations: Tensor) -> Iterator[str]:
         """Fold `flow` into `alone`; a line for each layer.
@@ -100,9 +112,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._stages: tuple[str, ...] = (LINKED,)
         self._expert: Teacher | None = None
         self._without_value: tuple[str, ...] = ()
+        self._game = ""
         self._actions: tuple[str, ...] = ()
         self._memory = Memory(config.flow.imitation_memory // config.shape.workers)
         self._guide_share, self._kickstart = 1.0, 0.0
+        self._scores: deque[float] = deque(maxlen=LATEST)
         self._theta_old: dict[str, Tensor] | None = None
         self._updates = 0
         self._guided: Tensor | None = None
@@ -144,6 +158,22 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         )
         return tuple(phase for phase in phases if phase.steps)
 
+    def fitted_phases(self, net: FlowNet, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        """Without the imitation where the fold has left nothing to it: its steps go to the learning alone."""
+        if not self._nothing_to_imitate(net):
+            return phases
+        spare = sum(phase.steps for phase in phases if phase.title == IMITATION)
+        more = {IMITATION: -spare, ALONE: spare}
+        return tuple(replace(phase, steps=phase.steps + more.get(phase.title, 0)) for phase in phases)
+
+    def _nothing_to_imitate(self, net: FlowNet) -> bool:
+        return IMITATION in self._stages and self._policy_r2(net) >= NEARLY_EXACT
+
+    def _policy_r2(self, net: FlowNet) -> float:
+        """Of the fold; 0 before it, or where no head is linked."""
+        r2 = dict(net.fold_r2.named_buffers()).get("policy")
+        return 0.0 if r2 is None or r2.isnan() else float(r2)
+
     def _imitates(self, spec: NetSpec, teachers: Sequence[Teacher]) -> bool:
         """From non-experts come features: what their linked net plays is nothing to imitate."""
         imitate = self.flow_config.imitate
@@ -153,7 +183,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         """The paper's student, linked to every teacher, and the plain net that it is folded into."""
         config = self.flow_config
         self._stages = tuple(phase.title for phase in self.phases(spec, teachers))
-        self._expert, self._actions = _expert(spec, teachers), spec.actions
+        self._expert, self._game, self._actions = _expert(spec, teachers), spec.game, spec.actions
         student = self.student(spec)
         size, stack = student.arch["screen_size"], student.arch["frame_stack"]
         example = torch.zeros(1, stack, size, size, dtype=torch.uint8)
@@ -185,6 +215,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     def _check_observations(self, student: nn.Module, layers: Sequence[str]) -> None:
         have = self.flow_config.fold_observations
+        if not have:
+            return
         for layer, needed in observations_needed(student, layers).items():
             if have < needed:
                 raise UserError(
@@ -266,7 +298,14 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             yield from self._fold(net, play)
 
     def _fold(self, net: FlowNet, play: Play) -> Iterator[str]:
-        return net.fold(play(self.flow_config.fold_observations, lambda obs: net.flow(obs)[0]))
+        observations = self.flow_config.fold_observations
+        if not observations:
+            net.leave_fresh()
+            yield "There is no fold: the lone student starts afresh."
+            return
+        yield from net.fold(play(observations, lambda obs: net.flow(obs)[0]))
+        if self._nothing_to_imitate(net):
+            yield "The fold has the whole policy, so nothing is left to imitate: these steps go to the learning alone."
 
     def parameter_groups(self, net: FlowNet) -> list[ParameterGroup]:
         """While linked student and Q at the run's rate, w by plain gradient descent; then the plain net.
@@ -286,8 +325,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     def _imitation_lr(self, net: FlowNet) -> float:
         """Less where the fold left little to learn: Adam's steps are as large as its rate, however small the error."""
-        r2 = self.metrics(net).get("fold/r2/policy", 0.0)
-        return self.flow_config.imitation_lr * min(1.0, (1.0 - r2) / FULL_RATE_AT)
+        return self.flow_config.imitation_lr * min(1.0, (1.0 - self._policy_r2(net)) / FULL_RATE_AT)
 
     def _mixing_lr(self) -> float:
         """So that w moves by `layer_weights_lr` times the mean gradient in a linked run of any length."""
@@ -297,10 +335,29 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return self.flow_config.layer_weights_lr / max(updates, 1.0)
 
     def schedule(self, net: FlowNet, progress: float) -> None:
-        """The linked net acts, and later is followed, less and less in a phase's first half, and not in its second."""
+        """The linked net acts less and less in the imitation's first half; then it is followed less and less.
+
+        It is followed in the first half of the learning alone, as far as the student is behind.
+        """
         self._guide_share = max(0.0, 1.0 - 2.0 * progress)
         kickstarts = self.stage == ALONE and IMITATION in self._stages
-        self._kickstart = self.flow_config.kickstart_coef * self._guide_share if kickstarts else 0.0
+        weight = self._guide_share * self._behind() if kickstarts else 0.0
+        self._kickstart = self.flow_config.kickstart_coef * weight
+
+    def _behind(self) -> float:
+        """How far this learner's latest games are below the teacher's score, as a share of what is above random play.
+
+        QDagger's 1 - G_student / G_teacher (Agarwal et al. 2022), in [0, 1]; 1 while nobody knows.
+        """
+        score = None if self._expert is None else self._expert.card.mean_score
+        if score is None or not self._scores:
+            return 1.0
+        reference = reference_scores().get(self._game)
+        floor = reference.random if reference else 0.0
+        if score <= floor:
+            return 0.0
+        own = sum(self._scores) / len(self._scores)
+        return min(1.0, max(0.0, (score - own) / (score - floor)))
 
     def features(self, net: FlowNet, obs: Tensor) -> Context:
         """While linked the teachers' pre-activations; while it is followed the linked net's logits and values."""
@@ -339,6 +396,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         """
         if self.stage == IMITATION:
             return {"imitation": self._imitation(net.alone, batch)}
+        self._scores.extend(episode.score for episode in batch.episodes)
         config = self.flow_config
         terms: dict[str, Tensor] = {}
         if config.policy_kl_coef:

@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -635,6 +636,52 @@ def test_a_rollout_in_which_the_linked_net_is_left_has_contexts_of_one_kind(expe
         method.schedule(net, progress)
         terms = terms_of(method, net, collector.collect(), progress)
         assert ("kickstart" in terms) == followed
+
+
+@pytest.mark.parametrize(
+    ("scores", "share"),
+    [((), 1.0), ((-50.0,), 1.0), ((1.7, 1.7), 1.0), ((101.7,), 0.5), ((151.7, 151.7), 0.25), ((900.0,), 0.0)],
+)
+def test_the_lone_student_follows_as_far_as_it_is_behind_the_expert(
+    expert: Teacher, obs: Tensor, scores: tuple[float, ...], share: float
+) -> None:
+    # Random play has 1.7 points in Breakout.
+    expert = replace(expert, card=replace(expert.card, evaluation={"mean": 201.7}))
+    method = make_method(kickstart_coef=2.0, policy_kl_coef=0.0)
+    net = staged(method, expert, 2)
+    method.losses(net, play(method, net, obs, scores), 0.0)
+    method.schedule(net, 0.125)
+    expected = 0.75 * share * 2.0 * kl(net.flow(obs)[0], net.alone(obs)[0]).sum() / ENVS
+    terms = method.losses(net, play(method, net, obs), 0.125)
+    assert float(terms["kickstart"].detach() if share else 0.0) == pytest.approx(expected, rel=1e-4)
+    assert ("kickstart" in terms) == (share > 0.0)
+
+
+def test_a_fold_that_has_the_whole_policy_leaves_its_imitations_steps_to_the_learning_alone(expert: Teacher) -> None:
+    def steps(policy_r2: float, **flow: object) -> list[int]:
+        method = make_method(fold_observations=5_000, **flow)
+        net = staged(method, expert, 1)
+        net.fold_r2.get_buffer("policy").fill_(policy_r2)
+        return [phase.steps for phase in method.fitted_phases(net, method.phases(SPEC, [expert]))]
+
+    linked, imitation, alone = steps(0.5)
+    assert imitation > 0
+    assert steps(0.98) == steps(math.nan) == [linked, imitation, alone]
+    assert steps(0.995) == [linked, 0, imitation + alone]
+    assert len(steps(0.995, imitate="never")) == 2
+
+
+def test_without_a_fold_the_student_imitates_from_fresh_weights(expert: Teacher) -> None:
+    method = make_method(fold_observations=0, choose_channels=False)
+    net = method.build(SPEC, [expert])
+    method.begin(net, 0, SPEC, rank=0)
+    fresh = copy.deepcopy(net.alone.state_dict())
+    assert list(method.end_phase(net, lambda count, policy=None: pytest.fail("no play is needed"))) == [
+        "There is no fold: the lone student starts afresh."
+    ]
+    assert method.independent(net)
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in net.alone.state_dict().items())
+    assert sum(phase.steps for phase in method.phases(SPEC, [expert])) == method.config.steps - 2048
 
 
 def test_a_student_of_non_experts_follows_nobody(stranger: Teacher, obs: Tensor) -> None:
