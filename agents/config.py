@@ -185,11 +185,15 @@ class TrainConfig:
     teacher_sha256: tuple[str, ...] = ()
     """Checksums of the teachers' files, in their order, as a run's config.yaml has them: other files are refused. None:
     the files are taken as they are."""
+    answers: str = ""
+    """Files of `kfrl collect`, comma-separated, one for each game: policy-distillation and actor-mimic learn from them
+    without the teachers and their play; knowledge-flow folds on them."""
     source_games: str = ""
     """Games that are learned before this one or beside it, comma-separated, for methods that take them."""
     method: str | None = None
     """a3c, actor-mimic, distral, fine-tune, knowledge-flow, pathnet, policy-distillation, progressive; or a
-    file of your own, path/to/file.py. Default: knowledge-flow with teachers, a3c without."""
+    file of your own, path/to/file.py. Default: knowledge-flow with teachers, policy-distillation with
+    --answers alone, a3c without either."""
     steps: Count = 10_000_000
     """Agent steps of all workers together; a step is 4 frames. The paper: 40M. Source games count apart."""
     source_steps: Count | None = None
@@ -291,6 +295,11 @@ class TrainConfig:
         return split_names(self.teachers)
 
     @property
+    def answer_files(self) -> tuple[Path, ...]:
+        """`answers` split at its commas."""
+        return tuple(Path(name).expanduser() for name in split_names(self.answers))
+
+    @property
     def source_names(self) -> tuple[str, ...]:
         """`source_games` split at its commas."""
         return tuple(name.strip() for name in self.source_games.split(",") if name.strip())
@@ -298,7 +307,9 @@ class TrainConfig:
     @property
     def method_name(self) -> str:
         """The method in force: its name, or the path of a file."""
-        return self.method or ("knowledge-flow" if self.teacher_names else "a3c")
+        return self.method or (
+            "knowledge-flow" if self.teacher_names else "policy-distillation" if self.answers else "a3c"
+        )
 
 
 RMSPROP_LR = 7e-4

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from agents.answers import answers_for, check_answerers, open_all
 from agents.methods import get_method
 from agents.methods.knowledge_flow import FlowNet
 from agents.observations import observe
@@ -52,9 +53,24 @@ class LinkedRun:
         logits: Tensor = self.net.alone(obs)[0]
         return logits
 
-    def fold(self, observations: int, said: Callable[[str], None]) -> None:
-        """Play with the links for so many observations, and fold on them; `said` gets a line for each layer."""
+    def fold(self, observations: int, said: Callable[[str], None], answers: Path | None = None) -> None:
+        """Play with the links for so many observations, and fold on them; `said` gets a line for each layer.
+
+        With a file of answers nothing is played and no teacher runs.
+
+        Raises:
+            UserError: answers of another game, other rules or other teachers, or without the linked layers.
+        """
         config = self.run.config
+        if answers is not None:
+            files = open_all([answers])
+            check_answerers(files, self.run.teachers)
+            stored = answers_for(files, self.run.rules(self.run.spec))
+            features = stored.said(self.net.flow.taps, {teacher.name: teacher for teacher in self.run.teachers})
+            kept = [part[:observations] for part in (stored.observations, *features)]
+            for line in self.net.fold(kept[0], kept[1:]):
+                said(line)
+            return
         seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, EVALUATION))
         for line in self.net.fold(seen):
             said(line)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.rollout import sample
@@ -21,7 +22,6 @@ AT_RANDOM = 0.1
 """Share of the actions that are random, so that other than the best situations are seen."""
 
 
-@torch.no_grad()
 def observe(protocol: Protocol, count: int, policy: Callable[[Tensor], Tensor] | None, seed: int) -> Tensor:
     """Play `steps_for(count)` steps and keep every fourth observation: (at least `count`, stack, H, W) uint8.
 
@@ -31,19 +31,26 @@ def observe(protocol: Protocol, count: int, policy: Callable[[Tensor], Tensor] |
         policy: (B, stack, H, W) uint8 -> logits (B, A); without one, random play.
         seed: Of the games and the actions.
     """
+    return torch.from_numpy(np.concatenate(list(play(protocol, count, policy, seed))))
+
+
+def play(
+    protocol: Protocol, count: int, policy: Callable[[Tensor], Tensor] | None, seed: int
+) -> Iterator[NDArray[np.uint8]]:
+    """The observations of `observe` as they come, (games, stack, H, W) each."""
     games = min(GAMES, count)
     envs = AtariEnvs(protocol, games, num_threads=min(cores(), games))
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    obs, kept = envs.reset(seed=seed), []
+    obs = envs.reset(seed=seed)
     for step in range(1, steps_for(count) // games + 1):
         actions = rng.integers(len(envs.actions), size=games)
         if policy is not None:
-            chosen = sample(policy(torch.from_numpy(obs)), generator).numpy()
+            with torch.no_grad():
+                chosen = sample(policy(torch.from_numpy(obs)), generator).numpy()
             actions = np.where(rng.random(games) < AT_RANDOM, actions, chosen)
         obs = envs.step(actions).obs
         if step % EVERY == 0:
-            kept.append(obs.copy())
-    return torch.from_numpy(np.concatenate(kept))
+            yield obs.copy()
 
 
 def steps_for(count: int) -> int:

@@ -14,7 +14,7 @@ from agents.engines.update import Report, Updater
 from agents.engines.worker import MIN_ENVS_TO_KEEP_GRAPH
 from agents.methods.base import AnyMethod
 from agents.objective import a3c_terms, with_gradient
-from agents.rollout import Collector
+from agents.rollout import Collector, Stored
 from agents.run import Run
 from envs.atari import AtariEnvs
 from kfrl.machine import cores, peak_memory
@@ -102,8 +102,11 @@ def _seconds_a_step(run: Run, plan: Plan, *, keep_graph: bool) -> float:
     bind(groups, local, grads)
     updater = Updater(method, net, shared, grads, SharedAdam(shared, groups, shape.max_grad_norm), rank=0)
     task = phase.games[0]
-    envs = AtariEnvs(run.rules(task), shape.envs_per_worker, num_threads=1 if config.algo == "a3c" else cores())
-    collector = Collector(envs, method, net, phase.t_max or shape.t_max, seed=0, keep_graph=keep_graph)
+    games, t_max = shape.envs_per_worker, phase.t_max or shape.t_max
+    collector: Collector | Stored = Stored(games, t_max, len(task.actions))
+    if not phase.stored:
+        envs = AtariEnvs(run.rules(task), games, num_threads=1 if config.algo == "a3c" else cores())
+        collector = Collector(envs, method, net, t_max, seed=0, keep_graph=keep_graph)
     steps, started = 0, 0.0
     while not steps or time.perf_counter() - started < MEASURED:
         rollout = with_gradient(method, net, collector.collect())

@@ -126,6 +126,34 @@ class Collector:
         return self._tensor(np.stack([getattr(step, field) for step in transitions]))
 
 
+class Stored:
+    """In the place of a `Collector` where updates draw from stored answers: counts steps, and plays nothing."""
+
+    def __init__(self, num_envs: int, t_max: int, actions: int, device: torch.device | str = "cpu") -> None:
+        """Prepare rollouts of T steps of K games with A actions, of nothing."""
+        blank = torch.zeros(t_max, num_envs, device=device)
+        samples = t_max * num_envs
+        # Values with a gradient: nobody need run the net for what the loss does not read.
+        values = torch.zeros(samples, device=device, requires_grad=True)
+        self._rollout = Rollout(
+            obs=torch.empty(samples, 0, device=device),
+            contexts=((),),
+            actions=torch.zeros(samples, dtype=torch.int64, device=device),
+            output=Output(torch.zeros(samples, actions, device=device), values),
+            episodes=(),
+            num_envs=num_envs,
+            rewards=blank,
+            terminated=blank.bool(),
+            truncated=blank.bool(),
+            truncated_values=blank,
+            bootstrap=blank[0],
+        )
+
+    def collect(self) -> Rollout:
+        """Of nothing."""
+        return self._rollout
+
+
 def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Draw actions from softmax(logits) by the Gumbel-max rule: (K, A) -> (K,) int64.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from agents.answers import Answers, check_answerers, open_all
 from agents.config import Shape, TrainConfig
 from agents.methods import get_method
 from agents.methods.base import AnyMethod, NetSpec, Phase
@@ -104,11 +105,17 @@ def resolve(config: TrainConfig) -> Run:
     game = find_game(config.game)
     protocol = get_protocol(config.protocol, game.name)
     method = get_method(config.method_name)
-    method.check_teachers(config.method_name, len(config.teacher_names))
+    method.check_answers(config.method_name, len(config.answer_files))
+    files = open_all(config.answer_files)
+    instead = bool(files) and method.takes_answers == "instead"
+    asked = sum(len(file.card.teachers) for file in files) if instead else len(config.teacher_names)
+    method.check_teachers(config.method_name, asked)
     method.check_sources(config.method_name, len(config.source_names), config.source_steps)
     method.check_algo(config.method_name, config.algo)
     _check_engine(config)
-    teachers, exact = load_teachers(config.teacher_names, RUNS, identify)
+    teachers, exact = _answerers(config, files) if instead else load_teachers(config.teacher_names, RUNS, identify)
+    if files:
+        check_answerers(files, teachers)
     checksums = tuple(teacher.sha256 for teacher in teachers)
     check_pinned([teacher.path for teacher in teachers], checksums, config.teacher_sha256)
     sources = _source_games(config, method, game, teachers)
@@ -117,6 +124,7 @@ def resolve(config: TrainConfig) -> Run:
         game=game.title,
         teachers=",".join(exact),
         teacher_sha256=checksums,
+        answers=",".join(str(file.path.absolute()) for file in files),
         source_games=",".join(Game(name).title for name in sources) if config.source_names else "",
         source_steps=config.source_steps or config.steps if method.takes_sources.endswith("before") else None,
         method=exact_method(config.method_name),
@@ -138,6 +146,14 @@ def resolve(config: TrainConfig) -> Run:
     if config.algo == "acktr":
         _check_factors(run, net)
     return run
+
+
+def _answerers(config: TrainConfig, files: Sequence[Answers]) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
+    """The teachers whose answers are stored, without their nets; those that are named are compared with them."""
+    exact = tuple(each.reference for file in files for each in file.card.teachers)
+    if config.teacher_names not in ((), exact):
+        check_answerers(files, load_teachers(config.teacher_names, RUNS, identify)[0])
+    return tuple(teacher for file in files for teacher in file.absent()), exact
 
 
 def _source_games(

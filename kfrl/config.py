@@ -26,7 +26,7 @@ Positive = Annotated[float, Gt(0.0)]
 NonNegative = Annotated[float, Ge(0.0)]
 Count = Annotated[int, Ge(1)]
 
-NAME_LISTS = ("teachers", "source_games")
+NAME_LISTS = ("teachers", "source_games", "answers")
 """Settings that are names between commas; a YAML list of names is taken too."""
 
 

@@ -14,8 +14,9 @@ from agents.engines.rmsprop import RMSpropTF
 from agents.engines.shared import bind
 from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Optimiser, Report, Updater
+from agents.methods.base import NetSpec
 from agents.objective import Samples, a3c_terms, ppo_terms, with_gradient
-from agents.rollout import Collector
+from agents.rollout import Collector, Stored
 from agents.trainer import Trainer
 from envs.atari import AtariEnvs
 from kfrl.machine import cores
@@ -46,9 +47,9 @@ class SyncTrainer(Trainer):
             net.cpu()
 
     def _learn(self) -> None:
-        config, shape = self.run.config, self.run.config.shape
+        shape = self.run.config.shape
         (task,) = self.phase.games
-        seed = stream(config.seed, 1 + 1000 * self.session + 1_000_000 * self.phase_index)
+        seed = stream(self.run.config.seed, 1 + 1000 * self.session + 1_000_000 * self.phase_index)
         seed_everything(seed)
         keep_memory()
         grads = torch.zeros_like(self.shared.parameters)
@@ -57,11 +58,7 @@ class SyncTrainer(Trainer):
         optimiser = SharedAdam(self.shared, self.groups, shape.max_grad_norm) if imitates else self.optimiser()
         updater = Updater(self.method, self.net, self.shared, grads, optimiser, rank=0)
         update = self._imitate if imitates else self.update
-        t_max = self.phase.t_max or shape.t_max
-        envs = AtariEnvs(self.run.rules(task), shape.envs_per_worker, num_threads=min(cores(), shape.envs_per_worker))
-        collector = Collector(
-            envs, self.method, self.net, t_max, seed, keep_graph=self.keep_graph, device=config.device
-        )
+        collector = self._collector(task, seed)
         ticked = time.monotonic()
         while self.shared.global_step < self.phase.steps and not self.stopping:
             progress = self.progress
@@ -75,6 +72,14 @@ class SyncTrainer(Trainer):
             if time.monotonic() - ticked > TICK_SECONDS:
                 self.tick()
                 ticked = time.monotonic()
+
+    def _collector(self, task: NetSpec, seed: int) -> Collector | Stored:
+        shape, device = self.run.config.shape, self.run.config.device
+        games, t_max = shape.envs_per_worker, self.phase.t_max or shape.t_max
+        if self.phase.stored:
+            return Stored(games, t_max, len(task.actions), device)
+        envs = AtariEnvs(self.run.rules(task), games, num_threads=min(cores(), games))
+        return Collector(envs, self.method, self.net, t_max, seed, keep_graph=self.keep_graph, device=device)
 
     def _imitate(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
         rollout = with_gradient(self.method, self.net, rollout)

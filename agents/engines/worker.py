@@ -19,7 +19,7 @@ from agents.engines.update import Report, Updater
 from agents.methods import get_method
 from agents.methods.base import AnyMethod, NetSpec, Phase
 from agents.objective import a3c_terms, with_gradient
-from agents.rollout import Collector
+from agents.rollout import Collector, Stored
 from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
 from envs.protocols import Protocol
@@ -85,9 +85,7 @@ def _train(job: Job, connection: Connection) -> None:
     rmsprop = config.optimizer == "rmsprop" and not job.phase.imitates
     optimiser = (RMSpropTF.of_a3c if rmsprop else SharedAdam)(shared, groups, shape.max_grad_norm)
     updater = Updater(method, shared_net, shared, grads, optimiser, job.rank)
-    envs = AtariEnvs(job.protocol, shape.envs_per_worker)
-    keep_graph = shape.envs_per_worker >= MIN_ENVS_TO_KEEP_GRAPH
-    collector = Collector(envs, method, net, job.phase.t_max or shape.t_max, seed, keep_graph=keep_graph)
+    collector = _collector(method, net, job, seed)
 
     report, reported = Report(job.task.game), time.monotonic()
     while (done := shared.global_step) < job.phase.steps and not shared.stop[0]:
@@ -106,6 +104,14 @@ def _train(job: Job, connection: Connection) -> None:
             connection.send(report)
             report, reported = Report(job.task.game), time.monotonic()
     connection.send(report)
+
+
+def _collector(method: AnyMethod, net: nn.Module, job: Job, seed: int) -> Collector | Stored:
+    games, t_max = job.config.shape.envs_per_worker, job.phase.t_max or job.config.shape.t_max
+    if job.phase.stored:
+        return Stored(games, t_max, len(job.task.actions))
+    keep_graph = games >= MIN_ENVS_TO_KEEP_GRAPH
+    return Collector(AtariEnvs(job.protocol, games), method, net, t_max, seed, keep_graph=keep_graph)
 
 
 def _build(method: AnyMethod, job: Job) -> nn.Module:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from agents.actions import in_order
+from agents.answers import Answers
 from agents.batch import Batch, Context, Output
 from agents.methods.base import NetSpec, Phase
 from agents.methods.policy_distillation import Imitation, hidden_units
@@ -44,12 +45,19 @@ class ActorMimic(Imitation[MimicNet]):
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """All teachers' games at the same time, then the run's own."""
         assert self.config.source_steps is not None
-        return (Phase(spec.sources, self.config.source_steps, source=True), Phase((spec,), self.config.steps))
+        stored = bool(self.config.answers)
+        return (
+            Phase(spec.sources, self.config.source_steps, source=True, imitates=stored, stored=stored),
+            Phase((spec,), self.config.steps),
+        )
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> MimicNet:
         """The student of the own game, with what it needs to imitate."""
         self.take(teachers, spec.sources)
-        units = {teacher.card.game: hidden_units(teacher) for teacher in teachers}
+        units = {
+            teacher.card.game: self._stored_features(teacher).shape[1] if self._answers else hidden_units(teacher)
+            for teacher in teachers
+        }
         return MimicNet(self.student(spec), units)
 
     @property
@@ -72,6 +80,16 @@ class ActorMimic(Imitation[MimicNet]):
     def features(self, net: MimicNet, obs: Tensor) -> Context:
         """The teacher's logits and last hidden activations."""
         return self.read(obs) if self.imitates else ()
+
+    def stored(self, file: Answers, rows: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's logits and last hidden activations."""
+        logits = file.logits(self.teacher, self.task.actions, rows)
+        return logits, self._stored_features(self.teacher)[rows].relu()
+
+    def _stored_features(self, teacher: Teacher) -> Tensor:
+        """The last hidden pre-activations in its file of answers, (N, H)."""
+        file = self._answers[teacher.card.game]
+        return file.features(teacher, file.asked(teacher).hidden)
 
     def forward(self, net: MimicNet, obs: Tensor, context: Context) -> Output:
         """Of the head of 18 actions those that the game has; in the run's own game the student's own."""

@@ -51,6 +51,8 @@ class Phase:
     """Steps of a rollout; default: the run's."""
     imitates: bool = False
     """Rewards do not count: one update by Adam a rollout, from the method's own losses alone, on every engine."""
+    stored: bool = False
+    """No game is played: updates draw from stored answers, and a step stands for the sample that it would have been."""
     source: bool = False
     """It prepares the run's own learning: its steps are source steps, even those in a game of the same name."""
 
@@ -97,6 +99,8 @@ class Method(OwnSettings, Generic[Net]):
     takes_sources = "none"
     """`none`; `beside` or `before`: --source-games, at the same time or in phases before; `teachers-beside` or
     `teachers-before`: the games that its teachers play, likewise."""
+    takes_answers = "none"
+    """What it makes of --answers: `none`; `instead`: teachers are not needed beside them; `beside`: they are."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo", "acktr")
     """The values of `--algo` that it runs under."""
     leans_on_teachers = False
@@ -161,6 +165,19 @@ class Method(OwnSettings, Generic[Net]):
             raise UserError(f"Method {name} takes no --source-games, got {count}{why}.")
         if not cls.takes_sources.endswith("before") and steps is not None:
             raise UserError(f"Method {name} learns no game before its own, so --source-steps {steps:,} means nothing.")
+
+    @classmethod
+    def check_answers(cls, name: str, files: int) -> None:
+        """Refuse stored answers that the method would not read.
+
+        Raises:
+            UserError: saying which methods do.
+        """
+        if cls.takes_answers == "none" and files:
+            raise UserError(
+                f"Method {name} does not read --answers. policy-distillation and actor-mimic learn from them, and "
+                "knowledge-flow folds on them."
+            )
 
     @classmethod
     def check_algo(cls, name: str, algo: str) -> None:

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from agents.actions import in_order
+from agents.answers import Answers, answers_for, open_all
 from agents.batch import Batch, Context, Output
 from agents.config import TrainConfig
 from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
 from agents.observations import steps_for
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
+from envs.protocols import get_protocol
 from kfrl.compare.stats import reference_scores
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, dependence_weight, links_by_depth
@@ -84,16 +86,27 @@ class FlowNet(nn.Module):
         for r2 in self.fold_r2.buffers():
             r2.zero_()
 
-    def fold(self, observations: Tensor) -> Iterator[str]:
+    def fold(self, observations: Tensor, features: Sequence[Tensor] = ()) -> Iterator[str]:
         """Fold `flow` into `alone`; a line for each layer.
 
+        Args:
+            observations: (N, stack, H, W) uint8.
+            features: The teachers' stored pre-activations on them, (N, ...) each, in the order of `flow.taps`; without
+                them the teachers are run.
+
         Raises:
-            UserError: too few observations (N, stack, H, W).
+            UserError: too few observations.
         """
         self.alone.load_state_dict(self.flow.export().state_dict())
         layers = [name for name, _ in self.fold_r2.named_buffers()]
-        batches = observations.split(max(1, min(FOLD_BATCH, len(observations) // 10)))
-        for folded in fold(self.alone, layers, self.flow.mixture, batches):
+        size = max(1, min(FOLD_BATCH, len(observations) // 10))
+        batches = observations.split(size)
+        said = dict(zip(map(id, batches), zip(*(part.split(size) for part in features), strict=True), strict=False))
+
+        def mixture(layer: str, obs: Tensor) -> Tensor:
+            return self.flow.mixture(layer, obs, said.get(id(obs)))
+
+        for folded in fold(self.alone, layers, mixture, batches):
             self.fold_r2.get_buffer(tensor_name(folded.layer)).fill_(folded.r2)
             yield f"Folded {folded}"
 
@@ -102,6 +115,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     """total = A3C loss + lambda_1(t) l_dep + lambda_2 l_KL (eq. 4) while linked; then the student learns alone."""
 
     takes_teachers = "some"
+    takes_answers = "beside"
     leans_on_teachers = True
     config_groups = ("flow",)
 
@@ -117,6 +131,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._memory = Memory(config.flow.imitation_memory // config.shape.workers)
         self._guide_share, self._kickstart = 1.0, 0.0
         self._scores: deque[float] = deque(maxlen=LATEST)
+        self._answers: Answers | None = None
+        self._teachers: dict[str, Teacher] = {}
         self._theta_old: dict[str, Tensor] | None = None
         self._updates = 0
         self._guided: Tensor | None = None
@@ -140,7 +156,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         flow, steps, games = self.flow_config, self.config.steps, (spec,)
         if flow.fold_at is None:
             return (Phase(games, steps, LINKED),)
-        left = steps - steps_for(CHOICE_OBSERVATIONS) - steps_for(flow.fold_observations)
+        played = 0 if self.config.answers else steps_for(CHOICE_OBSERVATIONS) + steps_for(flow.fold_observations)
+        left = steps - played
         linked = round(flow.fold_at * left)
         if left <= 0:
             play = steps_for(flow.fold_observations)
@@ -184,6 +201,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         config = self.flow_config
         self._stages = tuple(phase.title for phase in self.phases(spec, teachers))
         self._expert, self._game, self._actions = _expert(spec, teachers), spec.game, spec.actions
+        self._teachers = {teacher.name: teacher for teacher in teachers}
         student = self.student(spec)
         size, stack = student.arch["screen_size"], student.arch["frame_stack"]
         example = torch.zeros(1, stack, size, size, dtype=torch.uint8)
@@ -205,6 +223,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if config.mixing == "simplex":
             flow.transforms.requires_grad_(False)
         layers = foldable_layers(student, flow.layers, example)
+        self._open_answers(spec, flow)
         if config.fold_at is not None:
             self._check_observations(student, layers)
         if IMITATION in self._stages:
@@ -213,10 +232,25 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         net.alone.requires_grad_(False)
         return net
 
+    def _open_answers(self, spec: NetSpec, flow: KnowledgeFlow) -> None:
+        """See that stored answers, where there are some, are of this game and of all links."""
+        if not self.config.answers:
+            return
+        if self.flow_config.fold_at is None:
+            raise UserError("--answers are for the fold, and with --fold-at None there is none. Leave one of them out.")
+        rules = get_protocol(self.config.protocol, spec.game)
+        self._answers = answers_for(open_all(self.config.answer_files), rules)
+        self._answers.said(flow.taps, self._teachers)
+
     def _check_observations(self, student: nn.Module, layers: Sequence[str]) -> None:
         have = self.flow_config.fold_observations
         if not have:
             return
+        if self._answers is not None and self._answers.card.count < have:
+            raise UserError(
+                f"{self._answers.path} has {self._answers.card.count:,} observations, and the fold takes {have:,}. "
+                "Collect more, or give fewer --fold-observations."
+            )
         for layer, needed in observations_needed(student, layers).items():
             if have < needed:
                 raise UserError(
@@ -231,6 +265,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         """
         config, flow = self.flow_config, net.flow
         heads = AtariNet.head_layers
+        if self._answers is not None:
+            play = self._answers.spread
         hidden = [link for link in flow.links if not (link.student in heads and link.layer in heads)]
         if config.choose_channels or config.match_scales:
             obs = screens(play(CHOICE_OBSERVATIONS, self._expert_policy()))
@@ -303,7 +339,12 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             net.leave_fresh()
             yield "There is no fold: the lone student starts afresh."
             return
-        yield from net.fold(play(observations, lambda obs: net.flow(obs)[0]))
+        if self._answers is None:
+            yield from net.fold(play(observations, lambda obs: net.flow(obs)[0]))
+        else:
+            stored = (self._answers.observations, *self._answers.said(net.flow.taps, self._teachers))
+            seen, *features = (part[:observations] for part in stored)
+            yield from net.fold(seen, features)
         if self._nothing_to_imitate(net):
             yield "The fold has the whole policy, so nothing is left to imitate: these steps go to the learning alone."
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from agents.actions import epsilon_greedy, in_order
+from agents.answers import Answers, answers_for, open_all
 from agents.batch import Batch, Context, Output
 from agents.config import TrainConfig
 from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
+from envs.protocols import get_protocol
 from kfrl.errors import UserError
 from kfrl.losses.distillation import directed_kl, negative_log_likelihood, squared_error
 from kfrl.nets import arch_of
@@ -36,10 +38,12 @@ Net = TypeVar("Net", bound=MultiTaskNet)
 class Imitation(Method[Net], Generic[Net]):
     """A student imitates teachers in their own games, one teacher for each game.
 
-    Samples are drawn from a replay buffer of each worker's own game, so a batch is of one game.
+    Samples are drawn from a replay buffer of each worker's own game, so a batch is of one game; or from stored answers,
+    with which no game is played and no teacher runs.
     """
 
     takes_teachers = "some"
+    takes_answers = "instead"
     trains_value = False
     config_groups = ("distillation",)
     teacher_acts = True
@@ -52,6 +56,7 @@ class Imitation(Method[Net], Generic[Net]):
         self.distillation = config.distillation
         self._teachers: dict[str, Teacher] = {}
         self._memory = Memory(self.distillation.replay_memory // config.shape.workers)
+        self._answers: dict[str, Answers] = {}
 
     @property
     def has_kl(self) -> bool:
@@ -60,8 +65,22 @@ class Imitation(Method[Net], Generic[Net]):
 
     @property
     def memory_bytes(self) -> float:
-        """The memory that updates draw from."""
-        return float(SAMPLE_BYTES * self.distillation.replay_memory)
+        """The memory that updates draw from; stored answers stay on the disk."""
+        return 0.0 if self.config.answers else float(SAMPLE_BYTES * self.distillation.replay_memory)
+
+    def notes(self, net: Net) -> Sequence[str]:
+        """What stored answers amount to."""
+        if not self._answers:
+            return ()
+        held = "; ".join(
+            f"{file.path.name}, {file.card.count:,} observations of {file.card.steps:,} steps played by "
+            f"{file.card.played_by}"
+            for file in self._answers.values()
+        )
+        return (
+            "No game is played and no teacher runs while it imitates: each step stands for "
+            f"{self.distillation.replay_reuse:g} samples of {held}.",
+        )
 
     def parameter_groups(self, net: Net) -> list[ParameterGroup]:
         """What all games train, and lazily what each trains for itself."""
@@ -87,20 +106,33 @@ class Imitation(Method[Net], Generic[Net]):
                 f"Method {self.config.method_name} takes one teacher for each game, got "
                 f"{', '.join(f'{teacher.name} for {teacher.card.game}' for teacher in teachers)}."
             )
+        self._answers = {file.card.game: file for file in open_all(self.config.answer_files)}
         for teacher in teachers:
-            _layers(teacher)
+            if not self._answers:
+                _layers(teacher)
         for spec in specs:
             if spec.game not in self._teachers:
                 raise UserError(
                     f"No teacher plays {spec.game}, and {self.config.method_name} imitates one in its own game. Give a "
                     f"teacher of {spec.game}, or --game one of: {', '.join(self._teachers)}."
                 )
+            if self._answers:
+                self._check_stored(spec)
             teacher = self._teachers[spec.game]
             if not set(teacher.card.actions) & set(spec.actions):
                 raise UserError(
                     f"Teacher {teacher.name!r} has none of the actions of {spec.game} ({', '.join(spec.actions)}), "
                     f"only {', '.join(teacher.card.actions)}."
                 )
+
+    def _check_stored(self, spec: NetSpec) -> None:
+        """Refuse answers of other rules of play than the run's, or without what the method reads."""
+        answers_for(tuple(self._answers.values()), get_protocol(self.config.protocol, spec.game))
+        if self.distillation.distill_actor is not None:
+            raise UserError(
+                f"--distill-actor {self.distillation.distill_actor} says who plays, and with --answers nobody does. "
+                "Leave it out; `kfrl collect --actor` said who played."
+            )
 
     @property
     def teacher(self) -> Teacher:
@@ -122,9 +154,19 @@ class Imitation(Method[Net], Generic[Net]):
         return epsilon_greedy(context[0], EPSILON) if self._q_values else context[0]
 
     def remembered(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Samples of this rollout and earlier ones: observations and what the teacher made of them."""
+        """Samples of this rollout and earlier ones, or stored ones: observations and what the teacher made of them."""
+        count = max(1, round(len(batch.values) * self.distillation.replay_reuse))
+        if self._answers:
+            file = self._answers[self.task.game]
+            rows = torch.randint(file.card.count, (count,))
+            drawn = (file.observations[rows], *self.stored(file, rows))
+            return tuple(part.to(batch.values.device) for part in drawn)
         self._memory.add(batch.obs, *batch.context)
-        return self._memory.draw(max(1, round(len(batch.values) * self.distillation.replay_reuse)))
+        return self._memory.draw(count)
+
+    @abstractmethod
+    def stored(self, file: Answers, rows: Tensor) -> tuple[Tensor, ...]:
+        """What `features` would give on `rows` (n,) of a file's observations."""
 
     @property
     def temperature(self) -> float:
@@ -155,7 +197,8 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """Every teacher's game at the same time."""
-        return (Phase((spec, *spec.sources), self.config.steps),)
+        stored = bool(self.config.answers)
+        return (Phase((spec, *spec.sources), self.config.steps, imitates=stored, stored=stored),)
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> MultiTaskNet:
         """The student with a head for its own game, and one for each other teacher's."""
@@ -171,6 +214,10 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
     def features(self, net: MultiTaskNet, obs: Tensor) -> Context:
         """The teacher's logits; -inf for an action that it has not."""
         return self.read(obs)[:1]
+
+    def stored(self, file: Answers, rows: Tensor) -> tuple[Tensor, ...]:
+        """The teacher's logits."""
+        return (file.logits(self.teacher, self.task.actions, rows),)
 
     def forward(self, net: MultiTaskNet, obs: Tensor, context: Context) -> Output:
         """Logits of the head of the game that this process plays."""

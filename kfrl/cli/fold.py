@@ -25,6 +25,8 @@ class FoldFlags:
     """Where the folded student goes. Default: folded.safetensors in the run's folder."""
     observations: Annotated[int, Ge(1)] = 8_192
     """Observations of the linked student's play, every fourth step of it."""
+    answers: Path | None = None
+    """Fold on observations and teachers' features of this file instead (`kfrl collect --features all`)."""
     episodes: Annotated[int, Ge(0)] = 10
     """Games that each of the two then plays; 0: none."""
     seed: Annotated[int, Ge(0)] = 0
@@ -44,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     linked = LinkedRun(flags.run)
     output = flags.output or linked.run.folder.path / "folded.safetensors"
-    linked.fold(flags.observations, lambda line: console.print(line, highlight=False))
+    linked.fold(flags.observations, lambda line: console.print(line, highlight=False), flags.answers)
     linked.save(output)
     console.print(f"Wrote {output}: {sum(p.numel() for p in linked.net.alone.parameters()):,} parameters, no teacher")
     if flags.episodes:

@@ -15,6 +15,7 @@ from kfrl.errors import UserError, unknown
 COMMANDS = {
     "train": "kfrl.cli.train",
     "eval": "kfrl.cli.evaluate",
+    "collect": "kfrl.cli.collect",
     "fold": "kfrl.cli.fold",
     "export": "kfrl.cli.export",
     "compare": "kfrl.cli.compare",
@@ -39,6 +40,7 @@ Transfer knowledge between deep nets in reinforcement and supervised learning.
 
   train      train a student on a game, alone or with frozen teachers
   eval       score a run or an agent file: 30 no-op episodes
+  collect    store what teachers say of a game, for runs without their play
   fold       turn a student that still has links into a plain net
   export     write a student for other programs: ONNX, TorchScript, safetensors
   compare    put runs side by side: methods over seeds and games, with intervals

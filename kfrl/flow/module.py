@@ -119,6 +119,11 @@ class KnowledgeFlow(nn.Module):
         """The frozen teachers by name."""
         return self._teachers
 
+    @property
+    def taps(self) -> tuple[tuple[str, str], ...]:
+        """The (teacher, layer) pairs whose features the student takes, in the order of `teacher_features`."""
+        return self._taps
+
     def link_table(self) -> tuple[LinkShape, ...]:
         """Shapes and sizes of every link."""
         return self._link_shapes
@@ -186,15 +191,19 @@ class KnowledgeFlow(nn.Module):
             self._features = {}
 
     @torch.no_grad()
-    def mixture(self, layer: str, obs: Tensor, *, teachers_alone: bool = False) -> Tensor:
+    def mixture(
+        self, layer: str, obs: Tensor, features: Sequence[Tensor] | None = None, *, teachers_alone: bool = False
+    ) -> Tensor:
         """What the student's `layer`, linked or not, has for `obs` with the teachers' help: (B, ...).
 
         Args:
             layer: Its name.
             obs: A batch of what the student takes.
+            features: As `teacher_features(obs)` gave them.
             teachers_alone: Take p of the student as 0, and those of its teachers in their proportions.
         """
-        self._features = dict(zip(self._taps, self.teacher_features(obs), strict=True))
+        said = self.teacher_features(obs) if features is None else features
+        self._features = dict(zip(self._taps, said, strict=True))
         self._teachers_alone = teachers_alone
         try:
             return features_of(self.student, (layer,), obs)[layer]

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kfrl.nets import build_net
 from kfrl.runs.cards import load_tensors, read_net, write_net
+from kfrl.runs.provenance import sha256
 
 FORMAT = "kfrl-classifier-1"
 
@@ -56,6 +57,15 @@ class Teacher:
     path: Path
     adapted: tuple[str, ...] = ()
     """What is done to the student's images before it sees them, in words."""
+    answers: Tensor | None = None
+    """(N, K) stored logits on the run's training images, in the place of its net."""
+    checksum: str = ""
+    """Of stored answers: that of the teacher who gave them."""
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of its file."""
+        return self.checksum or sha256(self.path)
 
 
 def save_classifier(path: Path, net: nn.Module, card: Card) -> None:

@@ -161,9 +161,11 @@ class SupervisedConfig:
     teacher_sha256: tuple[str, ...] = ()
     """Checksums of the teachers' files, in their order, as a run's config.yaml has them: other files are refused. None:
     the files are taken as they are."""
+    answers: Path | None = None
+    """A file of `kfrl supervised collect`: kd and mimic learn from it without the teachers, with --augment none."""
     method: str | None = None
     """How to learn; docs/supervised.md has them all. Or a file of your own: path/to/file.py. Default:
-    knowledge-flow with teachers, baseline without."""
+    knowledge-flow with teachers, kd with --answers alone, baseline without either."""
     net: str | None = None
     """The student: mlp-800-800, cifar-conv-128, resnet-20, densenet-100-24, ... Default: what suits the images."""
     train_images: Count | None = None
@@ -227,7 +229,7 @@ class SupervisedConfig:
     @property
     def method_name(self) -> str:
         """The method in force: its name, or the path of a file."""
-        return self.method or ("knowledge-flow" if self.teacher_names else "baseline")
+        return self.method or ("knowledge-flow" if self.teacher_names else "kd" if self.answers else "baseline")
 
     @property
     def label(self) -> str:

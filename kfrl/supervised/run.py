@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kfrl.devices import check_device
 from kfrl.errors import UserError
@@ -18,7 +18,8 @@ from kfrl.nets import arch_of
 from kfrl.nets.images.registry import arch_of as arch_named
 from kfrl.registry import exact_method
 from kfrl.runs.folder import RUNS, RunFolder
-from kfrl.runs.provenance import check_pinned, commit, sha256
+from kfrl.runs.provenance import check_pinned, commit
+from kfrl.supervised.answers import read_answers
 from kfrl.supervised.classifiers import Card, Teacher, save_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Images, Loader, Normalisation, split_off
@@ -91,10 +92,11 @@ def resolve(config: SupervisedConfig) -> Run:
     check_device(config.device)
     together = join(config.device)
     method = get_method(config.method_name)
-    method.check_teachers(config.method_name, len(config.teacher_names))
-    loaded = load_classifiers(config.teacher_names, RUNS)
-    checksums = tuple(sha256(teacher.path) for teacher in loaded)
-    check_pinned([teacher.path for teacher in loaded], checksums, config.teacher_sha256)
+    method.check_answers(config.method_name, config.answers is not None)
+    if config.answers is None:
+        method.check_teachers(config.method_name, len(config.teacher_names))
+        loaded = load_classifiers(config.teacher_names, RUNS)
+        _check_pinned(loaded, config)
     if config.net is not None:
         arch_named(config.net)
     # Last, because it may be a long download.
@@ -103,18 +105,21 @@ def resolve(config: SupervisedConfig) -> Run:
     data = load_data(config.data, config.data_dir, config.image_size, 1e9 * config.memory_gb)
     if together.first:
         together.wait()
-    train, validation = _divide(data, config)
+    if config.answers is not None:
+        loaded = _answerers(config, data, config.answers)
+        method.check_teachers(config.method_name, len(loaded))
+        _check_pinned(loaded, config)
+    train, validation, rows = _divide(data, config)
     _check_shares(min(config.batch_size, len(train)), together.world)
     normalisation = method.normalisation(Normalisation.of(train.sample()), loaded)
-    teachers = tuple(adapt(teacher, data.shape, normalisation) for teacher in loaded)
-    for teacher in teachers:
-        teacher.net.to(torch.device(config.device))
+    teachers = tuple(_ready(teacher, data, normalisation, rows, torch.device(config.device)) for teacher in loaded)
     config = replace(
         config,
         data=absolute(config.data),
         data_dir=config.data_dir and config.data_dir.expanduser().absolute(),
         teachers=",".join(str(teacher.path.resolve()) for teacher in teachers),
-        teacher_sha256=checksums,
+        teacher_sha256=tuple(teacher.sha256 for teacher in teachers),
+        answers=config.answers and config.answers.expanduser().absolute(),
         method=exact_method(config.method_name),
         own=method.resolve_settings(config.label, config, config.own),
         net=config.net or method.default_net(data.net, teachers),
@@ -133,8 +138,39 @@ def resolve(config: SupervisedConfig) -> Run:
     return run
 
 
-def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images]:
-    """The images to learn from and those for validation, which are the set's own if it has some."""
+def _check_pinned(teachers: Sequence[Teacher], config: SupervisedConfig) -> None:
+    checksums = [teacher.sha256 for teacher in teachers]
+    check_pinned([teacher.path for teacher in teachers], checksums, config.teacher_sha256)
+
+
+def _answerers(config: SupervisedConfig, data: Data, path: Path) -> tuple[Teacher, ...]:
+    """The teachers whose answers are stored; those that are named have to be the same."""
+    if (data.augment if config.augment == "auto" else config.augment) != "none":
+        raise UserError("--answers are for the images as they are, and the run would change them. Give --augment none.")
+    stored = read_answers(path.expanduser(), data)
+    asked = {teacher.sha256: teacher.name for teacher in stored}
+    if config.teacher_names not in ((), tuple(str(teacher.path) for teacher in stored)):
+        for teacher in load_classifiers(config.teacher_names, RUNS):
+            if teacher.sha256 not in asked:
+                raise UserError(
+                    f"{path} has no answers of {teacher.path} (SHA-256 {teacher.sha256}), only of "
+                    f"{', '.join(f'{name} ({checksum})' for checksum, name in asked.items())}. Collect them: "
+                    f"kfrl supervised collect --data {data.name} --teachers {teacher.path} --output FILE"
+                )
+    return stored
+
+
+def _ready(teacher: Teacher, data: Data, normalisation: Normalisation, rows: Tensor, device: torch.device) -> Teacher:
+    """A teacher that takes the student's images, or its answers for the training images `rows` of the set."""
+    if teacher.answers is not None:
+        return replace(teacher, answers=teacher.answers[rows].to(device))
+    adapted = adapt(teacher, data.shape, normalisation)
+    adapted.net.to(device)
+    return adapted
+
+
+def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images, Tensor]:
+    """The images to learn from, those for validation, which are the set's own if it has some, and the former's rows."""
     images, count = data.train, config.train_images
     classes = len(set(images.labels.tolist()))
     if count is not None and not classes <= count <= len(images):
@@ -143,7 +179,8 @@ def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images]:
             f"classes. Give {classes} to {len(images):,}."
         )
     if data.validation is not None and config.validation:
-        return images.take(split_off(images.labels, 0.0, count=count)[0]), data.validation
+        rows = split_off(images.labels, 0.0, count=count)[0]
+        return images.take(rows), data.validation, rows
     rows, kept_back = split_off(images.labels, config.validation, count=count)
     if config.validation and not len(kept_back):
         raise UserError(
@@ -151,7 +188,7 @@ def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images]:
             f"of any class: a class needs {math.ceil(0.5 / config.validation + 1e-9)} images. Give a larger share, or "
             "--validation 0 to do without."
         )
-    return images.take(rows), images.take(kept_back)
+    return images.take(rows), images.take(kept_back), rows
 
 
 def _check_shares(batch: int, processes: int) -> None:

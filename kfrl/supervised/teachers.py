@@ -15,7 +15,7 @@ from kfrl.errors import UserError, missing_file, unknown, user_path
 from kfrl.nets.images.classifier import LUMA
 from kfrl.runs.folder import STUDENT_FILE
 from kfrl.supervised.classifiers import Card, Teacher, load_classifier, read_card
-from kfrl.supervised.data.batches import Normalisation
+from kfrl.supervised.data.batches import Batch, Normalisation
 from kfrl.supervised.data.sets import SETS, is_data_set
 
 
@@ -132,7 +132,9 @@ def adapt(teacher: Teacher, shape: tuple[int, int, int], own: Normalisation) -> 
 
 
 @torch.no_grad()
-def teacher_logits(teacher: Teacher, images: Tensor) -> Tensor:
-    """(B, classes) of a frozen teacher on the student's images."""
-    logits: Tensor = teacher.net(images)
+def teacher_logits(teacher: Teacher, batch: Batch) -> Tensor:
+    """(B, classes) of a frozen teacher on the student's images: what is stored, or what it says now."""
+    if teacher.answers is not None:
+        return teacher.answers[batch.rows]
+    logits: Tensor = teacher.net(batch.images)
     return logits

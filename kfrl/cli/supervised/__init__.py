@@ -7,6 +7,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": "kfrl.cli.supervised.train",
     "eval": "kfrl.cli.supervised.evaluate",
+    "collect": "kfrl.cli.supervised.collect",
     "compare": "kfrl.cli.supervised.compare",
     "data": "kfrl.cli.supervised.data",
 }
@@ -18,6 +19,7 @@ Transfer knowledge between image classifiers.
 
   train      train a classifier, alone or with frozen teachers
   eval       count a classifier's errors on test images
+  collect    store what teachers say of training images, for runs without them
   compare    put runs side by side: methods over seeds and data sets
   data       list the data sets, the nets and the methods
 

@@ -105,6 +105,8 @@ class Batch:
     """(B, C, H, W) float, augmented and normalised."""
     labels: Tensor
     """(B,) int64"""
+    rows: Tensor | None = None
+    """(B,) int64, which of the training images they are."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,8 @@ class Loader:
         """This process's share of the images of a batch, whose pixels are given."""
         if self.pad:
             pixels = random_crop(pixels, self.pad, self.flip, self._own, len(rows))
-        return Batch(self.normalised(pixels), self.images.labels[rows[self._own].to(self.images.labels.device)])
+        own = rows[self._own].to(self.images.labels.device)
+        return Batch(self.normalised(pixels), self.images.labels[own], own)
 
     def ordered(self) -> Iterator[Batch]:
         """All images as they are, for evaluation, in batches that are no larger than those of training."""

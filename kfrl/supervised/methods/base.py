@@ -98,6 +98,8 @@ class Method(OwnSettings, Generic[Net]):
 
     takes_teachers = "none"
     """`none`, `one`, `some` (at least one) or `any` (also none)."""
+    takes_answers = False
+    """Whether stored logits (--answers) may stand for its teachers."""
     former_hooks = (("loss", "losses"), ("before_update", "schedule"))
 
     def __init__(self, config: SupervisedConfig) -> None:
@@ -131,6 +133,16 @@ class Method(OwnSettings, Generic[Net]):
                 f"Method {name} needs at least one teacher: --teachers NAME[,NAME...], where NAME is the data set of "
                 "an earlier run, or the path of one."
             )
+
+    @classmethod
+    def check_answers(cls, name: str, given: bool) -> None:
+        """Refuse stored answers that the method would not read.
+
+        Raises:
+            UserError: saying which methods do.
+        """
+        if given and not cls.takes_answers:
+            raise UserError(f"Method {name} does not learn from --answers alone. --method kd and mimic do.")
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> Net:
         """The module that trains. Teachers take the student's images: `adapt` has seen to that."""

@@ -85,7 +85,7 @@ class FitNets(Method[FitNet]):
     def _soft(self, student: nn.Module, batch: Batch, in_stage: float) -> dict[str, Tensor]:
         config, temperature = self.config.fitnets, self.config.distillation.temperature
         logits = student(batch.images)
-        soft = soft_target_loss(logits, teacher_logits(self.teachers[0], batch.images), temperature)
+        soft = soft_target_loss(logits, teacher_logits(self.teachers[0], batch), temperature)
         weight = config.soft_start + in_stage * (config.soft_end - config.soft_start)
         return {
             "task": F.cross_entropy(logits, batch.labels),

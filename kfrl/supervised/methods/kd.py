@@ -16,6 +16,7 @@ class KnowledgeDistillation(Method):
     """The labels and the teachers' soft targets, see `distillation_terms`."""
 
     takes_teachers = "some"
+    takes_answers = True
     config_groups = ("distillation",)
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
@@ -25,7 +26,7 @@ class KnowledgeDistillation(Method):
 
     def losses(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Both terms."""
-        targets = [teacher_logits(teacher, batch.images) for teacher in self.teachers]
+        targets = [teacher_logits(teacher, batch) for teacher in self.teachers]
         return distillation_terms(self.config.distillation, net(batch.images), batch.labels, targets)
 
 

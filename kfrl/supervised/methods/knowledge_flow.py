@@ -138,7 +138,7 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         if not self.flow.soft_targets:
             return {"task": F.cross_entropy(logits, batch.labels)}
         # Once the student is independent, nothing has asked the teachers.
-        targets = [said[t.name] if t.name in said else teacher_logits(t, batch.images) for t in self._experts]
+        targets = [said[t.name] if t.name in said else teacher_logits(t, batch) for t in self._experts]
         return distillation_terms(self.config.distillation, logits, batch.labels, targets)
 
     def _kl(self, net: KnowledgeFlow, images: Tensor, features: tuple[Tensor, ...]) -> Tensor:

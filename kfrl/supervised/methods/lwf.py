@@ -161,7 +161,7 @@ class LearningWithoutForgetting(FineTune):
         old, new = _split(net, batch.images)
         terms = {"task": F.cross_entropy(new, batch.labels)}
         if self.own.variant == "lwf":
-            recorded, temperature = teacher_logits(self.teachers[0], batch.images), self.own.old_temperature
+            recorded, temperature = teacher_logits(self.teachers[0], batch), self.own.old_temperature
             terms["old"] = self.own.old_weight * cross_entropy(old / temperature, recorded / temperature).mean()
         return terms
 

@@ -18,6 +18,7 @@ class Mimic(Method):
     """1/(2B) sum ||g(x) - z||^2, without the labels; of several teachers z is the mean."""
 
     takes_teachers = "some"
+    takes_answers = True
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
         """A plain student."""
@@ -26,7 +27,7 @@ class Mimic(Method):
 
     def losses(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq. 1 of the paper."""
-        wanted = torch.stack([teacher_logits(teacher, batch.images) for teacher in self.teachers]).mean(0)
+        wanted = torch.stack([teacher_logits(teacher, batch) for teacher in self.teachers]).mean(0)
         return {"mimic": mimic_loss(net(batch.images), wanted).mean()}
 
 

@@ -1,0 +1,71 @@
+"""Large tensors in a safetensors file, written and read row by row: they need not fit into memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kfrl.runs.atomic import replacing
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Rows = dict[str, NDArray[Any]]
+"""Name -> array on disk."""
+KINDS = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+"""The format's names of types."""
+
+
+@contextmanager
+def streaming(
+    path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], card: DataclassInstance, form: str
+) -> Iterator[Rows]:
+    """Yield arrays to fill; the file has its name, and `kfrl.runs.cards.read_net` reads it, once all is written.
+
+    Args:
+        path: The file.
+        shapes: Name -> kind, a key of `KINDS`, and shape.
+        card: What the header says of the tensors.
+        form: The format that the header names.
+
+    Raises:
+        UserError: the system refused; a full disk before anything is computed.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": form, "card": json.dumps(asdict(card))}}
+    end = 0
+    # Larger types first, so that all are aligned.
+    for name, (kind, shape) in sorted(shapes.items(), key=lambda item: -KINDS[item[1][0]].itemsize):
+        start, end = end, end + KINDS[kind].itemsize * math.prod(shape)
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary:
+        with temporary.open("r+b") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            _reserve(file.fileno(), 8 + len(text) + end)
+        arrays = {
+            name: np.memmap(
+                temporary, KINDS[kind], "r+", 8 + len(text) + header[name]["data_offsets"][0], shape=tuple(shape)
+            )
+            for name, (kind, shape) in shapes.items()
+        }
+        yield dict(arrays)
+        for array in arrays.values():
+            array.flush()
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Take the room on the disk now: a write through memory to a full disk would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+    else:
+        os.ftruncate(handle, size)

@@ -1,0 +1,131 @@
+"""Classifiers' answers in a file: the logits of teachers on every training image of a set, computed once.
+
+Tensors of the file: `<name>/logits` (N, K) of each teacher, on the training images as they are and in their order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kfrl.errors import UserError
+from kfrl.runs.cards import read_net
+from kfrl.runs.provenance import commit, sha256
+from kfrl.runs.streams import streaming
+from kfrl.supervised.classifiers import Card, Teacher
+from kfrl.supervised.data.batches import FileImages, Images, Loader, Normalisation
+from kfrl.supervised.data.sets import Data
+from kfrl.supervised.teachers import adapt
+
+FORMAT = "kfrl-image-answers-1"
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A teacher that was asked."""
+
+    name: str
+    file: str
+    """Its absolute path."""
+    sha256: str
+    card: Card
+
+
+@dataclass(frozen=True)
+class AnswersCard:
+    """What a file says of the answers in it."""
+
+    data: str
+    count: int
+    """N."""
+    images_sha256: str
+    """See `fingerprint`."""
+    teachers: tuple[Answerer, ...]
+    commit: str = "unknown"
+
+
+def fingerprint(images: Images) -> str:
+    """A checksum over labels and pixels; of images in files over their names and sizes."""
+    digest = hashlib.sha256(images.labels.cpu().numpy().tobytes())
+    if isinstance(images, FileImages):
+        for file in images.files:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    else:
+        digest.update(images.pixels.cpu().contiguous().numpy().data)
+    digest.update(str(tuple(images.shape)).encode())
+    return digest.hexdigest()
+
+
+def collect(path: Path, data: Data, teachers: Sequence[Teacher], device: str = "cpu") -> Iterator[int]:
+    """Ask teachers of every training image and write what they say to `path`, which is whole or not there.
+
+    Args:
+        path: The file.
+        data: The set.
+        teachers: Frozen classifiers of any classes.
+        device: Where they run.
+
+    Returns:
+        An iterator that does the work; each turn gives the number of images that are done.
+    """
+    own = Normalisation.of(data.train.sample())
+    asked = [adapt(teacher, data.shape, own) for teacher in teachers]
+    card = AnswersCard(
+        data.name,
+        len(data.train),
+        fingerprint(data.train),
+        tuple(Answerer(t.name, str(t.path.absolute()), sha256(t.path), t.card) for t in teachers),
+        commit(),
+    )
+    shapes = {f"{teacher.name}/logits": ("F32", (card.count, len(teacher.card.classes))) for teacher in teachers}
+    loader = Loader(data.train.to(torch.device(device)), BATCH, own)
+    for teacher in asked:
+        teacher.net.to(device)
+    with streaming(path, shapes, card, FORMAT) as rows, torch.no_grad():
+        start = 0
+        for batch in loader.ordered():
+            end = start + len(batch.labels)
+            for teacher in asked:
+                rows[f"{teacher.name}/logits"][start:end] = teacher.net(batch.images).cpu().numpy()
+            start = end
+            yield start
+
+
+class Absent(nn.Module):
+    """In the place of a teacher's net where its stored answers are all there is."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Nothing can be asked.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("Only stored answers of this teacher are here, not the teacher. Give it by --teachers alone.")
+
+
+def read_answers(path: Path, data: Data) -> tuple[Teacher, ...]:
+    """The teachers of a file as they answered for the training images of `data`, without their nets.
+
+    Raises:
+        UserError: no such file, or answers for other images.
+    """
+    try:
+        card, tensors = read_net(path, AnswersCard, FORMAT, with_tensors=True)
+    except UserError as error:
+        raise UserError(f"{error} Files of answers are what `kfrl supervised collect` writes.") from None
+    if (card.count, card.images_sha256) != (len(data.train), fingerprint(data.train)):
+        raise UserError(
+            f"{path} has answers for the {card.count:,} training images of {card.data}; the {len(data.train):,} of "
+            f"{data.name} are others, or of another --image-size. Collect anew: kfrl supervised collect --data "
+            f"{data.name} --teachers NAME --output FILE"
+        )
+    return tuple(
+        Teacher(each.name, Absent(), each.card, Path(each.file), (), tensors[f"{each.name}/logits"], each.sha256)
+        for each in card.teachers
+    )
