@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Rows = dict[str, NDArray[Any]]
 """Name -> array on disk."""
-KINDS = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+KINDS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 """The format's names of types."""
 
 
