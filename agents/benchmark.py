@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.config import FAST_ENVS, FlowConfig, TrainConfig
+from agents.config import FAST_ENVS, TrainConfig
 from agents.evaluation.play import SIDE_BY_SIDE, evaluate
 from agents.launch import Session
 from agents.teachers.formats import Card, save_agent
@@ -155,14 +155,14 @@ class Benchmark:
     def training(self, name: str, title: str = "", **settings: Any) -> Arm:
         """One way to train: paper, fast, flow-1, flow-2, flow-imitation, a2c or ppo; `settings` override its own."""
         one, two = self._teachers[0], ",".join(self._teachers)
-        published = FlowConfig(choose_channels=False, match_scales=False, fold_at=None, link_heads="never")
-        imitation = FlowConfig(fold_at=0.0, fold_observations=4_096, imitate="always", imitation_steps=10**9)
+        published = {"choose_channels": False, "match_scales": False, "fold_at": None, "link_heads": "never"}
+        imitation = {"fold_at": 0.0, "fold_observations": 4_096, "imitate": "always", "imitation_steps": 10**9}
         ways: dict[str, dict[str, Any]] = {
             "paper": {"preset": "paper"},
             "fast": {},
-            "flow-1": {"teachers": one, "flow": published},
-            "flow-2": {"teachers": two, "flow": published},
-            "flow-imitation": {"teachers": one, "flow": imitation},
+            "flow-1": {"teachers": one, "methods": {"knowledge-flow": published}},
+            "flow-2": {"teachers": two, "methods": {"knowledge-flow": published}},
+            "flow-imitation": {"teachers": one, "methods": {"knowledge-flow": imitation}},
             "a2c": {"algo": "a2c", "device": self._device},
             "ppo": {"algo": "ppo", "device": self._device},
         }

@@ -6,159 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge
 
-from kfrl.config import Count, FlowSettings, Fraction, NonNegative, Positive, split_names
+from agents.engines.settings import ACKTRConfig, PPOConfig
+from kfrl.config import Count, Fraction, NonNegative, Positive, split_names, with_former_groups
 from kfrl.machine import cores
 from kfrl.registry import method_label
-
-
-@dataclass(frozen=True)
-class FlowConfig(FlowSettings):
-    """Knowledge Flow. Settings marked (+) go beyond the paper and are off in configs/atari/paper.yaml."""
-
-    policy_kl_coef: NonNegative = 0.01
-    """lambda_2, holds the policy near the previous iteration's (the paper samples 0.001, 0.01, 0.05)."""
-    policy_kl_every: Count = 1
-    """Updates of a learner after which these weights to stay near are taken anew (+); 1 is the previous iteration."""
-    student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = 0.01
-    """p of the student at the start; None: an equal share with each linked teacher layer."""
-    layer_weights_lr: Positive = 100.0
-    """How far w moves while linked: so many times its mean gradient, by plain gradient descent (+)."""
-    choose_channels: bool = True
-    """Start the Qs as a choice of the teachers' most useful channels on this game (+), else orthogonal."""
-    match_scales: bool = False
-    """Bring the teachers' hidden features to the scale of the fresh student's own (+), once, before training. For runs
-    that stay linked: what is folded trains best at the teachers' own scale."""
-    link_heads: Literal["never", "expert", "always"] = "expert"
-    """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
-    meaning."""
-    fold_at: Fraction | None = 0.0
-    """Share of the run that the student learns with its links, before it is folded into a plain net, which goes on
-    alone (+). None: the student stays linked, as in the paper."""
-    fold_observations: Annotated[int, Ge(0)] = 8_192
-    """Observations of the linked student's play for the fold's regressions, every fourth step of it (+). 0: no fold;
-    the plain net starts afresh."""
-    imitate: Literal["never", "expert", "always"] = "expert"
-    """Whether the plain net then imitates the linked one before it learns alone (+): only if a teacher plays the same
-    game (expert), always, or never."""
-    imitation_steps: Count = 100_000
-    """Steps of this imitation (+), at most two thirds of what is left of the run."""
-    imitation_lr: Positive = 3e-3
-    """Its learning rate, of an Adam of its own, falling linearly to 0 (+). Less where the fold has the policy with an
-    R2 above 0.8."""
-    imitation_batch: Count = 256
-    """Samples of each of its updates (+)."""
-    imitation_samples: Count = 8
-    """Samples that it learns from for each step of play (+)."""
-    imitation_memory: Count = 65_536
-    """Samples that all workers together remember for it (+); 28 KB each."""
-    imitation_value_coef: NonNegative = 0.05
-    """Weight of the squared error of the values beside the KL of the policies (+)."""
-    kickstart_coef: NonNegative = 1.0
-    """Weight of the KL to the linked net that stays beside the rewards when the plain net then learns alone (+); it
-    falls to 0 by the middle of that phase (Schmitt et al. 2018), and sooner if its games reach the teacher's score."""
-
-
-@dataclass(frozen=True)
-class DistralConfig:
-    """Distral. c_Ent is --entropy-coef; alpha = c_KL / (c_KL + c_Ent), beta = 1 / (c_KL + c_Ent)."""
-
-    columns: Literal[1, 2] = 2
-    """1: a game's policy is its own net. 2: it is the shared policy's logits, times alpha, plus those of its own
-    net."""
-    c_kl: NonNegative = 0.01
-    """Weight of the divergence of a game's policy from the shared one."""
-
-
-@dataclass(frozen=True)
-class PathNetConfig:
-    """PathNet. L is the number of --module-convs and one fully connected layer."""
-
-    modules: Count = 10
-    """M, modules in each layer."""
-    active_modules: Count = 4
-    """N, the most of them that a path uses."""
-    module_convs: tuple[tuple[int, int, int], ...] = ((8, 8, 4), (8, 4, 2), (8, 3, 1))
-    """A module in each layer but the last: (filters, kernel, stride)."""
-    module_units: Count = 256
-    """Units of a module in the last layer."""
-    population: Count = 64
-    """P, genotypes; a worker plays its share of them in turn."""
-    tournament_episodes: Count = 10
-    """T, games that a genotype plays before each tournament; rounded up to a multiple of a worker's games."""
-    rivals: Count = 10
-    """B, others whose scores it then meets."""
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """What --algo ppo adds: a clipped objective, several passes over a rollout, and GAE."""
-
-    epochs: Count = 4
-    """Passes over each rollout."""
-    batch_size: Count = 256
-    """Samples of a minibatch; divides envs x t_max."""
-    clip_range: Positive = 0.1
-    """The ratio of new to old probabilities is clipped to 1 -+ this."""
-    gae_lambda: Fraction = 0.95
-    """lambda of generalised advantage estimation; 1 is the Monte Carlo end."""
-
-
-@dataclass(frozen=True)
-class ACKTRConfig:
-    """What --algo acktr adds: natural gradients by K-FAC."""
-
-    trust_region: Positive = 1e-3
-    """delta: lr^2 g^T F^-1 g of an update is at most this; its KL divergence is about half of it."""
-    damping: Positive = 0.01
-    """Added to every eigenvalue of the Fisher matrix."""
-    stats_decay: Fraction = 0.99
-    """Decay of the running averages of its factors."""
-    inverse_period: Count = 20
-    """Updates between two eigen-decompositions of the factors."""
-    fisher_samples: Count = 160
-    """Observations of each rollout that the factors are estimated on."""
-
-
-@dataclass(frozen=True)
-class FineTuneConfig:
-    """Fine-tuning."""
-
-    heads_only: bool = False
-    """The teacher's body stays as it is, and the new policy and value heads alone are trained (the progressive nets
-    paper's baseline 2; training everything is its baseline 3)."""
-
-
-@dataclass(frozen=True)
-class ProgressiveConfig:
-    """Progressive nets."""
-
-    initial_scalar: Positive = 0.1
-    """alpha at the start: the learned scalar that a frozen column's activations are multiplied by (the paper samples
-    1, 0.1, 0.01)."""
-
-
-@dataclass(frozen=True)
-class DistillationConfig:
-    """Policy distillation and actor-mimic."""
-
-    distill_loss: Literal["kl", "nll", "mse"] = "kl"
-    """policy-distillation alone: KL to the teacher's policy, log-likelihood of its best action, or squared error of its
-    logits or Q values. The paper compares all three; KL is its best."""
-    kl_direction: Literal["forward", "reverse", "mixed"] = "forward"
-    """policy-distillation's kl alone: KL[teacher || student] as in the paper, KL[student || teacher], or their mean."""
-    temperature: Positive | None = None
-    """Teachers' logits are divided by it. Default: 1; 0.01 for Q values under policy-distillation (the papers)."""
-    distill_actor: Literal["teacher", "student"] | None = None
-    """Who plays the games that are imitated. Default: the teacher under policy-distillation, the student, who meets its
-    own mistakes, under actor-mimic (the papers)."""
-    replay_reuse: Positive = 2.0
-    """Samples of an update for each sample of a rollout, drawn from memory."""
-    replay_memory: Count = 16_384
-    """Samples that all workers together remember; 28 KB each."""
-    feature_coef: NonNegative = 0.01
-    """actor-mimic alone: lambda, the weight of the regression on the teacher's last hidden layer."""
 
 
 @dataclass(frozen=True)
@@ -248,14 +101,8 @@ class TrainConfig:
     """A worker without a step for this many seconds is hung and stops the run."""
     acktr: ACKTRConfig = field(default_factory=ACKTRConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    distral: DistralConfig = field(default_factory=DistralConfig)
-    pathnet: PathNetConfig = field(default_factory=PathNetConfig)
-    flow: FlowConfig = field(default_factory=FlowConfig)
-    fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
-    progressive: ProgressiveConfig = field(default_factory=ProgressiveConfig)
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    own: dict[str, Any] = field(default_factory=dict)
-    """Settings that the method itself declares, by name; flags of their own on the command line."""
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What methods set that others do not have, by the name of the method; flags of `--method NAME`."""
 
     @property
     def shape(self) -> Shape:
@@ -288,6 +135,12 @@ class TrainConfig:
         if self.algo == "a3c":
             return name
         return self.algo if name == "a3c" else f"{name}-{self.algo}"
+
+    @staticmethod
+    def renew(values: dict[str, Any]) -> dict[str, Any]:
+        """Settings as earlier versions wrote them, by the names that they have now."""
+        own = {"own": (method_label(values.get("method") or ""),)} if values.get("own") else {"own": ()}
+        return with_former_groups(values, {**_FORMER_GROUPS, **own})
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -324,3 +177,13 @@ _USUAL = {
     "acktr": Shape(workers=1, envs_per_worker=32, t_max=20, lr=0.25, value_loss_coef=1.0, max_grad_norm=0.5),
 }
 """docs/defaults.md has the source of each."""
+
+_FORMER_GROUPS = {
+    "flow": ("knowledge-flow",),
+    "distral": ("distral",),
+    "pathnet": ("pathnet",),
+    "fine_tune": ("fine-tune",),
+    "progressive": ("progressive",),
+    "distillation": ("policy-distillation", "actor-mimic"),
+}
+"""Groups of settings in the files of earlier versions, and the methods that have them now."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from agents.answers import Answers, check_answerers, open_all
 from agents.config import Shape, TrainConfig
-from agents.methods import get_method
+from agents.methods import get_method, method_names
 from agents.methods.base import AnyMethod, NetSpec, Phase
 from agents.teachers.formats import Card, Teacher, save_agent
 from agents.teachers.store import load_teachers
@@ -128,7 +128,7 @@ def resolve(config: TrainConfig) -> Run:
         source_games=",".join(Game(name).title for name in sources) if config.source_names else "",
         source_steps=config.source_steps or config.steps if method.takes_sources.endswith("before") else None,
         method=exact_method(config.method_name),
-        own=method.resolve_settings(config.label, config, config.own),
+        methods=method.resolve_settings(config, method_names()),
     )
     folder = RunFolder(config.run_dir or _default_folder(config, game, teachers))
     config = replace(config, run_dir=folder.path)

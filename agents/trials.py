@@ -35,6 +35,10 @@ class Games(Domain):
         find_game(config.game)
         if not config.eval_episodes:
             raise UserError("A sweep tells finished runs by their final games: give eval_episodes at least 1.")
+        if config.methods:
+            from agents.methods import get_method, method_names
+
+            get_method(config.method_name).resolve_settings(config, method_names())
 
     def processes(self, settings: Mapping[str, Any]) -> int:
         """The workers of a3c; a2c and ppo have one learner."""

@@ -29,7 +29,7 @@ from torch import nn
 from kfrl.nets.images.registry import make_net
 from kfrl.runs.folder import RunFolder
 from kfrl.supervised.classifiers import Card, Teacher
-from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Images, Normalisation
 from kfrl.supervised.data.sets import Data
 from kfrl.supervised.methods.base import Task
@@ -38,10 +38,10 @@ from kfrl.supervised.trainer import Trainer
 from kfrl.training.session import Silent
 
 PAIRS = {
-    "mlp": ("mlp-1200-1200", "mlp-800-800", (1, 28, 28), ClassifierFlowConfig()),
-    "mlp, low-rank Q": ("mlp-1200-1200", "mlp-800-800", (1, 28, 28), ClassifierFlowConfig(transform="low-rank")),
-    "resnet": ("resnet-20", "resnet-20", (3, 32, 32), ClassifierFlowConfig()),
-    "wrn": ("wrn-40-2", "wrn-16-2", (3, 32, 32), ClassifierFlowConfig()),
+    "mlp": ("mlp-1200-1200", "mlp-800-800", (1, 28, 28), {}),
+    "mlp, low-rank Q": ("mlp-1200-1200", "mlp-800-800", (1, 28, 28), {"transform": "low-rank"}),
+    "resnet": ("resnet-20", "resnet-20", (3, 32, 32), {}),
+    "wrn": ("wrn-40-2", "wrn-16-2", (3, 32, 32), {}),
 }
 """Teacher, student, images, links."""
 CLASSES = tuple("0123456789")
@@ -71,9 +71,11 @@ def contestants(flags: Flags, pair: str, folder: Path) -> dict[str, Callable[[],
     arms = {
         "baseline": replace(config, method="baseline"),
         "kd": replace(config, method="kd"),
-        "knowledge-flow": replace(config, method="knowledge-flow", flow=flow),
+        "knowledge-flow": replace(config, method="knowledge-flow", methods={"knowledge-flow": flow}),
         "knowledge-flow, independent": replace(
-            config, method="knowledge-flow", flow=replace(flow, independence_at=0.0, handover_start=0.0)
+            config,
+            method="knowledge-flow",
+            methods={"knowledge-flow": {**flow, "independence_at": 0.0, "handover_start": 0.0}},
         ),
     }
     # A copy, because a run lays the weights of its teachers out anew.

@@ -27,17 +27,11 @@ from tabulate import tabulate
 
 from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
-from kfrl.supervised.config import (
-    BornAgainConfig,
-    CollaborativeConfig,
-    EdgeConfig,
-    GrowthConfig,
-    NodeConfig,
-    SupervisedConfig,
-)
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.corrupt import corrupted
 from kfrl.supervised.evaluate import evaluate
 from kfrl.supervised.launch import Session
+from kfrl.supervised.methods.collaborative import Edge, Node
 from kfrl.supervised.run import Run
 from kfrl.training.session import Silent
 
@@ -95,16 +89,16 @@ def rows(options: argparse.Namespace) -> None:
         teacher = replace(common, net="resnet-14", method="baseline", seed=seed, run_dir=folder / "teacher")
         train(teacher)
         taught = str(folder / "teacher")
-        graph = CollaborativeConfig(
-            (NodeConfig("student"), NodeConfig("peer"), NodeConfig("teacher", teacher="fashion-mnist")),
-            (
-                EdgeConfig("labels", "student"),
-                EdgeConfig("labels", "peer"),
-                EdgeConfig("teacher", "student", "linear"),
-                EdgeConfig("peer", "student", "correct"),
-                EdgeConfig("student", "peer"),
+        graph = {
+            "nodes": (Node("student"), Node("peer"), Node("teacher", teacher="fashion-mnist")),
+            "edges": (
+                Edge("labels", "student"),
+                Edge("labels", "peer"),
+                Edge("teacher", "student", "linear"),
+                Edge("peer", "student", "correct"),
+                Edge("student", "peer"),
             ),
-        )
+        }
         methods: dict[str, dict[str, Any]] = {
             "baseline": {},
             "kd": {"teachers": taught},
@@ -112,8 +106,8 @@ def rows(options: argparse.Namespace) -> None:
             "fitnets": {"teachers": taught},
             "fsp": {"teachers": taught},
             "mutual": {},
-            "collaborative": {"teachers": taught, "collaborative": graph},
-            "born-again": {"born_again": BornAgainConfig(generations=2)},
+            "collaborative": {"teachers": taught, "methods": {"collaborative": graph}},
+            "born-again": {"methods": {"born-again": {"generations": 2}}},
         }
         for method, settings in methods.items():
             config = replace(common, method=method, seed=seed, run_dir=folder / method, **settings)
@@ -159,7 +153,9 @@ def anti_distillation(options: argparse.Namespace) -> None:
                 "fresh weights": replace(common, net=large, method="baseline", seed=seed),
                 "zero": grown,
                 **{
-                    f"U[0, {theta:g}]": replace(grown, growth=GrowthConfig("uniform", theta))
+                    f"U[0, {theta:g}]": replace(
+                        grown, methods={"anti-distillation": {"extension": "uniform", "theta": theta}}
+                    )
                     for theta in options.thetas
                 },
             }.items():

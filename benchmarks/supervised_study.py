@@ -28,7 +28,7 @@ from kfrl.nets.images.registry import make_net
 from kfrl.runs.folder import RunFolder
 from kfrl.supervised import resume, train
 from kfrl.supervised.classifiers import Card, save_classifier
-from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Normalisation
 from kfrl.supervised.data.sets import SETS
 from kfrl.supervised.run import resolve
@@ -98,13 +98,13 @@ class Study:
             plain,
             method="knowledge-flow",
             teachers=str(self.out / "teachers/fashion-mnist"),
-            flow=ClassifierFlowConfig(soft_targets=True),
+            methods={"knowledge-flow": {"soft_targets": True}},
             run_dir=self.out / f"fashion/knowledge-flow-soft-targets-s{seed}",
         )
 
     def table4(self, seed: int) -> Iterator[SupervisedConfig]:
         """MNIST and MNIST without the digit 3, alone and from the large net."""
-        flow = ClassifierFlowConfig(soft_targets=True)
+        flow = {"soft_targets": True}
         large = str(self.out / "teachers/mnist-1200")
         for data in ("mnist", "mnist-no-3"):
             plain = self._config(
@@ -113,7 +113,12 @@ class Study:
             taught = replace(plain, teachers=large)
             yield plain
             yield replace(taught, method="kd", run_dir=self.out / f"{data}/kd-s{seed}")
-            yield replace(taught, method="knowledge-flow", flow=flow, run_dir=self.out / f"{data}/flow-s{seed}")
+            yield replace(
+                taught,
+                method="knowledge-flow",
+                methods={"knowledge-flow": flow},
+                run_dir=self.out / f"{data}/flow-s{seed}",
+            )
 
     def _config(self, folder: str, **settings: object) -> SupervisedConfig:
         return SupervisedConfig(data_dir=self.data_dir, run_dir=self.out / folder, **settings)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import re
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 
 from kfrl.errors import UserError
 
@@ -28,38 +29,6 @@ Count = Annotated[int, Ge(1)]
 
 NAME_LISTS = ("teachers", "source_games", "answers")
 """Settings that are names between commas; a YAML list of names is taken too."""
-
-
-@dataclass(frozen=True)
-class LinkConfig:
-    """One link given by name."""
-
-    student: str
-    """The student's layer."""
-    teacher: str
-    """The teacher's name."""
-    layer: str
-    """The teacher's layer."""
-
-
-@dataclass(frozen=True)
-class FlowSettings:
-    """Knowledge Flow, whatever it trains."""
-
-    dependence_coef: NonNegative = 0.1
-    """lambda_1 at the end of the run; it starts at 0 and grows linearly (the paper samples 0.05, 0.1, 0.5)."""
-    transform: Literal["conv1x1", "dense", "low-rank"] = "conv1x1"
-    """Q. dense is the paper's literal matrix, 164 MB for an Atari net's conv1; conv1x1 is one over the channels, for
-    maps, and dense for vectors; low-rank is dense in two factors, where that is smaller."""
-    transform_rank: Count = 64
-    """Rank of the low-rank Q."""
-    mixing: Literal["softmax", "simplex"] = "softmax"
-    """p = softmax(w) (paper), or p trained itself and re-normalised after each step (reproduction, whose Q is also
-    constant)."""
-    student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = None
-    """p of the student at the start; by default an equal share with each linked teacher layer."""
-    links: tuple[LinkConfig, ...] = ()
-    """Links by name (YAML only); by default every hidden layer meets the one at the same relative depth."""
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -135,6 +104,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not str(key).startswith("x-")}
 
 
+def with_former_groups(values: dict[str, Any], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Settings as earlier versions wrote them, `{flow: {...}}`, as `{methods: {knowledge-flow: {...}}}`.
+
+    Args:
+        values: Settings by name.
+        groups: Former group -> the methods that read it.
+
+    Raises:
+        UserError: a group that holds no settings, or a method's settings under both names.
+    """
+    former = {group: values[group] for group in groups if group in values}
+    if not former:
+        return values
+    methods, found = values.get("methods") or {}, dict[str, dict[str, Any]]()
+    for group, settings in former.items():
+        if not isinstance(settings, dict):
+            raise UserError(f"{group}: expected settings by name, got {settings!r}.")
+        for method in groups[group]:
+            if method in methods:
+                raise UserError(f"The settings `{group}` are `methods.{method}` now. Give them under one name only.")
+            found[method] = {**found.get(method, {}), **settings}
+    others = {name: value for name, value in values.items() if name not in former}
+    return {**others, "methods": {**methods, **found}}
+
+
 def validated(values: dict[str, Any], kind: type[T], source: str = "The settings") -> T:
     """Build `kind` from plain values, checking keys, types and ranges.
 
@@ -143,6 +137,8 @@ def validated(values: dict[str, Any], kind: type[T], source: str = "The settings
     """
     from pydantic import ValidationError
 
+    renew: Callable[[dict[str, Any]], dict[str, Any]] | None = getattr(kind, "renew", None)
+    values = values if renew is None else renew(values)
     wrong = _unknown_keys(values, kind, "") or _strange_values(values, kind, "")
     if wrong:
         raise UserError(f"{source}: {' '.join(wrong)}")

@@ -75,7 +75,7 @@ def _method_of(path: Path, base: type[M]) -> type[M]:
 @functools.cache
 def _imported(path: Path) -> ModuleType:
     """The module in a file, imported once a process."""
-    name = f"kfrl_method_{path.stem}_{abs(hash(path))}"
+    name = f"kfrl_method_{abs(hash(path))}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file.")

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from agents.config import TrainConfig
+from agents.methods.knowledge_flow import KnowledgeFlowMethod
 from agents.run import resolve
 from agents.trials import DOMAIN as GAMES
 from envs.protocols import get_protocol
@@ -32,13 +33,13 @@ def test_quickstart_is_seaquest_from_the_zoos_own_and_ends_independent() -> None
     assert run.protocol.game == "seaquest"
     assert run.config.method_name == "knowledge-flow"
     assert [teacher.card.game for teacher in run.teachers] == ["seaquest"]
-    assert run.config.flow.fold_at is not None
+    assert run.method().own.fold_at is not None
 
 
 @pytest.mark.parametrize("name", ["paper", "reproduction"])
 def test_what_goes_beyond_the_paper_is_off(name: str) -> None:
     config = load_config(CONFIGS / "atari" / f"{name}.yaml", TrainConfig)
-    flow = config.flow
+    flow = KnowledgeFlowMethod(config).own
     assert (flow.fold_at, flow.link_heads, flow.student_weight) == (None, "never", None)
     assert not flow.match_scales
     assert not flow.choose_channels
@@ -49,10 +50,11 @@ def test_what_goes_beyond_the_paper_is_off(name: str) -> None:
 def test_the_paper_config_is_literal_where_it_can_be() -> None:
     path = CONFIGS / "atari" / "paper.yaml"
     config = load_config(path, TrainConfig)
-    assert (config.flow.transform, config.flow.mixing) == ("dense", "softmax")
+    flow = KnowledgeFlowMethod(config).own
+    assert (flow.transform, flow.mixing) == ("dense", "softmax")
     assert get_protocol(config.protocol, "Alien").max_frames == 18_000
-    assert config.flow.dependence_coef in (0.05, 0.1, 0.5)
-    assert config.flow.policy_kl_coef in (0.001, 0.01, 0.05)
+    assert flow.dependence_coef in (0.05, 0.1, 0.5)
+    assert flow.policy_kl_coef in (0.001, 0.01, 0.05)
     assert config.eval_episodes == 30
     for file in (path, CONFIGS / "supervised" / "paper.yaml"):
         assert "What is not as there" in file.read_text()
@@ -73,7 +75,8 @@ def test_every_supervised_config_names_what_there_is(path: Path) -> None:
 
 
 def test_the_supervised_paper_config_has_nothing_beyond_the_paper() -> None:
-    flow = load_config(CONFIGS / "supervised" / "paper.yaml", SupervisedConfig).flow
+    config = load_config(CONFIGS / "supervised" / "paper.yaml", SupervisedConfig)
+    flow = get_method(config.method_name)(config).own
     assert (flow.independence_at, flow.handover_coef, flow.link_heads, flow.layer_weights_lr) == (None, 0, "never", 1)
 
 
@@ -139,8 +142,8 @@ def test_every_table_is_checked() -> None:
 
 def test_the_tables_on_games_draw_the_papers_lambdas_for_40_million_steps() -> None:
     flows = [trial for trial in table("knowledge-flow-1") if trial.drawn]
-    assert {trial.drawn["flow.dependence_coef"] for trial in flows} == {0.05, 0.1, 0.5}
-    assert {trial.drawn["flow.policy_kl_coef"] for trial in flows} == {0.001, 0.01, 0.05}
+    assert {trial.drawn["methods.knowledge-flow.dependence_coef"] for trial in flows} == {0.05, 0.1, 0.5}
+    assert {trial.drawn["methods.knowledge-flow.policy_kl_coef"] for trial in flows} == {0.001, 0.01, 0.05}
     assert {trial.settings["steps"] for trial in table("knowledge-flow-1")} == {40_000_000}
     assert {trial.settings["steps"] for trial in table("knowledge-flow-1", 0.01)} == {400_000}
-    assert {trial.settings["flow"]["transform"] for trial in flows} == {"dense"}
+    assert {trial.settings["methods"]["knowledge-flow"]["transform"] for trial in flows} == {"dense"}

@@ -11,21 +11,25 @@ import pytest
 from stable_baselines3 import A2C
 
 from agents.config import Shape, TrainConfig
+from agents.methods import get_method, method_names
+from agents.methods.knowledge_flow import KnowledgeFlowMethod
+from agents.methods.policy_distillation import PolicyDistillation
 
 PAGE = (Path(__file__).parents[1] / "docs" / "defaults.md").read_text()
-ROWS = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| (.*?) \| .+ \|$", PAGE, re.MULTILINE))
+ROWS = dict(re.findall(r"^\| `([a-z0-9_.-]+)` \| (.*?) \| .+ \|$", PAGE, re.MULTILINE))
 WORDS = {None: re.compile(r"equal share|by \w+|steps"), "": re.compile("-"), (): re.compile("-")}
 """What a default that is no number or name may be called."""
 
 
 def known() -> Iterator[tuple[str, Any]]:
     config = TrainConfig()
-    for field in fields(config):
-        value = getattr(config, field.name)
+    held = {name: value for name, value in vars(config).items() if name != "methods"}
+    held |= {name: get_method(name).read_settings(config) for name in method_names()}
+    for name, value in held.items():
         if is_dataclass(value):
-            yield from ((f"{field.name}.{inner.name}", getattr(value, inner.name)) for inner in fields(value))
+            yield from ((f"{name}.{inner.name}", getattr(value, inner.name)) for inner in fields(value))
         else:
-            yield field.name, value
+            yield name, value
 
 
 def shaped(name: str) -> str:
@@ -51,7 +55,10 @@ def test_the_page_has_every_default_and_no_other() -> None:
 def test_the_page_says_which_shape_and_memory_the_figures_are_of() -> None:
     config = TrainConfig()
     assert (config.shape.workers, config.shape.envs_per_worker) == (16, 1)
-    memories = {"Knowledge Flow": config.flow.imitation_memory, "all methods": config.distillation.replay_memory}
+    memories = {
+        "Knowledge Flow": KnowledgeFlowMethod(config).own.imitation_memory,
+        "all methods": PolicyDistillation(config).own.replay_memory,
+    }
     for row, memory in memories.items():
         (measured, here) = re.findall(rf"^\| {row} .*?\| ([\d,]+) samples \| ([\d,]+) \|$", PAGE, re.MULTILINE)[0]
         assert (measured, here) == (f"{memory // 2:,}", f"{memory // 16:,}")

@@ -9,9 +9,8 @@ from typing import Any
 
 from agents.compare.records import RunRecord
 from agents.config import TrainConfig
-from agents.methods import get_method
 from envs.games import find_game
-from kfrl.compare.facts import Facts, add_words, show, unique_names, varying
+from kfrl.compare.facts import Facts, add_words, flat, show, unique_names, varying
 from kfrl.errors import UserError, unknown
 
 SCRATCH = "a3c"
@@ -57,16 +56,11 @@ def shared_facts(record: RunRecord) -> dict[str, Any]:
 
 
 def settings(record: RunRecord) -> dict[str, Any]:
-    """What else can make two runs differ, by the name of the setting (`flow.fold_at`)."""
-    known: dict[str, Any] = {}
-    for name, value in asdict(record.config.with_shape()).items():
-        if name in IDENTITY | BOOKKEEPING | SHARED | _unread(record.config):
-            continue
-        if isinstance(value, dict):
-            known |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            known[name] = value
-    return known
+    """What else can make two runs differ, by the name of the setting (`knowledge-flow.fold_at`)."""
+    left_out = IDENTITY | BOOKKEEPING | SHARED | _unread(record.config)
+    held = asdict(record.config.with_shape())
+    held |= held.pop("methods")
+    return flat({name: value for name, value in held.items() if name not in left_out})
 
 
 def _unread(config: TrainConfig) -> set[str]:
@@ -76,7 +70,7 @@ def _unread(config: TrainConfig) -> set[str]:
         groups.add("source_games")
     if config.source_steps is None:
         groups.add("source_steps")
-    return groups - {config.algo, *get_method(config.method_name).config_groups}
+    return groups - {config.algo}
 
 
 def make_arms(records: Sequence[RunRecord]) -> list[Arm]:

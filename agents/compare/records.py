@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from annotated_types import Ge, MinLen
 from safetensors import SafetensorError, safe_open
 
 from agents.config import TrainConfig
+from agents.methods import get_method, method_names
 from agents.teachers.formats import Card, is_native, read_card
 from agents.teachers.store import ZOO, ZOO_PREFIX, Reference, load_teacher
 from envs.atari import identify
@@ -113,6 +114,7 @@ def _without_games(folder: RunFolder) -> bool:
 
 def _read(folder: RunFolder, group: str | None) -> RunRecord:
     config = load_config(folder.config, TrainConfig)
+    config = replace(config, methods=get_method(config.method_name).resolve_settings(config, method_names()))
     final = _read_scores(folder.evaluation)
     protocol = Protocol.from_dict(final.protocol)
     if find_game(config.game).name != protocol.game:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.batch import Rollout
-from agents.config import ACKTRConfig
+from agents.engines.settings import ACKTRConfig
 from agents.engines.shared import SharedModel, clipped_norm
 from agents.engines.synchronous import A2CTrainer
 from agents.engines.update import Optimiser, Report, Updater

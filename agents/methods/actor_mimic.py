@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -10,9 +11,10 @@ from agents.actions import in_order
 from agents.answers import Answers
 from agents.batch import Batch, Context, Output
 from agents.methods.base import NetSpec, Phase
-from agents.methods.policy_distillation import Imitation, hidden_units
+from agents.methods.policy_distillation import Imitation, ImitationSettings, hidden_units
 from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
+from kfrl.config import NonNegative
 from kfrl.losses.distillation import cross_entropy
 from kfrl.nets.atari.net import AtariNet, MultiTaskNet
 from kfrl.nets.init import orthogonal
@@ -34,10 +36,20 @@ class MimicNet(MultiTaskNet):
         orthogonal(self.regressors, dict.fromkeys(features, 1.0))
 
 
+@dataclass(frozen=True)
+class Settings(ImitationSettings):
+    """Actor-mimic."""
+
+    feature_coef: NonNegative = 0.01
+    """lambda, the weight of the regression on the teacher's last hidden layer."""
+
+
 class ActorMimic(Imitation[MimicNet]):
     """L = -sum_a pi_E(a) log pi_AMN(a) + lambda ||f_i(h_AMN) - h_E||^2 in the teachers' games, then plain learning."""
 
     takes_sources = "teachers-before"
+    Settings = Settings
+    former_settings = ("distill_loss", "kl_direction")
     trains_value = True
     teacher_acts = False
     q_temperature = 1.0
@@ -117,7 +129,7 @@ class ActorMimic(Imitation[MimicNet]):
         steps = len(batch.values) / batch.num_envs
         return {
             "distillation": steps * cross_entropy(logits, targets / self.temperature).mean(),
-            "features": self.distillation.feature_coef * steps * distance.mean(),
+            "features": self.own.feature_coef * steps * distance.mean(),
         }
 
 

@@ -107,8 +107,6 @@ class Method(OwnSettings, Generic[Net]):
     """Whether a trained net may need its teachers beside what is exported; `independent` says when it does not."""
     trains_value = True
     """Whether the value head of what it exports is trained."""
-    config_groups: tuple[str, ...] = ()
-    """The groups of settings in `TrainConfig` that it reads."""
     former_hooks = (("observe", "features"), ("before_rollout", "after_rollout"))
     phase: int = 0
     """The index of the phase that this process is in."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from agents.config import TrainConfig
 from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
 from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
+from kfrl.config import NonNegative
 from kfrl.errors import UserError
 from kfrl.losses.actor_critic import entropy
 from kfrl.losses.distillation import kl_divergence
@@ -79,6 +82,17 @@ class DistralNet(nn.Module):
         return net
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Distral. c_Ent is --entropy-coef; alpha = c_KL / (c_KL + c_Ent), beta = 1 / (c_KL + c_Ent)."""
+
+    columns: Literal[1, 2] = 2
+    """1: a game's policy is its own net. 2: it is the shared policy's logits, times alpha, plus those of its own
+    net."""
+    c_kl: NonNegative = 0.01
+    """Weight of the divergence of a game's policy from the shared one."""
+
+
 class Distral(Method[DistralNet]):
     """Rewards regularised by c_KL and c_Ent inside A3C's return, and pi_0 distilled of the games' policies.
 
@@ -92,7 +106,7 @@ class Distral(Method[DistralNet]):
 
     takes_sources = "beside"
     algos = ("a3c",)
-    config_groups = ("distral",)
+    Settings = Settings
 
     def __init__(self, config: TrainConfig) -> None:
         """Keep c_KL and c_Ent.
@@ -101,7 +115,7 @@ class Distral(Method[DistralNet]):
             UserError: both are 0, so that alpha is 0 / 0.
         """
         super().__init__(config)
-        self.c_kl, self.c_ent = config.distral.c_kl, config.entropy_coef
+        self.c_kl, self.c_ent = float(self.own.c_kl), config.entropy_coef
         if not self.c_kl + self.c_ent:
             raise UserError("Distral needs --c-kl or --entropy-coef (its c_Ent) above 0, got 0 and 0.")
 
@@ -117,7 +131,7 @@ class Distral(Method[DistralNet]):
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> DistralNet:
         """A net for each game, and the distilled one."""
         self.game = spec.game
-        alpha = self.alpha if self.config.distral.columns == 2 else 0.0
+        alpha = self.alpha if self.own.columns == 2 else 0.0
         return DistralNet((spec, *spec.sources), self.config.convs, self.config.hidden, alpha)
 
     def parameter_groups(self, net: DistralNet) -> list[ParameterGroup]:

@@ -15,9 +15,11 @@ import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -31,10 +33,12 @@ from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
 from envs.protocols import get_protocol
 from kfrl.compare.stats import reference_scores
+from kfrl.config import Count, Fraction, NonNegative, Positive
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, dependence_weight, links_by_depth
 from kfrl.flow.fold import fold, foldable_layers, observations_needed
 from kfrl.flow.mixing import tensor_name
+from kfrl.flow.settings import FlowSettings
 from kfrl.losses.distillation import kl_divergence
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.machine import total_memory
@@ -54,6 +58,53 @@ LATEST = 100
 """Games of the lone student that say how far it is behind its teacher."""
 STRETCH = 50
 """Steps, on average, that the linked net or the lone one plays a game before it is drawn anew who goes on."""
+
+
+@dataclass(frozen=True)
+class Settings(FlowSettings):
+    """Knowledge Flow. Settings marked (+) go beyond the paper and are off in configs/atari/paper.yaml."""
+
+    policy_kl_coef: NonNegative = 0.01
+    """lambda_2, holds the policy near the previous iteration's (the paper samples 0.001, 0.01, 0.05)."""
+    policy_kl_every: Count = 1
+    """Updates of a learner after which these weights to stay near are taken anew (+); 1 is the previous iteration."""
+    student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = 0.01
+    """p of the student at the start; None: an equal share with each linked teacher layer."""
+    layer_weights_lr: Positive = 100.0
+    """How far w moves while linked: so many times its mean gradient, by plain gradient descent (+)."""
+    choose_channels: bool = True
+    """Start the Qs as a choice of the teachers' most useful channels on this game (+), else orthogonal."""
+    match_scales: bool = False
+    """Bring the teachers' hidden features to the scale of the fresh student's own (+), once, before training. For runs
+    that stay linked: what is folded trains best at the teachers' own scale."""
+    link_heads: Literal["never", "expert", "always"] = "expert"
+    """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
+    meaning."""
+    fold_at: Fraction | None = 0.0
+    """Share of the run that the student learns with its links, before it is folded into a plain net, which goes on
+    alone (+). None: the student stays linked, as in the paper."""
+    fold_observations: Annotated[int, Ge(0)] = 8_192
+    """Observations of the linked student's play for the fold's regressions, every fourth step of it (+). 0: no fold;
+    the plain net starts afresh."""
+    imitate: Literal["never", "expert", "always"] = "expert"
+    """Whether the plain net then imitates the linked one before it learns alone (+): only if a teacher plays the same
+    game (expert), always, or never."""
+    imitation_steps: Count = 100_000
+    """Steps of this imitation (+), at most two thirds of what is left of the run."""
+    imitation_lr: Positive = 3e-3
+    """Its learning rate, of an Adam of its own, falling linearly to 0 (+). Less where the fold has the policy with an
+    R2 above 0.8."""
+    imitation_batch: Count = 256
+    """Samples of each of its updates (+)."""
+    imitation_samples: Count = 8
+    """Samples that it learns from for each step of play (+)."""
+    imitation_memory: Count = 65_536
+    """Samples that all workers together remember for it (+); 28 KB each."""
+    imitation_value_coef: NonNegative = 0.05
+    """Weight of the squared error of the values beside the KL of the policies (+)."""
+    kickstart_coef: NonNegative = 1.0
+    """Weight of the KL to the linked net that stays beside the rewards when the plain net then learns alone (+); it
+    falls to 0 by the middle of that phase (Schmitt et al. 2018), and sooner if its games reach the teacher's score."""
 
 
 class FlowNet(nn.Module):
@@ -117,18 +168,18 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     takes_teachers = "some"
     takes_answers = "beside"
     leans_on_teachers = True
-    config_groups = ("flow",)
+    Settings = Settings
 
     def __init__(self, config: TrainConfig) -> None:
         """Keep the settings."""
         super().__init__(config)
-        self.flow_config = config.flow
+        self.flow_config: Settings = self.own
         self._stages: tuple[str, ...] = (LINKED,)
         self._expert: Teacher | None = None
         self._without_value: tuple[str, ...] = ()
         self._game = ""
         self._actions: tuple[str, ...] = ()
-        self._memory = Memory(config.flow.imitation_memory // config.shape.workers)
+        self._memory = Memory(self.flow_config.imitation_memory // config.shape.workers)
         self._guide_share, self._kickstart = 1.0, 0.0
         self._scores: deque[float] = deque(maxlen=LATEST)
         self._answers: Answers | None = None
@@ -206,9 +257,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         size, stack = student.arch["screen_size"], student.arch["frame_stack"]
         example = torch.zeros(1, stack, size, size, dtype=torch.uint8)
         nets = {teacher.name: teacher.net for teacher in teachers}
-        links = [Link(link.student, link.teacher, link.layer) for link in config.links]
-        if not links:
-            links = links_by_depth(student, nets, example) + self._head_links(spec, teachers)
+        links = config.links or links_by_depth(student, nets, example) + self._head_links(spec, teachers)
         flow = KnowledgeFlow(
             student,
             nets,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from agents.batch import Batch, Context, Output, Rollout
 from agents.config import TrainConfig
 from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
 from agents.teachers.formats import Teacher
+from kfrl.config import Count
 from kfrl.errors import UserError
 from kfrl.nets.atari.pathnet import ModularNet, Path, PathNet
 
@@ -117,6 +119,26 @@ class Trial:
         return sum(scores) / len(scores) if len(scores) == self._quota * self._num_envs else None
 
 
+@dataclass(frozen=True)
+class Settings:
+    """PathNet. L is the number of --module-convs and one fully connected layer."""
+
+    modules: Count = 10
+    """M, modules in each layer."""
+    active_modules: Count = 4
+    """N, the most of them that a path uses."""
+    module_convs: tuple[tuple[int, int, int], ...] = ((8, 8, 4), (8, 4, 2), (8, 3, 1))
+    """A module in each layer but the last: (filters, kernel, stride)."""
+    module_units: Count = 256
+    """Units of a module in the last layer."""
+    population: Count = 64
+    """P, genotypes; a worker plays its share of them in turn."""
+    tournament_episodes: Count = 10
+    """T, games that a genotype plays before each tournament; rounded up to a multiple of a worker's games."""
+    rivals: Count = 10
+    """B, others whose scores it then meets."""
+
+
 class PathNetMethod(Method[EvolvingPathNet]):
     """A tournament of paths in each source game, whose best path is frozen, and then in the run's own game.
 
@@ -125,7 +147,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
     """
 
     takes_sources = "before"
-    config_groups = ("pathnet",)
+    Settings = Settings
 
     def __init__(self, config: TrainConfig) -> None:
         """Keep the settings.
@@ -134,11 +156,11 @@ class PathNetMethod(Method[EvolvingPathNet]):
             UserError: more workers than genotypes.
         """
         super().__init__(config)
-        self.settings, self.workers = config.pathnet, config.shape.workers
-        if self.settings.population < self.workers:
+        self.workers = config.shape.workers
+        if self.own.population < self.workers:
             raise UserError(
                 f"Each of {self.workers} workers needs a genotype of its own, got --population "
-                f"{self.settings.population}. Give fewer --workers or a larger population."
+                f"{self.own.population}. Give fewer --workers or a larger population."
             )
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
@@ -150,7 +172,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> EvolvingPathNet:
         """All modules, a pair of heads for each game, and a random population."""
         self.game = spec.game
-        settings = self.settings
+        settings: Settings = self.own
         outputs = {task.game: len(task.actions) for task in (*spec.sources, spec)}
         net = EvolvingPathNet(
             outputs, settings.modules, settings.active_modules, settings.module_convs, settings.module_units
@@ -173,7 +195,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
 
     def _start_trial(self) -> None:
         shape = self.config.shape
-        self._trial = Trial(self.settings.tournament_episodes, shape.envs_per_worker, shape.t_max)
+        self._trial = Trial(self.own.tournament_episodes, shape.envs_per_worker, shape.t_max)
 
     def end_phase(self, net: EvolvingPathNet, play: Play) -> Iterable[str]:
         """Freeze the best path, re-initialise the other modules, and draw a new population."""
@@ -214,8 +236,8 @@ class PathNetMethod(Method[EvolvingPathNet]):
         fitness = self._trial.fitness
         if fitness is None:
             return
-        net.population.compete(self._index, fitness, self.settings.rivals)
-        share = range(self._rank, self.settings.population, self.workers)
+        net.population.compete(self._index, fitness, self.own.rivals)
+        share = range(self._rank, self.own.population, self.workers)
         self._index = share[(share.index(self._index) + 1) % len(share)]
         net.population.turns[self._rank] = self._index
         self._start_trial()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import Generic
+from typing import Generic, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
 from envs.protocols import get_protocol
+from kfrl.config import Count, Positive
 from kfrl.errors import UserError
 from kfrl.losses.distillation import directed_kl, negative_log_likelihood, squared_error
 from kfrl.nets import arch_of
@@ -30,6 +32,32 @@ EPSILON = 0.05
 """How often a Q-network that collects data acts at random."""
 Q_TEMPERATURE = 0.01
 """Q values of different actions are close together; the paper sharpens them."""
+
+
+@dataclass(frozen=True)
+class ImitationSettings:
+    """What all methods that imitate teachers' policies can set."""
+
+    temperature: Positive | None = None
+    """Teachers' logits are divided by it. Default: 1; policy-distillation 0.01 for Q values (the papers)."""
+    distill_actor: Literal["teacher", "student"] | None = None
+    """Who plays the games that are imitated. Default: the teacher under policy-distillation, the student, who meets its
+    own mistakes, under actor-mimic (the papers)."""
+    replay_reuse: Positive = 2.0
+    """Samples of an update for each sample of a rollout, drawn from memory."""
+    replay_memory: Count = 16_384
+    """Samples that all workers together remember; 28 KB each."""
+
+
+@dataclass(frozen=True)
+class Settings(ImitationSettings):
+    """Policy distillation."""
+
+    distill_loss: Literal["kl", "nll", "mse"] = "kl"
+    """KL to the teacher's policy, log-likelihood of its best action, or squared error of its logits or Q values. The
+    paper compares all three; KL is its best."""
+    kl_direction: Literal["forward", "reverse", "mixed"] = "forward"
+    """Of kl: KL[teacher || student] as in the paper, KL[student || teacher], or their mean."""
 
 
 Net = TypeVar("Net", bound=MultiTaskNet)
@@ -45,7 +73,7 @@ class Imitation(Method[Net], Generic[Net]):
     takes_teachers = "some"
     takes_answers = "instead"
     trains_value = False
-    config_groups = ("distillation",)
+    Settings = ImitationSettings
     teacher_acts = True
     """Who acts, unless the settings say."""
     q_temperature = Q_TEMPERATURE
@@ -53,20 +81,14 @@ class Imitation(Method[Net], Generic[Net]):
     def __init__(self, config: TrainConfig) -> None:
         """Keep the settings; teachers come with `build`."""
         super().__init__(config)
-        self.distillation = config.distillation
         self._teachers: dict[str, Teacher] = {}
-        self._memory = Memory(self.distillation.replay_memory // config.shape.workers)
+        self._memory = Memory(self.own.replay_memory // config.shape.workers)
         self._answers: dict[str, Answers] = {}
-
-    @property
-    def has_kl(self) -> bool:
-        """Whether its loss is a KL divergence, which has a direction."""
-        return False
 
     @property
     def memory_bytes(self) -> float:
         """The memory that updates draw from; stored answers stay on the disk."""
-        return 0.0 if self.config.answers else float(SAMPLE_BYTES * self.distillation.replay_memory)
+        return 0.0 if self.config.answers else float(SAMPLE_BYTES * self.own.replay_memory)
 
     def notes(self, net: Net) -> Sequence[str]:
         """What stored answers amount to."""
@@ -79,7 +101,7 @@ class Imitation(Method[Net], Generic[Net]):
         )
         return (
             "No game is played and no teacher runs while it imitates: each step stands for "
-            f"{self.distillation.replay_reuse:g} samples of {held}.",
+            f"{self.own.replay_reuse:g} samples of {held}.",
         )
 
     def parameter_groups(self, net: Net) -> list[ParameterGroup]:
@@ -95,11 +117,6 @@ class Imitation(Method[Net], Generic[Net]):
 
     def take(self, teachers: Sequence[Teacher], specs: Sequence[NetSpec]) -> None:
         """Keep the teachers by game; there has to be one for each, with actions that the game has."""
-        if self.distillation.kl_direction != "forward" and not self.has_kl:
-            raise UserError(
-                f"--kl-direction {self.distillation.kl_direction} turns the KL of --method policy-distillation with "
-                f"--distill-loss kl, got {self.config.method_name} with a loss that is none. Leave it out."
-            )
         self._teachers = {teacher.card.game: teacher for teacher in teachers}
         if len(self._teachers) < len(teachers):
             raise UserError(
@@ -128,9 +145,9 @@ class Imitation(Method[Net], Generic[Net]):
     def _check_stored(self, spec: NetSpec) -> None:
         """Refuse answers of other rules of play than the run's, or without what the method reads."""
         answers_for(tuple(self._answers.values()), get_protocol(self.config.protocol, spec.game))
-        if self.distillation.distill_actor is not None:
+        if self.own.distill_actor is not None:
             raise UserError(
-                f"--distill-actor {self.distillation.distill_actor} says who plays, and with --answers nobody does. "
+                f"--distill-actor {self.own.distill_actor} says who plays, and with --answers nobody does. "
                 "Leave it out; `kfrl collect --actor` said who played."
             )
 
@@ -148,14 +165,14 @@ class Imitation(Method[Net], Generic[Net]):
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
         """The teacher's policy, or the student's own."""
-        actor = self.distillation.distill_actor
+        actor = self.own.distill_actor
         if actor == "student" or (actor is None and not self.teacher_acts):
             return logits
         return epsilon_greedy(context[0], EPSILON) if self._q_values else context[0]
 
     def remembered(self, batch: Batch) -> tuple[Tensor, ...]:
         """Samples of this rollout and earlier ones, or stored ones: observations and what the teacher made of them."""
-        count = max(1, round(len(batch.values) * self.distillation.replay_reuse))
+        count = max(1, round(len(batch.values) * self.own.replay_reuse))
         if self._answers:
             file = self._answers[self.task.game]
             rows = torch.randint(file.card.count, (count,))
@@ -171,7 +188,7 @@ class Imitation(Method[Net], Generic[Net]):
     @property
     def temperature(self) -> float:
         """Tau: as set, or what suits the teacher's kind."""
-        return self.distillation.temperature or (self.q_temperature if self._q_values else 1.0)
+        return self.own.temperature or (self.q_temperature if self._q_values else 1.0)
 
     @property
     def _q_values(self) -> bool:
@@ -189,11 +206,8 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
     """
 
     takes_sources = "teachers-beside"
-
-    @property
-    def has_kl(self) -> bool:
-        """L_NLL and L_MSE are none."""
-        return self.distillation.distill_loss == "kl"
+    Settings = Settings
+    former_settings = ("feature_coef",)
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """Every teacher's game at the same time."""
@@ -201,7 +215,16 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
         return (Phase((spec, *spec.sources), self.config.steps, imitates=stored, stored=stored),)
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> MultiTaskNet:
-        """The student with a head for its own game, and one for each other teacher's."""
+        """The student with a head for its own game, and one for each other teacher's.
+
+        Raises:
+            UserError: teachers that cannot be imitated, or a direction of a loss that is no KL.
+        """
+        if self.own.kl_direction != "forward" and self.own.distill_loss != "kl":
+            raise UserError(
+                f"--kl-direction {self.own.kl_direction} is a direction of --distill-loss kl, got --distill-loss "
+                f"{self.own.distill_loss}. Leave it out."
+            )
         self.take(teachers, (spec, *spec.sources))
         student = self.student(spec)
         student.value.requires_grad_(False)
@@ -232,11 +255,11 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
         """The distillation on samples from memory, scaled as a rollout's sum."""
         obs, targets = self.remembered(batch)
         logits = self.forward(net, obs, ()).logits
-        loss = {"kl": self._kl, "nll": negative_log_likelihood, "mse": squared_error}[self.distillation.distill_loss]
+        loss = {"kl": self._kl, "nll": negative_log_likelihood, "mse": squared_error}[self.own.distill_loss]
         return {"distillation": loss(logits, targets).mean() * len(batch.values) / batch.num_envs}
 
     def _kl(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return directed_kl(logits, targets / self.temperature, self.distillation.kl_direction)
+        return directed_kl(logits, targets / self.temperature, self.own.kl_direction)
 
 
 def _layers(teacher: Teacher) -> tuple[str, str]:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from agents.batch import Context, Output
 from agents.methods.base import Method, NetSpec
 from agents.teachers.formats import Teacher
+from kfrl.config import Positive
 from kfrl.nets.atari.progressive import ProgressiveNet
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Progressive nets."""
+
+    initial_scalar: Positive = 0.1
+    """alpha at the start: the learned scalar that a frozen column's activations are multiplied by (the paper samples
+    1, 0.1, 0.01)."""
 
 
 class Progressive(Method[ProgressiveNet]):
@@ -19,13 +30,12 @@ class Progressive(Method[ProgressiveNet]):
     """
 
     takes_teachers = "some"
-    config_groups = ("progressive",)
+    Settings = Settings
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> ProgressiveNet:
         """The student's column beside the teachers' nets themselves, which stay where they are in memory."""
         columns = {teacher.name: teacher.net for teacher in teachers}
-        config = self.config
-        scalar = config.progressive.initial_scalar
+        config, scalar = self.config, self.own.initial_scalar
         return ProgressiveNet(len(spec.actions), columns, config.convs, config.hidden, initial_scalar=scalar)
 
     def features(self, net: ProgressiveNet, obs: Tensor) -> Context:

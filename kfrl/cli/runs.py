@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from kfrl.config import checked, load_config, validated
+from kfrl.config import checked, load_config
 from kfrl.errors import UserError
-from kfrl.registry import method_label
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -55,9 +54,6 @@ def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
     first.add_argument("--config", type=Path)
     first.add_argument("--resume", type=Path)
     early, others = first.parse_known_args(list(argv))
-    first.add_argument("--method")
-    first.add_argument("--algo")
-    early, _ = first.parse_known_args(list(argv))
     if early.resume is not None and (others or early.config) and "--help" not in others:
         raise UserError(
             f"--resume goes on with a run's own settings and takes no other flag, got {' '.join(others) or '--config'}."
@@ -65,15 +61,13 @@ def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
     flags = kind()
     if early.config is not None:
         flags = replace(flags, settings=load_config(early.config, type(flags.settings)))
-    settings = flags.settings
-    name = early.method or settings.method
-    method = flags.method(name) if name else None
-    own = None
-    if method is not None and name is not None:
-        own = validated(method.resolve_settings(method_label(name), settings, settings.own), method.Settings)
-    whole = _with_own(replace(flags, settings=_with_lists(settings, None)), own, method_label(name or ""))
-    hidden = _unread(settings, method, early.algo) if {"-h", "--help"} & set(argv) else set[str]()
-    with _telling_names(flags, own, hidden):
+    chosen = _chosen(flags.settings, argv)
+    plain = chosen.method is None and chosen.method_name == kind().settings.method_name
+    # The default method has no settings, and is not imported for them.
+    method = None if plain else flags.method(chosen.method_name)
+    own = None if method is None else method.read_settings(chosen)
+    whole = _with_own(flags, None if own is None else _with_lists(own, None), method.section() if method else "")
+    with _telling_names(whole, own, {getattr(chosen, "algo", "")}):
         parsed = tyro.cli(
             type(whole),
             prog=prog,
@@ -81,14 +75,19 @@ def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
             default=whole,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
-    given = settings.own if own is None else asdict(vars(parsed)["own"])
-    return replace(parsed, settings=checked(replace(_with_lists(parsed.settings, settings), own=given)))
+    methods = dict(flags.settings.methods)
+    if method is not None and own is not None and fields(own):
+        methods[method.section()] = asdict(_with_lists(vars(parsed)["own"], own))
+    return replace(parsed, settings=checked(replace(parsed.settings, methods=methods)))
 
 
-def _unread(settings: Any, method: type[OwnSettings] | None, algo: str | None) -> set[str]:
-    """Groups of settings that neither the method nor the algorithm reads: help without --method shows none of them."""
-    groups = {field.name for field in fields(settings) if is_dataclass(getattr(settings, field.name))}
-    return groups - {algo or getattr(settings, "algo", ""), *(method.config_groups if method else ())}
+def _chosen(settings: Any, argv: Sequence[str]) -> Any:
+    """The settings with those flags that decide which others there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in ("method", "teachers", "answers", "algo"):
+        if hasattr(settings, name):
+            parser.add_argument(f"--{name}")
+    return replace(settings, **vars(parser.parse_known_args(list(argv))[0]))
 
 
 def _with_own(flags: F, own: DataclassInstance | None, label: str) -> F:
@@ -108,17 +107,17 @@ def _with_own(flags: F, own: DataclassInstance | None, label: str) -> F:
     return made
 
 
-def _telling_names(flags: RunFlags, own: DataclassInstance | None, hidden: set[str]) -> ConstructorRegistry:
+def _telling_names(flags: RunFlags, own: DataclassInstance | None, shown: set[str]) -> ConstructorRegistry:
     """Rules for tyro.
 
     A setting is `--name`; one of a group whose name is taken elsewhere, by a common setting or by the method's own, is
-    `--group.name`. The groups that are `hidden` have no flags at all.
+    `--group.name`. Groups that are not `shown` have no flags, nor has `methods`.
     """
     settings = flags.settings
     held = {field.name: getattr(settings, field.name) for field in fields(settings)}
     groups: dict[Any, str] = {type(value): name for name, value in held.items() if is_dataclass(value)}
-    taken = [field.name for one in (flags, settings, *groups, *([own] if own else [])) for field in fields(one)]
-    names = Counter(taken) - Counter(["own"] if "own" in held else [])
+    hidden = {"methods", *(set(groups.values()) - shown)}
+    names = Counter(field.name for one in (flags, settings, *groups, *([own] if own else [])) for field in fields(one))
     registry, inside = ConstructorRegistry(), set[Any]()
 
     @registry.struct_rule
@@ -132,7 +131,7 @@ def _telling_names(flags: RunFlags, own: DataclassInstance | None, hidden: set[s
         if not isinstance(spec, StructConstructorSpec):
             return None
         if kind is type(settings):
-            return replace(spec, fields=tuple(field for field in spec.fields if field.name not in {"own", *hidden}))
+            return replace(spec, fields=tuple(field for field in spec.fields if field.name not in hidden))
         return replace(spec, fields=tuple(named(field, groups[kind]) for field in spec.fields))
 
     def named(field: StructFieldSpec, group: str) -> StructFieldSpec:
@@ -142,21 +141,15 @@ def _telling_names(flags: RunFlags, own: DataclassInstance | None, hidden: set[s
     return registry
 
 
-def _with_lists(settings: Any, source: Any | None) -> Any:
-    """`settings` with the links, nodes and edges of `source`, or without any.
+def _with_lists(own: Any, source: Any | None) -> Any:
+    """A method's settings with the links, nodes and edges of `source`, or without any.
 
     They stand in YAML only. tyro would make flags of every entry, all with the same names, and fail.
     """
-    changed: dict[str, Any] = {}
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        given = None if source is None else getattr(source, field.name)
-        if is_dataclass(value):
-            changed[field.name] = _with_lists(value, given)
-        elif _is_list(value) or _is_list(given):
-            changed[field.name] = given or ()
-    return replace(settings, **changed)
+    lists = [f.name for f in fields(own) if any(map(is_dataclass, _entries(own, f.name) + _entries(source, f.name)))]
+    return replace(own, **{name: _entries(source, name) for name in lists})
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, tuple) and any(map(is_dataclass, value))
+def _entries(settings: Any | None, name: str) -> tuple[Any, ...]:
+    value = getattr(settings, name, ())
+    return value if isinstance(value, tuple) else ()

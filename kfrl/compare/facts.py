@@ -9,6 +9,15 @@ from typing import Any
 Facts = Mapping[str, Any]
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their whole names, `acktr.damping`."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        found |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return found
+
+
 def varying(facts: Sequence[Facts]) -> list[str]:
     """The keys of facts that do not all have the same value; a key that some lack is no difference."""
     names = dict.fromkeys(name for fact in facts for name in fact)

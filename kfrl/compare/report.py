@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from kfrl.compare.facts import show, varying
+from kfrl.compare.facts import flat, show, varying
 from kfrl.compare.plots import (
     EPOCH,
     P_STUDENT,
@@ -302,15 +302,6 @@ def _tables(run: RunFiles) -> Iterator[Sheet]:
 def _last(run: RunFiles, name: str) -> str:
     _, values = series(run.rows, name)
     return f"{values[-1]:.3f}" if len(values) else "-"
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their whole names, `flow.transform`."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        key = f"{prefix}{name}"
-        found |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return found
 
 
 def _caveats(run: RunFiles) -> Iterator[str]:

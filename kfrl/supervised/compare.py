@@ -6,18 +6,19 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from kfrl.compare.facts import add_words, show, unique_names, varying
+from kfrl.compare.facts import add_words, flat, show, unique_names, varying
 from kfrl.config import load_config, validated
 from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder, Skipped
 from kfrl.supervised.classifiers import Card, read_card
 from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.methods import get_method, method_names
 
 MIN_SEEDS = 3
 IDENTITY = {"data", "seed", "method", "teachers", "teacher_sha256"}
@@ -49,13 +50,10 @@ class Record:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What can make two runs of a method differ, by the name of the setting (`flow.kl_coef`)."""
-        known: dict[str, Any] = {}
-        for name, value in asdict(self.config).items():
-            if isinstance(value, dict):
-                known |= {f"{name}.{key}": inner for key, inner in value.items()}
-            elif name not in IDENTITY | BOOKKEEPING:
-                known[name] = value
+        """What can make two runs of a method differ, by the name of the setting (`knowledge-flow.kl_coef`)."""
+        held = asdict(self.config)
+        held |= held.pop("methods")
+        known = flat({name: value for name, value in held.items() if name not in IDENTITY | BOOKKEEPING})
         # A teacher is its file, and images are their folder: others under the same name make another arm.
         known["teacher.file"] = "+".join(each[:8] for each in self.config.teacher_sha256) or self.config.teachers
         known["data.folder"] = self.config.data if "/" in self.config.data else ""
@@ -112,6 +110,7 @@ def read_run(path: Path, group: str | None = None) -> Record:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"damaged: {folder.evaluation.name}: {error!r}") from None
     config = load_config(folder.config, SupervisedConfig)
+    config = replace(config, methods=get_method(config.method_name).resolve_settings(config, method_names()))
     test = validated(score, Score, folder.evaluation.name)
     return Record(path, config, read_card(folder.student), test, deployed, trained, group)
 

@@ -8,144 +8,11 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Lt
 
-from kfrl.config import Count, FlowSettings, Fraction, NonNegative, Positive, split_names
+from kfrl.config import Count, Fraction, NonNegative, Positive, split_names, with_former_groups
 from kfrl.registry import method_label
 
 Augment = Literal["auto", "none", "shift", "crop-flip"]
 Share = Annotated[float, Ge(0.0), Lt(1.0)]
-
-
-@dataclass(frozen=True)
-class DistillationConfig:
-    """Soft targets: what every method that imitates a teacher's logits reads."""
-
-    temperature: Positive = 4.0
-    """T of softmax(logits / T)."""
-    soft_weight: NonNegative = 0.9
-    """Weight of T^2 KL[teacher || student]."""
-    hard_weight: NonNegative = 0.1
-    """Weight of the cross-entropy with the labels."""
-
-
-@dataclass(frozen=True)
-class ClassifierFlowConfig(FlowSettings):
-    """Knowledge Flow between classifiers. Settings marked (+) go beyond the paper."""
-
-    kl_coef: NonNegative = 0.01
-    """lambda_2, holds the classifier near the previous iteration's."""
-    dependence_schedule: Literal["linear", "constant"] = "linear"
-    """lambda_1 over the run: from 0 up (paper), or --dependence-coef all the time (reproduction)."""
-    layer_weights_lr: Positive = 1.0
-    """Learning rate of w as a multiple of --lr (+)."""
-    handover_coef: NonNegative = 1.0
-    """Weight of the distillation of the linked net into the student alone, until independence (+)."""
-    fold: bool = True
-    """Start the student's linked layers as what its teachers' most useful channels bring, by ridge regression on the
-    training images (+), where a layer is a convolution or fully connected."""
-    independence_at: Fraction | None = 0.4
-    """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
-    handover_start: Fraction = 0.0
-    """Share of the run at which p of the student begins its forced way to 1 (+)."""
-    link_heads: Literal["never", "expert", "always"] = "expert"
-    """Link the logits too (+): of teachers of the same classes (expert), of all, or of none."""
-    soft_targets: bool = False
-    """Learn from the soft targets of the teachers of the same classes too, with the weights of kd (Table 4)."""
-
-
-@dataclass(frozen=True)
-class FitNetsConfig:
-    """FitNets: hints from the middle of the teacher, then soft targets."""
-
-    hint_share: Fraction = 0.25
-    """Share of the epochs that the hint stage takes, at least one of them."""
-    hint_layer: str | None = None
-    """The teacher's layer that gives the hint. Default: its middle one."""
-    guided_layer: str | None = None
-    """The student's layer that is guided. Default: its middle one."""
-    hint_weight: Positive = 100.0
-    """Weight of the hint loss, a mean over a map."""
-    soft_start: NonNegative = 4.0
-    """lambda, the weight of the soft targets, when the second stage begins; it falls linearly."""
-    soft_end: NonNegative = 1.0
-    """lambda when it ends."""
-
-
-@dataclass(frozen=True)
-class FspConfig:
-    """FSP: the flow between layers first, then the labels."""
-
-    fsp_share: Fraction = 0.25
-    """Share of the epochs that the first stage takes, at least one of them."""
-    fsp_weight: Positive = 1.0
-    """Weight of the FSP loss, a mean over a matrix."""
-    fsp_pool: Literal["max", "avg", "none"] = "max"
-    """What brings the larger of two maps to the size of the smaller: max pooling (paper), average pooling, or nothing,
-    which refuses such maps."""
-
-
-@dataclass(frozen=True)
-class MutualConfig:
-    """Deep mutual learning."""
-
-    peers: str = ""
-    """The nets that learn beside the student, by name, comma-separated. Default: one like it."""
-
-
-@dataclass(frozen=True)
-class NodeConfig:
-    """A net of a knowledge transfer graph."""
-
-    name: str
-    net: str | None = None
-    """By name; the student's by default."""
-    teacher: str | None = None
-    """One of --teachers: pre-trained and frozen."""
-
-
-@dataclass(frozen=True)
-class EdgeConfig:
-    """Knowledge that goes from one node to another."""
-
-    source: str
-    """A node's name, or `labels`."""
-    target: str
-    gate: str = "through"
-    """through, cutoff, linear, negative-linear or correct."""
-    loss: Literal["kl", "apart", "attention", "attention-apart"] = "kl"
-    """What is alike: the outputs, or the attention maps of a layer; apart: pushed away from each other (+)."""
-    source_layer: str | None = None
-    """attention: the source's layer. Default: its last hidden one that gives maps."""
-    target_layer: str | None = None
-    """attention: the target's layer, likewise."""
-
-
-@dataclass(frozen=True)
-class CollaborativeConfig:
-    """Deep collaborative learning. The graph is given in YAML."""
-
-    nodes: tuple[NodeConfig, ...] = ()
-    """The first is the target: the student."""
-    edges: tuple[EdgeConfig, ...] = ()
-    edge_temperature: Positive = 1.0
-    """T of the edges between nets."""
-
-
-@dataclass(frozen=True)
-class BornAgainConfig:
-    """Born-again nets."""
-
-    generations: Count = 3
-    """Students after the first net, each the pupil of the one before; each takes --epochs epochs."""
-
-
-@dataclass(frozen=True)
-class GrowthConfig:
-    """Anti-distillation: a trained net grown wider."""
-
-    extension: Literal["zero", "uniform"] = "zero"
-    """What the new weights start from."""
-    theta: Positive = 0.01
-    """uniform: U[0, theta]."""
 
 
 @dataclass(frozen=True)
@@ -210,16 +77,14 @@ class SupervisedConfig:
     """The run's folder. Default: runs/<data>/<method>/<teachers>-s<seed>-<time>."""
     checkpoint_every: Positive = 300.0
     """Seconds between checkpoints."""
-    distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    flow: ClassifierFlowConfig = field(default_factory=ClassifierFlowConfig)
-    fitnets: FitNetsConfig = field(default_factory=FitNetsConfig)
-    fsp: FspConfig = field(default_factory=FspConfig)
-    mutual: MutualConfig = field(default_factory=MutualConfig)
-    collaborative: CollaborativeConfig = field(default_factory=CollaborativeConfig)
-    born_again: BornAgainConfig = field(default_factory=BornAgainConfig)
-    growth: GrowthConfig = field(default_factory=GrowthConfig)
-    own: dict[str, Any] = field(default_factory=dict)
-    """Settings that the method itself declares, by name; flags of their own on the command line."""
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What methods set that others do not have, by the name of the method; flags of `--method NAME`."""
+
+    @staticmethod
+    def renew(values: dict[str, Any]) -> dict[str, Any]:
+        """Settings as earlier versions wrote them, by the names that they have now."""
+        own = {"own": (method_label(values.get("method") or ""),)} if values.get("own") else {"own": ()}
+        return with_former_groups(values, {**_FORMER_GROUPS, **own})
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
@@ -235,3 +100,16 @@ class SupervisedConfig:
     def label(self) -> str:
         """What tables and folders call the method."""
         return method_label(self.method_name)
+
+
+_FORMER_GROUPS = {
+    "flow": ("knowledge-flow",),
+    "distillation": ("knowledge-flow", "kd", "fitnets"),
+    "fitnets": ("fitnets",),
+    "fsp": ("fsp",),
+    "mutual": ("mutual",),
+    "collaborative": ("collaborative",),
+    "born_again": ("born-again",),
+    "growth": ("anti-distillation",),
+}
+"""Groups of settings in the files of earlier versions, and the methods that have them now."""

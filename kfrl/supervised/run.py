@@ -24,7 +24,7 @@ from kfrl.supervised.classifiers import Card, Teacher, save_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Images, Loader, Normalisation, split_off
 from kfrl.supervised.data.sets import Data, absolute, load_data
-from kfrl.supervised.methods import get_method
+from kfrl.supervised.methods import get_method, method_names
 from kfrl.supervised.methods.base import AnyMethod, Task
 from kfrl.supervised.teachers import adapt, load_classifiers
 from kfrl.training.ranks import join, ranks
@@ -121,7 +121,7 @@ def resolve(config: SupervisedConfig) -> Run:
         teacher_sha256=tuple(teacher.sha256 for teacher in teachers),
         answers=config.answers and config.answers.expanduser().absolute(),
         method=exact_method(config.method_name),
-        own=method.resolve_settings(config.label, config, config.own),
+        methods=method.resolve_settings(config, method_names()),
         net=config.net or method.default_net(data.net, teachers),
         augment=data.augment if config.augment == "auto" else config.augment,
     )

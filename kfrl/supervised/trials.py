@@ -30,6 +30,10 @@ class Images(Domain):
         config = validated(dict(settings), SupervisedConfig)
         if not config.data:
             raise UserError("Which images? Give settings a data set, e.g. `data: mnist`.")
+        if config.methods:
+            from kfrl.supervised.methods import get_method, method_names
+
+            get_method(config.method_name).resolve_settings(config, method_names())
 
     def processes(self, settings: Mapping[str, Any]) -> int:
         """One."""

@@ -58,7 +58,7 @@ class Spec:
     config: Path | None = None
     """A file of settings under those below; relative to this file."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of every run, by name (`flow.fold_at`): a value, an axis or a distribution."""
+    """Settings of every run, by name (`ppo.epochs`): a value, an axis or a distribution."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Settings of runs that are compared with each other, by the name of the arm; they go before `settings`."""
     teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -144,7 +144,7 @@ def _arms(spec: Spec, base: Mapping[str, Any]) -> list[_Row]:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"flow": {"fold_at": 1}} -> {"flow.fold_at": 1}; axes and distributions stay whole."""
+    """{"ppo": {"epochs": 1}} -> {"ppo.epochs": 1}; axes and distributions stay whole."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and not _marker(value):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kfrl.config import validated
-from kfrl.errors import UserError
+from kfrl.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,12 +23,12 @@ class NoSettings:
 
 
 class OwnSettings:
-    """A method's own settings: flags of `--method NAME`, and `own:` of its config.yaml."""
+    """A method's own settings: flags of `--method NAME`, and a part of `methods:` in config.yaml."""
 
     Settings: ClassVar[type[DataclassInstance]] = NoSettings
     """A frozen dataclass; every field has a default and a line of text below it, which is its help."""
-    config_groups: tuple[str, ...] = ()
-    """The groups of common settings that it reads."""
+    former_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings that earlier versions wrote for the method, which it never read."""
     former_hooks: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Hooks that have another name now: old to new."""
 
@@ -45,26 +46,46 @@ class OwnSettings:
     @cached_property
     def own(self) -> Any:
         """The method's own settings in this run, an instance of `Settings`."""
-        config: Any = vars(self)["config"]
-        return validated(dict(config.own), self.Settings)
+        return self.read_settings(vars(self)["config"])
 
     @classmethod
-    def resolve_settings(cls, name: str, config: DataclassInstance, own: dict[str, Any]) -> dict[str, Any]:
-        """All of the method's own settings, those with their default too.
+    def section(cls) -> str:
+        """The key of its settings under `methods:`, after the file that declares them: `fine_tune.py`, `fine-tune`."""
+        declared = cls if cls.Settings is NoSettings else cls.Settings
+        return declared.__module__.rpartition(".")[2].replace("_", "-")
+
+    @classmethod
+    def read_settings(cls, config: Any) -> Any:
+        """An instance of `Settings`, from `methods` of a run's config.
+
+        Raises:
+            UserError: an unknown name, or a value out of range.
+        """
+        given = config.methods.get(cls.section(), {})
+        known = {name: value for name, value in given.items() if name not in cls.former_settings}
+        return validated(known, cls.Settings, f"Settings of method {cls.section()}")
+
+    @classmethod
+    def resolve_settings(cls, config: Any, methods: Collection[str]) -> dict[str, dict[str, Any]]:
+        """`methods` of a run's config with all of this method's settings, those with their default too, and no others.
 
         Args:
-            name: The method, for messages.
-            config: The run's common settings.
-            own: The values that were given.
+            config: The run's config, which may hold settings of several methods.
+            methods: The names of all methods.
 
         Raises:
             UserError: an unknown name, a value out of range, or a setting that has the name of a common one.
         """
+        section = cls.section()
+        for name in config.methods:
+            if name not in {*methods, section}:
+                raise unknown("method under `methods`", name, methods)
         taken = {field.name for field in fields(config)} | OTHER_FLAGS
         for setting in fields(cls.Settings):
             if setting.name in taken:
                 raise UserError(
-                    f"Method {name} has a setting {setting.name!r}, which is a common setting's name. "
+                    f"Method {section} has a setting {setting.name!r}, which is a common setting's name. "
                     "Give it another name in the method's Settings."
                 )
-        return asdict(validated(own, cls.Settings, f"Settings of method {name}"))
+        settings = asdict(cls.read_settings(config))
+        return {section: settings} if settings else {}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import agents
 from agents.answers import Answers, collect
-from agents.config import DistillationConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.folding import LinkedRun
 from agents.launch import Session
 from agents.methods.actor_mimic import ActorMimic
@@ -99,7 +99,7 @@ def test_distillation_learns_from_the_file_what_the_teacher_would_say(
 ) -> None:
     stored(tmp_path / "a", expert)
     config = TrainConfig(
-        "Breakout", answers=str(tmp_path / "a"), distillation=DistillationConfig(temperature=0.5), **SHAPE
+        "Breakout", answers=str(tmp_path / "a"), methods={"policy-distillation": {"temperature": 0.5}}, **SHAPE
     )
     run = resolve(replace(config, run_dir=tmp_path / "run"))
     (absent,) = run.teachers
@@ -164,7 +164,7 @@ def test_actor_mimic_gets_the_hidden_activations_too(tmp_path: Path, expert: Tea
 def test_a_fold_from_the_file_is_the_fold_with_the_teacher(tmp_path: Path, expert: Teacher, noise_play: None) -> None:
     file = stored(tmp_path / "a", expert, count=100, features="all")
     config = TrainConfig("Breakout", teachers=str(expert.path), answers=str(tmp_path / "a"), steps=100, **SHAPE)
-    config = replace(config, run_dir=tmp_path / "run", flow=replace(config.flow, fold_observations=100))
+    config = replace(config, run_dir=tmp_path / "run", methods={"knowledge-flow": {"fold_observations": 100}})
     run = resolve(config)
     assert sum(phase.steps for phase in run.phases) == 100
     method = KnowledgeFlowMethod(run.config)
@@ -238,7 +238,7 @@ def test_answers_of_another_file_of_the_teacher_are_refused(tmp_path: Path, expe
         ({"protocol": "machado"}, "by the rules of paper, and the run has those of machado. Collect anew"),
         ({"method": "a3c"}, "Method a3c does not read --answers. policy-distillation"),
         ({"method": "actor-mimic", "game": "Pong"}, "no features of layer fc of teacher 'breakout', only of none"),
-        ({"distillation": DistillationConfig(distill_actor="student")}, "with --answers nobody does"),
+        ({"methods": {"policy-distillation": {"distill_actor": "student"}}}, "with --answers nobody does"),
         ({"answers": "expert.safetensors"}, "kfrl-agent-1.*Files of answers are what `kfrl collect` writes"),
         ({"answers": "nowhere"}, "There is no file nowhere"),
         ({"answers": "a,a"}, "one file for each game, got several of breakout"),

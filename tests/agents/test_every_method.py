@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.config import FineTuneConfig, FlowConfig, PathNetConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
 from agents.methods import get_method, method_names
 from agents.run import Run, resolve
@@ -62,6 +62,12 @@ def taught_by(path: Path, game: str) -> str:
     return str(path)
 
 
+METHODS = {
+    "pathnet": {"module_convs": ((4, 8, 8),), "module_units": 8, "population": 4},
+    "knowledge-flow": {"fold_at": None, "choose_channels": False},
+}
+
+
 def config_of(name: str, algo: str, folder: Path) -> TrainConfig:
     method = get_method(name)
     played = "pong" if method.takes_sources == "teachers-before" else "breakout"
@@ -74,8 +80,7 @@ def config_of(name: str, algo: str, folder: Path) -> TrainConfig:
         steps=10**6,
         convs=((4, 8, 8),),
         hidden=8,
-        pathnet=PathNetConfig(module_convs=((4, 8, 8),), module_units=8, population=4),
-        flow=FlowConfig(fold_at=None, choose_channels=False),
+        methods=METHODS,
         curve_points=0,
         eval_episodes=0,
         run_dir=folder / "run",
@@ -107,7 +112,8 @@ def test_a_run_is_stopped_goes_on_to_its_end_and_its_student_is_scored(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = write(replace(config_of(name, algo, tmp_path), fine_tune=FineTuneConfig(heads_only)))
+    methods = {**METHODS, "fine-tune": {"heads_only": heads_only}}
+    run = write(replace(config_of(name, algo, tmp_path), methods=methods))
     saved = None
     for phase in range(len(run.phases)):
         stopped = ENGINES[algo](run, Screen(stop_in=phase), saved).train()

@@ -81,7 +81,7 @@ def test_a_failure_is_an_error_that_says_how_to_resume(
     ("settings", "complaint"),
     [
         ({**TINY, "step": 3}, "Unknown key step. Did you mean steps?"),
-        ({**TINY, "flow": {"transform_rnk": 3}}, "Did you mean flow.transform_rank?"),
+        ({**TINY, "flow": {"transform_rnk": 3}}, "Did you mean transform_rank?"),
         ({**TINY, "steps": 0}, "steps: Input should be greater than or equal to 1"),
         (SupervisedConfig(data="digits"), "Unknown key data"),
     ],

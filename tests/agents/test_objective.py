@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from agents.batch import Batch, Output, Rollout
-from agents.config import PPOConfig, TrainConfig
+from agents.config import TrainConfig
+from agents.engines.settings import PPOConfig
 from agents.methods.base import Method
 from agents.objective import Samples, a3c_terms, ppo_terms, with_gradient
 from kfrl.nets.atari.net import AtariNet

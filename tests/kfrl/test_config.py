@@ -6,9 +6,14 @@ from typing import Any
 
 import pytest
 
-from agents.config import FlowConfig, TrainConfig
-from kfrl.config import LinkConfig, checked, dump_config, load_config, split_names, validated
+from agents.config import TrainConfig
+from agents.engines.settings import PPOConfig
+from agents.methods import get_method, method_names
+from agents.methods.knowledge_flow import KnowledgeFlowMethod
+from kfrl.config import checked, dump_config, load_config, split_names, validated
 from kfrl.errors import UserError
+from kfrl.flow import Link
+from kfrl.supervised.config import SupervisedConfig
 
 Read = Callable[[str], TrainConfig]
 
@@ -31,12 +36,14 @@ FULL = TrainConfig(
     lr=1e-5,
     convs=((32, 8, 4), (64, 4, 2), (64, 3, 1)),
     run_dir=Path("runs/a/b"),
-    flow=FlowConfig(
-        mixing="simplex",
-        fold_at=None,
-        student_weight=0.25,
-        links=(LinkConfig("fc", "seaquest", "conv2"), LinkConfig("policy", "seaquest", "policy")),
-    ),
+    methods={
+        "knowledge-flow": {
+            "mixing": "simplex",
+            "fold_at": None,
+            "student_weight": 0.25,
+            "links": [{"student": "fc", "teacher": "seaquest", "layer": "conv2"}],
+        }
+    },
 )
 
 
@@ -52,8 +59,7 @@ def test_every_field_is_written_in_the_order_of_its_definition() -> None:
 
 
 def test_what_a_file_leaves_out_keeps_its_default(read: Read) -> None:
-    expected = replace(TrainConfig(), steps=7, flow=replace(FlowConfig(), transform_rank=8))
-    assert read("steps: 7\nflow: {transform_rank: 8}\n") == expected
+    assert read("steps: 7\nppo: {epochs: 8}\n") == replace(TrainConfig(), steps=7, ppo=PPOConfig(epochs=8))
     assert read("") == TrainConfig()
     assert read("# nothing\n") == TrainConfig()
 
@@ -76,11 +82,11 @@ def test_a_list_of_names_is_a_list_of_teachers(read: Read) -> None:
     ("text", "words"),
     [
         ("lr: .inf", "lr: expected a finite number, got inf"),
-        ("flow: {policy_kl_coef: .nan}", "flow.policy_kl_coef: "),
+        ("ppo: {clip_range: .nan}", "ppo.clip_range: "),
         ("steps: 100\nsteps: 7", "the key steps stands twice"),
         ("steps: yes", "steps: yes"),
         ("steps: off", "steps: no"),
-        ("flow: {imitation_batch: on}", "flow.imitation_batch: yes"),
+        ("ppo: {epochs: on}", "ppo.epochs: yes"),
     ],
 )
 def test_what_nobody_means_is_refused(read: Read, text: str, words: str) -> None:
@@ -91,12 +97,16 @@ def test_what_nobody_means_is_refused(read: Read, text: str, words: str) -> None
 
 def test_links_in_yaml(read: Read) -> None:
     text = """
-flow:
-  links:
+methods:
+  knowledge-flow:
+    links:
     - {student: fc, teacher: seaquest, layer: conv2}
     - {student: conv1, teacher: pong, layer: conv1}
 """
-    assert read(text).flow.links == (LinkConfig("fc", "seaquest", "conv2"), LinkConfig("conv1", "pong", "conv1"))
+    assert KnowledgeFlowMethod(read(text)).own.links == (
+        Link("fc", "seaquest", "conv2"),
+        Link("conv1", "pong", "conv1"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,12 +114,8 @@ flow:
     [
         ("step: 5", "Unknown key step. Did you mean steps?"),
         ("worker: 5\ngama: 1", "Unknown key worker. Did you mean workers? Unknown key gama. Did you mean gamma?"),
-        ("flow: {transfrm: dense}", "Unknown key flow.transfrm. Did you mean flow.transform?"),
+        ("ppo: {epoch: 1}", "Unknown key ppo.epoch. Did you mean ppo.epochs?"),
         ("1: 2", "Unknown key 1."),
-        (
-            "flow: {links: [{student: fc, teacher: a, layer: fc, layr: fc}]}",
-            "Unknown key flow.links.0.layr. Did you mean flow.links.0.layer?",
-        ),
     ],
 )
 def test_an_unknown_key_names_the_nearest(read: Read, text: str, words: str) -> None:
@@ -129,11 +135,11 @@ def test_an_unknown_key_names_the_nearest(read: Read, text: str, words: str) -> 
         ("convs: 16", ["convs:", "16"]),
         ("convs: [[16, 8]]", ["convs.0.2:"]),
         ("convs: [[16, 8, 4.5]]", ["convs.0.2:", "4.5"]),
+        ("ppo: fast", ["ppo:", "'fast'"]),
+        ("ppo:", ["ppo:"]),
+        ("methods: {distral: 3}", ["methods.distral:", "3"]),
+        ("optimizer: adm", ["optimizer:", "'adam' or 'rmsprop'"]),
         ("flow: fast", ["flow:", "'fast'"]),
-        ("flow:", ["flow:"]),
-        ("flow: {mixing: sofmax}", ["flow.mixing:", "'softmax' or 'simplex'"]),
-        ("flow: {links: [{student: fc, teacher: a}]}", ["flow.links.0.layer:"]),
-        ("flow: {links: 3}", ["flow.links:"]),
         ("lr: low\nsteps: many", ["lr:", "steps:"]),
     ],
 )
@@ -172,21 +178,56 @@ def test_a_value_out_of_range_is_refused(name: str, value: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("given", "words"),
     [
-        ("dependence_coef", -0.1),
-        ("student_weight", 0.0),
-        ("student_weight", 1.0),
-        ("fold_at", 1.5),
-        ("imitation_steps", 0),
-        ("transform", "matrix"),
-        ("link_heads", "sometimes"),
-        ("layer_weights_lr", 0.0),
+        ("transfrm: dense", "Unknown key transfrm. Did you mean transform?"),
+        ("links: [{student: fc, teacher: a, layer: fc, layr: fc}]", "links.0.layr. Did you mean links.0.layer?"),
+        ("links: [{student: fc, teacher: a}]", "links.0.layer: "),
+        ("links: 3", "links: "),
+        ("mixing: sofmax", "'softmax' or 'simplex'"),
+        ("policy_kl_coef: .nan", "policy_kl_coef: "),
+        ("imitation_batch: on", "imitation_batch: yes"),
+        ("dependence_coef: -0.1", "dependence_coef: "),
+        ("student_weight: 0.0", "student_weight: "),
+        ("student_weight: 1.0", "student_weight: "),
+        ("fold_at: 1.5", "fold_at: "),
+        ("imitation_steps: 0", "imitation_steps: "),
+        ("link_heads: sometimes", "link_heads: "),
     ],
 )
-def test_a_flow_value_out_of_range_is_refused(name: str, value: object) -> None:
-    with pytest.raises(UserError, match=rf"flow\.{name}: "):
-        checked(replace(TrainConfig(), flow=replace(FlowConfig(), **{name: value})))
+def test_a_methods_settings_are_checked_too(read: Read, given: str, words: str) -> None:
+    config = read(f"methods: {{knowledge-flow: {{{given}}}}}")
+    with pytest.raises(UserError) as error:
+        KnowledgeFlowMethod.resolve_settings(config, method_names())
+    assert "Settings of method knowledge-flow" in str(error.value) and words in str(error.value)
+
+
+def test_settings_of_a_method_that_is_not_there_are_refused(read: Read) -> None:
+    with pytest.raises(UserError, match=r"'knowlege-flow'\. Did you mean 'knowledge-flow'"):
+        KnowledgeFlowMethod.resolve_settings(read("methods: {knowlege-flow: {fold_at: 0.1}}"), method_names())
+
+
+def test_files_of_earlier_versions_are_read(read: Read) -> None:
+    """Their groups had names of their own, held what several methods read, and stood there for every method."""
+    text = (
+        "method: actor-mimic\nflow: {fold_at: null}\ndistillation: {kl_direction: forward, feature_coef: 0.5}\nown: {}"
+    )
+    config = read(text)
+    assert config.methods["knowledge-flow"] == {"fold_at": None}
+    resolved = get_method("actor-mimic").resolve_settings(config, method_names())
+    assert resolved.keys() == {"actor-mimic"}
+    assert resolved["actor-mimic"]["feature_coef"] == 0.5 and "kl_direction" not in resolved["actor-mimic"]
+    mine = read("method: there/my_method.py\nown: {strength: 2.0}")
+    assert mine.methods == {"my-method": {"strength": 2.0}}
+    with pytest.raises(UserError, match=r"`flow` are `methods.knowledge-flow` now"):
+        read("flow: {fold_at: null}\nmethods: {knowledge-flow: {fold_at: 0.1}}")
+
+
+def test_two_former_groups_of_one_method_become_one() -> None:
+    given = {"flow": {"soft_targets": True}, "distillation": {"temperature": 2.0}, "teachers": "mnist"}
+    config = validated(given, SupervisedConfig)
+    assert config.methods["knowledge-flow"] == {"soft_targets": True, "temperature": 2.0}
+    assert config.methods["kd"] == {"temperature": 2.0}
 
 
 @pytest.mark.parametrize(

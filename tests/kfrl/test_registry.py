@@ -74,19 +74,22 @@ def test_settings_of_a_method_are_checked(own: dict[str, float], complaint: str)
     Path("mine.py").write_text(FILE.format(setting="scales"))
     method = get_method("mine.py")
     with pytest.raises(UserError) as error:
-        method.resolve_settings("mine", SupervisedConfig(), own)
+        method.resolve_settings(SupervisedConfig(methods={"mine": own}), ())
     assert complaint in str(error.value)
-    assert method.resolve_settings("mine", SupervisedConfig(), {}) == {"scales": 2.0}
+    assert method.resolve_settings(SupervisedConfig(), ()) == {"mine": {"scales": 2.0}}
 
 
 def test_a_setting_may_have_the_name_of_another_methods(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.py").write_text(FILE.format(setting="temperature"))
-    assert main([*TRAIN, "--method", "mine.py", "--temperature", "5", "--distillation.temperature", "3"]) == 0
-    text = Path("run/config.yaml").read_text()
-    assert "own:\n  temperature: 5.0" in text and "distillation:\n  temperature: 3.0" in text
+    Path("both.yaml").write_text("methods: {mine: {temperature: 3.0}, kd: {temperature: 2.0}}")
+    assert main([*TRAIN, "--config", "both.yaml", "--method", "mine.py", "--temperature", "5"]) == 0
+    assert "methods:\n  mine:\n    temperature: 5.0\n" in Path("run/config.yaml").read_text()
+    assert "kd" not in Path("run/config.yaml").read_text(), "another method's settings were not used"
 
 
-@pytest.mark.parametrize(("command", "title"), [(["train"], "flow"), (["supervised", "train"], "flow")])
+@pytest.mark.parametrize(
+    ("command", "title"), [(["train"], "knowledge-flow"), (["supervised", "train"], "knowledge-flow")]
+)
 def test_help_shows_a_methods_settings_when_the_method_is_named(
     command: list[str], title: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

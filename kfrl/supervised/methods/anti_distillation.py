@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 from torch import nn
 
+from kfrl.config import Positive
 from kfrl.nets.images.classifier import Classifier
 from kfrl.nets.images.widen import grow
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.methods.base import Method, Task
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Anti-distillation: a trained net grown wider."""
+
+    extension: Literal["zero", "uniform"] = "zero"
+    """What the new weights start from."""
+    theta: Positive = 0.01
+    """uniform: U[0, theta]."""
+
+
 class AntiDistillation(Method):
     """The student starts as its teacher, grown; then it learns from the labels alone."""
 
     takes_teachers = "one"
-    config_groups = ("growth",)
+    Settings = Settings
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
         """A net as large as --net, with all of the teacher's weights in it, its head's too (section 4: w[u] = u).
@@ -27,7 +39,7 @@ class AntiDistillation(Method):
         """
         student = cast(Classifier, super().build(task, teachers))
         (teacher,) = teachers
-        grow(cast(Classifier, teacher.net), student, self.config.growth.extension, self.config.growth.theta)
+        grow(cast(Classifier, teacher.net), student, self.own.extension, self.own.theta)
         return student
 
 

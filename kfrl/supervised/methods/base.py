@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
+from kfrl.config import NonNegative, Positive
 from kfrl.errors import UserError
 from kfrl.losses.distillation import soft_target_loss
 from kfrl.nets.images.registry import make_net
 from kfrl.supervised.classifiers import Card, Teacher
-from kfrl.supervised.config import DistillationConfig, SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch, Loader, Normalisation
 from kfrl.training.method import OwnSettings
 
@@ -88,6 +89,18 @@ class Stage:
     """What trains; everything else has no gradient while the stage lasts."""
     complete: bool = False
     """Whether it ends with a student like the shipped one, which is kept as --keep says; the last stage always does."""
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """Soft targets: what every method that imitates a teacher's logits reads."""
+
+    temperature: Positive = 4.0
+    """T of softmax(logits / T)."""
+    soft_weight: NonNegative = 0.9
+    """Weight of T^2 KL[teacher || student]."""
+    hard_weight: NonNegative = 0.1
+    """Weight of the cross-entropy with the labels."""
 
 
 class Method(OwnSettings, Generic[Net]):
@@ -222,7 +235,7 @@ AnyMethod: TypeAlias = Method[Any]
 
 
 def distillation_terms(
-    config: DistillationConfig, logits: Tensor, labels: Tensor, teacher_logits: Sequence[Tensor]
+    config: SoftTargets, logits: Tensor, labels: Tensor, teacher_logits: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """The terms of hard CE(y, z_s) + soft T^2 KL[softmax(z_t / T) || softmax(z_s / T)] (Hinton et al. 2015).
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kfrl.config import Count
 from kfrl.losses.distillation import soft_target_loss
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import SupervisedConfig
@@ -16,10 +18,18 @@ from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, ParameterGroup, Predictor, Progress, Stage, Task, ensemble
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Born-again nets."""
+
+    generations: Count = 3
+    """Students after the first net, each the pupil of the one before; each takes --epochs epochs."""
+
+
 class BornAgain(Method[nn.ModuleList]):
     """Generation 0 learns from the labels, generation k from the labels and from generation k - 1, at T = 1."""
 
-    config_groups = ("born_again",)
+    Settings = Settings
 
     def __init__(self, config: SupervisedConfig) -> None:
         """Start with generation 0."""
@@ -28,7 +38,7 @@ class BornAgain(Method[nn.ModuleList]):
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.ModuleList:
         """All generations, each with fresh weights."""
-        return nn.ModuleList(task.make_net() for _ in range(self.config.born_again.generations + 1))
+        return nn.ModuleList(task.make_net() for _ in range(self.own.generations + 1))
 
     def stages(self, net: nn.ModuleList) -> Sequence[Stage]:
         """A generation after the other, `epochs` each; what --keep keeps of it teaches the next."""

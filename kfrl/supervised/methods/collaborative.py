@@ -4,24 +4,64 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kfrl.config import Positive
 from kfrl.errors import UserError, unknown
 from kfrl.losses.distillation import GATES, attention_loss, attention_similarity, similarity, soft_target_loss
 from kfrl.nets.hooks import Features, layer_shapes, with_features
 from kfrl.nets.images.classifier import Classifier
 from kfrl.supervised.classifiers import Teacher
-from kfrl.supervised.config import CollaborativeConfig, EdgeConfig
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, check_same_classes
 
 LABELS = "labels"
 MAPS = {"attention": attention_loss, "attention-apart": attention_similarity}
 """Losses of edges between feature maps."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A net of a knowledge transfer graph."""
+
+    name: str
+    net: str | None = None
+    """By name; the student's by default."""
+    teacher: str | None = None
+    """One of --teachers: pre-trained and frozen."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Knowledge that goes from one node to another."""
+
+    source: str
+    """A node's name, or `labels`."""
+    target: str
+    gate: str = "through"
+    """through, cutoff, linear, negative-linear or correct."""
+    loss: Literal["kl", "apart", "attention", "attention-apart"] = "kl"
+    """What is alike: the outputs, or the attention maps of a layer; apart: pushed away from each other (+)."""
+    source_layer: str | None = None
+    """attention: the source's layer. Default: its last hidden one that gives maps."""
+    target_layer: str | None = None
+    """attention: the target's layer, likewise."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Deep collaborative learning. The graph is given in YAML."""
+
+    nodes: tuple[Node, ...] = ()
+    """The first is the target: the student."""
+    edges: tuple[Edge, ...] = ()
+    edge_temperature: Positive = 1.0
+    """T of the edges between nets."""
 
 
 class Collaborative(Method[nn.ModuleDict]):
@@ -31,7 +71,7 @@ class Collaborative(Method[nn.ModuleDict]):
     """
 
     takes_teachers = "any"
-    config_groups = ("collaborative",)
+    Settings = Settings
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.ModuleDict:
         """A fresh net for every node that trains.
@@ -40,7 +80,7 @@ class Collaborative(Method[nn.ModuleDict]):
             UserError: a graph that cannot be, see `check_graph`; an unknown net; teachers of other classes.
         """
         self.teachers = tuple(teachers)
-        self.graph = self.config.collaborative
+        self.graph = self.own
         check_same_classes("collaborative", task, teachers)
         check_graph(self.graph, [teacher.name for teacher in teachers])
         by_name = {teacher.name: teacher for teacher in teachers}
@@ -73,9 +113,7 @@ class Collaborative(Method[nn.ModuleDict]):
             logits, features = with_features(net, sorted(layers), images)
         return logits, features
 
-    def _edge(
-        self, edge: EdgeConfig, said: Mapping[str, tuple[Tensor, Features]], labels: Tensor, progress: float
-    ) -> Tensor:
+    def _edge(self, edge: Edge, said: Mapping[str, tuple[Tensor, Features]], labels: Tensor, progress: float) -> Tensor:
         target, own = said[edge.target]
         if edge.source == LABELS:
             loss, right = F.cross_entropy(target, labels, reduction="none"), torch.ones_like(labels, dtype=torch.bool)
@@ -100,12 +138,12 @@ class Collaborative(Method[nn.ModuleDict]):
         return {name: net[key] for name, key in list(self.trained.items())[1:]}
 
 
-def _term(edge: EdgeConfig) -> str:
+def _term(edge: Edge) -> str:
     """What an edge's loss is called: several edges may lead from one node to another."""
     return f"{edge.source}_to_{edge.target}" + ("" if edge.loss == "kl" else f"_{edge.loss}".replace("-", "_"))
 
 
-def _layers_of(edge: EdgeConfig, nets: Mapping[str, nn.Module], task: Task) -> tuple[str, str]:
+def _layers_of(edge: Edge, nets: Mapping[str, nn.Module], task: Task) -> tuple[str, str]:
     """The layers of an edge's source and target whose attention maps it compares.
 
     Raises:
@@ -132,7 +170,7 @@ def _map_layer(node: str, net: nn.Module, named: str | None, task: Task) -> str:
     return maps[-1]
 
 
-def check_graph(graph: CollaborativeConfig, teachers: Sequence[str]) -> None:
+def check_graph(graph: Settings, teachers: Sequence[str]) -> None:
     """Refuse a graph along which nothing can be learned.
 
     Raises:
@@ -167,7 +205,7 @@ def check_graph(graph: CollaborativeConfig, teachers: Sequence[str]) -> None:
         )
 
 
-def _check_edge(edge: EdgeConfig, names: Sequence[str], frozen: set[str]) -> None:
+def _check_edge(edge: Edge, names: Sequence[str], frozen: set[str]) -> None:
     if edge.gate not in GATES:
         raise unknown(f"gate of the edge {edge.source} -> {edge.target}", edge.gate, GATES)
     if edge.source not in (*names, LABELS):

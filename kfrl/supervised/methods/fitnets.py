@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kfrl.config import Fraction, NonNegative, Positive
 from kfrl.errors import UserError, unknown
 from kfrl.flow import hidden_layers
 from kfrl.losses.distillation import hint_loss, soft_target_loss
@@ -29,6 +31,26 @@ from kfrl.supervised.teachers import teacher_logits
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Settings:
+    """FitNets: hints from the middle of the teacher, then soft targets."""
+
+    hint_share: Fraction = 0.25
+    """Share of the epochs that the hint stage takes, at least one of them."""
+    hint_layer: str | None = None
+    """The teacher's layer that gives the hint. Default: its middle one."""
+    guided_layer: str | None = None
+    """The student's layer that is guided. Default: its middle one."""
+    hint_weight: Positive = 100.0
+    """Weight of the hint loss, a mean over a map."""
+    soft_start: NonNegative = 4.0
+    """lambda, the weight of the soft targets, when the second stage begins; it falls linearly."""
+    soft_end: NonNegative = 1.0
+    """lambda when it ends."""
+    temperature: Positive = 4.0
+    """T of the soft targets, softmax(logits / T)."""
+
+
 class FitNet(nn.Module):
     """A student, and the regressor of its guided layer."""
 
@@ -42,7 +64,8 @@ class FitNets(Method[FitNet]):
     """Stage 1: the student up to its guided layer learns the hint; stage 2: all of it, labels and soft targets."""
 
     takes_teachers = "one"
-    config_groups = ("fitnets", "distillation")
+    Settings = Settings
+    former_settings = ("soft_weight", "hard_weight")
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> FitNet:
         """The student and a regressor from its guided layer to the teacher's hint.
@@ -53,7 +76,7 @@ class FitNets(Method[FitNet]):
         check_same_classes("fitnets", task, teachers)
         self.teachers = (teacher,) = tuple(teachers)
         student = task.make_net().to(self.config.device)
-        config = self.config.fitnets
+        config: Settings = self.own
         self.guided = _layer(student, config.guided_layer, "student's layer")
         self.hint = _layer(teacher.net, config.hint_layer, "teacher's layer")
         self.example = torch.zeros(2, *task.shape, device=self.config.device)
@@ -63,7 +86,7 @@ class FitNets(Method[FitNet]):
 
     def stages(self, net: FitNet) -> Sequence[Stage]:
         """The hint, then the soft targets."""
-        epochs = first_stage_epochs("fitnets", self.config.epochs, self.config.fitnets.hint_share)
+        epochs = first_stage_epochs("fitnets", self.config.epochs, self.own.hint_share)
         below = parameters_before(net.student, [self.guided], self.example)
         return (
             Stage("hint", epochs, (ParameterGroup((*below, *net.regressor.parameters())),)),
@@ -80,10 +103,10 @@ class FitNets(Method[FitNet]):
         _, own = with_features(net.student, [self.guided], batch.images)
         # Both sides behind the same non-linearity, as the paper asks.
         guided = F.relu(net.regressor(F.relu(own[self.guided])))
-        return {"hint": self.config.fitnets.hint_weight * hint_loss(guided, F.relu(taught[self.hint])).mean()}
+        return {"hint": self.own.hint_weight * hint_loss(guided, F.relu(taught[self.hint])).mean()}
 
     def _soft(self, student: nn.Module, batch: Batch, in_stage: float) -> dict[str, Tensor]:
-        config, temperature = self.config.fitnets, self.config.distillation.temperature
+        config, temperature = self.own, self.own.temperature
         logits = student(batch.images)
         soft = soft_target_loss(logits, teacher_logits(self.teachers[0], batch), temperature)
         weight = config.soft_start + in_stage * (config.soft_end - config.soft_start)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kfrl.config import Fraction, Positive
 from kfrl.errors import UserError
 from kfrl.flow import hidden_layers
 from kfrl.losses.distillation import fsp_loss, fsp_matrix
@@ -27,11 +29,24 @@ POOLS: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {
 }
 
 
+@dataclass(frozen=True)
+class Settings:
+    """FSP: the flow between layers first, then the labels."""
+
+    fsp_share: Fraction = 0.25
+    """Share of the epochs that the first stage takes, at least one of them."""
+    fsp_weight: Positive = 1.0
+    """Weight of the FSP loss, a mean over a matrix."""
+    fsp_pool: Literal["max", "avg", "none"] = "max"
+    """What brings the larger of two maps to the size of the smaller: max pooling (paper), average pooling, or nothing,
+    which refuses such maps."""
+
+
 class Fsp(Method):
     """Stage 1: FSP matrices between consecutive maps of the student meet the teacher's; stage 2: cross-entropy."""
 
     takes_teachers = "one"
-    config_groups = ("fsp",)
+    Settings = Settings
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
         """A plain student. The teacher may have other classes: its logits are not read.
@@ -74,7 +89,7 @@ class Fsp(Method):
         return found
 
     def _check_sizes(self, sizes: Mapping[str, Size]) -> None:
-        if self.config.fsp.fsp_pool != "none":
+        if self.own.fsp_pool != "none":
             return
         for first, second in pairwise(self.layers):
             if sizes[first] != sizes[second]:
@@ -86,7 +101,7 @@ class Fsp(Method):
 
     def stages(self, net: nn.Module) -> Sequence[Stage]:
         """The flow, then the labels."""
-        epochs = first_stage_epochs("fsp", self.config.epochs, self.config.fsp.fsp_share)
+        epochs = first_stage_epochs("fsp", self.config.epochs, self.own.fsp_share)
         below = parameters_before(net, self.layers, self.example)
         return (
             Stage("fsp", epochs, (ParameterGroup(below),)),
@@ -100,7 +115,7 @@ class Fsp(Method):
         with torch.no_grad():
             wanted = self._matrices(self.teachers[0].net, self.teacher_layers, batch.images)
         own = self._matrices(net, self.layers, batch.images)
-        return {"fsp": self.config.fsp.fsp_weight * fsp_loss(own, wanted).mean()}
+        return {"fsp": self.own.fsp_weight * fsp_loss(own, wanted).mean()}
 
     def _matrices(self, net: nn.Module, layers: Sequence[str], images: Tensor) -> list[Tensor]:
         _, features = with_features(net, layers, images)
@@ -111,7 +126,7 @@ class Fsp(Method):
         if first.shape[2:] == second.shape[2:]:
             return first, second
         size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
-        pool = POOLS[self.config.fsp.fsp_pool]
+        pool = POOLS[self.own.fsp_pool]
         return pool(first, size), pool(second, size)
 
 

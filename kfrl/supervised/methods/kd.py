@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.data.batches import Batch
-from kfrl.supervised.methods.base import Method, Progress, Task, check_same_classes, distillation_terms
+from kfrl.supervised.methods.base import Method, Progress, SoftTargets, Task, check_same_classes, distillation_terms
 from kfrl.supervised.teachers import teacher_logits
 
 
@@ -17,7 +17,7 @@ class KnowledgeDistillation(Method):
 
     takes_teachers = "some"
     takes_answers = True
-    config_groups = ("distillation",)
+    Settings = SoftTargets
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
         """A plain student."""
@@ -27,7 +27,7 @@ class KnowledgeDistillation(Method):
     def losses(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Both terms."""
         targets = [teacher_logits(teacher, batch) for teacher in self.teachers]
-        return distillation_terms(self.config.distillation, net(batch.images), batch.labels, targets)
+        return distillation_terms(self.own, net(batch.images), batch.labels, targets)
 
 
 METHOD = KnowledgeDistillation

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from kfrl.config import Fraction, NonNegative, Positive
 from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
 from kfrl.flow.fold import fold, observations_needed
+from kfrl.flow.settings import FlowSettings
 from kfrl.losses.distillation import kl_divergence
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.nets import heads_of
@@ -25,6 +28,7 @@ from kfrl.supervised.methods.base import (
     ParameterGroup,
     Predictor,
     Progress,
+    SoftTargets,
     Stage,
     Task,
     check_same_classes,
@@ -36,17 +40,42 @@ SAMPLES = 32
 """At most so many images of a batch, drawn at random, estimate l_KL and the hand-over: each needs a further pass."""
 
 
+@dataclass(frozen=True)
+class Settings(FlowSettings, SoftTargets):
+    """Knowledge Flow between classifiers. Settings marked (+) go beyond the paper."""
+
+    kl_coef: NonNegative = 0.01
+    """lambda_2, holds the classifier near the previous iteration's."""
+    dependence_schedule: Literal["linear", "constant"] = "linear"
+    """lambda_1 over the run: from 0 up (paper), or --dependence-coef all the time (reproduction)."""
+    layer_weights_lr: Positive = 1.0
+    """Learning rate of w as a multiple of --lr (+)."""
+    handover_coef: NonNegative = 1.0
+    """Weight of the distillation of the linked net into the student alone, until independence (+)."""
+    fold: bool = True
+    """Start the student's linked layers as what its teachers' most useful channels bring, by ridge regression on the
+    training images (+), where a layer is a convolution or fully connected."""
+    independence_at: Fraction | None = 0.4
+    """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
+    handover_start: Fraction = 0.0
+    """Share of the run at which p of the student begins its forced way to 1 (+)."""
+    link_heads: Literal["never", "expert", "always"] = "expert"
+    """Link the logits too (+): of teachers of the same classes (expert), of all, or of none."""
+    soft_targets: bool = False
+    """Learn from the soft targets of the teachers of the same classes too, with the weights of kd (Table 4)."""
+
+
 class KnowledgeFlowMethod(Method[KnowledgeFlow]):
     """total = cross-entropy + lambda_1(t) l_dep + lambda_2 l_KL (eq. 3), and a deliberate hand-over to the student."""
 
     takes_teachers = "some"
-    config_groups = ("flow", "distillation")
+    Settings = Settings
 
     def __init__(self, config: SupervisedConfig) -> None:
         """Keep the settings; theta_old is taken in the first update."""
         super().__init__(config)
-        self.flow = config.flow
-        self.hand_over = HandOver(config.flow.handover_start, config.flow.independence_at)
+        self.flow: Settings = self.own
+        self.hand_over = HandOver(self.flow.handover_start, self.flow.independence_at)
         self._previous: dict[str, Tensor] = {}
         self._experts: tuple[Teacher, ...] = ()
 
@@ -58,11 +87,10 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         if config.soft_targets and not self._experts:
             check_same_classes("knowledge-flow with --soft-targets", task, teachers)
         nets = {teacher.name: teacher.net for teacher in teachers}
-        links = [Link(link.student, link.teacher, link.layer) for link in config.links]
         flow = KnowledgeFlow(
             student,
             nets,
-            links or [*links_by_depth(student, nets), *self._head_links(student, teachers)],
+            config.links or [*links_by_depth(student, nets), *self._head_links(student, teachers)],
             torch.zeros(2, *task.shape, device=device),
             transform=config.transform,
             rank=config.transform_rank,
@@ -139,7 +167,7 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
             return {"task": F.cross_entropy(logits, batch.labels)}
         # Once the student is independent, nothing has asked the teachers.
         targets = [said[t.name] if t.name in said else teacher_logits(t, batch) for t in self._experts]
-        return distillation_terms(self.config.distillation, logits, batch.labels, targets)
+        return distillation_terms(self.flow, logits, batch.labels, targets)
 
     def _kl(self, net: KnowledgeFlow, images: Tensor, features: tuple[Tensor, ...]) -> Tensor:
         """l_KL against the previous iteration's parameters, both without dropout and with running batch statistics.

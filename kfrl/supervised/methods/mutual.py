@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,10 +16,18 @@ from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, ensemble
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Deep mutual learning."""
+
+    peers: str = ""
+    """The nets that learn beside the student, by name, comma-separated. Default: one like it."""
+
+
 class Mutual(Method[nn.ModuleList]):
     """L_i = CE_i + 1/(K - 1) sum_j KL[p_j || p_i], for the student (net 1) and its K - 1 peers at once."""
 
-    config_groups = ("mutual",)
+    Settings = Settings
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.ModuleList:
         """The student first, then the peers.
@@ -26,7 +35,7 @@ class Mutual(Method[nn.ModuleList]):
         Raises:
             UserError: a peer of an unknown net.
         """
-        peers = split_names(self.config.mutual.peers) or (task.net,)
+        peers = split_names(self.own.peers) or (task.net,)
         return nn.ModuleList(task.make_net(name) for name in (task.net, *peers))
 
     def losses(self, net: nn.ModuleList, batch: Batch, progress: Progress) -> dict[str, Tensor]:

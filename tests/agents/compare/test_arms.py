@@ -6,7 +6,7 @@ import pytest
 
 from agents.compare.arms import Arm, check_shared, describe_kinds, find_baseline, kinds_of, make_arms
 from agents.compare.records import RunRecord, read_run
-from agents.config import FineTuneConfig, FlowConfig, PPOConfig
+from agents.engines.settings import PPOConfig
 from kfrl.errors import UserError
 
 Build = Callable[..., Path]
@@ -81,22 +81,22 @@ def test_source_games_are_part_of_the_name_spelt_as_teachers_are(records: Record
 
 
 def test_namesakes_are_told_apart_by_as_few_settings_as_possible(records: Records) -> None:
-    slow = FlowConfig(fold_observations=4096, fold_at=0.5)
+    slow = {"fold_observations": 4096, "fold_at": 0.5}
     arms = make_arms(
         records(
             {},
             {"lr": 0.0001, "gamma": 0.9},
             {"teachers": "zoo:seaquest"},
-            {"teachers": "zoo:seaquest", "flow": slow},
-            {"teachers": "zoo:seaquest", "t_max": 20, "flow": slow},
+            {"teachers": "zoo:seaquest", "methods": {"knowledge-flow": slow}},
+            {"teachers": "zoo:seaquest", "t_max": 20, "methods": {"knowledge-flow": slow}},
         )
     )
     assert list(names(arms)) == [
         "a3c (lr=0.0001)",
         "a3c (lr=0.001)",
-        "knowledge-flow (seaquest, t_max=20, flow.fold_at=0.5)",
-        "knowledge-flow (seaquest, t_max=5, flow.fold_at=0)",
-        "knowledge-flow (seaquest, t_max=5, flow.fold_at=0.5)",
+        "knowledge-flow (seaquest, t_max=20, knowledge-flow.fold_at=0.5)",
+        "knowledge-flow (seaquest, t_max=5, knowledge-flow.fold_at=0)",
+        "knowledge-flow (seaquest, t_max=5, knowledge-flow.fold_at=0.5)",
     ]
 
 
@@ -109,15 +109,15 @@ def test_two_teachers_of_one_name_are_two_arms(records: Records) -> None:
 
 
 def test_settings_of_knowledge_flow_do_not_part_runs_of_another_method(records: Records) -> None:
-    assert names(make_arms(records({}, {"flow": FlowConfig(fold_at=0.5)}))) == {"a3c": 2}
+    assert names(make_arms(records({}, {"methods": {"knowledge-flow": {"fold_at": 0.5}}}))) == {"a3c": 2}
 
 
 def test_a_methods_own_settings_part_its_runs(records: Records) -> None:
     tuned = {"teachers": "zoo:seaquest", "method": "fine-tune"}
-    arms = make_arms(records(tuned, {**tuned, "fine_tune": FineTuneConfig(heads_only=True)}))
+    arms = make_arms(records(tuned, {**tuned, "methods": {"fine-tune": {"heads_only": True}}}))
     assert names(arms) == {
-        "fine-tune (seaquest, fine_tune.heads_only=False)": 1,
-        "fine-tune (seaquest, fine_tune.heads_only=True)": 1,
+        "fine-tune (seaquest, fine-tune.heads_only=False)": 1,
+        "fine-tune (seaquest, fine-tune.heads_only=True)": 1,
     }
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.config import ACKTRConfig, FlowConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.engines.acktr import ACKTRTrainer, NaturalGradient, log_likelihood
+from agents.engines.settings import ACKTRConfig
 from agents.engines.shared import SharedModel, bind
 from agents.launch import Session
 from agents.methods.base import ParameterGroup
@@ -24,7 +25,7 @@ TINY: dict[str, Any] = {
     **{"steps": 8 * (COLD_UPDATES + 3), "curve_points": 0, "eval_episodes": 0},
 }
 
-LINKED = FlowConfig(fold_at=None)
+LINKED = {"fold_at": None}
 
 
 def test_a_values_factor_is_that_of_a_standard_deviation_of_a_half_and_the_actions_that_of_the_policy() -> None:
@@ -102,7 +103,7 @@ def test_a_run_keeps_its_factors_in_the_checkpoint(tmp_path: Path, noise_games: 
     [
         ({"hidden": 256}, "2 games x 4 steps gives --algo acktr 8 samples .* 256 outputs of fc need 24 or more"),
         (
-            {"method": "knowledge-flow", "teachers": "zoo:pong", "flow": LINKED},
+            {"method": "knowledge-flow", "teachers": "zoo:pong", "methods": {"knowledge-flow": LINKED}},
             "cannot factor the Fisher matrix of .*--algo a2c",
         ),
         ({"method": "progressive", "teachers": "zoo:pong"}, "cannot factor the Fisher matrix of .*scalars"),

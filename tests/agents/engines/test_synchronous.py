@@ -4,15 +4,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from agents.config import FlowConfig, PathNetConfig, PPOConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
+from agents.engines.settings import PPOConfig
 from agents.launch import Session
 from agents.run import Run, resolve
 from agents.teachers.formats import load_agent
@@ -31,15 +31,26 @@ FOLDED = {
     "convs": ((4, 8, 8), (4, 4, 2)),
     "hidden": 8,
     "steps": 1_400,
-    "flow": FlowConfig(
-        fold_at=0.1, fold_observations=160, imitate="always", imitation_steps=200, imitation_memory=4_000
-    ),
+    "methods": {
+        "knowledge-flow": {
+            "fold_at": 0.1,
+            "fold_observations": 160,
+            "imitate": "always",
+            "imitation_steps": 200,
+            "imitation_memory": 4_000,
+        }
+    },
 }
 """Knowledge Flow through all of its phases: 896 of its steps are play for the choice of channels, made short, and
 for the fold."""
-SMALL_PATHNET = PathNetConfig(
-    modules=3, active_modules=2, module_convs=((2, 8, 8),), module_units=8, population=4, tournament_episodes=2
-)
+SMALL_PATHNET = {
+    "modules": 3,
+    "active_modules": 2,
+    "module_convs": ((2, 8, 8),),
+    "module_units": 8,
+    "population": 4,
+    "tournament_episodes": 2,
+}
 
 
 class Silent:
@@ -103,8 +114,8 @@ def test_features_are_brought_to_the_students_scale_when_a_run_begins_and_not_ag
     def scales(net: nn.Module, layer: str) -> list[float]:
         return net.get_buffer(f"flow.scales.{layer}").tolist()
 
-    flow = FlowConfig(fold_at=None, match_scales=True)
-    run = prepare(tmp_path / "run", "a2c", game="Seaquest", teachers="zoo:seaquest", flow=flow)
+    flow = {"fold_at": None, "match_scales": True}
+    run = prepare(tmp_path / "run", "a2c", game="Seaquest", teachers="zoo:seaquest", methods={"knowledge-flow": flow})
     outcome = train(run)
     own, seaquest = scales(outcome.net, "fc")
     assert own == 1.0
@@ -113,7 +124,11 @@ def test_features_are_brought_to_the_students_scale_when_a_run_begins_and_not_ag
     resumed = ENGINES["a2c"](run, Silent(), latest_checkpoint(run.folder.checkpoints))
     assert scales(resumed.net, "fc") == [own, seaquest]
     unmatched = prepare(
-        tmp_path / "other", "a2c", game="Seaquest", teachers="zoo:seaquest", flow=replace(flow, match_scales=False)
+        tmp_path / "other",
+        "a2c",
+        game="Seaquest",
+        teachers="zoo:seaquest",
+        methods={"knowledge-flow": {**flow, "match_scales": False}},
     )
     assert scales(train(unmatched).net, "fc") == [1.0, 1.0]
 
@@ -217,7 +232,12 @@ def test_settings_that_do_not_fit_the_engine_are_refused(
 
 def test_looking_at_a_run_changes_nothing_in_it(tmp_path: Path) -> None:
     # PathNet counts its rollouts, and its export is a net that is built anew.
-    settings = {"method": "pathnet", "source_games": "freeway", "source_steps": 64, "pathnet": SMALL_PATHNET}
+    settings = {
+        "method": "pathnet",
+        "source_games": "freeway",
+        "source_steps": 64,
+        "methods": {"pathnet": SMALL_PATHNET},
+    }
     watched, unwatched = (prepare(tmp_path / name, "a2c", **settings) for name in ("watched", "unwatched"))
 
     def look() -> None:

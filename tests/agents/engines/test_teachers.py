@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.config import FlowConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
 from agents.launch import Session
 from agents.methods.knowledge_flow import FlowNet
@@ -81,7 +81,14 @@ def test_a_run_passes_through_all_phases_and_a_checkpoint_holds_what_is_imitated
         envs_per_worker=2,
         convs=((4, 8, 8), (4, 4, 2)),
         hidden=8,
-        flow=FlowConfig(fold_at=0.2, fold_observations=160, imitation_steps=300, imitation_memory=4_000),
+        methods={
+            "knowledge-flow": {
+                "fold_at": 0.2,
+                "fold_observations": 160,
+                "imitation_steps": 300,
+                "imitation_memory": 4_000,
+            }
+        },
         curve_points=0,
         eval_episodes=0,
         run_dir=tmp_path / "run",

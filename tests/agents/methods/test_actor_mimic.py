@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.batch import Batch
-from agents.config import DistillationConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.methods.actor_mimic import MIMIC, ActorMimic, MimicNet
 from agents.methods.base import NetSpec
 from agents.teachers.formats import Teacher
@@ -33,9 +33,16 @@ def teachers(teacher: Callable[..., Teacher]) -> list[Teacher]:
 def start(
     teachers: list[Teacher], task: NetSpec, phase: int = 0, spec: NetSpec = SPEC, **settings: object
 ) -> tuple[ActorMimic, MimicNet]:
-    config = DistillationConfig(**settings)
+    config = {**settings}
     method = ActorMimic(
-        TrainConfig(method="actor-mimic", steps=50, source_steps=70, convs=((4, 8, 8),), hidden=8, distillation=config)
+        TrainConfig(
+            method="actor-mimic",
+            steps=50,
+            source_steps=70,
+            convs=((4, 8, 8),),
+            hidden=8,
+            methods={"actor-mimic": config},
+        )
     )
     net = method.build(spec, teachers)
     assert isinstance(net, MimicNet)

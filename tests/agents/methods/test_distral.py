@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.batch import Output, Rollout
-from agents.config import DistralConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
 from agents.launch import Session
 from agents.methods.base import NetSpec
@@ -33,7 +33,7 @@ SPEC = replace(PONG, sources=(FREEWAY,))
 
 
 def distral(columns: int, c_kl: float = 0.3, c_ent: float = 0.2, task: NetSpec = PONG) -> tuple[Distral, DistralNet]:
-    config = replace(CONFIG, distral=DistralConfig(columns, c_kl), entropy_coef=c_ent)
+    config = replace(CONFIG, methods={"distral": {"columns": columns, "c_kl": c_kl}}, entropy_coef=c_ent)
     method = Distral(config)
     net = method.build(SPEC, ())
     method.begin(net, 0, task, 0)
@@ -79,7 +79,7 @@ def test_alpha_and_beta_give_back_the_coefficients(c_kl: float, c_ent: float) ->
 
 def test_the_defaults_are_kl_and_entropy_in_two_columns_with_a3cs_entropy() -> None:
     method = Distral(TrainConfig())
-    assert (method.alpha, method.c_kl, method.c_ent, method.config.distral.columns) == (0.5, 0.01, 0.01, 2)
+    assert (method.alpha, method.c_kl, method.c_ent, method.own.columns) == (0.5, 0.01, 0.01, 2)
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -275,7 +275,7 @@ def test_the_exported_net_plays_as_the_trained_one_and_knows_no_other_game(colum
         ({"algo": "ppo"}, "only under a3c"),
         ({"workers": 1}, "2 games at the same time"),
         ({"teachers": "zoo:seaquest"}, "takes no teachers"),
-        ({"entropy_coef": 0.0, "distral": DistralConfig(c_kl=0.0)}, "--c-kl or --entropy-coef"),
+        ({"entropy_coef": 0.0, "methods": {"distral": {"c_kl": 0.0}}}, "--c-kl or --entropy-coef"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings: dict[str, object], words: str, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.config import FineTuneConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.methods.base import NetSpec
 from agents.methods.fine_tune import FineTune
 from agents.teachers.formats import Teacher
@@ -62,7 +62,7 @@ def test_everything_trains_and_the_teacher_does_not(expert: Teacher, obs: Tensor
 
 
 def test_heads_only_trains_the_heads_and_leaves_the_body_the_teachers(expert: Teacher, obs: Tensor) -> None:
-    method = FineTune(TrainConfig(fine_tune=FineTuneConfig(heads_only=True)))
+    method = FineTune(TrainConfig(methods={"fine-tune": {"heads_only": True}}))
     net = method.build(SPEC, [expert])
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     (group,) = method.parameter_groups(net)

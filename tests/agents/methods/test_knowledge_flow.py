@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from agents.batch import Batch, Rollout, joined
-from agents.config import FlowConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.methods.base import NetSpec
 from agents.methods.knowledge_flow import FlowNet, KnowledgeFlowMethod
 from agents.objective import Samples, a3c_terms, ppo_terms, with_gradient
@@ -22,9 +22,8 @@ from agents.teachers.formats import Card, Teacher, save_agent
 from agents.teachers.store import load_teachers
 from envs.atari import ALL_ACTIONS, AtariEnvs, Episode, identify
 from envs.protocols import get_protocol
-from kfrl.config import LinkConfig
 from kfrl.errors import UserError
-from kfrl.flow import KnowledgeFlow
+from kfrl.flow import KnowledgeFlow, Link
 from kfrl.losses.actor_critic import n_step_returns
 from kfrl.nets.atari.net import AtariNet
 
@@ -39,7 +38,9 @@ ENVS = 2
 def make_method(**flow: object) -> KnowledgeFlowMethod:
     return KnowledgeFlowMethod(
         TrainConfig(
-            convs=((4, 8, 8), (4, 4, 2)), hidden=8, flow=FlowConfig(**{"student_weight": 0.25, "fold_at": 0.1, **flow})
+            convs=((4, 8, 8), (4, 4, 2)),
+            hidden=8,
+            methods={"knowledge-flow": {**{"student_weight": 0.25, "fold_at": 0.1, **flow}}},
         )
     )
 
@@ -126,7 +127,7 @@ def test_a_value_head_that_was_never_trained_is_not_linked(expert: Teacher, link
 
 
 def test_links_may_be_given_by_name(expert: Teacher) -> None:
-    links = (LinkConfig("fc", "breakout", "conv2"),)
+    links = (Link("fc", "breakout", "conv2"),)
     assert linked(make_method(links=links), [expert], "breakout") == [("fc", "conv2")]
 
 
@@ -203,7 +204,7 @@ class Pictures(gym.Env[np.ndarray, int]):
 
 
 def test_teachers_of_any_program_teach_one_student_together(shelf: tuple[Teacher, ...], obs: Tensor) -> None:
-    net = KnowledgeFlowMethod(TrainConfig(flow=FlowConfig(link_heads="always"))).build(SPEC, shelf).flow
+    net = KnowledgeFlowMethod(TrainConfig(methods={"knowledge-flow": {"link_heads": "always"}})).build(SPEC, shelf).flow
     table = {(row.link.student, row.link.teacher): row for row in net.link_table()}
     expected = {
         ("conv1", "seaquest"): ("conv1", (16, 20, 20), "Conv1x1", 16 * 16),
@@ -275,15 +276,15 @@ def test_the_terms_of_the_objective(expert: Teacher, obs: Tensor) -> None:
 
 
 def test_hidden_features_are_matched_wherever_they_go_and_logits_are_not(expert: Teacher, obs: Tensor) -> None:
-    def scales(layer: str, *links: LinkConfig, **flow: object) -> list[float]:
+    def scales(layer: str, *links: Link, **flow: object) -> list[float]:
         method = make_method(links=links, **{"match_scales": True, **flow})
         net = method.build(SPEC, [expert])
         list(method.prepare(net, lambda count, policy=None: obs))
         scales: list[float] = net.flow.get_buffer(f"scales.{layer}").tolist()
         return scales
 
-    to_head = LinkConfig("policy", "breakout", "fc")
-    both = scales("policy", to_head, LinkConfig("policy", "breakout", "policy"))
+    to_head = Link("policy", "breakout", "fc")
+    both = scales("policy", to_head, Link("policy", "breakout", "policy"))
     assert both[1] != 1.0
     assert both[0] == both[2] == 1.0
     assert scales("fc")[1] != 1.0
@@ -477,7 +478,7 @@ def test_the_phases_share_the_runs_steps_with_the_play_of_the_fold(
     monkeypatch.setattr("agents.observations.GAMES", 32)
 
     def phases(*teachers: Teacher, steps: int = 200_000, **flow: object) -> list[tuple[str, int]]:
-        config = TrainConfig(steps=steps, flow=FlowConfig(fold_observations=5_000, **flow))
+        config = TrainConfig(steps=steps, methods={"knowledge-flow": {"fold_observations": 5_000, **flow}})
         return [(phase.title, phase.steps) for phase in KnowledgeFlowMethod(config).phases(SPEC, teachers)]
 
     # 4 x 512 and 4 x 5,024 (a multiple of 32 games) steps are played for choice and fold: 177,856 are left.
@@ -494,7 +495,7 @@ def test_the_phases_share_the_runs_steps_with_the_play_of_the_fold(
 
 def test_a_rollout_of_the_imitation_brings_as_much_play_as_an_update_of_it_needs(expert: Teacher) -> None:
     def t_max(envs: int, **flow: object) -> int | None:
-        config = TrainConfig(envs_per_worker=envs, flow=FlowConfig(**flow))
+        config = TrainConfig(envs_per_worker=envs, methods={"knowledge-flow": {**flow}})
         return KnowledgeFlowMethod(config).phases(SPEC, [expert])[0].t_max
 
     assert [t_max(envs) for envs in (1, 8, 32, 100)] == [32, 4, 1, 1]
@@ -772,7 +773,11 @@ def names_of(net: nn.Module, parameters: Sequence[nn.Parameter]) -> list[str]:
 
 def test_w_learns_by_plain_gradient_descent_at_a_rate_by_the_budget(expert: Teacher) -> None:
     config = TrainConfig(
-        steps=1_000_000, workers=2, envs_per_worker=10, t_max=5, flow=FlowConfig(layer_weights_lr=40.0, fold_at=0.2)
+        steps=1_000_000,
+        workers=2,
+        envs_per_worker=10,
+        t_max=5,
+        methods={"knowledge-flow": {"layer_weights_lr": 40.0, "fold_at": 0.2}},
     )
     method = KnowledgeFlowMethod(config)
     net = method.build(SPEC, [expert])
@@ -829,7 +834,7 @@ def test_metrics_tell_p_of_every_layer(expert: Teacher, stranger: Teacher) -> No
 
 def test_metrics_add_up_to_one_in_every_layer(expert: Teacher, stranger: Teacher) -> None:
     links = tuple(
-        LinkConfig("fc", name, layer) for name, layer in (("breakout", "fc"), ("breakout", "conv3"), ("seaquest", "fc"))
+        Link("fc", name, layer) for name, layer in (("breakout", "fc"), ("breakout", "conv3"), ("seaquest", "fc"))
     )
     method = make_method(links=links)
     net = method.build(SPEC, [expert, stranger])

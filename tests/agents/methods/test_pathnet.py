@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agents.batch import Output, Rollout
-from agents.config import PathNetConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
 from agents.engines.shared import SharedModel, bind, untrained
 from agents.engines.shared_adam import SharedAdam
@@ -29,15 +29,15 @@ from kfrl.nets.atari.pathnet import ModularNet
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 
-SMALL = PathNetConfig(
-    modules=5,
-    active_modules=2,
-    module_convs=((4, 8, 8),),
-    module_units=8,
-    population=6,
-    tournament_episodes=2,
-    rivals=3,
-)
+SMALL = {
+    "modules": 5,
+    "active_modules": 2,
+    "module_convs": ((4, 8, 8),),
+    "module_units": 8,
+    "population": 6,
+    "tournament_episodes": 2,
+    "rivals": 3,
+}
 CONFIG = TrainConfig(
     game="Breakout",
     method="pathnet",
@@ -48,7 +48,7 @@ CONFIG = TrainConfig(
     envs_per_worker=1,
     curve_points=0,
     eval_episodes=0,
-    pathnet=SMALL,
+    methods={"pathnet": SMALL},
 )
 PONG = NetSpec("pong", ("NOOP", "RIGHT", "LEFT"))
 SPEC = NetSpec("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"), (PONG,))
@@ -417,7 +417,13 @@ def test_a_path_that_no_tournament_chose_is_frozen_and_scored_with_a_word(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     endless = replace(SMALL, tournament_episodes=1000)
-    arguments = {"algo": "a2c", "workers": None, "envs_per_worker": 2, "pathnet": endless, "eval_episodes": 1}
+    arguments = {
+        "algo": "a2c",
+        "workers": None,
+        "envs_per_worker": 2,
+        "methods": {"pathnet": endless},
+        "eval_episodes": 1,
+    }
     run = prepare(Path("run"), **arguments)
     assert main(["train", "--config", str(run.folder.config), "--run-dir", "again"]) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -436,7 +442,7 @@ def test_a_path_that_no_tournament_chose_is_frozen_and_scored_with_a_word(
         ({"source_games": ""}, "pathnet needs source games"),
         ({"workers": 7}, r"7 workers needs a genotype of its own, got --population 6"),
         ({"teachers": "zoo:seaquest"}, "takes no teachers"),
-        ({"pathnet": replace(SMALL, module_convs=((4, 99, 8),))}, "kernel 1 to 84"),
+        ({"methods": {"pathnet": {**SMALL, "module_convs": ((4, 99, 8),)}}}, "kernel 1 to 84"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings: dict[str, object], words: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.batch import Batch
-from agents.config import DistillationConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.methods.base import NetSpec
 from agents.methods.policy_distillation import PolicyDistillation
 from agents.rollout import Collector
@@ -39,9 +39,9 @@ def other(teacher: Callable[..., Teacher]) -> Teacher:
 def start(
     spec: NetSpec, teachers: list[Teacher], task: NetSpec | None = None, **settings: object
 ) -> tuple[PolicyDistillation, MultiTaskNet]:
-    config = DistillationConfig(**settings)
+    config = {**settings}
     method = PolicyDistillation(
-        TrainConfig(method="policy-distillation", convs=((4, 8, 8),), hidden=8, distillation=config)
+        TrainConfig(method="policy-distillation", convs=((4, 8, 8),), hidden=8, methods={"policy-distillation": config})
     )
     net = method.build(spec, teachers)
     assert isinstance(net, MultiTaskNet)

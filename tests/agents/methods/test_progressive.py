@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.batch import joined
-from agents.config import ProgressiveConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.methods.base import NetSpec
 from agents.methods.progressive import Progressive
 from agents.rollout import Collector
@@ -30,8 +30,8 @@ def teachers(teacher: Callable[..., Teacher]) -> list[Teacher]:
 
 
 def make(initial_scalar: float = 0.1) -> Progressive:
-    config = ProgressiveConfig(initial_scalar=initial_scalar)
-    return Progressive(TrainConfig(convs=((4, 8, 8), (4, 4, 2)), hidden=8, progressive=config))
+    config = {"initial_scalar": initial_scalar}
+    return Progressive(TrainConfig(convs=((4, 8, 8), (4, 4, 2)), hidden=8, methods={"progressive": config}))
 
 
 def test_the_trained_column_is_the_configured_net_with_the_games_actions(teachers: list[Teacher], obs: Tensor) -> None:

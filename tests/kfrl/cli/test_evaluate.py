@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.config import FlowConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.launch import Session
 from agents.run import resolve
 from agents.teachers.formats import Card, save_agent
@@ -83,10 +83,16 @@ def test_a_run_that_leans_on_nobody_is_scored_when_its_teachers_and_checkpoints_
 def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
     agent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flow = FlowConfig(fold_at=None)
+    flow = {"fold_at": None}
     convs, hidden = SMALL
     config = TrainConfig(
-        game="Pong", teachers=str(agent), run_dir=Path("run"), steps=1000, flow=flow, convs=convs, hidden=hidden
+        game="Pong",
+        teachers=str(agent),
+        run_dir=Path("run"),
+        steps=1000,
+        methods={"knowledge-flow": flow},
+        convs=convs,
+        hidden=hidden,
     )
     run = Session.start(config).run
     net = run.method().build(run.spec, run.teachers)

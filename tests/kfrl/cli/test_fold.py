@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from agents.config import FlowConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.launch import Session
 from agents.teachers.formats import Card, load_agent, save_agent
 from kfrl.cli.main import main
@@ -24,10 +24,16 @@ def linked_run(tmp_path: Path, short_games: None, monkeypatch: pytest.MonkeyPatc
     convs = ((4, 8, 8), (4, 4, 2))
     teacher = AtariNet(6, convs, 8)
     save_agent(tmp_path / "pong.safetensors", teacher, Card(game="pong", actions=PONG, arch=teacher.arch))
-    flow = FlowConfig(fold_at=None, student_weight=0.3)
+    flow = {"fold_at": None, "student_weight": 0.3}
     teachers = str(tmp_path / "pong.safetensors")
     config = TrainConfig(
-        game="Pong", teachers=teachers, run_dir=Path("run"), steps=1000, convs=convs, hidden=8, flow=flow
+        game="Pong",
+        teachers=teachers,
+        run_dir=Path("run"),
+        steps=1000,
+        convs=convs,
+        hidden=8,
+        methods={"knowledge-flow": flow},
     )
     run = Session.start(config).run
     net = run.method().build(run.spec, run.teachers)

@@ -95,7 +95,7 @@ def test_a_runs_student_teaches_the_next_run_by_its_game(finished: tuple[Path, s
     folder = only_run(cwd, "breakout/knowledge-flow/breakout-s2-*")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["teachers"] == str((teacher / "student.safetensors").resolve())
-    assert config["flow"]["policy_kl_coef"] == 0.05
+    assert config["methods"]["knowledge-flow"]["policy_kl_coef"] == 0.05
     rows = read_metrics(folder / "metrics.csv")
     p = [row["flow/p_student/fc"] for row in rows if "flow/p_student/fc" in row]
     assert p[0] < 0.6

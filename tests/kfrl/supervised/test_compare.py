@@ -13,7 +13,7 @@ from kfrl.nets.images.registry import make_net
 from kfrl.runs.folder import collect
 from kfrl.supervised.classifiers import Card, save_classifier
 from kfrl.supervised.compare import compare, read_run
-from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig
 
 Build = Callable[..., Path]
 
@@ -65,7 +65,7 @@ def test_arms_have_mean_and_spread_over_seeds(finished: Build, tmp_path: Path) -
 
 def test_runs_of_other_settings_are_other_arms_named_by_them(finished: Build, tmp_path: Path) -> None:
     finished(3.0, 1, teachers=("mnist",))
-    finished(3.0, 1, teachers=("mnist",), flow=ClassifierFlowConfig(soft_targets=True))
+    finished(3.0, 1, teachers=("mnist",), methods={"knowledge-flow": {"soft_targets": True}})
     finished(2.0, 1, epochs=99)
     found = compare(*collect([str(tmp_path / "runs")], read_run))
     assert [arm.name for arm in found.arms] == [

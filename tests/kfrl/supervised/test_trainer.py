@@ -15,7 +15,7 @@ from kfrl.errors import UserError
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
-from kfrl.supervised.config import ClassifierFlowConfig, SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.launch import Session
 from kfrl.supervised.methods.base import Method, ParameterGroup, Stage
 from kfrl.supervised.run import Run, reopen
@@ -93,7 +93,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     if "method" in settings:
         teacher = run("teacher", net="conv-6-6", epochs=1)
         train(teacher)
-        settings = {**settings, "teachers": str(teacher.folder.path), "flow": ClassifierFlowConfig(independence_at=1.0)}
+        settings = {
+            **settings,
+            "teachers": str(teacher.folder.path),
+            "methods": {"knowledge-flow": {"independence_at": 1.0}},
+        }
     whole = run("whole", **settings)
     assert len(Trainer(run("other"), Silent()).images) == 20
     train(whole)
@@ -235,8 +239,14 @@ def test_bad_input_is_named(run: Callable[..., Run], settings: dict[str, object]
 def test_a_linked_students_batch_statistics_are_those_of_its_own_passes(run: Callable[..., Run]) -> None:
     teacher = run("teacher", net="resnet-8", epochs=1, augment="none")
     train(teacher)
-    flow = ClassifierFlowConfig(independence_at=None, link_heads="never")
-    settings = {"net": "resnet-8", "epochs": 2, "teachers": str(teacher.folder.path), "augment": "none", "flow": flow}
+    flow = {"independence_at": None, "link_heads": "never"}
+    settings = {
+        "net": "resnet-8",
+        "epochs": 2,
+        "teachers": str(teacher.folder.path),
+        "augment": "none",
+        "methods": {"knowledge-flow": flow},
+    }
     linked = run("linked", method="knowledge-flow", **settings)
     trainer, _ = train(linked)
     saved = load_classifier(linked.folder.student).net

@@ -105,7 +105,7 @@ def test_nested_and_dotted_settings_are_the_same() -> None:
         ({"settings": {"game": {"grid": ["Alien", "alien"]}}}, "mean the same folder, alien-s1"),
         ({"settings": {"game": "Alien"}, "arms": {"a": {}, "b": {}}}, "are the same, a-s1 and b-s1"),
         ({"settings": {"game": "Alein"}}, "Did you mean 'Alien'"),
-        ({"settings": {"game": "Alien", "flow": {"fold_att": 1}}}, "Did you mean flow.fold_at"),
+        ({"settings": {"game": "Alien", "flow": {"fold_att": 1}}}, "Did you mean fold_at"),
         ({"settings": {"game": "Alien", "eval_episodes": 0}}, "eval_episodes at least 1"),
         ({"settings": {"game": "Alien", "device": "cuda:1"}}, "device cuda:1: in a sweep Ray says which GPU"),
         ({"settings": {"game": "Alien"}, "samples": 3}, "nothing is drawn"),

@@ -3,7 +3,7 @@ import torch
 
 from kfrl.errors import UserError
 from kfrl.nets import build_net
-from kfrl.supervised.config import GrowthConfig, SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.methods.anti_distillation import AntiDistillation
 
 
@@ -27,7 +27,7 @@ def test_a_teacher_of_fewer_classes_keeps_its_answers(task, taught, batch) -> No
 
 
 def test_uniform_extension_reaches_theta(task, taught) -> None:
-    config = SupervisedConfig(growth=GrowthConfig(extension="uniform", theta=0.5))
+    config = SupervisedConfig(methods={"anti-distillation": {"extension": "uniform", "theta": 0.5}})
     student = AntiDistillation(config).build(task("mlp-60"), [taught("mlp-6")])
     new = student.fc1.weight[6:].detach()
     assert float(new.min()) >= 0 and 0.49 < float(new.max()) < 0.5

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from kfrl.supervised.config import BornAgainConfig, SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.methods.base import Progress
 from kfrl.supervised.methods.born_again import BornAgain
 
 
 @pytest.fixture
 def method() -> BornAgain:
-    return BornAgain(SupervisedConfig(epochs=5, born_again=BornAgainConfig(generations=2)))
+    return BornAgain(SupervisedConfig(epochs=5, methods={"born-again": {"generations": 2}}))
 
 
 def test_generation_0_has_no_teacher_and_each_later_one_that_before(method: BornAgain, batch, says) -> None:
@@ -46,7 +46,7 @@ def test_the_teacher_is_in_evaluation_mode_and_the_last_generation_is_shipped(me
 
 
 def test_earlier_generations_and_ensembles_are_tested_at_the_end(batch, says) -> None:
-    method = BornAgain(SupervisedConfig(born_again=BornAgainConfig(generations=3)))
+    method = BornAgain(SupervisedConfig(methods={"born-again": {"generations": 3}}))
     nets = nn.ModuleList(says([float(4 - i), float(i), 0.0]) for i in range(4))
     assert method.others(nets, final=False) == {}
     others = method.others(nets, final=True)

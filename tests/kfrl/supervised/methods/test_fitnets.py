@@ -4,14 +4,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from kfrl.errors import UserError
-from kfrl.supervised.config import DistillationConfig, FitNetsConfig, SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Progress
 from kfrl.supervised.methods.fitnets import FitNet, FitNets
 
 
 def build(task, taught, student: str = "mlp-6-5-4", teacher: str = "mlp-7-8-9", epochs: int = 8, **settings: object):
-    method = FitNets(SupervisedConfig(epochs=epochs, fitnets=FitNetsConfig(**settings)))
+    method = FitNets(SupervisedConfig(epochs=epochs, methods={"fitnets": {**settings}}))
     return method, method.build(task(student), [taught(teacher)])
 
 
@@ -45,7 +45,7 @@ def test_the_first_stage_trains_the_student_up_to_the_guided_layer_and_the_regre
 def test_the_weight_of_the_soft_targets_falls_linearly(
     task, taught, batch: Batch, says, in_stage: float, weight: float
 ) -> None:
-    method = FitNets(SupervisedConfig(distillation=DistillationConfig(temperature=2.0)))
+    method = FitNets(SupervisedConfig(methods={"kd": {"temperature": 2.0}}))
     method.teachers = (taught(says([2.0, 0.0, 0.0], [0.0, 0.0, 0.0])),)
     student = says([0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
     terms = method.losses(FitNet(student, nn.Identity()), batch, Progress(1, in_stage, 0.7))

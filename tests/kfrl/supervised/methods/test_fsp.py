@@ -5,14 +5,14 @@ from torch import Tensor
 
 from kfrl.errors import UserError
 from kfrl.nets.hooks import layer_shapes
-from kfrl.supervised.config import FspConfig, SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Progress
 from kfrl.supervised.methods.fsp import Fsp
 
 
 def build(task, taught, student: str = "resnet-8", teacher: str = "resnet-14", **settings: object):
-    method = Fsp(SupervisedConfig(epochs=8, fsp=FspConfig(**settings)))
+    method = Fsp(SupervisedConfig(epochs=8, methods={"fsp": {**settings}}))
     return method, method.build(task(student), [taught(teacher)])
 
 

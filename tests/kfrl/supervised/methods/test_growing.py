@@ -8,7 +8,7 @@ from kfrl.supervised.methods.growing import Growing
 
 
 def growing(**own: object) -> Growing:
-    return Growing(SupervisedConfig(own=own))
+    return Growing(SupervisedConfig(methods={"growing": own}))
 
 
 @pytest.mark.parametrize(

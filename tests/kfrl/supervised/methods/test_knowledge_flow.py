@@ -1,7 +1,6 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kfrl.config import LinkConfig, load_config
+from kfrl.config import load_config
 from kfrl.errors import UserError
-from kfrl.flow import KnowledgeFlow
-from kfrl.supervised.config import ClassifierFlowConfig, DistillationConfig, SupervisedConfig
+from kfrl.flow import KnowledgeFlow, Link
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Progress, Task
 from kfrl.supervised.methods.knowledge_flow import KnowledgeFlowMethod
@@ -20,11 +19,11 @@ from kfrl.supervised.teachers import adapt
 
 CONFIGS = Path(__file__).parents[4] / "configs" / "supervised"
 START = Progress(0, 0.0, 0.0)
-ALONE = ClassifierFlowConfig(kl_coef=0.0, dependence_coef=0.0, handover_coef=0.0, link_heads="never")
+ALONE = {"kl_coef": 0.0, "dependence_coef": 0.0, "handover_coef": 0.0, "link_heads": "never"}
 
 
 def method(**flow: object) -> KnowledgeFlowMethod:
-    return KnowledgeFlowMethod(SupervisedConfig(flow=replace(ALONE, **flow)))
+    return KnowledgeFlowMethod(SupervisedConfig(methods={"knowledge-flow": {**ALONE, **flow}}))
 
 
 @pytest.fixture
@@ -214,12 +213,9 @@ def test_the_reproductions_variant_has_a_constant_q_and_p_from_a_tenth_to_one(bu
 
 @pytest.mark.parametrize("progress", [0.0, 1.0], ids=["with links", "independent"])
 def test_soft_targets_are_those_of_the_experts_alone(task, taught, says, batch: Batch, progress: float) -> None:
-    made = KnowledgeFlowMethod(
-        SupervisedConfig(
-            flow=replace(ALONE, soft_targets=True, independence_at=0.5, links=(LinkConfig("fc1", "pets", "fc1"),)),
-            distillation=DistillationConfig(temperature=2.0, soft_weight=3.0, hard_weight=0.5),
-        )
-    )
+    links = (Link("fc1", "pets", "fc1"),)
+    weights = {"temperature": 2.0, "soft_weight": 3.0, "hard_weight": 0.5}
+    made = method(soft_targets=True, independence_at=0.5, links=links, **weights)
     expert, other = taught("mlp-7"), taught("mlp-7", "others", classes=("x", "y"))
     net = made.build(task("mlp-6"), [expert, other])
     now = Progress(0, progress, progress)
@@ -245,7 +241,7 @@ def test_logits_are_linked_if_asked(task, taught, heads: str, expected: list[str
 
 def test_a_link_to_a_layer_that_does_not_exist_names_the_nearest(task, taught) -> None:
     with pytest.raises(UserError, match=r"Unknown layer of teacher 'pets' 'fc9'. Did you mean 'fc1'"):
-        method(links=(LinkConfig("fc1", "pets", "fc9"),)).build(task(), [taught("mlp-7")])
+        method(links=(Link("fc1", "pets", "fc9"),)).build(task(), [taught("mlp-7")])
 
 
 def test_batch_statistics_are_not_disturbed_by_theta_old(task, taught) -> None:

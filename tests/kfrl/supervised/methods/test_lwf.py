@@ -22,7 +22,7 @@ from kfrl.training.session import Silent
 
 
 def method(epochs: int = 4, **own: object) -> LearningWithoutForgetting:
-    return LearningWithoutForgetting(SupervisedConfig(epochs=epochs, own={"old_data": "none", **own}))
+    return LearningWithoutForgetting(SupervisedConfig(epochs=epochs, methods={"lwf": {"old_data": "none", **own}}))
 
 
 def test_the_loss_by_hand(task, taught, batch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,9 @@ def test_joint_training_resumes_bit_for_bit(run: Callable[..., Run], monkeypatch
 def test_joint_training_learns_old_images_with_their_own_labels(task, taught, batch) -> None:
     teacher = taught("mlp-6", classes=tuple("0123456789"))
     made = LearningWithoutForgetting(
-        SupervisedConfig(batch_size=4, own={"variant": "joint-training", "old_data": "digits", "old_weight": 2.0})
+        SupervisedConfig(
+            batch_size=4, methods={"lwf": {"variant": "joint-training", "old_data": "digits", "old_weight": 2.0}}
+        )
     )
     net = made.build(task("mlp-6"), [teacher])
     torch.manual_seed(5)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from kfrl.errors import UserError
-from kfrl.supervised.config import MutualConfig, SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.methods.base import Progress
 from kfrl.supervised.methods.mutual import Mutual
 
@@ -42,7 +42,7 @@ def test_no_net_is_pulled_by_what_the_others_learn_from_it(batch, says) -> None:
 
 
 def test_the_student_is_the_first_net_and_its_peers_are_named(task) -> None:
-    method = Mutual(SupervisedConfig(mutual=MutualConfig(peers="mlp-9, mlp-6")))
+    method = Mutual(SupervisedConfig(methods={"mutual": {"peers": "mlp-9, mlp-6"}}))
     nets = method.build(task("mlp-6"), [])
     assert [net.arch["hidden"] for net in nets] == [[6], [9], [6]]
     assert not torch.equal(nets[0].fc1.weight, nets[2].fc1.weight)
@@ -62,4 +62,4 @@ def test_peers_and_the_ensemble_are_evaluated_too(task, batch, says) -> None:
 
 def test_an_unknown_peer_is_refused(task) -> None:
     with pytest.raises(UserError, match=r"Unknown net 'resnt-20'. Did you mean 'resnet-20'"):
-        Mutual(SupervisedConfig(mutual=MutualConfig(peers="resnt-20"))).build(task(), [])
+        Mutual(SupervisedConfig(methods={"mutual": {"peers": "resnt-20"}})).build(task(), [])

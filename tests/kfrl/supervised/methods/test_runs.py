@@ -10,41 +10,34 @@ from safetensors.torch import load_file
 
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
-from kfrl.supervised.config import (
-    BornAgainConfig,
-    ClassifierFlowConfig,
-    CollaborativeConfig,
-    EdgeConfig,
-    MutualConfig,
-    NodeConfig,
-    SupervisedConfig,
-)
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.evaluate import evaluate
 from kfrl.supervised.launch import Session
+from kfrl.supervised.methods.collaborative import Edge, Node
 from kfrl.supervised.run import Run, reopen
 from kfrl.supervised.trainer import Trainer
 from kfrl.training.session import Silent
 
-GRAPH = CollaborativeConfig(
-    (NodeConfig("small"), NodeConfig("large", net="mlp-20"), NodeConfig("old", teacher="digits")),
-    (
-        EdgeConfig("labels", "small"),
-        EdgeConfig("labels", "large"),
-        EdgeConfig("old", "small", "linear"),
-        EdgeConfig("large", "small", "correct"),
-        EdgeConfig("small", "large"),
+GRAPH = {
+    "nodes": (Node("small"), Node("large", net="mlp-20"), Node("old", teacher="digits")),
+    "edges": (
+        Edge("labels", "small"),
+        Edge("labels", "large"),
+        Edge("old", "small", "linear"),
+        Edge("large", "small", "correct"),
+        Edge("small", "large"),
     ),
-)
+}
 SETTINGS = {
     "fitnets": {"net": "mlp-16-dropout"},
     "fsp": {"net": "resnet-8"},
-    "mutual": {"mutual": MutualConfig(peers="mlp-12-dropout")},
-    "collaborative": {"collaborative": GRAPH},
-    "born-again": {"born_again": BornAgainConfig(generations=2), "epochs": 1},
+    "mutual": {"methods": {"mutual": {"peers": "mlp-12-dropout"}}},
+    "collaborative": {"methods": {"collaborative": GRAPH}},
+    "born-again": {"methods": {"born-again": {"generations": 2}}, "epochs": 1},
     "mimic": {"lr": 0.01},
     "kd": {},
     "fine-tune": {"net": "mlp-24"},
-    "knowledge-flow": {"net": "mlp-16-dropout", "flow": ClassifierFlowConfig(independence_at=0.9)},
+    "knowledge-flow": {"net": "mlp-16-dropout", "methods": {"knowledge-flow": {"independence_at": 0.9}}},
     "anti-distillation": {"net": "mlp-30"},
 }
 TAUGHT = {"fsp": "resnet"} | dict.fromkeys(
@@ -119,7 +112,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_ships_a_plain_net(
 def test_what_is_scored_beside_the_student_is_of_its_epoch(run: Callable[..., Run], method: str) -> None:
     settings = {"epochs": 6, "schedule": "constant", "lr": 0.5}
     if method == "knowledge-flow":
-        settings["flow"] = ClassifierFlowConfig(independence_at=None)
+        settings["methods"] = {"knowledge-flow": {"independence_at": None}}
     made = run(method, "noisy", **settings)
     trainer = train(made)
     rows = read_metrics(made.folder.metrics)
