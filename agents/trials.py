@@ -39,6 +39,8 @@ class Games(Domain):
             from agents.methods import get_method, method_names
 
             get_method(config.method_name).resolve_settings(config, method_names())
+            for name in set(config.methods) & set(method_names()):
+                get_method(name).read_settings(config)
 
     def processes(self, settings: Mapping[str, Any]) -> int:
         """The workers of a3c; a2c and ppo have one learner."""

@@ -34,6 +34,8 @@ class Images(Domain):
             from kfrl.supervised.methods import get_method, method_names
 
             get_method(config.method_name).resolve_settings(config, method_names())
+            for name in set(config.methods) & set(method_names()):
+                get_method(name).read_settings(config)
 
     def processes(self, settings: Mapping[str, Any]) -> int:
         """One."""

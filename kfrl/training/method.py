@@ -13,7 +13,7 @@ from kfrl.errors import UserError, unknown
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-OTHER_FLAGS = {"config", "resume", "own"}
+OTHER_FLAGS = {"config", "resume", "dry_run", "own"}
 """Names that are taken beside the common settings."""
 
 
@@ -59,8 +59,15 @@ class OwnSettings:
         """An instance of `Settings`, from `methods` of a run's config.
 
         Raises:
-            UserError: an unknown name, or a value out of range.
+            UserError: an unknown name, a value out of range, or a setting that has the name of a common one.
         """
+        taken = {field.name for field in fields(config)} | OTHER_FLAGS
+        for setting in fields(cls.Settings):
+            if setting.name in taken:
+                raise UserError(
+                    f"Method {cls.section()} has a setting {setting.name!r}, which is a common setting's name. "
+                    "Give it another name in the method's Settings."
+                )
         given = config.methods.get(cls.section(), {})
         known = {name: value for name, value in given.items() if name not in cls.former_settings}
         return validated(known, cls.Settings, f"Settings of method {cls.section()}")
@@ -74,18 +81,11 @@ class OwnSettings:
             methods: The names of all methods.
 
         Raises:
-            UserError: an unknown name, a value out of range, or a setting that has the name of a common one.
+            UserError: a method that does not exist; as `read_settings`.
         """
         section = cls.section()
         for name in config.methods:
             if name not in {*methods, section}:
                 raise unknown("method under `methods`", name, methods)
-        taken = {field.name for field in fields(config)} | OTHER_FLAGS
-        for setting in fields(cls.Settings):
-            if setting.name in taken:
-                raise UserError(
-                    f"Method {section} has a setting {setting.name!r}, which is a common setting's name. "
-                    "Give it another name in the method's Settings."
-                )
         settings = asdict(cls.read_settings(config))
         return {section: settings} if settings else {}

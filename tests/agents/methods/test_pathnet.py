@@ -416,7 +416,7 @@ def test_a_path_that_no_tournament_chose_is_frozen_and_scored_with_a_word(
     tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    endless = replace(SMALL, tournament_episodes=1000)
+    endless = {**SMALL, "tournament_episodes": 1000}
     arguments = {
         "algo": "a2c",
         "workers": None,

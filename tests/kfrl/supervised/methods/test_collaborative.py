@@ -151,7 +151,7 @@ def test_an_edge_between_layers_compares_attention_maps_and_an_edge_apart_output
         Edge("old", "b", loss="attention-apart", gate="negative-linear"),
         Edge("b", "a", loss="apart"),
     )
-    method = Collaborative(SupervisedConfig(methods={"collaborative": parts}))
+    method = Collaborative(SupervisedConfig(methods={"collaborative": asdict(parts)}))
     net = method.build(task(), [old])
     terms = method.losses(net, batch, Progress(0, 0.5, 0.5))
     assert set(terms) == {"labels_to_a", "old_to_a_attention", "old_to_b_attention_apart", "b_to_a_apart"}
