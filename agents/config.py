@@ -34,7 +34,7 @@ class TrainConfig:
     """The game to learn, as people write it: Alien, ms_pacman, "Ms. Pacman"; freeway:m1d0 is its mode 1."""
     teachers: str = ""
     """Teachers, comma-separated: the game of one of your runs or of the zoo, a file of kfrl, or one of another program
-    (FILE@GAME, hub:owner/repo/file@GAME; docs/teachers.md)."""
+    (FILE@GAME, hub:owner/repo/file@GAME; docs/teachers.md); all: the whole zoo."""
     teacher_sha256: tuple[str, ...] = ()
     """Checksums of the teachers' files, in their order, as a run's config.yaml has them: other files are refused. None:
     the files are taken as they are."""

@@ -48,11 +48,14 @@ class Collector:
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._previous_logits: Tensor | None = None
         self._context: Context | None = None
+        self._features_of = method.features_of
         self._begin(envs.reset(seed))
 
     @torch.no_grad()
     def collect(self) -> Rollout:
         """Play T steps with sampled actions."""
+        if self.method.features_of != self._features_of:
+            self._context, self._features_of = None, self.method.features_of
         contexts, actions, outputs = [], [], []
         frames = self._frames
         transitions: list[Transition] = []

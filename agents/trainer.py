@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from agents.engines.shared import SharedModel, bind, named_views
 from agents.engines.update import Report
 from agents.evaluation.background import Evaluator, Snapshot
-from agents.methods.base import NetSpec
+from agents.methods.base import NetSpec, Review
 from agents.observations import observe, steps_for
 from agents.run import Run
+from envs.atari import AtariEnvs
 from envs.games import Game
 from kfrl.machine import cores
 from kfrl.nets import arch_of
+from kfrl.runs import history
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
 from kfrl.runs.metrics import MetricsWriter
 from kfrl.seeding import CURVE, PLAY, seed_everything, stream
@@ -86,6 +88,7 @@ class Trainer(training.Trainer[Run, Status]):
         self._own_steps_before = 0
         self._rate = 0.0
         self._evaluator: Evaluator | None = None
+        self._reviewing: Iterator[Review | None] | None = None
         if checkpoint is None:
             with _all_cores():
                 for line in self.method.prepare(self.net, self._play):
@@ -108,6 +111,7 @@ class Trainer(training.Trainer[Run, Status]):
         self.phases = self.method.fitted_phases(self.net, self.run.phases)
         index = next(at for at in range(index, len(self.phases)) if self.phases[at].steps)
         self.phase_index, self.phase = index, self.phases[index]
+        self._reviewing = None
         self.place()
         self.method.begin(self.net, index, self.phase.games[0], rank=0)
         self.groups = self.method.parameter_groups(self.net)
@@ -119,6 +123,8 @@ class Trainer(training.Trainer[Run, Status]):
         """The metrics of a phase of source games are its own: the run's count steps in the run's own game."""
         folder, step, steps = self.run.folder, self._logged_step, self._logged_steps
         directory = folder.path if self.on_target else folder.source(self.phase_index)
+        if resumed:
+            history.forget_after(folder.history, step)
         self._metrics = MetricsWriter(
             directory, step if resumed or (self.on_target and self._own_steps_before) else None
         )
@@ -238,6 +244,34 @@ class Trainer(training.Trainer[Run, Status]):
         self._evaluate_along(step)
         self.save_if_due(self.run.config.checkpoint_every)
         self.display.update(self._status())
+
+    def review(self) -> bool:
+        """Go on for a moment with the method's look at the net, if one is due; whether it takes more."""
+        if self._reviewing is None:
+            self._reviewing = self.method.review(self.net, self.shared.global_step, self._games)
+        if self._reviewing is None:
+            return False
+        found = next(self._reviewing)
+        if found is None:
+            return True
+        self._reviewing = None
+        self._forget_statistics(found.fresh)
+        for line in found.lines:
+            self.display.say(line)
+        history.add(self.run.folder.history, self._logged_step, found.history)
+        return False
+
+    def _games(self, count: int) -> AtariEnvs:
+        return AtariEnvs(self.run.rules(self.run.spec), count, num_threads=min(cores(), count))
+
+    def _forget_statistics(self, parameters: Iterable[nn.Parameter]) -> None:
+        wanted = {id(parameter) for parameter in parameters}
+        names = [name for name, parameter in self.net.named_parameters() if id(parameter) in wanted]
+        for statistics in (self.shared.exp_avg, self.shared.exp_avg_sq):
+            views = named_views(self.net, self.groups, statistics)
+            for name in names:
+                if name in views:
+                    views[name].zero_()
 
     def _finish_curve(self) -> None:
         """Have the last student played too, and wait for what is missing."""

@@ -7,8 +7,9 @@ import random
 import numpy as np
 import torch
 
-EVALUATION, PLAY, CURVE = 999_997, 999_998, 999_999
-"""Streams beside those of the processes: the final games and a later fold's, play before a phase, the curve's games."""
+REVIEW, EVALUATION, PLAY, CURVE = 999_996, 999_997, 999_998, 999_999
+"""Streams beside those of the processes: reviews of teachers (counted down), the final games and a later fold's, play
+before a phase, the curve's games."""
 
 
 def stream(seed: int, index: int) -> int:

@@ -95,12 +95,13 @@ class A3CTrainer(Trainer):
     def _watch(self, workers: dict[Connection, BaseProcess]) -> None:
         """Take reports until all workers are done or something ends the run."""
         watchdog = _Watchdog(self.shared.updates, self.run.config.worker_timeout)
-        running = set(workers)
+        running, reviewing = set(workers), False
         while running and not self.stopping:
-            for ready in multiprocessing.connection.wait(list(running), timeout=0.2):
+            for ready in multiprocessing.connection.wait(list(running), timeout=0.0 if reviewing else 0.2):
                 assert isinstance(ready, Connection)
                 if not self._take_report(ready, workers[ready]):
                     running.discard(ready)
+            reviewing = self.review()
             self.fail(watchdog.complaint([rank for rank, pipe in enumerate(workers) if pipe in running]))
             self.tick()
 

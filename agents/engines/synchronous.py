@@ -69,6 +69,8 @@ class SyncTrainer(Trainer):
             update(rollout, updater, progress, report)
             self.shared.steps[1] += rollout.actions.numel()
             self.take(report)
+            while self.review() and not self.stopping:
+                pass
             if time.monotonic() - ticked > TICK_SECONDS:
                 self.tick()
                 ticked = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, cast
 
@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from agents.batch import Batch, Context, Output, Rollout
 from agents.config import TrainConfig
 from agents.teachers.formats import Teacher
+from envs.atari import AtariEnvs
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 from kfrl.training.method import OwnSettings
@@ -76,6 +77,18 @@ class Play(Protocol):
 
 
 @dataclass(frozen=True)
+class Review:
+    """What a look at the net along the way came to."""
+
+    lines: tuple[str, ...] = ()
+    """Sentences for whoever watches the run."""
+    history: tuple[dict[str, Any], ...] = ()
+    """Rows for the run's history.csv, all of the same columns."""
+    fresh: tuple[nn.Parameter, ...] = ()
+    """Parameters that have begun anew: the optimiser's statistics of them go back to 0."""
+
+
+@dataclass(frozen=True)
 class ParameterGroup:
     """Parameters that share a learning rate, `lr_scale` times the run's."""
 
@@ -110,6 +123,8 @@ class Method(OwnSettings, Generic[Net]):
     former_hooks = (("observe", "features"), ("before_rollout", "after_rollout"))
     phase: int = 0
     """The index of the phase that this process is in."""
+    features_of: Hashable = None
+    """What `features` depends on beside the observations; where it changes, those at hand are computed anew."""
     task: NetSpec
     """The game that this process plays; set by `begin`."""
 
@@ -290,6 +305,20 @@ class Method(OwnSettings, Generic[Net]):
 
     def after_update(self, net: Net, progress: float) -> None:
         """Put the shared parameters back where they belong; `net` is bound to shared memory."""
+
+    def review(self, net: Net, step: int, games: Callable[[int], AtariEnvs]) -> Iterator[Review | None] | None:
+        """Look at the net along the way, and perhaps change it. The launcher asks between updates, again and again.
+
+        Args:
+            net: Whose parameters others may train meanwhile.
+            step: Agent steps of the phase that are done.
+            games: Starts so many games of the run's own.
+
+        Returns:
+            None as long as nothing is due. Else an iterator, each turn of which takes a moment and gives None, and the
+            last one what was found.
+        """
+        return None
 
     def export(self, net: Net) -> nn.Module:
         """The net to save, evaluate and ship: plays the run's own game and depends on no teacher."""

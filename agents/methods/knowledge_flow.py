@@ -27,10 +27,12 @@ from agents.actions import in_order
 from agents.answers import Answers, answers_for, open_all
 from agents.batch import Batch, Context, Output
 from agents.config import TrainConfig
-from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
+from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play, Review
 from agents.observations import steps_for
 from agents.replay import SAMPLE_BYTES, Memory
+from agents.reviewing import Terms, review
 from agents.teachers.formats import Teacher
+from envs.atari import AtariEnvs
 from envs.protocols import get_protocol
 from kfrl.compare.stats import reference_scores
 from kfrl.config import Count, Fraction, NonNegative, Positive
@@ -38,14 +40,19 @@ from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, dependence_weight, links_by_depth
 from kfrl.flow.fold import fold, foldable_layers, observations_needed
 from kfrl.flow.mixing import tensor_name
+from kfrl.flow.pool import TeacherPool
 from kfrl.flow.settings import FlowSettings
 from kfrl.losses.distillation import kl_divergence
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.machine import total_memory
+from kfrl.nets.adapters import build_transform
 from kfrl.nets.atari.net import AtariNet
 from kfrl.nets.memory_format import screens
+from kfrl.seeding import REVIEW, stream
 
 LINKED, IMITATION, ALONE = "linked", "imitation", "alone"
+LAST_NEWCOMER = 0.8
+"""Share of the linked phase after which no teacher comes any more: who comes late is folded before it is trained."""
 CHOICE_OBSERVATIONS = 512
 """On which the teachers' channels are chosen and their scales matched."""
 FOLD_BATCH = 128
@@ -80,6 +87,17 @@ class Settings(FlowSettings):
     link_heads: Literal["never", "expert", "always"] = "expert"
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
     meaning."""
+    linked_teachers: Count | None = None
+    """How many of the teachers are linked at a time (+); the others are a pool from which one comes where one goes.
+    None: all, from start to end."""
+    review_every: Count = 50_000
+    """Steps between two reviews of what each linked teacher is worth (+), with --linked-teachers alone."""
+    review_games: Annotated[int, Ge(2)] = 30
+    """Games of a review (+), with all links and again without each linked teacher's; they are no steps of the run."""
+    review_steps: Count = 500
+    """Steps of each of these games, at most (+)."""
+    newcomer_share: Annotated[float, Gt(0.0), Lt(1.0)] = 0.05
+    """p of a newcomer's links together, at each layer, when it comes (+)."""
     fold_at: Fraction | None = 0.0
     """Share of the run that the student learns with its links, before it is folded into a plain net, which goes on
     alone (+). None: the student stays linked, as in the paper."""
@@ -113,15 +131,17 @@ class FlowNet(nn.Module):
     After the fold `flow` stays as it is, for `alone` to imitate.
     """
 
-    def __init__(self, flow: KnowledgeFlow, layers: Sequence[str]) -> None:
+    def __init__(self, flow: KnowledgeFlow, layers: Sequence[str], pool: TeacherPool | None = None) -> None:
         """Keep both.
 
         Args:
             flow: The linked student.
             layers: What a fold changes.
+            pool: Its teachers, where they come and go.
         """
         super().__init__()
         self.flow = flow
+        self.pool = pool
         self.alone = flow.export()
         self.fold_r2 = nn.Module()
         for layer in layers:
@@ -136,6 +156,11 @@ class FlowNet(nn.Module):
         """Let `alone` go its way from its fresh weights: it takes over nothing."""
         for r2 in self.fold_r2.buffers():
             r2.zero_()
+
+    def take_up_links(self) -> None:
+        """Link whom the pool says."""
+        if self.pool is not None:
+            self.flow.absent = self.pool.absent
 
     def fold(self, observations: Tensor, features: Sequence[Tensor] = ()) -> Iterator[str]:
         """Fold `flow` into `alone`; a line for each layer.
@@ -268,7 +293,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             mixing=config.mixing,
             student_weight=config.student_weight,
         )
-        _match_actions(flow, spec, teachers)
+        _match_actions(flow, spec.actions, self._teachers)
         if config.mixing == "simplex":
             flow.transforms.requires_grad_(False)
         layers = foldable_layers(student, flow.layers, example)
@@ -277,7 +302,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             self._check_observations(student, layers)
         if IMITATION in self._stages:
             _check_memory(config.imitation_memory)
-        net = FlowNet(flow, layers)
+        pool = None if config.linked_teachers is None else self._pool(list(nets), config.linked_teachers)
+        net = FlowNet(flow, layers, pool)
+        net.take_up_links()
+        if pool is not None and config.student_weight is not None:
+            flow.set_student_weight(config.student_weight)
         net.alone.requires_grad_(False)
         return net
 
@@ -290,6 +319,30 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         rules = get_protocol(self.config.protocol, spec.game)
         self._answers = answers_for(open_all(self.config.answer_files), rules)
         self._answers.said(flow.taps, self._teachers)
+
+    def _pool(self, names: Sequence[str], places: int) -> TeacherPool:
+        """The pool of the run's teachers.
+
+        Raises:
+            UserError: it is smaller than the places, or there is no review.
+        """
+        if len(names) < places:
+            raise UserError(
+                f"--linked-teachers {places} needs a pool of {places} teachers or more, and --teachers names "
+                f"{len(names)}: {', '.join(names)}. Name more (--teachers all is the whole zoo), or link fewer."
+            )
+        if self.config.answers:
+            raise UserError("--answers are of teachers that all are linked. Leave them or --linked-teachers out.")
+        linked = self.config.steps if self._stages[0] == LINKED else 0
+        if self.flow_config.fold_at is not None:
+            linked = round(self.flow_config.fold_at * linked)
+        if linked <= self.flow_config.review_every:
+            raise UserError(
+                f"--linked-teachers {places} is for a linked phase with reviews in it; this run's has {linked:,} steps "
+                f"and a review comes every {self.flow_config.review_every:,}. Give --fold-at 0.5, or None for a run "
+                "that stays linked, or a smaller --review-every."
+            )
+        return TeacherPool(names, places)
 
     def _check_observations(self, student: nn.Module, layers: Sequence[str]) -> None:
         have = self.flow_config.fold_observations
@@ -313,10 +366,9 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         Logits and values keep theirs, which says how sure the teacher is. Without a linked phase the fold is here.
         """
         config, flow = self.flow_config, net.flow
-        heads = AtariNet.head_layers
         if self._answers is not None:
             play = self._answers.spread
-        hidden = [link for link in flow.links if not (link.student in heads and link.layer in heads)]
+        hidden = [link for link in _hidden(flow) if link.teacher not in flow.absent]
         if config.choose_channels or config.match_scales:
             obs = screens(play(CHOICE_OBSERVATIONS, self._expert_policy()))
             if config.choose_channels:
@@ -367,9 +419,45 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             if head == "policy" or teacher.card.trains_value
         ]
 
+    def review(self, net: FlowNet, step: int, games: Callable[[int], AtariEnvs]) -> Iterator[Review | None] | None:
+        """Every `review_every` steps of the linked phase, where teachers come and go."""
+        pool, config = net.pool, self.flow_config
+        if pool is None or self.stage != LINKED or step < (int(pool.reviews) + 1) * config.review_every:
+            return None
+        last = LAST_NEWCOMER * self.config.steps * (1.0 if config.fold_at is None else config.fold_at)
+        terms = Terms(
+            games=config.review_games,
+            steps=config.review_steps,
+            share=config.newcomer_share,
+            newcomers=step < last,
+            seed=stream(self.config.seed, REVIEW - int(pool.reviews)),
+        )
+        return review(net.flow, pool, games, terms, lambda *newcomer: self._admit(net.flow, *newcomer))
+
+    @torch.no_grad()
+    def _admit(self, flow: KnowledgeFlow, teacher: str, share: float, obs: Tensor) -> tuple[nn.Parameter, ...]:
+        """Link a teacher with fresh Qs; those of its hidden features at the scale of what they join."""
+        device = next(flow.parameters()).device
+        obs = screens(obs.to(device))
+        own = [index for index, link in enumerate(flow.links) if link.teacher == teacher]
+        for index in own:
+            shapes, config = flow.link_table()[index], self.flow_config
+            fresh = build_transform(config.transform, shapes.teacher_shape, shapes.student_shape, config.transform_rank)
+            for name, parameter in fresh.named_parameters():
+                flow.transforms[index].get_parameter(name).copy_(parameter)
+        links = [link for link in _hidden(flow) if link.teacher == teacher]
+        _match_actions(flow, self._actions, {teacher: self._teachers[teacher]})
+        if self.flow_config.choose_channels:
+            absent, flow.absent = flow.absent, flow.absent - {teacher}
+            flow.choose_channels(obs, links)
+            flow.absent = absent
+        flow.admit(teacher, share, obs, links)
+        return tuple(parameter for index in own for parameter in flow.transforms[index].parameters())
+
     def begin(self, net: FlowNet, phase: int, task: NetSpec, rank: int) -> None:
         """Say which of the two nets trains."""
         super().begin(net, phase, task, rank)
+        net.take_up_links()
         self._theta_old, self._updates = None, 0
         linked = self.stage == LINKED
         net.flow.student.requires_grad_(linked)
@@ -429,6 +517,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
         It is followed in the first half of the learning alone, as far as the student is behind.
         """
+        net.take_up_links()
+        self.features_of = net.flow.absent
         self._guide_share = max(0.0, 1.0 - 2.0 * progress)
         kickstarts = self.stage == ALONE and IMITATION in self._stages
         weight = self._guide_share * self._behind() if kickstarts else 0.0
@@ -495,7 +585,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             guide = kl_divergence(batch.context[0], batch.logits).sum() / batch.num_envs
             terms["kickstart"] = self._kickstart * guide
         if self.stage == LINKED:
-            p_student = [net.flow.mixing(layer)[0] for layer in net.flow.layers]
+            p_student = [net.flow.layer_weights(layer)[0] for layer in net.flow.layers]
             # Like the other terms a sum over the rollout's steps, in each of which eq. 4 has it once.
             steps = len(batch.values) / batch.num_envs
             weight = dependence_weight(progress, config.dependence_coef)
@@ -582,13 +672,18 @@ def _check_memory(samples: int) -> None:
         )
 
 
+def _hidden(flow: KnowledgeFlow) -> list[Link]:
+    """The links that do not join two heads."""
+    heads = AtariNet.head_layers
+    return [link for link in flow.links if not (link.student in heads and link.layer in heads)]
+
+
 @torch.no_grad()
-def _match_actions(flow: KnowledgeFlow, spec: NetSpec, teachers: Sequence[Teacher]) -> None:
-    """Start Q between policy heads as the matrix that joins actions of the same meaning."""
-    actions = {teacher.name: teacher.card.actions for teacher in teachers}
+def _match_actions(flow: KnowledgeFlow, actions: Sequence[str], theirs: Mapping[str, Teacher]) -> None:
+    """Start the Qs of policy heads as matrices that join actions of the same meaning; of the teachers in `theirs`."""
     for link, transform in zip(flow.links, flow.transforms, strict=True):
-        if link.student == link.layer == "policy" and hasattr(transform, "weight"):
-            matrix = [[float(own == other) for other in actions[link.teacher]] for own in spec.actions]
+        if link.student == link.layer == "policy" and link.teacher in theirs and hasattr(transform, "weight"):
+            matrix = [[float(own == other) for other in theirs[link.teacher].card.actions] for own in actions]
             transform.get_parameter("weight").data.copy_(torch.tensor(matrix))
 
 

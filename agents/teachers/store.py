@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from kfrl.runs.folder import STUDENT_FILE, RunFolder
 ZOO = Path(__file__).parent / "zoo"
 ZOO_PREFIX = "zoo:"
 HUB_PREFIX = "hub:"
+WHOLE_ZOO = "all"
+"""What means every agent of the zoo."""
 SUFFIXES = (".safetensors", ".zip", ".pt", ".pth", ".bin", ".cleanrl_model", *TABLE_SUFFIXES)
 """What ends like this is meant as a file, not as a game."""
 
@@ -207,20 +209,29 @@ def load_teacher(reference: str | Reference, runs: Path, identify: Identify) -> 
 def load_teachers(
     references: Iterable[str], runs: Path, identify: Identify
 ) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
-    """Load every teacher; of two for the same game the second is called `<game>-2`, and so on.
+    """Load every teacher, `all` being the whole zoo; of two for the same game the second is called `<game>-2`.
 
     Returns:
         The teachers, and the exact references to find the same files again.
     """
     teachers: list[Teacher] = []
     exact = []
-    for reference in references:
+    for reference in _expanded(references):
         loaded, same_again = load_teacher(reference, runs, identify)
         same = sum(teacher.card.game == loaded.card.game for teacher in teachers)
         name = loaded.card.game + (f"-{same + 1}" if same else "")
         teachers.append(replace(loaded, name=name))
         exact.append(same_again)
     return tuple(teachers), tuple(exact)
+
+
+def _expanded(references: Iterable[str]) -> Iterator[str]:
+    """The references, the zoo's agents in the place of `all`."""
+    for reference in references:
+        if reference == WHOLE_ZOO and not Path(reference).exists():
+            yield from (ZOO_PREFIX + path.stem for path in sorted(ZOO.glob("*.safetensors")))
+        else:
+            yield reference
 
 
 def _card(agent: ForeignAgent, asked: Reference, identify: Identify) -> Card:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kfrl.errors import UserError
+from kfrl.runs import history
 from kfrl.runs.atomic import replacing
 from kfrl.runs.metrics import STEP, read_metrics
 
@@ -69,6 +70,8 @@ def smooth(rows: Rows, name: str, grid: NDArray[np.float64], weight: str | None 
 def draw_run(directory: Path, target: Path) -> None:
     """Draw one run: its returns or its accuracy, and p of the student and of each teacher per layer (Figure 1(c)).
 
+    Where teachers come and go (history.csv), a line with the teacher's name says when.
+
     Raises:
         UserError: the folder holds no metrics.
     """
@@ -86,6 +89,7 @@ def draw_run(directory: Path, target: Path) -> None:
         _draw_returns(axes[0, 0], rows, with_links=bool(layers))
     for axis, layer in zip(axes[0, 1:], layers, strict=True):
         _draw_weights(axis, rows, layer, time)
+        _draw_changes(axis, history.read(directory / "history.csv"), time)
     figure.suptitle("/".join(directory.resolve().parts[-3:]), fontsize=8)
     save_figure(figure, target)
 
@@ -188,6 +192,18 @@ def _draw_weights(axis: Any, rows: Rows, layer: str, time: Time) -> None:
             axis.plot(steps * time.scale, p, label=teacher)
     axis.set(title=layer, ylim=(-0.03, 1.03), xlabel=time.label)
     axis.legend(fontsize=7)
+
+
+def _draw_changes(axis: Any, rows: Sequence[Mapping[str, str]], time: Time) -> None:
+    """A line for each teacher that came (+) or went (-)."""
+    changes: dict[float, list[str]] = {}
+    for row in rows:
+        if row.get("event"):
+            sign = "+" if row["event"] == "linked" else "-"
+            changes.setdefault(float(row[STEP]) * time.scale, []).append(sign + row["teacher"])
+    for step, names in changes.items():
+        axis.axvline(step, color="gray", lw=0.6, ls=":")
+        axis.text(step, 0.5, " ".join(names), fontsize=5, rotation=90, ha="right", va="center", color="gray")
 
 
 def layer_metrics(rows: Rows, prefix: str) -> list[str]:

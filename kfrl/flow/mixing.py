@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -39,14 +40,36 @@ class Mixing(nn.Module):
             initial = _initial(variant, count, student_weight)
             self.raw.register_parameter(tensor_name(layer), nn.Parameter(initial))
 
-    def forward(self, layer: str) -> Tensor:
-        """p^j of `layer`: (1 + number of teacher layers,), summing to 1."""
+    def forward(self, layer: str, absent: Collection[int] = ()) -> Tensor:
+        """p^j of `layer`: (1 + number of teacher layers,), summing to 1; 0 at the places of the `absent`."""
         raw: Tensor = getattr(self.raw, tensor_name(layer))
+        places = torch.tensor(sorted(absent), dtype=torch.int64, device=raw.device) if absent else None
         if self.variant == "softmax":
-            return raw.softmax(0)
+            return (raw if places is None else raw.index_fill(0, places, -math.inf)).softmax(0)
         # The reproduction counts a weight that a step pushed below zero as zero.
         positive = raw.clamp_min(FLOOR)
+        if places is not None:
+            positive = positive.index_fill(0, places, 0.0)
         return positive / positive.sum()
+
+    @torch.no_grad()
+    def admit(self, layer: str, places: Collection[int], share: float, absent: Collection[int]) -> None:
+        """Give the weights at `places` together the share `share` of p^j, the others keep their proportions.
+
+        Args:
+            layer: The student's layer j.
+            places: Entries of p^j, one at least.
+            share: In (0, 1).
+            absent: Entries that count for nothing, before and after.
+        """
+        raw: Tensor = getattr(self.raw, tensor_name(layer))
+        others = [place for place in range(len(raw)) if place not in places and place not in absent]
+        odds = share / (1.0 - share) / len(places)
+        chosen = torch.tensor(sorted(places), device=raw.device)
+        if self.variant == "softmax":
+            raw[chosen] = raw[others].logsumexp(0) + math.log(odds)
+        else:
+            raw[chosen] = odds * raw[others].clamp_min(FLOOR).sum()
 
     @torch.no_grad()
     def renormalise(self) -> None:

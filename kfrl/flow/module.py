@@ -75,6 +75,8 @@ class KnowledgeFlow(nn.Module):
         self.links = tuple(links)
         self.handover = 0.0
         """How much of the teachers' weight the student has been given by force, in [0, 1]; at 1 they are out."""
+        self.absent: frozenset[str] = frozenset()
+        """Teachers that are not linked now: p of the others is normalised without theirs."""
         self._teachers = dict(teachers)
         self._features: dict[tuple[str, str], Tensor] = {}
         self._teachers_alone = False
@@ -146,37 +148,94 @@ class KnowledgeFlow(nn.Module):
         """
         if self.independent:
             return
-        own = undisturbed(self.student, self.layers, obs)
-        theirs = dict(zip(self._taps, self.teacher_features(obs), strict=True))
+        wanted = [link for link in links or self.links if link.teacher not in self.absent]
+        self._scale(wanted, undisturbed(self.student, self.layers, obs), obs)
+
+    def _scale(self, links: Sequence[Link], sizes: Mapping[str, Tensor], obs: Tensor) -> None:
+        """Bring what `links` bring to the norm of `sizes` at their student layer, on `obs`."""
+        theirs = dict(zip(self._present_taps, self.teacher_features(obs), strict=True))
         for layer, feeds in self._feeds.items():
             for place, index in enumerate(feeds, start=1):
-                if links is None or self.links[index] in links:
+                if self.links[index] in links:
                     brought = self.transforms[index](theirs[self._source(index)], torch.ones(()))
-                    ratio = own[layer].norm() / brought.norm()
+                    ratio = sizes[layer].norm() / brought.norm()
                     self._scales(layer)[place] = ratio if ratio.isfinite() and ratio > 0 else 1.0
 
     @torch.no_grad()
+    def admit(self, teacher: str, share: float, obs: Tensor, scaled: Sequence[Link]) -> None:
+        """Link an absent teacher: p of its links at each layer is `share` together.
+
+        What `scaled` of its links bring has the norm that the layer's mixture has on `obs` without it, so that no
+        pre-activation of theirs changes by more than about 2 `share`, relatively.
+
+        Args:
+            teacher: Its name.
+            share: In (0, 1).
+            obs: A batch of what the student takes.
+            scaled: Links; those of the teacher keep a factor of 1 that are not among them.
+        """
+        sizes = {layer: self.mixture(layer, obs) for layer in self.layers}
+        for layer, feeds in self._feeds.items():
+            places = [place for place, index in enumerate(feeds, start=1) if self.links[index].teacher == teacher]
+            if places:
+                self.mixing.admit(layer, places, share, self._absent_places(layer))
+                self._scales(layer)[places] = 1.0
+        self.absent -= {teacher}
+        self._scale([link for link in scaled if link.teacher == teacher], sizes, obs)
+
+    def set_student_weight(self, share: float) -> None:
+        """Give the student p = `share` at every layer, and the teachers that are linked the rest."""
+        for layer in self.layers:
+            absent = self._absent_places(layer)
+            present = [place for place in range(1, 1 + len(self._feeds[layer])) if place not in absent]
+            if present:
+                self.mixing.admit(layer, present, 1.0 - share, absent)
+
+    def reliance(self, teacher: str) -> float:
+        """r: p of the teacher's links together, the mean over the layers that it has links to."""
+        shares = [
+            float(sum(p for link, p in zip(self.candidates(layer), others, strict=True) if link.teacher == teacher))
+            for layer in self.layers
+            if any(link.teacher == teacher for link in self.candidates(layer))
+            for others in [self.layer_weights(layer)[1:].tolist()]
+        ]
+        return sum(shares) / len(shares) if shares else 0.0
+
+    @property
+    def _present_taps(self) -> tuple[tuple[str, str], ...]:
+        return tuple(tap for tap in self._taps if tap[0] not in self.absent) if self.absent else self._taps
+
+    def _absent_places(self, layer: str) -> list[int]:
+        """The entries of p^j that are of absent teachers."""
+        if not self.absent:
+            return []
+        return [place for place, link in enumerate(self.candidates(layer), start=1) if link.teacher in self.absent]
+
+    @torch.no_grad()
     def teacher_features(self, obs: Tensor, outputs: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
-        """The linked teachers' pre-activations z(l) for `obs`; they never change, so compute them once.
+        """The linked teachers' pre-activations z(l) for `obs`; they change with `absent` alone, so compute them once.
 
         Args:
             obs: A batch of what the student takes.
             outputs: Filled with what each teacher said, by name.
 
         Returns:
-            One (B, *shape) tensor for each distinct (teacher, layer); empty once the student is independent.
+            One (B, *shape) tensor for each distinct (teacher, layer) but the absent teachers'; empty once the student
+            is independent.
         """
         if self.independent:
             return ()
         seen: dict[tuple[str, str], Tensor] = {}
         for name, teacher in self._teachers.items():
+            if name in self.absent:
+                continue
             layers = self._tapped[name]
             if outputs is None:
                 features = features_of(teacher, layers, obs, copied=name in self._copied)
             else:
                 outputs[name], features = with_features(teacher, layers, obs)
             seen |= {(name, layer): z for layer, z in features.items()}
-        return tuple(seen[tap] for tap in self._taps)
+        return tuple(seen[tap] for tap in self._present_taps)
 
     def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None) -> Any:
         """The student's output with its teachers' help; `features` as `teacher_features(obs)` gave them."""
@@ -184,7 +243,7 @@ class KnowledgeFlow(nn.Module):
             return self.student(obs)
         if features is None:
             features = self.teacher_features(obs)
-        self._features = dict(zip(self._taps, features, strict=True))
+        self._features = dict(zip(self._present_taps, features, strict=True))
         try:
             return self.student(obs)
         finally:
@@ -203,7 +262,7 @@ class KnowledgeFlow(nn.Module):
             teachers_alone: Take p of the student as 0, and those of its teachers in their proportions.
         """
         said = self.teacher_features(obs) if features is None else features
-        self._features = dict(zip(self._taps, said, strict=True))
+        self._features = dict(zip(self._present_taps, said, strict=True))
         self._teachers_alone = teachers_alone
         try:
             return features_of(self.student, (layer,), obs)[layer]
@@ -223,7 +282,7 @@ class KnowledgeFlow(nn.Module):
         Raises:
             UserError: a teacher's features are not finite on `obs`.
         """
-        for (name, layer), z in zip(self._taps, self.teacher_features(obs), strict=True):
+        for (name, layer), z in zip(self._present_taps, self.teacher_features(obs), strict=True):
             if not z.isfinite().all():
                 raise UserError(
                     f"Teacher {name!r}: layer {layer} gives numbers that are not finite on this game's screens. "
@@ -254,7 +313,7 @@ class KnowledgeFlow(nn.Module):
 
     def layer_weights(self, layer: str) -> Tensor:
         """The effective p^j of `layer`, the hand-over included: (1 + teacher layers,), the student's first."""
-        p: Tensor = self.mixing(layer)
+        p: Tensor = self.mixing(layer, self._absent_places(layer))
         if self._teachers_alone:
             others = torch.cat([torch.zeros_like(p[:1]), p[1:]])
             return others / others.sum()
@@ -301,7 +360,10 @@ class KnowledgeFlow(nn.Module):
             mapped: list[Tensor] = [
                 self.transforms[index](self._features[self._source(index)], p)
                 for index, p in zip(self._feeds[layer], others, strict=True)
+                if self.links[index].teacher not in self.absent
             ]
+            if not mapped:
+                return None
             return torch.addcmul(reduce(torch.add, mapped), z, own)
 
         return hook

@@ -50,6 +50,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def history(self) -> Path:
+        """What changed along the way: teachers that came and went."""
+        return self.path / "history.csv"
+
+    @property
     def curves(self) -> Path:
         """The same, drawn."""
         return self.path / "curves.png"

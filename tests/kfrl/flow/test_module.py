@@ -505,3 +505,72 @@ def test_the_export_is_a_plain_copy(atari: KnowledgeFlow, obs: Tensor) -> None:
     assert not torch.equal(linked, plain(obs)[0])
     perturb(exported)
     assert torch.equal(atari(obs)[0], linked), "the copy shares tensors with the original"
+
+
+# --- teachers that come and go --------------------------------------------------------------------------------
+
+
+def test_an_absent_teacher_counts_for_nothing_and_the_others_keep_their_proportions(
+    tiny: KnowledgeFlow, vectors: Tensor
+) -> None:
+    before, layer = tiny.layer_weights("0").tolist(), "0"
+    tiny.absent = frozenset({"b"})
+    own, a, b = tiny.layer_weights(layer).tolist()
+    assert b == 0.0
+    assert (own, a) == pytest.approx((before[0] / (before[0] + before[1]), before[1] / (before[0] + before[1])))
+    output = tiny(vectors)
+    perturb(tiny.teachers["b"])
+    assert torch.equal(tiny(vectors), output)
+    perturb(tiny.teachers["a"])
+    assert not torch.equal(tiny(vectors), output)
+
+
+def test_dropping_a_teacher_with_p_0_changes_no_output(tiny: KnowledgeFlow, vectors: Tensor) -> None:
+    with torch.no_grad():
+        for layer in tiny.layers:
+            tiny.mixing.raw.get_parameter(layer)[2] = -torch.inf
+    before = tiny(vectors)
+    tiny.absent = frozenset({"b"})
+    torch.testing.assert_close(tiny(vectors), before)
+
+
+def test_without_any_teacher_the_student_is_the_plain_net(tiny: KnowledgeFlow, vectors: Tensor) -> None:
+    tiny.absent = frozenset({"a", "b"})
+    assert tiny.teacher_features(vectors) == ()
+    assert torch.equal(tiny(vectors), tiny.export()(vectors))
+    assert tiny.layer_weights("0").tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("mixing", ["softmax", "simplex"])
+def test_a_newcomer_has_its_share_and_changes_each_pre_activation_by_at_most_twice_that(
+    mlp: Mlp, vectors: Tensor, mixing: Any
+) -> None:
+    student, teachers = mlp(3, 4, 5, 2), {"a": mlp(3, 5, 6, 2), "b": mlp(3, 7, 8, 1), "c": mlp(3, 4, 4, 2)}
+    links = [*links_by_depth(student, teachers), Link("0", "b", "2")]  # b has two links to layer 0
+    flow = KnowledgeFlow(student, teachers, links, vectors, mixing=mixing)
+    randomise(flow)
+    with torch.no_grad():
+        for raw in flow.mixing.parameters():
+            raw.abs_()
+        for parameter in teachers["b"].parameters():
+            parameter.mul_(30.0)
+    flow.absent = frozenset({"b", "c"})
+    before = {layer: flow.mixture(layer, vectors) for layer in flow.layers}
+    weights = {layer: flow.layer_weights(layer) for layer in flow.layers}
+    flow.admit("b", 0.05, vectors, flow.links)
+    assert flow.absent == {"c"}
+    assert flow.reliance("b") == pytest.approx(0.05)
+    for layer, old in weights.items():
+        new = flow.layer_weights(layer)
+        others = [link.teacher != "b" for link in flow.candidates(layer)]
+        torch.testing.assert_close(new[[True, *others]], 0.95 * old[[True, *others]])
+    first = flow.layers[0]
+    change = (flow.mixture(first, vectors) - before[first]).norm() / before[first].norm()
+    assert 0.0 < change <= 2.1 * 0.05
+
+
+def test_the_students_weight_can_be_set_beside_absent_teachers(tiny: KnowledgeFlow) -> None:
+    tiny.absent = frozenset({"a"})
+    tiny.set_student_weight(0.3)
+    for layer in tiny.layers:
+        assert tiny.layer_weights(layer).tolist() == pytest.approx([0.3, 0.0, 0.7])

@@ -1,0 +1,102 @@
+"""A review of a linked student's teachers: what each is worth, who goes and who comes (`kfrl.flow.pool`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from agents.evaluation.paired import returns
+from agents.methods.base import Review
+from envs.atari import AtariEnvs
+from kfrl.flow import KnowledgeFlow
+from kfrl.flow.pool import Change, Measured, TeacherPool
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a review is made."""
+
+    games: int
+    """From the same starts, with all links and without each teacher's."""
+    steps: int
+    """Of each game, at most."""
+    share: float
+    """p of a newcomer's links together, at each layer."""
+    newcomers: bool
+    """Whether any teacher may come."""
+    seed: int
+    """Of the games."""
+
+
+def review(
+    flow: KnowledgeFlow,
+    pool: TeacherPool,
+    start: Callable[[int], AtariEnvs],
+    terms: Terms,
+    admit: Callable[[str, float, Tensor], tuple[nn.Parameter, ...]],
+) -> Iterator[Review | None]:
+    """Play, then change who is linked; a turn is one step of the games, and gives None but for the last.
+
+    Args:
+        flow: The linked student; what it is now is what plays, others may train it meanwhile.
+        pool: Of its teachers; gets what was found.
+        start: Starts games.
+        terms: See there.
+        admit: (teacher, share, observations) links one; returns the parameters that began anew.
+    """
+    frozen = {name: parameter.detach().clone() for name, parameter in flow.named_parameters()}
+    envs, seen, present = start(terms.games), list[Tensor](), pool.present
+    with_all = yield from returns(partial(_logits, flow, frozen, None), envs, terms.steps, terms.seed, seen)
+    found = {}
+    for teacher in present:
+        lacking = yield from returns(partial(_logits, flow, frozen, teacher), envs, terms.steps, terms.seed)
+        found[teacher] = Measured(flow.reliance(teacher), with_all, lacking)
+    pool.record(found)
+    changes = pool.changes(terms.newcomers)
+    obs, fresh = torch.cat(seen)[:512], list[nn.Parameter]()
+    flow.absent |= {change.teacher for change in changes if not change.comes}
+    for change in changes:
+        if change.comes:
+            fresh += admit(change.teacher, terms.share, obs)
+    # Last, because other processes link whom the pool says.
+    pool.apply(changes)
+    yield Review(tuple(map(_sentence, changes)), tuple(_rows(pool, found, changes)), tuple(fresh))
+
+
+def _logits(flow: KnowledgeFlow, frozen: Mapping[str, Tensor], lacking: str | None, obs: Tensor) -> Tensor:
+    absent = flow.absent
+    flow.absent = absent | {lacking} if lacking else absent
+    try:
+        device = next(iter(frozen.values())).device
+        logits: Tensor = functional_call(flow, dict(frozen), (obs.to(device),))[0]
+    finally:
+        flow.absent = absent
+    return logits
+
+
+def _sentence(change: Change) -> str:
+    return f"Teacher {change.teacher} {'is linked' if change.comes else 'is dropped'}: {change.why}."
+
+
+def _rows(pool: TeacherPool, found: Mapping[str, Measured], changes: list[Change]) -> Iterator[dict[str, Any]]:
+    """A row for each teacher of the pool."""
+    changed = {change.teacher: change for change in changes}
+    for teacher in pool.teachers:
+        measured, change = found.get(teacher), changed.get(teacher)
+        yield {
+            "teacher": teacher,
+            "linked": int(teacher in pool.present),
+            "share": "" if measured is None else f"{measured.share:.4f}",
+            "return_with": "" if measured is None else f"{float(measured.returns.mean()):.4g}",
+            "return_without": "" if measured is None else f"{float(measured.without.mean()):.4g}",
+            "worth": "" if measured is None else f"{measured.worth:.4f}",
+            "useful": "" if measured is None else int(measured.useful),
+            "event": "" if change is None else ("linked" if change.comes else "dropped"),
+            "why": "" if change is None else change.why,
+        }

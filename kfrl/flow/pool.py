@@ -1,0 +1,175 @@
+"""Who of a pool of teachers is linked: each is worth what the return loses without it; a bandit chooses who comes.
+
+A review measures every linked teacher: the returns of games with all links, and of games from the same starts without
+that teacher's. Its worth in a game is the difference, as a share of the mean return with it. Then
+
+    a teacher goes   whose worth is not above 0 (one-sided t-test) at `GRACE` reviews in a row, or whose share of p was
+                     below `FAINT` at `FAINT_REVIEWS` in a row;
+    a teacher comes  where a place is free, or, once all that are linked have been so for `GRACE` reviews, where its
+                     index is above the least of theirs, whose teacher makes room for it.
+
+The index is that of discounted UCB (Garivier & Moulines 2011): mean worth + C sqrt(log n / n_m), with n_m the
+reviews of teacher m and n those of all, both discounted. It is infinite for a teacher that was never linked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+DISCOUNT = 0.95
+C = 0.25
+"""Weight of the bandit's bonus, in shares of the return."""
+LEVEL = 0.1
+"""Of the test that a worth is above 0."""
+GRACE = 2
+"""Reviews that a teacher is linked for, at least."""
+FAINT, FAINT_REVIEWS = 0.02, 5
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a review found of a linked teacher."""
+
+    share: float
+    """r: its share of p, the mean over its layers."""
+    returns: Tensor
+    """(games,) with all links."""
+    without: Tensor
+    """(games,) from the same starts, without the teacher's."""
+
+    @property
+    def worth(self) -> float:
+        """What the return loses without the teacher, as a share of the return with it; in [-1, 1]."""
+        lost = float((self.returns - self.without).mean())
+        size = max(abs(float(self.returns.mean())), abs(float(self.without.mean())))
+        return max(-1.0, min(1.0, lost / size)) if size else 0.0
+
+    @property
+    def useful(self) -> bool:
+        """Whether its worth is above 0, by a one-sided t-test on the games' differences."""
+        lost = self.returns - self.without
+        mean, games = float(lost.mean()), len(lost)
+        if games < 2 or mean <= 0.0:
+            return False
+        from scipy.special import stdtrit  # here: workers, who never ask, start without it
+
+        bound = float(stdtrit(games - 1, 1.0 - LEVEL))
+        return mean > bound * float(lost.std()) / math.sqrt(games)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A teacher that goes or comes, and why, in words."""
+
+    teacher: str
+    comes: bool
+    why: str
+
+
+class TeacherPool(nn.Module):
+    """Who is linked, and what reviews have found, in buffers: a checkpoint has them, and processes can share them."""
+
+    linked: Tensor
+    """(N,) bool"""
+    age: Tensor
+    """(N,) reviews since it was linked."""
+    useless: Tensor
+    """(N,) the last reviews in a row that found its worth not above 0."""
+    faint: Tensor
+    """(N,) the last reviews in a row that found its share below `FAINT`."""
+    counts: Tensor
+    """(N,) discounted reviews."""
+    worths: Tensor
+    """(N,) discounted sum of its worth at these."""
+    reviews: Tensor
+    """() how many there were."""
+
+    def __init__(self, teachers: Sequence[str], places: int) -> None:
+        """Link the first `places` of the `teachers`."""
+        super().__init__()
+        self.teachers, self.places = tuple(teachers), places
+        count = len(self.teachers)
+        self.register_buffer("linked", torch.arange(count) < places)
+        for name in ("age", "useless", "faint"):
+            self.register_buffer(name, torch.zeros(count, dtype=torch.int64))
+        for name in ("counts", "worths"):
+            self.register_buffer(name, torch.zeros(count, dtype=torch.float64))
+        self.register_buffer("reviews", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The linked teachers."""
+        return tuple(name for name, linked in zip(self.teachers, self.linked.tolist(), strict=True) if linked)
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """The others, who wait."""
+        return frozenset(self.teachers) - frozenset(self.present)
+
+    def index(self, teacher: str) -> float:
+        """Of the bandit."""
+        place = self.teachers.index(teacher)
+        count, total = float(self.counts[place]), float(self.counts.sum())
+        if not count:
+            return math.inf
+        return float(self.worths[place]) / count + C * math.sqrt(max(0.0, math.log(total)) / count)
+
+    def record(self, found: Mapping[str, Measured]) -> None:
+        """Take note of a review of all linked teachers."""
+        self.reviews += 1
+        self.counts *= DISCOUNT
+        self.worths *= DISCOUNT
+        for teacher, measured in found.items():
+            place = self.teachers.index(teacher)
+            self.age[place] += 1
+            self.counts[place] += 1.0
+            self.worths[place] += measured.worth
+            self.useless[place] = 0 if measured.useful else self.useless[place] + 1
+            self.faint[place] = 0 if measured.share >= FAINT else self.faint[place] + 1
+
+    def changes(self, newcomers: bool) -> list[Change]:
+        """Who should go and who should come after the review that was recorded last; `apply` has them do it.
+
+        Args:
+            newcomers: Whether any may come.
+        """
+        gone = [Change(name, False, why) for name in self.present if (why := self._why_useless(name))]
+        return gone + (self._arrivals({change.teacher for change in gone}) if newcomers else [])
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Link those who come and no longer those who go."""
+        for change in changes:
+            place = self.teachers.index(change.teacher)
+            self.linked[place] = change.comes
+            for counter in (self.age, self.useless, self.faint):
+                counter[place] = 0
+
+    def _why_useless(self, teacher: str) -> str:
+        place = self.teachers.index(teacher)
+        if int(self.useless[place]) >= GRACE:
+            return f"the return is no worse without it at {int(self.useless[place])} reviews in a row"
+        if int(self.faint[place]) >= FAINT_REVIEWS:
+            return f"its share of p is below {FAINT:g} at {int(self.faint[place])} reviews in a row"
+        return ""
+
+    def _arrivals(self, gone: set[str]) -> list[Change]:
+        """Fill what is free; where nothing is, make room for one at most."""
+        stay = [name for name in self.present if name not in gone]
+        waiting = sorted(self.absent, key=lambda name: (-self.index(name), self.teachers.index(name)))
+        free = self.places - len(stay)
+        if free:
+            return [self._arrival(name) for name in waiting[:free] if self.index(name) > 0.0]
+        settled = all(int(self.age[self.teachers.index(name)]) >= GRACE for name in stay)
+        least = min(stay, key=self.index)
+        if not settled or not waiting or self.index(waiting[0]) <= self.index(least):
+            return []
+        return [Change(least, False, f"it makes room for {waiting[0]}"), self._arrival(waiting[0])]
+
+    def _arrival(self, teacher: str) -> Change:
+        index = self.index(teacher)
+        return Change(teacher, True, "it was never linked" if index == math.inf else f"its index is {index:.2f}")

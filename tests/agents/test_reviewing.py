@@ -1,0 +1,228 @@
+"""Teachers that come and go along a run."""
+
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents.config import TrainConfig
+from agents.engines.shared import named_views, untrained
+from agents.evaluation.paired import returns
+from agents.launch import Session
+from agents.methods.base import NetSpec
+from agents.methods.knowledge_flow import FlowNet, KnowledgeFlowMethod
+from agents.run import resolve
+from agents.teachers.formats import Card, Teacher, save_agent
+from agents.teachers.store import ZOO, load_teachers
+from envs.atari import Episode, Transition, identify
+from kfrl.errors import UserError
+from kfrl.nets.atari.net import AtariNet
+from kfrl.runs.history import read
+
+SPEC = NetSpec("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"))
+
+
+def settings(**more: Any) -> TrainConfig:
+    flow = {
+        "fold_at": None,
+        "linked_teachers": 1,
+        "review_every": 40,
+        "review_games": 2,
+        "review_steps": 4,
+        "choose_channels": False,
+        "student_weight": 0.25,
+    }
+    given = {"game": "Breakout", "algo": "a2c", "envs_per_worker": 2, "convs": ((4, 8, 8),), "hidden": 8}
+    return TrainConfig(**given | more | {"method": "knowledge-flow", "own": flow | more.get("own", {})})
+
+
+@pytest.fixture
+def pool(teacher: Callable[..., Teacher]) -> list[Teacher]:
+    return [teacher(AtariNet(4, ((4, 8, 8),), 8), SPEC.actions, game) for game in ("pong", "breakout", "seaquest")]
+
+
+@pytest.fixture
+def noise_everywhere(noise_games: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agents.engines import synchronous
+
+    monkeypatch.setattr("agents.trainer.AtariEnvs", synchronous.AtariEnvs)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> str:
+    for game in ("pong", "breakout", "seaquest"):
+        net = AtariNet(4, ((4, 8, 8),), 8)
+        save_agent(tmp_path / f"{game}.safetensors", net, Card(game, SPEC.actions, net.arch))
+    return ",".join(str(tmp_path / f"{game}.safetensors") for game in ("pong", "breakout", "seaquest"))
+
+
+class Screen:
+    """Notes what is said; ends the run once a teacher was dropped, if it is to."""
+
+    def __init__(self, session: Session | None = None, before_stop: Callable[[], None] = lambda: None) -> None:
+        self.said: list[str] = []
+        self.session, self.before_stop = session, before_stop
+
+    def update(self, status: object) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+        if self.session is not None and "dropped" in text:
+            self.before_stop()
+            self.session.trainer.stop(signal.SIGINT)
+
+
+def changed(method: KnowledgeFlowMethod, net: FlowNet, linked: Sequence[bool]) -> None:
+    assert net.pool is not None
+    net.pool.linked.copy_(torch.tensor(linked))
+    method.schedule(net, 0.0)
+
+
+def test_the_first_are_linked_and_the_students_weight_is_as_set(pool: list[Teacher]) -> None:
+    net = KnowledgeFlowMethod(settings(own={"linked_teachers": 2})).build(SPEC, pool)
+    assert net.flow.absent == {"seaquest"}
+    weights = net.flow.layer_weights("conv1").tolist()
+    assert weights == pytest.approx([0.25, 0.375, 0.375, 0.0])
+
+
+def test_processes_that_share_what_does_not_train_agree_on_who_teaches(pool: list[Teacher], obs: Tensor) -> None:
+    method, worker = (KnowledgeFlowMethod(settings()) for _ in range(2))
+    net = method.build(SPEC, pool)
+    fixed = untrained(net, method.parameter_groups(net))
+    theirs = worker.build(SPEC, pool)
+    theirs.load_state_dict(fixed, strict=False, assign=True)
+    worker.begin(theirs, 0, SPEC, rank=0)
+    assert theirs.flow.absent == {"breakout", "seaquest"}
+    changed(method, net, [False, True, False])
+    assert theirs.flow.absent == {"breakout", "seaquest"}  # a rollout ends with the teachers that it began with
+    worker.schedule(theirs, 0.0)
+    assert theirs.flow.absent == {"pong", "seaquest"}
+    assert worker.features_of == method.features_of
+
+
+def test_returns_are_of_whole_games_and_the_same_starts_are_paired() -> None:
+    class Envs:
+        num_envs = 2
+
+        def reset(self, seed: int) -> Any:
+            self.step_count, self.seed = 0, seed
+            return torch.full((2, 1, 1, 1), seed).numpy()
+
+        def step(self, actions: Any) -> Any:
+            self.step_count += 1
+            over = (Episode(1, 0.0, 3, False),) if self.step_count == 3 else ()
+            obs = torch.full((2, 1, 1, 1), self.step_count).numpy()
+            flags = torch.zeros(2, dtype=torch.bool).numpy()
+            return Transition(obs, actions.astype("float32"), flags, flags, None, over)
+
+    def play(logits: Tensor, seen: list[Tensor] | None = None) -> list[float]:
+        game = returns(lambda obs: logits, Envs(), 5, 7, seen)  # type: ignore[arg-type]
+        while True:
+            try:
+                next(game)
+            except StopIteration as end:
+                return list(end.value.tolist())
+
+    certain = torch.tensor([[-100.0, 100.0], [-100.0, 100.0]])
+    seen: list[Tensor] = []
+    assert play(certain, seen) == [5.0, 3.0]  # game 1 is over after 3 steps, game 0 is cut after 5
+    assert [len(obs) for obs in seen] == [2]
+    even = torch.zeros(2, 2)
+    assert play(even) == play(even)
+
+
+@pytest.mark.usefixtures("noise_everywhere")
+def test_a_useless_teacher_is_dropped_and_another_taken_and_a_resumed_run_has_both(files: str, tmp_path: Path) -> None:
+    config = settings(teachers=files, steps=240, curve_points=0, eval_episodes=0, run_dir=tmp_path / "run")
+    session = Session.start(config)
+    # A teacher that waits may vanish: all were read at the start.
+    screen = Screen(session, (tmp_path / "breakout.safetensors").unlink)
+    kept = (tmp_path / "breakout.safetensors").read_bytes()
+    session.prepare(screen)
+    assert session.trainer.train().stopped_by == signal.SIGINT
+    assert [line.split(":")[0] for line in screen.said] == ["Teacher pong is dropped", "Teacher breakout is linked"]
+    rows = read(tmp_path / "run" / "history.csv")
+    events = [(row["teacher"], row["event"], row["linked"]) for row in rows if row["event"]]
+    assert events == [("pong", "dropped", "0"), ("breakout", "linked", "1")]
+    assert [row["global_step"] for row in rows] == sorted((row["global_step"] for row in rows), key=int)
+    net = session.trainer.net
+    assert net.flow.absent == {"pong", "seaquest"}
+    assert net.flow.reliance("breakout") == pytest.approx(0.05)
+
+    with pytest.raises(UserError, match=r"There is no file .*breakout\.safetensors"):
+        Session.resume(tmp_path / "run")
+    (tmp_path / "breakout.safetensors").write_bytes(kept)
+    again = Session.resume(tmp_path / "run")
+    again.prepare(Screen())
+    assert again.trainer.net.flow.absent == {"pong", "seaquest"}
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(again.trainer.net.state_dict()[name].nan_to_num(), tensor.nan_to_num()), name
+    outcome = again.trainer.train()
+    assert (outcome.failure, outcome.step >= 240) == (None, True)
+    more = read(tmp_path / "run" / "history.csv")
+    assert more[: len(rows)] == rows
+    assert len(more) > len(rows)
+    assert int(again.trainer.net.pool.reviews) == len({row["global_step"] for row in more})
+
+
+def test_the_statistics_of_a_newcomer_begin_at_0(files: str, tmp_path: Path, noise_everywhere: None) -> None:
+    config = settings(teachers=files, steps=240, curve_points=0, eval_episodes=0, run_dir=tmp_path / "run")
+    session = Session.start(config)
+    screen = Screen(session)
+    session.prepare(screen)
+    trainer = session.trainer
+    trainer.shared.exp_avg_sq.fill_(7.0)
+    trainer.shared.adam_steps.fill_(1.0)
+    trainer.train()
+    (newcomer,) = trainer.net.pool.present
+    fresh = {
+        id(p)
+        for i, link in enumerate(trainer.net.flow.links)
+        if link.teacher == newcomer
+        for p in trainer.net.flow.transforms[i].parameters()
+    }
+    views = named_views(trainer.net, trainer.groups, trainer.shared.exp_avg_sq)
+    zero = {name for name, parameter in trainer.net.named_parameters() if id(parameter) in fresh}
+    assert zero
+    assert {name for name, view in views.items() if not view.any()} == zero
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"own": {"linked_teachers": 4}}, r"--linked-teachers 4 needs a pool of 4 .* --teachers names 3: pong, break"),
+        ({"own": {"fold_at": 0.0}}, r"is for a linked phase with reviews in it; this run's has 0 steps"),
+        ({"steps": 40}, r"this run's has 40 steps and a review comes every 40"),
+    ],
+)
+def test_a_pool_that_cannot_work_is_refused(files: str, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(settings(**{"teachers": files, "steps": 20_000_000, **more}))
+
+
+def test_all_is_the_whole_zoo(tmp_path: Path) -> None:
+    teachers, exact = load_teachers(("all",), tmp_path, identify)
+    assert [teacher.path for teacher in teachers] == sorted(ZOO.glob("*.safetensors"))
+    assert exact == ("zoo:pong", "zoo:riverraid", "zoo:seaquest")
+
+
+def test_an_absent_teachers_q_and_w_get_no_gradient(pool: list[Teacher], obs: Tensor) -> None:
+    method = KnowledgeFlowMethod(settings())
+    net = method.build(SPEC, pool)
+    method.begin(net, 0, SPEC, rank=0)
+    logits, values = net.flow(obs)
+    (logits.square().sum() + values.sum()).backward()
+    for index, link in enumerate(net.flow.links):
+        for parameter in net.flow.transforms[index].parameters():
+            assert (parameter.grad is None or not parameter.grad.any()) == (link.teacher in net.flow.absent)
+    for layer in net.flow.layers:
+        weights = net.flow.mixing.raw.get_parameter(layer).grad
+        present = [link.teacher not in net.flow.absent for link in net.flow.candidates(layer)]
+        # Beside absent teachers alone, p of the student is 1.
+        assert (weights is None) == (not any(present))
+        assert weights is None or [bool(w) for w in weights] == [True, *present]

@@ -1,0 +1,22 @@
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from kfrl.compare import plots
+from kfrl.runs import history
+
+
+def test_a_runs_picture_says_when_teachers_came_and_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "metrics.csv").write_text(
+        "global_step,charts/episodic_return,charts/episodes,flow/p_student/fc,flow/p_teacher/pong/fc\n"
+        "1000000,1,1,0.1,0.9\n2000000,2,1,0.3,0.7\n"
+    )
+    rows = [{"teacher": "pong", "event": "dropped"}, {"teacher": "alien", "event": "linked"}]
+    history.add(tmp_path / "history.csv", 1_500_000, [*rows, {"teacher": "hero", "event": ""}])
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, target: drawn.append(figure))
+    plots.draw_run(tmp_path, tmp_path / "curves.png")
+    weights = drawn[0].axes[1]
+    assert [(text.get_text(), text.get_position()[0]) for text in weights.texts] == [("-pong +alien", 1.5)]
+    assert [line.get_xdata() for line in weights.lines if line.get_linestyle() == ":"] == [[1.5, 1.5]]
