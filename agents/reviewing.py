@@ -65,7 +65,7 @@ def review(
         if change.comes:
             fresh += admit(change.teacher, terms.share, obs)
     # Last, because other processes link whom the pool says.
-    pool.apply(changes)
+    pool.make(changes)
     yield Review(tuple(map(_sentence, changes)), tuple(_rows(pool, found, changes)), tuple(fresh))
 
 

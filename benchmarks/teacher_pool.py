@@ -21,6 +21,7 @@ import numpy as np
 
 import agents
 from agents.config import TrainConfig
+from agents.engines.settings import PPOConfig
 from agents.teachers.formats import Card, save_agent
 from envs.atari import Episode, Transition
 from envs.protocols import Protocol

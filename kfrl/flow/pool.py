@@ -133,7 +133,7 @@ class TeacherPool(nn.Module):
             self.faint[place] = 0 if measured.share >= FAINT else self.faint[place] + 1
 
     def changes(self, newcomers: bool) -> list[Change]:
-        """Who should go and who should come after the review that was recorded last; `apply` has them do it.
+        """Who should go and who should come after the review that was recorded last; `make` has them do it.
 
         Args:
             newcomers: Whether any may come.
@@ -141,7 +141,7 @@ class TeacherPool(nn.Module):
         gone = [Change(name, False, why) for name in self.present if (why := self._why_useless(name))]
         return gone + (self._arrivals({change.teacher for change in gone}) if newcomers else [])
 
-    def apply(self, changes: Sequence[Change]) -> None:
+    def make(self, changes: Sequence[Change]) -> None:
         """Link those who come and no longer those who go."""
         for change in changes:
             place = self.teachers.index(change.teacher)

@@ -15,7 +15,7 @@ def measured(lost: float, share: float = 0.5, noise: float = 0.1) -> Measured:
 def after(pool: TeacherPool, found: dict[str, Measured], *, newcomers: bool = True) -> list[tuple[str, bool]]:
     pool.record(found)
     changes = pool.changes(newcomers)
-    pool.apply(changes)
+    pool.make(changes)
     return [(change.teacher, change.comes) for change in changes]
 
 
