@@ -1,8 +1,8 @@
 """Who is linked at the end: an expert, two agents of other games and one of random weights, in a game of eight steps.
 
 The game: one quadrant of a noisy screen is brighter, its button gives a point, and then another one is. The two others
-have learned it with the buttons of other quadrants. For each seed the student begins with two linked teachers, the
-random one and one of the others; the expert waits, and so does the other.
+have learned games on the same screens in which only its column counts. For each seed the student begins with two linked
+teachers, the random one and one of the others; the other and the expert wait.
 
     python benchmarks/teacher_pool.py --seeds 10
 """
@@ -34,8 +34,8 @@ ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT")
 CELLS, CELL = 12, 7
 """The screen is 12 x 12 cells of 7 pixels."""
 LENGTH = 8
-ANSWERS = {"breakout": (0, 1, 2, 3), "pong": (1, 2, 3, 0), "seaquest": (3, 1, 0, 2)}
-"""Game -> the buttons of the four quadrants."""
+ANSWERS = {"breakout": (0, 1, 2, 3), "pong": (0, 1, 0, 1), "seaquest": (3, 2, 3, 2)}
+"""Game -> the buttons of the four quadrants; the two others know left from right, not up from down."""
 CONVS, HIDDEN = ((8, 7, 7),), 32
 USED_BY = ("agents.trainer", "agents.engines.synchronous", "agents.observations", "agents.plan")
 
@@ -125,7 +125,7 @@ def study(folder: Path, files: dict[str, Path], seed: int, steps: int, every: in
     """The history of one student's teachers."""
     pool = ("alien", "pong", "seaquest", "breakout")
     pooled = {"fold_at": None, "linked_teachers": 2, "review_every": every, "review_games": 50}
-    run = settings(folder / f"student-{seed}", seed, steps, own=pooled)
+    run = settings(folder / f"student-{seed}", seed, steps, method="knowledge-flow", methods={"knowledge-flow": pooled})
     with playing("breakout"):
         result = agents.train(replace(run, teachers=",".join(str(files[name]) for name in pool)))
     return read(result.folder / "history.csv")

@@ -26,7 +26,7 @@ from kfrl.runs.history import read
 SPEC = NetSpec("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"))
 
 
-def settings(**more: Any) -> TrainConfig:
+def settings(own: dict[str, Any] | None = None, **more: Any) -> TrainConfig:
     flow = {
         "fold_at": None,
         "linked_teachers": 1,
@@ -37,7 +37,7 @@ def settings(**more: Any) -> TrainConfig:
         "student_weight": 0.25,
     }
     given = {"game": "Breakout", "algo": "a2c", "envs_per_worker": 2, "convs": ((4, 8, 8),), "hidden": 8}
-    return TrainConfig(**given | more | {"method": "knowledge-flow", "own": flow | more.get("own", {})})
+    return TrainConfig(**given | more | {"method": "knowledge-flow", "methods": {"knowledge-flow": flow | (own or {})}})
 
 
 @pytest.fixture
