@@ -82,6 +82,14 @@ def load_config(path: Path, kind: type[T]) -> T:
     return validated(joined_names(read_yaml(path)), kind, source=str(path))
 
 
+def shipped(path: Path) -> Path:
+    """The file that `configs/...` means: the one in this folder, else the one that kfrl comes with."""
+    if path.exists() or path.parts[:1] != ("configs",):
+        return path
+    package = Path(__file__).parent
+    return next((root / path for root in (package, package.parent) if (root / path).is_file()), path)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The `key: value` lines of a YAML file; none of an empty one.
 
@@ -89,7 +97,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: no such file, not YAML, or something else than such lines.
     """
     try:
-        text = path.read_text()
+        text = shipped(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Could not read the config {path}: {error}.") from None
     try:

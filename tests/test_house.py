@@ -7,10 +7,13 @@ import functools
 import importlib
 import io
 import itertools
+import os
 import re
 import shlex
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,14 +106,20 @@ def test_torch_range() -> None:
     assert torch == ["torch>=2.6,<2.14"]
 
 
-def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)],
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_every_file_of_the_packages_and_the_configs(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     ours = {
         path.relative_to(ROOT).as_posix()
@@ -118,7 +127,33 @@ def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.name[0] != "."
     }
+    ours |= {f"kfrl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert not sorted(ours - held), "a pattern of .gitignore keeps these out of the wheel"
+
+
+def test_a_run_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False, symlinks=True)
+    python = home / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "-q"]
+    subprocess.run([*install, "--disable-pip-version-check", str(wheel)], check=True)
+    (packages,) = home.glob("lib/python*/site-packages")
+    # What kfrl needs is taken from where the tests run, so that torch is not installed again; a .pth file in there, as
+    # that of an editable kfrl, does not count.
+    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    quick = "--algo a2c --envs-per-worker 2 --steps 10 --convs 4 8 8 --hidden 8 --curve-points 0 --eval-episodes 0"
+    config = "train --config configs/atari/quickstart.yaml --fold-at None --no-choose-channels --run-dir run"
+    clean = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    command = [home / "bin" / "kfrl", *config.split(), *quick.split()]
+    ran = subprocess.run(command, cwd=work, env=clean, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "zoo:seaquest" in (work / "run" / "config.yaml").read_text()
+    assert (work / "run" / "student.safetensors").is_file()
+    where = [python, "-c", "import agents, envs, kfrl; print(agents.__file__, envs.__file__, kfrl.__file__)"]
+    found = subprocess.run(where, cwd=work, env=clean, capture_output=True, text=True, check=True).stdout.split()
+    assert all(Path(file).is_relative_to(packages) for file in found)
 
 
 # --- what the pages tell people to type ---------------------------------------------------------------------

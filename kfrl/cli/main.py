@@ -28,6 +28,7 @@ COMMANDS = {
     "sweep": "kfrl.cli.sweep",
     "bench": "kfrl.cli.bench",
     "doctor": "kfrl.cli.doctor",
+    "completion": "kfrl.cli.completion",
 }
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -37,27 +38,26 @@ USAGE = """\
 usage: kfrl COMMAND [OPTIONS]
 
 Transfer knowledge between deep nets in reinforcement and supervised learning.
+For example: kfrl train --game Alien --teachers seaquest
 
-  train      train a student on a game, alone or with frozen teachers
-  eval       score a run or an agent file: 30 no-op episodes
-  collect    store what teachers say of a game, for runs without their play
-  fold       turn a student that still has links into a plain net
-  export     write a student for other programs: ONNX, TorchScript, safetensors
-  compare    put runs side by side: methods over seeds and games, with intervals
-  teachers   list, show, check and import agents that can teach
-  plot       draw a run: returns, and p of student and teachers per layer
-  report     put runs on one HTML page: curves, comparison, games, settings
-  games      list the games
-  sweep      run many trainings from one file, on this machine or a cluster
-  bench      measure how fast this machine emulates, trains and evaluates
-  doctor     say what this machine has, what is missing, and what mends it
-  supervised train, eval and compare image classifiers
-  tabular    train, eval and compare small models of tables
+  train       train a student on a game, alone or with frozen teachers
+  eval        score a run or an agent file: 30 no-op episodes
+  compare     put runs side by side: methods over seeds and games, intervals
+  report      put runs on one HTML page: curves, comparison, games, settings
+  plot        draw a run: returns, and p of student and teachers per layer
+  teachers    list, show, check and import agents that can teach
+  collect     store what teachers say of a game, for runs without their play
+  fold        turn a student that still has links into a plain net
+  export      write a student for other programs: ONNX, TorchScript, tensors
+  games       list the games
+  sweep       run many trainings from one file, on this machine or a cluster
+  supervised  train, eval and compare image classifiers
+  tabular     train, eval and compare small models of tables
+  bench       measure how fast this machine emulates, trains and evaluates
+  doctor      say what this machine has, what is missing, and what mends it
+  completion  print what bash or zsh needs to complete commands and flags
 
-`kfrl COMMAND --help` explains one. For example:
-
-  kfrl train --game Alien --teachers seaquest
-  kfrl supervised train --data mnist
+`kfrl COMMAND --help` explains one.
 """
 
 

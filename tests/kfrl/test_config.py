@@ -313,3 +313,16 @@ def test_keys_that_hold_anchors_are_no_settings(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("x-rate: &rate 0.25\ngame: Pong\nlr: *rate\n")
     assert load_config(path, TrainConfig).lr == 0.25
+
+
+def test_a_shipped_config_is_found_from_any_folder_and_an_own_one_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("configs/atari/paper.yaml"), TrainConfig).flow.fold_at is None
+    own = Path("configs/atari/paper.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("steps: 7\n")
+    assert load_config(own, TrainConfig).steps == 7
+    with pytest.raises(UserError, match=r"Could not read the config configs/atari/coffee\.yaml"):
+        load_config(Path("configs/atari/coffee.yaml"), TrainConfig)
