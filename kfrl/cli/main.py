@@ -18,6 +18,7 @@ COMMANDS = {
     "collect": "kfrl.cli.collect",
     "fold": "kfrl.cli.fold",
     "export": "kfrl.cli.export",
+    "push": "kfrl.cli.push",
     "compare": "kfrl.cli.compare",
     "teachers": "kfrl.cli.teachers",
     "plot": "kfrl.cli.plot",
@@ -38,7 +39,6 @@ USAGE = """\
 usage: kfrl COMMAND [OPTIONS]
 
 Transfer knowledge between deep nets in reinforcement and supervised learning.
-For example: kfrl train --game Alien --teachers seaquest
 
   train       train a student on a game, alone or with frozen teachers
   eval        score a run or an agent file: 30 no-op episodes
@@ -49,6 +49,7 @@ For example: kfrl train --game Alien --teachers seaquest
   collect     store what teachers say of a game, for runs without their play
   fold        turn a student that still has links into a plain net
   export      write a student for other programs: ONNX, TorchScript, tensors
+  push        upload a student to the Hugging Face Hub, with its scores
   games       list the games
   sweep       run many trainings from one file, on this machine or a cluster
   supervised  train, eval and compare image classifiers
@@ -58,6 +59,7 @@ For example: kfrl train --game Alien --teachers seaquest
   completion  print what bash or zsh needs to complete commands and flags
 
 `kfrl COMMAND --help` explains one.
+For example: kfrl train --game Alien --teachers seaquest
 """
 
 

@@ -319,7 +319,7 @@ def test_a_shipped_config_is_found_from_any_folder_and_an_own_one_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_config(Path("configs/atari/paper.yaml"), TrainConfig).flow.fold_at is None
+    assert load_config(Path("configs/atari/paper.yaml"), TrainConfig).protocol == "nature"
     own = Path("configs/atari/paper.yaml")
     own.parent.mkdir(parents=True)
     own.write_text("steps: 7\n")
