@@ -35,8 +35,8 @@ class LinkedRun:
                 "A fold is for runs of --method knowledge-flow."
             )
         checkpoint = latest_checkpoint(self.run.folder.checkpoints)
-        method = self.run.method()
-        net = method.build(self.run.spec, self.run.teachers)
+        built = self.run.take_built()
+        method, net = built.method, built.net
         checkpoint.load_net(net)
         if not isinstance(net, FlowNet) or method.independent(net):
             raise UserError(f"{path} is independent already: {self.run.folder.student} needs no teacher.")

@@ -49,9 +49,9 @@ class Plan:
 
 
 def plan_of(run: Run) -> Plan:
-    """Build the run's net once and count."""
-    method = run.method()
-    net = method.build(run.spec, run.teachers)
+    """Count what the run's net holds."""
+    built = run.built()
+    method, net = built.method, built.net
     method.begin(net, 0, run.phases[0].games[0], rank=0)
     trained = sum(p.numel() for group in method.parameter_groups(net) for p in group.parameters)
     deployed = sum(p.numel() for p in method.export(net).parameters()) if len(run.phases) == 1 else None

@@ -29,10 +29,11 @@ from kfrl.runs.checkpoint import Checkpoint
 from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.provenance import check_pinned, commit
 from kfrl.seeding import EVALUATION, stream
+from kfrl.training.run import MethodRun
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(MethodRun[AnyMethod]):
     """A config with everything that it names looked up and loaded. Nothing is written yet."""
 
     config: TrainConfig
@@ -44,6 +45,16 @@ class Run:
     def method(self) -> AnyMethod:
         """A fresh instance of the run's method."""
         return get_method(self.config.method_name)(self.config)
+
+    def build(self, method: AnyMethod) -> nn.Module:
+        """The net that trains, fresh."""
+        net: nn.Module = method.build(self.spec, self.teachers)
+        return net
+
+    @property
+    def seed(self) -> int:
+        """The run's own."""
+        return self.config.seed
 
     def check_teachers(self, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint that was trained with other files of its teachers.
@@ -137,14 +148,14 @@ def resolve(config: TrainConfig) -> Run:
     run = Run(config, protocol, spec, teachers, folder)
     _check_workers(run)
     try:
-        net = run.method().build(spec, teachers)
+        run.built()
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"The student (convs {config.convs}, hidden {config.hidden}) and its teachers cannot be put together on "
             f"{protocol.frame_stack} x {protocol.screen_size} x {protocol.screen_size} screens: {error}"
         ) from None
     if config.algo == "acktr":
-        _check_factors(run, net)
+        _check_factors(run)
     return run
 
 
@@ -185,9 +196,10 @@ def _check_workers(run: Run) -> None:
         )
 
 
-def _check_factors(run: Run, net: nn.Module) -> None:
+def _check_factors(run: Run) -> None:
     """Refuse, for K-FAC, layers that it cannot factor and rollouts that are too small for its factors."""
-    method, phase, shape = run.method(), run.phases[0], run.config.shape
+    built, phase, shape = run.built(), run.phases[0], run.config.shape
+    method, net = built.method, built.net
     method.begin(net, 0, phase.games[0], rank=0)
     trained = [p for group in method.parameter_groups(net) if group.sgd is None for p in group.parameters]
     layers = factored_layers(net, trained)

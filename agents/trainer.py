@@ -25,7 +25,7 @@ from kfrl.nets import arch_of
 from kfrl.runs import history
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
 from kfrl.runs.metrics import MetricsWriter
-from kfrl.seeding import CURVE, PLAY, seed_everything, stream
+from kfrl.seeding import CURVE, PLAY, stream
 from kfrl.training import trainer as training
 from kfrl.training.signals import noting_signals
 from kfrl.training.trainer import Display, Outcome
@@ -79,9 +79,8 @@ class Trainer(training.Trainer[Run, Status]):
     def __init__(self, run: Run, display: Display[Status], checkpoint: Checkpoint | None = None) -> None:
         """Build the model, from a checkpoint if there is one."""
         super().__init__(run, display)
-        seed_everything(stream(run.config.seed, 0))
-        self.method = run.method()
-        self.net = self.method.build(run.spec, run.teachers)
+        built = run.take_built()
+        self.method, self.net = built.method, built.net
         self.session = 0
         self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         self._student_return: float | None = None

@@ -267,8 +267,8 @@ def _with_links(path: Path, settings: TrainConfig) -> Policy | None:
     if not get_method(settings.method_name).leans_on_teachers:
         return None
     run = reopen(path)
-    method = run.method()
-    net = method.build(run.spec, run.teachers)
+    built = run.take_built()
+    method, net = built.method, built.net
     saved = latest_checkpoint(run.folder.checkpoints)
     run.check_teachers(saved)
     saved.load_net(net)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kfrl.runs.folder import RunFolder
 from kfrl.supervised.run import Run
 from kfrl.supervised.trainer import Status, Trainer
-from kfrl.training.session import Silent
 from kfrl.training.trainer import Display
 
 MEASURED = 2.0
@@ -20,15 +18,14 @@ MEASURED = 2.0
 
 
 @contextmanager
-def rehearsal(run: Run, display: Display[Status]) -> Iterator[tuple[Trainer, float]]:
-    """A trainer before its first update, and how many images a second another one trained on; leaves no file."""
+def rehearsal(run: Run, display: Display[Status]) -> Iterator[Trainer]:
+    """A trainer that leaves no file."""
     with TemporaryDirectory(prefix="kfrl-trial-") as folder:
-        elsewhere = replace(run, folder=RunFolder(Path(folder)))
-        rate = _rate(Trainer(elsewhere, Silent()))
-        yield Trainer(elsewhere, display), rate
+        yield Trainer(run.at(RunFolder(Path(folder))), display)
 
 
-def _rate(trainer: Trainer) -> float:
+def expected_rate(trainer: Trainer) -> float:
+    """Images a second, from a few updates, measured here and now."""
     images, started = 0, time.perf_counter()
     for index, batch in enumerate(trainer.images.epoch(trainer.config.seed, 0, 0)):
         if index == 1:  # The first update was for warming up.

@@ -28,10 +28,11 @@ from kfrl.supervised.methods import get_method, method_names
 from kfrl.supervised.methods.base import AnyMethod, Task
 from kfrl.supervised.teachers import adapt, load_classifiers
 from kfrl.training.ranks import join, ranks
+from kfrl.training.run import MethodRun
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(MethodRun[AnyMethod]):
     """A config with everything that it names looked up and loaded. Nothing is written yet."""
 
     config: SupervisedConfig
@@ -45,6 +46,16 @@ class Run:
     def method(self) -> AnyMethod:
         """A fresh instance of the run's method."""
         return get_method(self.config.method_name)(self.config)
+
+    def build(self, method: AnyMethod) -> nn.Module:
+        """The module that trains, fresh, on the run's device."""
+        net: nn.Module = method.build(self.task, self.teachers)
+        return net.to(torch.device(self.config.device))
+
+    @property
+    def seed(self) -> int:
+        """The run's own."""
+        return self.config.seed
 
     def loader(self, images: Images, channels_last: bool, augmented: bool = False) -> Loader:
         """Batches of some of the data's images, on the run's device."""
@@ -132,7 +143,7 @@ def resolve(config: SupervisedConfig) -> Run:
     task = Task(data.name, data.classes, data.shape, normalisation, config.net)
     run = Run(config, data, task, train, validation, teachers, folder)
     try:
-        run.method().build(task, teachers)
+        run.built()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"The student {config.net} and its teachers cannot be put together: {error}") from None
     return run

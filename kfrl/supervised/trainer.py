@@ -20,7 +20,6 @@ from kfrl.errors import UserError
 from kfrl.nets.memory_format import channels_last
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
 from kfrl.runs.metrics import MetricsWriter
-from kfrl.seeding import seed_everything, stream
 from kfrl.supervised.classifiers import Teacher, load_classifier, save_classifier
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.evaluate import Evaluation, evaluate
@@ -82,9 +81,8 @@ class Trainer(training.Trainer[Run, Status]):
         self.config = run.config
         self.ranks = ranks()
         self.device = torch.device(run.config.device)
-        seed_everything(stream(run.config.seed, 0))
-        self.method = run.method()
-        self.net = self.method.build(run.task, run.teachers).to(self.device)
+        built = run.take_built()
+        self.method, self.net = built.method, built.net
         maps = channels_last(self.net)
         for teacher in run.teachers:
             channels_last(teacher.net)

@@ -58,13 +58,14 @@ def _try(config: SupervisedConfig) -> int:
 
     from kfrl.cli.display import RunDisplay, duration
     from kfrl.machine import peak_memory, size
-    from kfrl.supervised.plan import rehearsal
+    from kfrl.supervised.plan import expected_rate, rehearsal
     from kfrl.supervised.run import resolve
 
     display = RunDisplay(Console(), StringIO(), view)
     run = resolve(config)
-    with rehearsal(run, display) as (trainer, rate):
+    with rehearsal(run, display) as trainer:
         _introduce(display, run, trainer)
+        rate = expected_rate(trainer)
         updates = trainer.epochs * len(trainer.images)
         seconds = updates * config.batch_size / rate
         display.say(f"memory: {size(peak_memory())} were in use after a few updates")
