@@ -16,9 +16,7 @@ from kfrl.supervised.methods.baseline import METHOD as BASELINE
 from kfrl.training.run import MethodRun
 
 IMAGES = "supervised train --data digits --net mlp-8 --epochs 1 --batch-size 512 --run-dir run".split()
-GAMES = (
-    "train --game Breakout --teachers zoo:breakout --method fine-tune --algo a2c --steps 64 --envs-per-worker 2".split()
-)
+GAMES = "train --game Breakout --teachers seaquest --method fine-tune --algo a2c --steps 64 --envs-per-worker 2".split()
 
 
 @dataclass(frozen=True)
