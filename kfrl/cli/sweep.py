@@ -67,13 +67,13 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.sweep.trials import SweepFolder
 
     plan = _plan(flags)
-    _check_machine(plan, flags.address)
+    check_machine(plan, flags.address)
     folder = SweepFolder((flags.storage or _default_folder(flags)).expanduser().absolute())
     if flags.dry_run:
         in_fresh_process(resolve_all, plan)
-        _estimate(plan)
+        print_estimate(plan)
         return 0
-    _check_ray(flags.address)
+    check_ray(flags.address)
     folder.prepare(plan)
     in_fresh_process(resolve_all, plan)
     return run_sweep(folder, flags.address)
@@ -100,7 +100,12 @@ def _default_folder(flags: SweepFlags) -> Path:
 # --- what is refused before anything starts -------------------------------------------------------------------
 
 
-def _check_machine(plan: Plan, address: str | None) -> None:
+def check_machine(plan: Plan, address: str | None) -> None:
+    """Refuse runs that this machine has too few cores or too little shared memory for.
+
+    Raises:
+        UserError: saying what is missing.
+    """
     from kfrl.machine import cores
 
     if address is not None:
@@ -125,7 +130,12 @@ def _check_machine(plan: Plan, address: str | None) -> None:
             )
 
 
-def _check_ray(address: str | None) -> None:
+def check_ray(address: str | None) -> None:
+    """Refuse a machine without Ray, and a cluster where nobody answers.
+
+    Raises:
+        UserError: saying what is missing.
+    """
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
         raise UserError("kfrl sweep needs Ray Tune, which is not installed: pip install 'kfrl[sweep]'")
     if address is None or address == "auto":
@@ -195,6 +205,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_worker_niceness": "0",
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
 """Of the driver and, through it, of Ray: no telemetry, no files and handlers beside ours."""
 
@@ -359,7 +370,8 @@ def _conclude(folder: SweepFolder, plan: Plan, states: Mapping[str, State]) -> N
 # --- --dry-run --------------------------------------------------------------------------------------------------
 
 
-def _estimate(plan: Plan) -> None:
+def print_estimate(plan: Plan) -> None:
+    """Train one run of each kind for a few seconds, and print what all would take."""
     from rich.table import Table
 
     from kfrl.cli.console import table_console

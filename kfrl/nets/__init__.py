@@ -16,6 +16,7 @@ FAMILIES = {
     "columns": "kfrl.nets.atari.two_column:ColumnNet",
     "conv": "kfrl.nets.images.conv:ConvNet",
     "densenet": "kfrl.nets.images.densenet:DenseNet",
+    "ensemble": "kfrl.nets.images.ensemble:EnsembleNet",
     "grown": "kfrl.nets.images.grown:GrownNet",
     "imagenet-resnet": "kfrl.nets.images.imagenet:ImageNetResNet",
     "lstm": "kfrl.nets.images.lstm:RowLSTM",

@@ -70,8 +70,10 @@ class Run(MethodRun[AnyMethod]):
             ranks(),
         )
 
-    def save_student(self, net: nn.Module, epochs: int, validation: float | None, test: dict[str, Any]) -> None:
-        """Write the student alone, as a teacher for the next run."""
+    def save_student(
+        self, net: nn.Module, name: str, epochs: int, validation: float | None, test: dict[str, Any]
+    ) -> None:
+        """Write the student alone, called by the `name` of its net, as a teacher for the next run."""
         card = Card(
             data=self.data.name,
             classes=self.task.classes,
@@ -79,7 +81,7 @@ class Run(MethodRun[AnyMethod]):
             input_shape=self.task.shape,
             mean=self.task.normalisation.mean,
             std=self.task.normalisation.std,
-            net=self.task.net,
+            net=name,
             method=self.config.label,
             epochs=epochs,
             seed=self.config.seed,
@@ -103,6 +105,7 @@ def resolve(config: SupervisedConfig) -> Run:
     check_device(config.device)
     together = join(config.device)
     method = get_method(config.method_name)
+    config = method.with_files(config)
     method.check_answers(config.method_name, config.answers is not None)
     if config.answers is None:
         method.check_teachers(config.method_name, len(config.teacher_names))

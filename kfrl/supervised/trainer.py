@@ -54,6 +54,8 @@ class Status:
     """Means of the running epoch."""
     validation: float | None
     """Accuracy of the student alone on the validation images, when it was last evaluated."""
+    validated: int
+    """After how many epochs that was."""
     best: float | None
     metrics: dict[str, float]
     """The method's own, e.g. p per layer."""
@@ -268,6 +270,7 @@ class Trainer(training.Trainer[Run, Status]):
         if self._metrics is not None:
             self._metrics.log(self.updates, values | self.method.metrics(self.net))
         self._sums = {}
+        self._shown = 0.0  # what was found is shown at the next update
         if self._stage != stage:
             if self.stages[stage].complete and self._kept:
                 self.net.load_state_dict(self._kept)
@@ -378,7 +381,7 @@ class Trainer(training.Trainer[Run, Status]):
             path = self.run.folder.path / f"{name}.safetensors"
             scores = result["others"].get(name, {})
             save_classifier(path, net, replace(card, evaluation=scores, commit=kept.card.commit))
-        self.run.save_student(kept.net, kept.card.epochs, kept.card.validation_accuracy, result["test"])
+        self.run.save_student(kept.net, kept.card.net, kept.card.epochs, kept.card.validation_accuracy, result["test"])
         self.run.folder.write_evaluation(result)
 
     def _trained(self) -> int:
@@ -393,7 +396,8 @@ class Trainer(training.Trainer[Run, Status]):
             return
         chosen = self._best is not None and self._in_last_stage
         validation, epoch = (self._best, self._best_epoch) if chosen else (self._last_validation, self._epoch)
-        self.run.save_student(self._student(), epoch, validation, {})
+        name = self.method.shipped_net(self.run.task)
+        self.run.save_student(self._student(), name, epoch, validation, {})
 
     def _student(self) -> nn.Module:
         """What the method exports, with batch statistics of its own."""
@@ -490,6 +494,7 @@ class Trainer(training.Trainer[Run, Status]):
             eta_sec=left / rate if rate else None,
             losses={name: float(value) / max(1, self._batch) for name, value in self._sums.items()},
             validation=self._last_validation,
+            validated=self._epoch,
             best=self._best,
             metrics=self.method.metrics(self.net),
         )

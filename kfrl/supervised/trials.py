@@ -61,7 +61,7 @@ class Images(Domain):
 
     def progress(self, status: Any) -> Progress:
         """Of a `kfrl.supervised.trainer.Status`."""
-        return Progress(status.epoch, status.epochs, status.images_per_sec, status.validation)
+        return Progress(status.epoch, status.epochs, status.images_per_sec, status.validation, float(status.validated))
 
     def curve(self, folder: Path) -> list[tuple[float, float]]:
         """Epochs and the accuracy on validation images."""

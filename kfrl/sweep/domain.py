@@ -25,6 +25,8 @@ class Progress:
     """Steps or images a second."""
     objective: float | None
     """What runs are chosen by, higher is better, when it was last measured."""
+    measured: float | None = None
+    """After how many steps or epochs that was, where it is known."""
 
     @property
     def share(self) -> float:

@@ -7,6 +7,7 @@ happened is in the runs' folders and in the sweep's CSV; Tune's own files are ne
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 import time
@@ -28,7 +29,7 @@ from kfrl.errors import UserError
 from kfrl.sweep.domain import Progress
 from kfrl.sweep.estimate import OBJECT_STORE
 from kfrl.sweep.processes import adopt_orphans, alive, descendants, end_descendants, watch
-from kfrl.sweep.space import Trial
+from kfrl.sweep.space import EarlyStopping, Trial
 from kfrl.sweep.trials import (
     FAILED,
     FINISHED,
@@ -68,7 +69,11 @@ class Runner(tune.Trainable):
         self._trial = self._plan.trial(config["one"]["trial"])
         self._state: str = config["one"]["state"]
         self._history: deque[tuple[float, float]] = deque()
-        if self._plan.early_stopping is not None:
+        self._judged = self._plan.early_stopping is not None
+        self._points: queue.Queue[tuple[float, float] | None] = queue.Queue()
+        self._go_on, self._owed = threading.Semaphore(0), False
+        self._told = -1.0
+        if self._judged:
             # What was known of it when it was left, for the rungs that it has passed.
             self._history.extend(self._domain.curve(self._folder.run(self._trial).path))
         self._session: Any = None
@@ -86,19 +91,31 @@ class Runner(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """How the run stands, after a second or at its end."""
         if self._history:
-            done, objective = self._history.popleft()
-            share = done / self._total
-            return {"state": self._state, **_place(done, share), "objective": objective}
+            return self._point(*self._history.popleft(), self._state)
         if self._state in (FINISHED, PRUNED):
             return {"state": self._state, "done": True}
         if self._thread is None:
-            self._thread = threading.Thread(target=self._train, name="run")
+            self._thread = threading.Thread(target=self._train, name="run", daemon=True)
             self._thread.start()
-        self._thread.join(1.0)
-        ended = not self._thread.is_alive()
-        if ended and self._error is not None:
+        if self._owed:
+            self._owed = False
+            self._go_on.release()
+        try:
+            point = self._points.get(timeout=1.0)
+        except queue.Empty:
+            return {**self._report(), "state": RUNNING}
+        if point is not None:
+            self._owed = True
+            return self._point(*point, RUNNING)
+        self._thread.join()
+        if self._error is not None:
             return self._failed(self._error)
-        return {**self._report(), "state": FINISHED if ended else RUNNING, "done": ended}
+        known = {} if self._progress is None else _known(self._progress)
+        return {**self._report(), **known, "state": FINISHED, "done": True}
+
+    def _point(self, done: float, objective: float, state: str) -> dict[str, Any]:
+        """A point of the run's curve, for ASHA."""
+        return {"state": state, **_place(done, done / self._total), "objective": objective}
 
     @property
     def _total(self) -> float:
@@ -108,7 +125,8 @@ class Runner(tune.Trainable):
         progress = self._progress
         if progress is None:
             return {**_place(0.0, 0.0), "rate": 0.0}
-        known = {"objective": progress.objective} if progress.objective is not None else {}
+        # ASHA is told the objective where it was measured, and nowhere else.
+        known = {} if self._judged else _known(progress)
         return {**_place(progress.done, progress.share), "rate": progress.rate, **known}
 
     def _failed(self, error: BaseException) -> dict[str, Any]:
@@ -131,10 +149,20 @@ class Runner(tune.Trainable):
             self._session.complete(self)
         except BaseException as error:
             self._error = error
+        finally:
+            self._points.put(None)
 
     def update(self, status: Any) -> None:
-        """As a display: keep where the run stands."""
-        self._progress = self._domain.progress(status)
+        """As a display: keep where the run stands. Under ASHA the run waits for its judgement at each new objective."""
+        self._progress = progress = self._domain.progress(status)
+        if self._judged and not self._stopping and progress.objective is not None:
+            measured = progress.done if progress.measured is None else progress.measured
+            # Without a measure of its own, an objective is new when its value is.
+            key = progress.objective if progress.measured is None else measured
+            if key != self._told:
+                self._told = key
+                self._points.put((measured, progress.objective))
+                self._go_on.acquire()
         if self._stopping:
             self._session.trainer.stop(signal.SIGTERM)
 
@@ -146,6 +174,7 @@ class Runner(tune.Trainable):
     def cleanup(self) -> None:
         """Have the run write a checkpoint and end, if it has not."""
         self._stopping = True
+        self._go_on.release()
         if self._thread is not None and self._thread.is_alive():
             with suppress(RuntimeError, AttributeError):
                 self._session.trainer.stop(signal.SIGTERM)
@@ -157,7 +186,11 @@ class Runner(tune.Trainable):
 
 def _place(done: float, share: float) -> dict[str, float]:
     """Where a run stands, as Tune gets it; its schedulers count in whole numbers."""
-    return {"done_units": done, "share": share, "permille": int(1000 * share)}
+    return {"done_units": done, "share": share, "permille": round(1000 * share)}
+
+
+def _known(progress: Progress) -> dict[str, float]:
+    return {} if progress.objective is None else {"objective": progress.objective}
 
 
 class _Stopper(tune.Stopper):
@@ -184,6 +217,7 @@ class _Table(tune.Callback):
             self.write()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._take(trial)
         name = trial.config["one"]["trial"]
         reported = (trial.last_result or {}).get("state")
         if reported in (WAITING, RUNNING, STOPPED) and not _STOP.is_set():
@@ -318,18 +352,42 @@ def _resources(trial: Trial) -> Any:
     return tune.PlacementGroupFactory([{"CPU": trial.cpu, "GPU": trial.gpu}])
 
 
+class _Asha(ASHAScheduler):
+    """ASHA for all trials but the sweep's own teachers, which others wait for."""
+
+    def __init__(self, teachers: set[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._teachers = teachers
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if self._is_teacher(trial):
+            return str(ASHAScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if not self._is_teacher(trial):
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def _is_teacher(self, trial: Any) -> bool:
+        return trial.config["one"]["trial"] in self._teachers
+
+
 def _scheduler(plan: Plan) -> Any:
     if plan.early_stopping is None:
         return None
-    return ASHAScheduler(
-        time_attr="permille",
-        metric="objective",
-        mode="max",
-        max_t=1000,
-        grace_period=max(1, round(1000 * plan.early_stopping.grace)),
-        reduction_factor=plan.early_stopping.factor,
-        stop_last_trials=False,
-    )
+    return _Asha({trial.name for trial in plan.trials if trial.teacher}, **_rungs(plan.early_stopping))
+
+
+def _rungs(early: EarlyStopping) -> dict[str, Any]:
+    return {
+        "time_attr": "permille",
+        "metric": "objective",
+        "mode": "max",
+        "max_t": 1000,
+        "grace_period": max(1, round(1000 * early.grace)),
+        "reduction_factor": early.factor,
+        "stop_last_trials": False,
+    }
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -83,7 +83,7 @@ def resolve_all(plan: Plan) -> None:
 
 
 def measure_all(plan: Plan, seconds: float = SECONDS) -> list[Kind]:
-    """Train the first run of each group for some seconds, in this process."""
+    """Train a run of each group for some seconds, in this process: the first that needs no teacher of it."""
     groups: dict[str, list[Trial]] = {}
     for trial in plan.trials:
         groups.setdefault(trial.group, []).append(trial)
@@ -91,7 +91,8 @@ def measure_all(plan: Plan, seconds: float = SECONDS) -> list[Kind]:
 
 
 def _measure(plan: Plan, trials: Sequence[Trial], seconds: float) -> Kind:
-    domain, trial = domain_of(plan), trials[0]
+    domain = domain_of(plan)
+    trial = next((one for one in trials if not teacher_names(one.settings)), trials[0])
     settings = dict(trial.settings)
     untaught = bool(teacher_names(settings))
     if untaught:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "kfrl.cli.supervised.train",
+    "search": "kfrl.cli.supervised.search",
     "eval": "kfrl.cli.supervised.evaluate",
     "collect": "kfrl.cli.supervised.collect",
     "compare": "kfrl.cli.supervised.compare",
@@ -18,6 +19,7 @@ usage: kfrl supervised COMMAND [OPTIONS]
 Transfer knowledge between image classifiers.
 
   train      train a classifier, alone or with frozen teachers
+  search     choose a transfer graph, or Knowledge Flow's lambdas, on validation images
   eval       count a classifier's errors on test images
   collect    store what teachers say of training images, for runs without them
   compare    put runs side by side: methods over seeds and data sets

@@ -17,7 +17,7 @@ class Classifier(nn.Module):
     Its last layer is called `head`; everything before it may be carried over to a task with other classes.
     """
 
-    head_layers = ("head",)
+    head_layers: tuple[str, ...] = ("head",)
     hidden_layers: tuple[str, ...] = ()
     """Sub-modules whose outputs are pre-activations z, input side first: what Knowledge Flow links."""
     flattened: dict[str, tuple[int, ...]]

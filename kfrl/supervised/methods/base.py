@@ -131,6 +131,19 @@ class Method(OwnSettings, Generic[Net]):
         return own
 
     @classmethod
+    def with_files(cls, config: SupervisedConfig) -> SupervisedConfig:
+        """The settings, with what the files that they name hold.
+
+        Raises:
+            UserError: a file that cannot be read.
+        """
+        return config
+
+    def shipped_net(self, task: Task) -> str:
+        """What cards call the net that `export` gives."""
+        return task.net
+
+    @classmethod
     def check_teachers(cls, name: str, count: int) -> None:
         """Refuse a number of teachers that the method cannot use.
 

@@ -4,74 +4,55 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kfrl.config import Positive
 from kfrl.errors import UserError, unknown
 from kfrl.losses.distillation import GATES, attention_loss, attention_similarity, similarity, soft_target_loss
 from kfrl.nets.hooks import Features, layer_shapes, with_features
 from kfrl.nets.images.classifier import Classifier
+from kfrl.nets.images.ensemble import EnsembleNet, mean_logits
 from kfrl.supervised.classifiers import Teacher
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch
+from kfrl.supervised.graphs import ENSEMBLE, LABELS, Edge, Graph, Node, read_graph
 from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, check_same_classes
 
-LABELS = "labels"
 MAPS = {"attention": attention_loss, "attention-apart": attention_similarity}
 """Losses of edges between feature maps."""
 
 
 @dataclass(frozen=True)
-class Node:
-    """A net of a knowledge transfer graph."""
-
-    name: str
-    net: str | None = None
-    """By name; the student's by default."""
-    teacher: str | None = None
-    """One of --teachers: pre-trained and frozen."""
-
-
-@dataclass(frozen=True)
-class Edge:
-    """Knowledge that goes from one node to another."""
-
-    source: str
-    """A node's name, or `labels`."""
-    target: str
-    gate: str = "through"
-    """through, cutoff, linear, negative-linear or correct."""
-    loss: Literal["kl", "apart", "attention", "attention-apart"] = "kl"
-    """What is alike: the outputs, or the attention maps of a layer; apart: pushed away from each other (+)."""
-    source_layer: str | None = None
-    """attention: the source's layer. Default: its last hidden one that gives maps."""
-    target_layer: str | None = None
-    """attention: the target's layer, likewise."""
-
-
-@dataclass(frozen=True)
-class Settings:
+class Settings(Graph):
     """Deep collaborative learning. The graph is given in YAML."""
 
-    nodes: tuple[Node, ...] = ()
-    """The first is the target: the student."""
-    edges: tuple[Edge, ...] = ()
-    edge_temperature: Positive = 1.0
-    """T of the edges between nets."""
+    graph: Path | None = None
+    """A YAML file of nodes, edges and edge_temperature, such as `kfrl supervised search` writes; in the place of those
+    of --config."""
 
 
 class Collaborative(Method[nn.ModuleDict]):
     """L_t = sum over the edges s -> t of the mean over the batch of G_st(KL[p_s || p_t]); p of the labels is one-hot.
 
-    Frozen nodes are teachers; the others train together. The first node is the student.
+    Frozen nodes are teachers; the others train together. The first node is the student. An ensemble has the mean logits
+    of the nodes that train, learns nothing itself, and teaches as any other node (Okamoto et al. 2022 have their sum).
     """
 
     takes_teachers = "any"
     Settings = Settings
+
+    @classmethod
+    def with_files(cls, config: SupervisedConfig) -> SupervisedConfig:
+        """The graph of `--graph` in the place of the config's own."""
+        path = cls.read_settings(config).graph
+        if path is None:
+            return config
+        return replace(config, methods={**config.methods, cls.section(): asdict(read_graph(path))})
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.ModuleDict:
         """A fresh net for every node that trains.
@@ -83,13 +64,14 @@ class Collaborative(Method[nn.ModuleDict]):
         self.graph = self.own
         check_same_classes("collaborative", task, teachers)
         check_graph(self.graph, [teacher.name for teacher in teachers])
-        by_name = {teacher.name: teacher for teacher in teachers}
-        self.frozen = {node.name: by_name[node.teacher] for node in self.graph.nodes if node.teacher}
+        nodes = self.graph.nodes
+        self.target = nodes[0]
+        self.frozen = {node.name: _teacher_of(node, teachers) for node in nodes if node.teacher is not None}
+        self.ensembles = [node.name for node in nodes if node.net == ENSEMBLE]
+        fresh = [(i, node) for i, node in enumerate(nodes) if node.name not in (*self.frozen, *self.ensembles)]
         # Numbered, because a ModuleDict refuses some names, e.g. those with a dot.
-        self.trained = {node.name: f"node_{i}" for i, node in enumerate(self.graph.nodes) if not node.teacher}
-        made = nn.ModuleDict(
-            {self.trained[node.name]: task.make_net(node.net) for node in self.graph.nodes if not node.teacher}
-        )
+        self.trained = {node.name: f"node_{i}" for i, node in fresh}
+        made = nn.ModuleDict({self.trained[node.name]: task.make_net(node.net) for _, node in fresh})
         nets = {name: teacher.net for name, teacher in self.frozen.items()}
         nets |= {name: made[key] for name, key in self.trained.items()}
         self._layers = {edge: _layers_of(edge, nets, task) for edge in self.graph.edges if edge.loss in MAPS}
@@ -99,6 +81,8 @@ class Collaborative(Method[nn.ModuleDict]):
         """A term an edge. What a source says is a constant."""
         said = {name: self._ask(name, teacher.net, batch.images) for name, teacher in self.frozen.items()}
         said |= {name: self._ask(name, net[key], batch.images) for name, key in self.trained.items()}
+        for name in self.ensembles:
+            said[name] = mean_logits([said[member][0].detach() for member in self.trained]), {}
         return {
             _term(edge): self._edge(edge, said, batch.labels, progress.in_run)
             for edge in self.graph.edges
@@ -130,12 +114,34 @@ class Collaborative(Method[nn.ModuleDict]):
         return GATES[edge.gate](loss, progress, right).mean()
 
     def export(self, net: nn.ModuleDict) -> nn.Module:
-        """The target node's net."""
-        return copy.deepcopy(net[self.trained[self.graph.nodes[0].name]])
+        """The target node's net; of an ensemble all that train, as one."""
+        if self.target.name in self.ensembles:
+            return EnsembleNet.of(list(net.values()))
+        return copy.deepcopy(net[self.trained[self.target.name]])
+
+    def shipped_net(self, task: Task) -> str:
+        """The target node's."""
+        return self.target.net or task.net
 
     def others(self, net: nn.ModuleDict, final: bool) -> Mapping[str, Predictor]:
         """The other nodes that train."""
-        return {name: net[key] for name, key in list(self.trained.items())[1:]}
+        return {name: net[key] for name, key in self.trained.items() if name != self.target.name}
+
+
+def _teacher_of(node: Node, teachers: Sequence[Teacher]) -> Teacher:
+    """The frozen net of a node.
+
+    Raises:
+        UserError: a net of another kind than the graph has there.
+    """
+    by_name = {teacher.name: teacher for teacher in teachers}
+    found = teachers[node.teacher - 1] if isinstance(node.teacher, int) else by_name[str(node.teacher)]
+    if node.net not in (None, found.card.net):
+        raise UserError(
+            f"Node {node.name!r} of the graph is a trained {node.net}, and the teacher {found.path} is a "
+            f"{found.card.net}. Name another in --teachers, or leave out the node's net to take any."
+        )
+    return found
 
 
 def _term(edge: Edge) -> str:
@@ -149,8 +155,10 @@ def _layers_of(edge: Edge, nets: Mapping[str, nn.Module], task: Task) -> tuple[s
     Raises:
         UserError: a layer that is not there, or gives no maps.
     """
-    if edge.source == LABELS:
-        raise UserError(f"The edge {LABELS} -> {edge.target} has no attention maps: only nets have. Give it loss: kl.")
+    if edge.source not in nets:
+        raise UserError(
+            f"The edge {edge.source} -> {edge.target} has no attention maps: only nets have. Give it loss: kl."
+        )
     source = _map_layer(edge.source, nets[edge.source], edge.source_layer, task)
     return source, _map_layer(edge.target, nets[edge.target], edge.target_layer, task)
 
@@ -170,42 +178,63 @@ def _map_layer(node: str, net: nn.Module, named: str | None, task: Task) -> str:
     return maps[-1]
 
 
-def check_graph(graph: Settings, teachers: Sequence[str]) -> None:
+def check_graph(graph: Graph, teachers: Sequence[str]) -> None:
     """Refuse a graph along which nothing can be learned.
 
     Raises:
         UserError: no graph; a name given twice; an unknown teacher, gate, source or target; a frozen target; an edge
-            into a frozen node; a node that learns from nothing.
+            into a frozen node or an ensemble; a node that learns from nothing; an ensemble of fewer than two nets.
     """
     if not graph.nodes:
         raise UserError(
-            "collaborative needs a graph, given in a config: see configs/supervised/collaborative.yaml and "
-            "docs/supervised-methods.md."
+            "collaborative needs a graph, given in a config or by --graph: see configs/supervised/collaborative.yaml "
+            "and docs/supervised-methods.md."
         )
     names = [node.name for node in graph.nodes]
     twice = sorted({name for name in names if names.count(name) > 1 or name == LABELS})
     if twice:
         raise UserError(f"Every node of a graph needs a name of its own, and not {LABELS!r}; got {', '.join(names)}.")
-    frozen = {node.name for node in graph.nodes if node.teacher}
+    frozen = {node.name for node in graph.nodes if node.teacher is not None}
+    ensembles = {node.name for node in graph.nodes if node.net == ENSEMBLE}
     for node in graph.nodes:
-        if node.teacher and node.teacher not in teachers:
-            raise unknown(f"teacher of node {node.name!r}", node.teacher, teachers, "Name it in --teachers.")
+        _check_teacher(node, teachers)
     if names[0] in frozen:
         raise UserError(
             f"The first node of a graph is the student, but {names[0]!r} is frozen (teacher {graph.nodes[0].teacher!r})"
             " and learns nothing. Put a node without a teacher first."
         )
     for edge in graph.edges:
-        _check_edge(edge, names, frozen)
+        _check_edge(edge, names, frozen, ensembles)
     taught = {edge.target for edge in graph.edges if edge.gate != "cutoff"}
-    idle = [name for name in names if name not in frozen | taught]
+    trained = [name for name in names if name not in frozen | ensembles]
+    if ensembles and len(trained) < 2:
+        raise UserError(
+            f"The ensemble {min(ensembles)!r} is of the nodes that train, at least two; got {len(trained)}."
+        )
+    idle = [name for name in trained if name not in taught]
     if idle:
         raise UserError(
             f"Node {idle[0]!r} learns from nothing: give it an edge, e.g. from {LABELS}, or name a teacher for it."
         )
 
 
-def _check_edge(edge: Edge, names: Sequence[str], frozen: set[str]) -> None:
+def _check_teacher(node: Node, teachers: Sequence[str]) -> None:
+    if node.teacher is None:
+        return
+    if node.net == ENSEMBLE:
+        raise UserError(f"Node {node.name!r} is an ensemble of the other nodes: it has no teacher.")
+    if isinstance(node.teacher, int):
+        if not 1 <= node.teacher <= len(teachers):
+            raise UserError(
+                f"Node {node.name!r} of the graph is teacher number {node.teacher}, and --teachers names "
+                f"{len(teachers)}: {', '.join(teachers) or 'none'}. Its trained net"
+                f"{'' if node.net is None else f', a {node.net},'} has to be there."
+            )
+    elif node.teacher not in teachers:
+        raise unknown(f"teacher of node {node.name!r}", node.teacher, teachers, "Name it in --teachers.")
+
+
+def _check_edge(edge: Edge, names: Sequence[str], frozen: set[str], ensembles: set[str]) -> None:
     if edge.gate not in GATES:
         raise unknown(f"gate of the edge {edge.source} -> {edge.target}", edge.gate, GATES)
     if edge.source not in (*names, LABELS):
@@ -216,6 +245,8 @@ def _check_edge(edge: Edge, names: Sequence[str], frozen: set[str]) -> None:
         raise UserError(f"The edge {edge.source} -> {edge.target} leads nowhere: a node teaches others, not itself.")
     if edge.target in frozen and edge.gate != "cutoff":
         raise UserError(f"Node {edge.target!r} is frozen: the edge from {edge.source!r} can teach it nothing.")
+    if edge.target in ensembles and edge.gate != "cutoff":
+        raise UserError(f"Node {edge.target!r} is an ensemble: the edge from {edge.source!r} can teach it nothing.")
 
 
 METHOD = Collaborative

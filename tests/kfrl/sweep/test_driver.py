@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,9 +37,16 @@ def runner(folder: SweepFolder, trial: str = "s1", state: str = "waiting") -> Ru
     return Runner({"one": {"sweep": str(folder.path), "trial": trial, "state": state}})
 
 
+def to_the_end(one: Runner) -> dict[str, Any]:
+    """A step takes a second at most: on a busy machine a run needs several."""
+    while not (result := one.step()).get("done"):
+        pass
+    return result
+
+
 def test_a_run_is_trained_and_reported(sweep: Any) -> None:
     folder, _ = sweep()
-    result = runner(folder).step()
+    result = to_the_end(runner(folder))
     assert (result["state"], result["done"], result["share"], result["objective"]) == (FINISHED, True, 1.0, 10.0)
     assert json.loads((folder.path / "s1" / "eval.json").read_text())["began"] == 1
 
@@ -46,42 +54,68 @@ def test_a_run_is_trained_and_reported(sweep: Any) -> None:
 def test_a_run_that_is_stopped_writes_its_checkpoint_and_goes_on_from_there(sweep: Any) -> None:
     folder, _ = sweep(does="wait")
     one = runner(folder)
-    assert one.step()["state"] == RUNNING
+    while (result := one.step())["share"] < 0.5:
+        pass
+    assert result["state"] == RUNNING
     one.cleanup()
     assert (folder.path / "s1" / "log.txt").read_text() == "stopped at 5"
-    assert runner(folder, state=STOPPED).step()["state"] == FINISHED
+    assert to_the_end(runner(folder, state=STOPPED))["state"] == FINISHED
     assert json.loads((folder.path / "s1" / "eval.json").read_text())["began"] == 6
 
 
 def test_bad_input_fails_for_good_and_a_crash_is_tunes(sweep: Any) -> None:
     folder, plan = sweep(does={"grid": ["refuse", "raise"]})
     bad, crash = plan.trials
-    result = runner(folder, bad.name).step()
+    result = to_the_end(runner(folder, bad.name))
     assert (result["state"], result["done"]) == (FAILED, True)
     assert folder.error_file(bad).read_text() == "No such thing."
     with pytest.raises(RuntimeError, match="Something broke"):
-        runner(folder, crash.name).step()
+        to_the_end(runner(folder, crash.name))
     assert folder.error_file(crash).read_text().endswith("RuntimeError: Something broke.\n")
 
 
 def test_a_process_goes_on_with_another_run(sweep: Any) -> None:
     folder, _ = sweep(seed={"range": 2})
     one = runner(folder)
-    one.step()
+    to_the_end(one)
     assert one.reset_config({"one": {"sweep": str(folder.path), "trial": "s2", "state": "waiting"}})
-    assert one.step()["state"] == FINISHED
+    assert to_the_end(one)["state"] == FINISHED
     assert (folder.path / "s2" / "eval.json").is_file()
 
 
 def test_runs_that_are_over_tell_asha_their_curves_and_train_no_more(sweep: Any) -> None:
     folder, _ = sweep(EarlyStopping(), points=2.0)
-    runner(folder).step()
+    to_the_end(runner(folder))
     (folder.path / "s1" / "eval.json").unlink()
     again = runner(folder, state=PRUNED)
     told = [again.step() for _ in range(11)]
     assert [(one["share"], one["objective"]) for one in told[:-1]] == [(k / 10, 2.0 * k) for k in range(1, 11)]
     assert told[-1]["done"] and told[-1]["state"] == PRUNED
     assert not (folder.path / "s1" / "eval.json").exists()
+
+
+def test_under_asha_a_run_waits_at_each_new_objective_for_its_judgement(sweep: Any) -> None:
+    folder, _ = sweep(EarlyStopping())
+    one = runner(folder)
+    for step in (1, 2, 3):
+        while "objective" not in (result := one.step()):
+            pass
+        assert (result["state"], result["permille"], result["objective"]) == (RUNNING, 100 * step, step)
+        # It has not gone on to the next one.
+        assert (folder.path / "s1" / "metrics.csv").read_text().splitlines()[-1] == f"{step},{float(step)}"
+    one.cleanup()
+    assert (folder.path / "s1" / "log.txt").read_text() == "stopped at 3"
+    assert not (folder.path / "s1" / "eval.json").exists()
+
+
+def test_asha_ends_no_teacher_that_other_runs_wait_for() -> None:
+    scheduler = driver._Asha({"teacher"}, **driver._rungs(EarlyStopping(0.5, 2.0)))
+    trials = {name: SimpleNamespace(trial_id=name, config={"one": {"trial": name}}) for name in ("a", "b", "teacher")}
+    verdicts = {}
+    for name, objective in (("a", 3.0), ("b", 1.0), ("teacher", 0.0)):
+        scheduler.on_trial_add(None, trials[name])
+        verdicts[name] = scheduler.on_trial_result(None, trials[name], {"permille": 500, "objective": objective})
+    assert verdicts == {"a": "CONTINUE", "b": "STOP", "teacher": "CONTINUE"}
 
 
 class Trial:

@@ -9,17 +9,20 @@ from torch import nn
 from kfrl.config import load_config
 from kfrl.errors import UserError
 from kfrl.losses.distillation import attention_loss, attention_similarity, similarity
+from kfrl.nets import build_net
 from kfrl.nets.hooks import with_features
 from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.graphs import Edge, Graph, Node, read_graph, write_graph
 from kfrl.supervised.methods.base import Progress
-from kfrl.supervised.methods.collaborative import Collaborative, Edge, Node, Settings, check_graph
+from kfrl.supervised.methods.collaborative import Collaborative, check_graph
 
 A, B, OLD = Node("a"), Node("b", net="mlp-9"), Node("old", teacher="pets")
+ALL = Node("all", net="ensemble")
 LEARNS = Edge("labels", "a")
 
 
-def graph(*parts: Node | Edge) -> Settings:
-    return Settings(
+def graph(*parts: Node | Edge) -> Graph:
+    return Graph(
         tuple(part for part in parts if isinstance(part, Node)),
         tuple(part for part in parts if isinstance(part, Edge)),
     )
@@ -109,6 +112,10 @@ def test_distillation_is_a_graph_of_two_nodes(task, taught, batch, says) -> None
         ((A, LEARNS, Edge("a", "a")), "a node teaches others, not itself"),
         ((A, A, LEARNS), "a name of its own"),
         ((Node("labels"), Edge("labels", "labels")), "not 'labels'"),
+        ((A, LEARNS, Node("z", teacher=2)), "is teacher number 2, and --teachers names 1: pets"),
+        ((ALL, A, LEARNS), "'all' is of the nodes that train, at least two; got 1"),
+        ((ALL, A, B, LEARNS, Edge("labels", "b"), Edge("a", "all")), "'all' is an ensemble: the edge"),
+        ((A, LEARNS, Node("z", net="ensemble", teacher=1)), "is an ensemble of the other nodes"),
     ],
 )
 def test_a_graph_along_which_nothing_can_be_learned_is_refused(parts, words: str) -> None:
@@ -180,3 +187,54 @@ def test_an_edge_to_a_layer_that_is_not_there_is_refused(task, taught, edge: Edg
         Collaborative(SupervisedConfig(methods={"collaborative": asdict(graph(*nodes, edge))})).build(
             task(), [taught("conv-5")]
         )
+
+
+def test_an_ensemble_is_the_mean_of_the_nodes_that_train_and_ships_them_all(task, taught, batch, says) -> None:
+    old = taught("mlp-5")
+    parts = (ALL, A, B, OLD, LEARNS, Edge("labels", "b"), Edge("old", "a"), Edge("all", "a"))
+    method, net = collaborative(task, [old], *parts)
+    a, b = net["node_1"], net["node_2"]
+    mean = (a(batch.images) + b(batch.images)) / 2
+    terms = method.losses(net, batch, Progress(0, 0.0, 0.0))
+    kl = torch.nn.functional.kl_div(a(batch.images).log_softmax(1), mean.softmax(1), reduction="batchmean")
+    torch.testing.assert_close(terms["all_to_a"], kl)
+    terms["all_to_a"].backward()
+    assert b.fc1.weight.grad is None and a.fc1.weight.grad is not None
+    shipped, drawn = method.export(net), torch.get_rng_state()
+    torch.testing.assert_close(shipped(batch.images), mean)
+    again = build_net(shipped.arch, 3)
+    again.load_state_dict(shipped.state_dict())
+    torch.testing.assert_close(again(batch.images), mean)
+    torch.set_rng_state(drawn)
+    method.export(net)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert list(method.others(net, final=True)) == ["a", "b"]
+    assert method.shipped_net(task()) == "ensemble"
+
+
+def test_a_graph_goes_to_a_file_and_from_there_to_other_teachers(tmp_path: Path, task, taught) -> None:
+    first = Node("old", net="mlp-5", teacher=1)
+    whole = graph(A, B, first, LEARNS, Edge("labels", "b"), Edge("old", "a", "linear", "apart"))
+    path = tmp_path / "graph.yaml"
+    write_graph(path, whole, ["Found on pets."])
+    assert path.read_text().startswith("# Found on pets.\n")
+    assert read_graph(path) == whole
+    config = Collaborative.with_files(SupervisedConfig(methods={"collaborative": {"graph": str(path)}}))
+    assert config.methods == {"collaborative": asdict(whole)}
+    method = Collaborative(config)
+    method.build(task(), [taught("mlp-5", "cars")])
+    assert method.frozen["old"].name == "cars"
+    with pytest.raises(UserError, match="is a trained mlp-5, and the teacher x is a mlp-7"):
+        method.build(task(), [taught("mlp-7", "cars")])
+
+
+def test_a_graphs_file_is_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "graph.yaml"
+    with pytest.raises(UserError, match="Could not read"):
+        read_graph(path)
+    path.write_text("edges: []\n")
+    with pytest.raises(UserError, match="holds no nodes"):
+        read_graph(path)
+    path.write_text("nodes: [{name: a, nett: mlp-9}]\n")
+    with pytest.raises(UserError, match=r"Did you mean nodes\.0\.net"):
+        read_graph(path)

@@ -1,0 +1,164 @@
+"""Knowledge transfer graphs as files and as pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from kfrl.config import Positive, load_config
+from kfrl.errors import UserError
+from kfrl.runs.atomic import replacing, write_text
+
+LABELS = "labels"
+"""The source of an edge that is the cross-entropy."""
+ENSEMBLE = "ensemble"
+"""The `net` of a node that is the mean of those that train."""
+COLOURS = {"through": "#1b6ca8", "linear": "#2e8b57", "negative-linear": "#b8860b", "correct": "#8e44ad"}
+_DASHES: dict[str, Any] = {"kl": "solid", "apart": "dotted", "attention": "dashed", "attention-apart": "dashdot"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A net of a knowledge transfer graph."""
+
+    name: str
+    net: str | None = None
+    """By name; the student's by default. `ensemble`: no net, but the mean logits of all nodes that train."""
+    teacher: int | str | None = None
+    """One of --teachers, by its place (1 is the first) or by name: pre-trained and frozen; of this `net`, if given."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Knowledge that goes from one node to another."""
+
+    source: str
+    """A node's name, or `labels`."""
+    target: str
+    gate: str = "through"
+    """through, cutoff, linear, negative-linear or correct."""
+    loss: Literal["kl", "apart", "attention", "attention-apart"] = "kl"
+    """What is alike: the outputs, or the attention maps of a layer; apart: pushed away from each other (+)."""
+    source_layer: str | None = None
+    """attention: the source's layer. Default: its last hidden one that gives maps."""
+    target_layer: str | None = None
+    """attention: the target's layer, likewise."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A knowledge transfer graph."""
+
+    nodes: tuple[Node, ...] = ()
+    """The first is the target: the student."""
+    edges: tuple[Edge, ...] = ()
+    edge_temperature: Positive = 1.0
+    """T of the edges between nets."""
+
+
+def read_graph(path: Path) -> Graph:
+    """The graph in a file.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key, or no nodes.
+    """
+    graph = load_config(path.expanduser(), Graph)
+    if not graph.nodes:
+        raise UserError(f"{path} holds no nodes, so no graph: docs/transfer-graphs.md says what makes one.")
+    return graph
+
+
+def plain_graph(graph: Graph) -> dict[str, Any]:
+    """A graph as plain values, without what is as it is by default."""
+
+    def said(entry: Node | Edge, default: Node | Edge) -> dict[str, Any]:
+        usual = asdict(default)
+        needed = ("name", "source", "target", "gate")
+        return {key: value for key, value in asdict(entry).items() if key in needed or value != usual[key]}
+
+    plain: dict[str, Any] = {
+        "nodes": [said(node, Node("")) for node in graph.nodes],
+        "edges": [said(edge, Edge("", "")) for edge in graph.edges],
+    }
+    if graph.edge_temperature != Graph().edge_temperature:
+        plain["edge_temperature"] = graph.edge_temperature
+    return plain
+
+
+def write_graph(path: Path, graph: Graph, notes: Sequence[str] = ()) -> None:
+    """Write a graph as a file that `--graph` takes, below comments."""
+    head = "".join(f"# {note}\n" for note in notes)
+    write_text(path, head + yaml.safe_dump(plain_graph(graph), sort_keys=False))
+
+
+def draw_graph(path: Path, graph: Graph, student: str, title: str = "") -> None:
+    """Draw a graph as a PNG: nodes on a circle, an arrow for each open edge, what labels teach inside the node.
+
+    Args:
+        path: Where to.
+        graph: The graph.
+        student: The net of nodes that name none.
+        title: Above the picture.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    places = _places([node.name for node in graph.nodes])
+    edges = [edge for edge in graph.edges if edge.gate != "cutoff"]
+    for node in graph.nodes:
+        taught = [edge.gate for edge in edges if edge.source == LABELS and edge.target == node.name]
+        _draw_node(axes, node, places[node.name], student, taught, node is graph.nodes[0])
+    between = [edge for edge in edges if edge.source != LABELS]
+    for edge in between:
+        axes.annotate(
+            "",
+            places[edge.target],
+            places[edge.source],
+            arrowprops={
+                "arrowstyle": "-|>",
+                "mutation_scale": 18,
+                "shrinkA": 34,
+                "shrinkB": 34,
+                "connectionstyle": "arc3,rad=0.18",
+                "color": COLOURS[edge.gate],
+                "linestyle": _DASHES[edge.loss],
+                "linewidth": 1.8,
+            },
+        )
+    keys = [Line2D([], [], color=COLOURS[gate], label=gate) for gate in COLOURS if gate in {e.gate for e in between}]
+    kinds = {edge.loss for edge in between} - {"kl"}
+    keys += [Line2D([], [], color="black", linestyle=_DASHES[loss], label=loss) for loss in _DASHES if loss in kinds]
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False)
+    axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", title=title)
+    axes.axis("off")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def _places(names: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """The first on top, the others around clockwise."""
+    angles = [math.pi / 2 - 2 * math.pi * index / len(names) for index in range(len(names))]
+    return {name: (math.cos(angle), math.sin(angle)) for name, angle in zip(names, angles, strict=True)}
+
+
+def _draw_node(
+    axes: Any, node: Node, place: tuple[float, float], student: str, taught: Sequence[str], target: bool
+) -> None:
+    frozen = node.teacher is not None
+    lines = [node.name, node.net or (f"teacher {node.teacher}" if frozen else student)]
+    lines += ["frozen"] if frozen else [f"{LABELS}: {gate}" for gate in taught]
+    box = {
+        "boxstyle": "round,pad=0.5",
+        "facecolor": "#e6e6e6" if frozen else "#fff3d6" if target else "white",
+        "edgecolor": "black",
+        "linewidth": 2.2 if target else 1.0,
+    }
+    axes.text(*place, "\n".join(lines), ha="center", va="center", fontsize=9, bbox=box, zorder=3)

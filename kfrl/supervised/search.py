@@ -1,0 +1,345 @@
+"""A search on validation images: which transfer graph, or which lambdas of Knowledge Flow. Imports no torch.
+
+The trials of a search are those of a sweep. What is best on the validation images is trained again, with other seeds
+and on the validation images too, and tested once, beside the methods that it has to beat (Minami et al. 2019).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
+
+from kfrl.config import Count, NonNegative, split_names, validated
+from kfrl.errors import UserError, unknown
+from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.graphs import ENSEMBLE, LABELS, Edge, Graph, Node, plain_graph
+from kfrl.sweep.space import TEACHER, EarlyStopping, Trial
+from kfrl.sweep.trials import FINISHED, Plan, State, SweepFolder
+
+DOMAIN = "kfrl.supervised.trials"
+GATES = ("through", "cutoff", "linear", "negative-linear", "correct")
+LOSSES = ("kl", "apart", "attention", "attention-apart")
+STUDENT = "student"
+_TRIES = 2000
+"""Draws that are given up after: the space has no further graph."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What is searched, and how."""
+
+    space: Literal["graph", "flow"] = "graph"
+    """A transfer graph of --method collaborative; or lambda_1 and lambda_2 of Knowledge Flow from --teachers."""
+    trials: Count = 100
+    """Graphs that are drawn at random; of the lambdas at most all pairs."""
+    num_nodes: Annotated[int, Ge(2), Le(7)] = 3
+    """Nets of a graph, the student included."""
+    nets: str = ""
+    """What the other nodes may be, comma-separated. Default: the student's net."""
+    gates: str = ",".join(GATES)
+    """Gates that edges may have, comma-separated."""
+    edge_losses: str = "kl"
+    """Losses that edges between nets may have, comma-separated: kl, apart, attention, attention-apart."""
+    ensemble: bool = False
+    """The target is the mean of the nodes that train; it teaches none, and --num-nodes does not count it."""
+    frozen: bool = True
+    """Every second node but the student is pre-trained and frozen: one of --teachers, or else a net of its kind that
+    the search trains first."""
+    dependence_coefs: tuple[NonNegative, ...] = (0.05, 0.1, 0.5)
+    """flow: values of lambda_1; these are the paper's."""
+    kl_coefs: tuple[NonNegative, ...] = (0.001, 0.01, 0.05)
+    """flow: values of lambda_2; these are the paper's."""
+    grace: Annotated[float, Gt(0.0), Lt(1.0)] = 0.1
+    """ASHA's first rung, as a share of a run."""
+    factor: Annotated[float, Gt(1.0)] = 2.0
+    """ASHA goes on with the best 1/factor at each rung."""
+    prune: bool = True
+    """Whether ASHA ends graphs early. Flows always run to their end: what lambda does shows after the hand-over."""
+    retrainings: Count = 3
+    """Seeds that the winner, and what it is tested beside, are trained with; none of them is the search's."""
+
+
+def make_plan(search: SearchConfig, config: SupervisedConfig) -> Plan:
+    """All trials of a search; more of them do not change the first ones.
+
+    Args:
+        search: What is searched.
+        config: The settings of every trial; its seed is that of the draws, too.
+
+    Raises:
+        UserError: no validation images, no student, an unknown gate or loss, or a space without a graph.
+    """
+    if not config.data:
+        raise UserError("Which images? Give --data NAME, e.g. --data mnist; `kfrl supervised data` lists them.")
+    if not config.validation:
+        raise UserError("A search chooses on validation images, and --validation 0 keeps none: give a share, e.g. 0.1.")
+    if search.space == "flow":
+        return Plan(DOMAIN, tuple(_flows(search, config)))
+    if config.net is None:
+        raise UserError("Which net is the student? Give --net NAME, e.g. --net resnet-32.")
+    early = EarlyStopping(search.grace, search.factor) if search.prune else None
+    return Plan(DOMAIN, tuple(_graphs(search, config)), early_stopping=early)
+
+
+def changed(config: SupervisedConfig) -> dict[str, Any]:
+    """The settings that are not as by default, as plain values; folders as absolute paths."""
+    usual = asdict(SupervisedConfig())
+    found = {
+        name: value
+        for name, value in asdict(config).items()
+        if value != usual[name] and name not in ("run_dir", "teacher_sha256")
+    }
+    if config.data_dir is not None:
+        found["data_dir"] = str(config.data_dir.expanduser().absolute())
+    if "/" in config.data:
+        found["data"] = str(Path(config.data).expanduser().absolute())
+    return found
+
+
+def _method(base: Mapping[str, Any], name: str, **own: Any) -> dict[str, Any]:
+    """The settings of a run of a method, with some of its own and no other method's."""
+    given = base.get("methods", {}).get(name, {})
+    mine = own if name == "collaborative" else {**given, **own}
+    found = {**{key: value for key, value in base.items() if key != "methods"}, "method": name}
+    found.setdefault("epochs", SupervisedConfig.epochs)
+    return {**found, "methods": {name: mine}} if mine else found
+
+
+# --- the lambdas of Knowledge Flow ------------------------------------------------------------------------------
+
+
+def _flows(search: SearchConfig, config: SupervisedConfig) -> Iterator[Trial]:
+    if not config.teacher_names or config.method not in (None, "knowledge-flow"):
+        raise UserError("--space flow is for --method knowledge-flow, from at least one teacher: give --teachers NAME.")
+    pairs = sorted(itertools.product(dict.fromkeys(search.dependence_coefs), dict.fromkeys(search.kl_coefs)))
+    if search.trials < len(pairs):
+        order = np.random.default_rng(config.seed).permutation(len(pairs))
+        pairs = [pairs[index] for index in order[: search.trials]]
+    base = changed(config)
+    for first, second in pairs:
+        lambdas = {"dependence_coef": first, "kl_coef": second}
+        yield Trial(
+            name=f"flow-{first:g}-{second:g}",
+            settings=_method(base, "knowledge-flow", **lambdas),
+            group="flow",
+            drawn=lambdas,
+        )
+
+
+# --- graphs -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GraphSpace:
+    """Graphs with one target, as many as there are choices of nets, gates and losses."""
+
+    student: str
+    """The target's net."""
+    nets: tuple[str, ...]
+    """Of the others."""
+    num_nodes: int
+    gates: tuple[str, ...]
+    losses: tuple[str, ...]
+    ensemble: bool
+    frozen: Mapping[str, tuple[str, ...]]
+    """Net -> what can stand for a node of it that nothing teaches: names of teachers."""
+    temperature: float = 1.0
+
+    def draw(self, random: np.random.Generator) -> tuple[Graph, tuple[str, ...]] | None:
+        """A graph and the teachers that its frozen nodes are, in their order; None if it is none.
+
+        That is where a node that trains learns from nothing, or an ensemble has fewer than two nets. In the paper a
+        node is frozen where all gates into it are drawn as cutoff; here every second one that can be.
+        """
+
+        def one(choices: Sequence[str]) -> str:
+            return choices[int(random.integers(len(choices)))]
+
+        names = [STUDENT if not self.ensemble else "node-1", *(f"node-{k + 2}" for k in range(self.num_nodes - 1))]
+        nets = [self.student, *(one(self.nets) for _ in names[1:])]
+        nodes = [Node(ENSEMBLE, net=ENSEMBLE)] if self.ensemble else []
+        edges: list[Edge] = []
+        teachers: list[str] = []
+        for name, net in zip(names, nets, strict=True):
+            into = [Edge(LABELS, name, _of_labels(one(self.gates)))]
+            others = [other for other in names if other != name]
+            into += [Edge(other, name, one(self.gates), one(self.losses)) for other in others]  # type: ignore[arg-type]
+            if self.frozen.get(net) and name != STUDENT and random.random() < 0.5:
+                teachers.append(one(self.frozen[net]))
+                nodes.append(Node(name, net, len(teachers)))
+                continue
+            taught = [edge for edge in into if edge.gate != "cutoff"]
+            if not taught:
+                return None
+            nodes.append(Node(name, net))
+            edges += taught
+        if self.ensemble and sum(node.teacher is None for node in nodes) - 1 < 2:
+            return None
+        return Graph(tuple(nodes), tuple(edges), self.temperature), tuple(teachers)
+
+
+def _of_labels(gate: str) -> str:
+    """Labels are always right."""
+    return "through" if gate == "correct" else gate
+
+
+def _graphs(search: SearchConfig, config: SupervisedConfig) -> Iterator[Trial]:
+    assert config.net is not None
+    nets = split_names(search.nets) or (config.net,)
+    space = GraphSpace(
+        student=config.net,
+        nets=nets,
+        num_nodes=search.num_nodes,
+        gates=_known("gate", split_names(search.gates), GATES),
+        losses=_known("loss of edges", split_names(search.edge_losses), LOSSES),
+        ensemble=search.ensemble,
+        frozen=_frozen(search, config, nets),
+        temperature=float(config.methods.get("collaborative", {}).get("edge_temperature", Graph.edge_temperature)),
+    )
+    base = {key: value for key, value in changed(config).items() if key not in ("teachers", "net")}
+    own = search.frozen and not config.teacher_names
+    for net in dict.fromkeys((config.net, *nets)) if own else ():
+        yield Trial(f"pretrained-{net}", {**_method(base, "baseline"), "net": net}, "pretrained", {}, teacher=net)
+    drawn = list(_distinct(space, search.trials, config.seed))
+    if not drawn:
+        raise UserError(
+            f"No graph of {search.num_nodes} nodes with the gates {search.gates} has a student that learns. Give more "
+            "gates."
+        )
+    for number, (graph, teachers) in enumerate(drawn, start=1):
+        named = ",".join(f"{TEACHER}{name}" if own else name for name in teachers)
+        yield Trial(
+            name=f"graph-{number:03d}",
+            settings={
+                **{**_method(base, "collaborative", **plain_graph(graph)), "net": config.net},
+                **({"teachers": named} if named else {}),
+            },
+            group="graph",
+            drawn={"graph": describe(graph)},
+            level=int(own),
+        )
+
+
+def _known(kind: str, given: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    for name in given:
+        if name not in names:
+            raise unknown(kind, name, names)
+    if not given:
+        raise UserError(f"Give at least one {kind}: {', '.join(names)}.")
+    return tuple(given)
+
+
+def _frozen(search: SearchConfig, config: SupervisedConfig, nets: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Net -> the teachers that a node of it may be when it is frozen."""
+    if not search.frozen:
+        return {}
+    if not config.teacher_names:
+        return {net: (net,) for net in (*nets, str(config.net))}
+    from kfrl.runs.folder import RUNS
+    from kfrl.supervised.classifiers import read_card
+    from kfrl.supervised.teachers import find_classifier
+
+    found: dict[str, tuple[str, ...]] = {}
+    for name in config.teacher_names:
+        path = find_classifier(name, RUNS)
+        net = read_card(path).net
+        found[net] = (*found.get(net, ()), str(path.resolve()))
+    return found
+
+
+def _distinct(space: GraphSpace, count: int, seed: int) -> Iterator[tuple[Graph, tuple[str, ...]]]:
+    """Graphs, each once, until there are `count` or no new one is found."""
+    random, seen, tries = np.random.default_rng(seed), set[object](), 0
+    while len(seen) < count and tries < _TRIES:
+        found, tries = space.draw(random), tries + 1
+        if found is not None and found not in seen:
+            seen.add(found)
+            tries = 0
+            yield found
+
+
+def describe(graph: Graph) -> str:
+    """A graph in one line: each node's net, and what it learns from."""
+
+    def source(edge: Edge) -> str:
+        loss = "" if edge.loss == "kl" else f" {edge.loss}"
+        return f"{edge.source} {edge.gate}{loss}"
+
+    parts = []
+    for node in graph.nodes:
+        into = [source(edge) for edge in graph.edges if edge.target == node.name and edge.gate != "cutoff"]
+        words = "all that train" if node.net == ENSEMBLE else "frozen" if node.teacher is not None else ", ".join(into)
+        parts.append(f"{node.name} ({node.net}): {words}")
+    return "; ".join(parts)
+
+
+# --- the winner ---------------------------------------------------------------------------------------------------
+
+
+def best_trial(plan: Plan, states: Mapping[str, State]) -> Trial | None:
+    """The trial that went to its end and is best on the validation images; of equal ones the first."""
+    done = [
+        trial
+        for trial in plan.trials
+        if not trial.teacher and states[trial.name].state == FINISHED and states[trial.name].objective is not None
+    ]
+    return max(done, key=lambda trial: states[trial.name].objective or 0.0, default=None)
+
+
+def final_plan(search: SearchConfig, config: SupervisedConfig, folder: SweepFolder, winner: Trial) -> Plan:
+    """The winner and what it is tested beside, trained on as many images as training and validation had together.
+
+    Beside a graph: the student alone, knowledge distillation from each pre-trained net, and mutual learning with a peer
+    of each kind. Beside a flow: the student alone, and the flow with the lambdas that the settings have.
+    """
+    plan = folder.read()
+    whole = {key: value for key, value in folder.settings(winner, plan).items() if key != "run_dir"}
+    arms = {"winner": whole, **_rivals(search, config, folder, plan)}
+    trials = []
+    for name, settings in arms.items():
+        if name != "winner" and settings == whole:
+            continue
+        for seed in range(config.seed + 1, config.seed + 1 + search.retrainings):
+            final = {**settings, "validation": 0.0, "keep": "last", "seed": seed}
+            trials.append(Trial(f"{name}-s{seed}", final, name, {}))
+    return Plan(DOMAIN, tuple(trials))
+
+
+def _rivals(
+    search: SearchConfig, config: SupervisedConfig, folder: SweepFolder, plan: Plan
+) -> dict[str, dict[str, Any]]:
+    whole = changed(config)
+    base = {key: value for key, value in whole.items() if key != "teachers"}
+    found = {"alone": _method(base, "baseline")}
+    if search.space == "flow":
+        return found | {"flow-as-given": _method(whole, "knowledge-flow")}
+    nets = split_names(search.nets) or (str(config.net),)
+    frozen = {one.teacher: str(folder.run(one).path) for one in plan.trials if one.teacher}
+    if search.frozen and config.teacher_names:
+        frozen = {net: paths[0] for net, paths in _frozen(search, config, nets).items()}
+    for net, path in frozen.items():
+        found[f"kd-{net}"] = {**_method(base, "kd"), "teachers": path}
+    for net in dict.fromkeys(nets):
+        found[f"mutual-{net}"] = _method(base, "mutual", peers=net)
+    return found
+
+
+def graph_of(trial: Trial) -> Graph:
+    """The graph of a trial."""
+    return validated(dict(trial.settings["methods"]["collaborative"]), Graph)
+
+
+def for_file(graph: Graph, student: str) -> Graph:
+    """The graph without the student's net by name, so that --net says it."""
+    return replace(
+        graph,
+        nodes=tuple(
+            replace(node, net=None) if node.name == STUDENT and node.net == student else node for node in graph.nodes
+        ),
+    )
