@@ -77,11 +77,11 @@ class Samples(Batch):
     """(B,)"""
 
     @classmethod
-    def of(cls, rollout: Rollout, config: TrainConfig) -> Samples:
-        """Flatten a rollout and estimate its advantages."""
-        values = rollout.values.view_as(rollout.rewards)
+    def of(cls, rollout: Rollout, rewards: Tensor, config: TrainConfig) -> Samples:
+        """Flatten a rollout and estimate its advantages from the method's `rewards` (T, K)."""
+        values = rollout.values.view_as(rewards)
         advantages = gae_advantages(
-            rollout.rewards,
+            rewards,
             rollout.terminated,
             rollout.truncated,
             rollout.truncated_values,

@@ -185,14 +185,32 @@ def _source_games(
 
 def _check_workers(run: Run) -> None:
     """Refuse fewer workers than games that are learned at the same time, and more than may open their files."""
-    workers = run.config.shape.workers
-    if run.config.algo == "a3c":
-        allow_open_files(80 + 8 * workers, "give fewer --workers, or --algo a2c")
+    config, shape = run.config, run.config.shape
+    if config.algo == "a3c":
+        allow_open_files(80 + 8 * shape.workers, "give fewer --workers, or --algo a2c")
     most = max(len(phase.games) for phase in run.phases)
-    if workers < most:
+    if config.algo != "a3c" and run.method().games_in_turn:
+        _check_games_in_turn(config, most)
+    elif shape.workers < most:
         raise UserError(
-            f"Method {run.config.method_name} learns {most} games at the same time here, and a worker plays one: give "
-            f"--algo a3c --workers {most} or more, got {run.config.algo} with {workers}."
+            f"Method {config.method_name} learns {most} games at the same time here, and a worker plays one: give "
+            f"--algo a3c --workers {most} or more, got {config.algo} with {shape.workers}."
+        )
+
+
+def _check_games_in_turn(config: TrainConfig, games: int) -> None:
+    """Refuse environments that do not divide over the games, and minibatches that do not divide a game's rollout."""
+    envs, t_max = config.shape.envs_per_worker, config.shape.t_max
+    if envs % games:
+        raise UserError(
+            f"--algo {config.algo} divides its --envs-per-worker over {games} games, got {envs}. Give a multiple of "
+            f"{games}, e.g. {-(-envs // games) * games}."
+        )
+    samples = envs // games * t_max
+    if config.algo == "ppo" and samples % config.ppo.batch_size:
+        raise UserError(
+            f"--batch-size {config.ppo.batch_size} does not divide a rollout of one of {games} games: {envs // games} "
+            f"environments x {t_max} steps = {samples:,} samples. Give a divisor, e.g. {samples}."
         )
 
 

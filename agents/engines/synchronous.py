@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import traceback
 from abc import abstractmethod
@@ -26,7 +27,7 @@ TICK_SECONDS = 0.2
 
 
 class SyncTrainer(Trainer):
-    """One learner in this process, on one game at a time."""
+    """One learner in this process, on one game; or on several, with a rollout and an update of each in turn."""
 
     keep_graph = True
     """Whether one update follows each rollout, so that the acting passes' activations serve it."""
@@ -48,7 +49,6 @@ class SyncTrainer(Trainer):
 
     def _learn(self) -> None:
         shape = self.run.config.shape
-        (task,) = self.phase.games
         seed = stream(self.run.config.seed, 1 + 1000 * self.session + 1_000_000 * self.phase_index)
         seed_everything(seed)
         keep_memory()
@@ -58,16 +58,20 @@ class SyncTrainer(Trainer):
         optimiser = SharedAdam(self.shared, self.groups, shape.max_grad_norm) if imitates else self.optimiser()
         updater = Updater(self.method, self.net, self.shared, grads, optimiser, rank=0)
         update = self._imitate if imitates else self.update
-        collector = self._collector(task, seed)
+        tasks = self.phase.games
+        turns = itertools.cycle([(task, self._collector(task, seed + place)) for place, task in enumerate(tasks)])
         ticked = time.monotonic()
         while self.shared.global_step < self.phase.steps and not self.stopping:
             progress = self.progress
+            task, collector = next(turns)
+            self.method.task = task
             self.method.schedule(self.net, progress)
             rollout = collector.collect()
             self.method.after_rollout(rollout)
             report = Report(task.game, list(rollout.episodes))
             update(rollout, updater, progress, report)
-            self.shared.steps[1] += rollout.actions.numel()
+            counter = self.shared.steps if self.counts(task) else self.shared.other_steps
+            counter[1] += rollout.actions.numel()
             self.take(report)
             while self.review() and not self.stopping:
                 pass
@@ -77,7 +81,7 @@ class SyncTrainer(Trainer):
 
     def _collector(self, task: NetSpec, seed: int) -> Collector | Stored:
         shape, device = self.run.config.shape, self.run.config.device
-        games, t_max = shape.envs_per_worker, self.phase.t_max or shape.t_max
+        games, t_max = shape.envs_per_worker // len(self.phase.games), self.phase.t_max or shape.t_max
         if self.phase.stored:
             return Stored(games, t_max, len(task.actions), device)
         envs = AtariEnvs(self.run.rules(task), games, num_threads=min(cores(), games))
@@ -125,7 +129,7 @@ class PPOTrainer(SyncTrainer):
     def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
         """`epochs` passes over the rollout, its samples shuffled anew for each."""
         config = self.run.config
-        samples = Samples.of(rollout, config)
+        samples = Samples.of(rollout, self.method.rewards(self.net, rollout), config)
         episodes = rollout.episodes
         for _ in range(config.ppo.epochs):
             order = torch.randperm(len(samples.actions)).to(samples.actions.device)

@@ -116,6 +116,8 @@ class Method(OwnSettings, Generic[Net]):
     """What it makes of --answers: `none`; `instead`: teachers are not needed beside them; `beside`: they are."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo", "acktr")
     """The values of `--algo` that it runs under."""
+    games_in_turn = False
+    """Whether one learner may learn several games, a rollout and an update of each in turn: `task` says of which."""
     leans_on_teachers = False
     """Whether a trained net may need its teachers beside what is exported; `independent` says when it does not."""
     trains_value = True
@@ -284,7 +286,7 @@ class Method(OwnSettings, Generic[Net]):
         """Take note of what was played; an update from it follows."""
 
     def rewards(self, net: Net, rollout: Rollout) -> Tensor:
-        """The rewards (T, K) that the n-step returns of a3c and a2c are made of."""
+        """The rewards (T, K) that returns and advantages are made of."""
         return rollout.rewards
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:

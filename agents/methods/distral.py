@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,7 +28,58 @@ DISTILLED = "distilled"
 """The logits of pi_0 among the extras of an output."""
 
 
-class DistralNet(nn.Module):
+class GamesNet(nn.Module):
+    """What plays several games, each with its own actions out of all that one of them has, found by name."""
+
+    def __init__(self, specs: Sequence[NetSpec]) -> None:
+        """Find the actions of the games."""
+        super().__init__()
+        self.actions = tuple(name for name in ALL_ACTIONS if any(name in spec.actions for spec in specs))
+        self._indices = {spec.game: [self.actions.index(name) for name in spec.actions] for spec in specs}
+
+    @abstractmethod
+    def forward(self, game: str, obs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logits (B, A) of a game, values (B,) and, with two columns, the logits (B, A) of pi_0 that are in them."""
+
+    @abstractmethod
+    def export(self, game: str) -> nn.Module:
+        """The policy of `game` and its value as one net that knows no other game."""
+
+    @abstractmethod
+    def groups(self) -> list[ParameterGroup]:
+        """What all games train, and lazily what each trains for itself."""
+
+
+class SharedNet(GamesNet):
+    """One net for all games: A3C multitask."""
+
+    def __init__(self, specs: Sequence[NetSpec], convs: Sequence[Sequence[int]], hidden: int) -> None:
+        """Build it; see `AtariNet`."""
+        super().__init__(specs)
+        self.net = AtariNet(len(self.actions), convs, hidden)
+
+    def forward(self, game: str, obs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of the logits those of the game's actions."""
+        logits, values = self.net(obs)
+        return logits[:, self._indices[game]], values, None
+
+    @torch.no_grad()
+    def export(self, game: str) -> nn.Module:
+        """The net without the actions that the game has not."""
+        rows = self._indices[game]
+        fields = {name: value for name, value in self.net.arch.items() if name != "family"}
+        net = AtariNet(len(rows), **fields)
+        held = self.net.state_dict()
+        kept = {name: held[name][rows] for name in ("policy.weight", "policy.bias")}
+        net.load_state_dict(held | kept)
+        return net
+
+    def groups(self) -> list[ParameterGroup]:
+        """Everything."""
+        return [ParameterGroup(tuple(self.parameters()))]
+
+
+class DistralNet(GamesNet):
     """h(s), the logits of the distilled policy pi_0, and a net f_i with a value head for each game.
 
     pi_0 chooses between all actions that a game of the run has; for a game its logits are those of the game's own
@@ -43,10 +95,8 @@ class DistralNet(nn.Module):
             hidden: Likewise.
             alpha: Weight of h in a game's logits: `alpha h + f_i`; 0 makes it one column.
         """
-        super().__init__()
+        super().__init__(specs)
         self.alpha = alpha
-        self.actions = tuple(name for name in ALL_ACTIONS if any(name in spec.actions for spec in specs))
-        self._indices = {spec.game: [self.actions.index(name) for name in spec.actions] for spec in specs}
         self.distilled = Column(convs, hidden)
         self.h = nn.Linear(hidden, len(self.actions))
         orthogonal(self.h, {"": HEAD_GAINS["policy"]})
@@ -81,11 +131,23 @@ class DistralNet(nn.Module):
         net.policy.bias.copy_(self.alpha * self.h.bias[rows] + own.policy.bias)
         return net
 
+    def groups(self) -> list[ParameterGroup]:
+        """The distilled column, which every game trains, and the games' nets, each of which its own game trains."""
+        distilled = ParameterGroup((*self.distilled.parameters(), *self.h.parameters()))
+        return [distilled, *(ParameterGroup(tuple(own.parameters()), lazy=True) for own in self.games.values())]
+
+
+Variant = Literal["kl-ent-2col", "kl-ent-1col", "kl-2col", "kl-1col", "a3c-2col", "a3c-multitask"]
+
 
 @dataclass(frozen=True)
 class Settings:
     """Distral. c_Ent is --entropy-coef; alpha = c_KL / (c_KL + c_Ent), beta = 1 / (c_KL + c_Ent)."""
 
+    variant: Variant | None = None
+    """A row of the paper's comparison by name, in place of --columns: kl-ent-* have both terms, kl-* c_KL = 1 / beta and
+    no entropy, a3c-* no divergence; 1col and 2col are the columns, a3c-multitask is one net for all games. The
+    Knowledge Flow paper's Table 7 compares with kl-ent-1col."""
     columns: Literal[1, 2] = 2
     """1: a game's policy is its own net. 2: it is the shared policy's logits, times alpha, plus those of its own
     net."""
@@ -93,7 +155,7 @@ class Settings:
     """Weight of the divergence of a game's policy from the shared one."""
 
 
-class Distral(Method[DistralNet]):
+class Distral(Method[GamesNet]):
     """Rewards regularised by c_KL and c_Ent inside A3C's return, and pi_0 distilled of the games' policies.
 
     With c_KL = alpha / beta and c_Ent = (1 - alpha) / beta (Teh et al., section 2):
@@ -105,7 +167,8 @@ class Distral(Method[DistralNet]):
     """
 
     takes_sources = "beside"
-    algos = ("a3c",)
+    algos = ("a3c", "a2c", "ppo")
+    games_in_turn = True
     Settings = Settings
 
     def __init__(self, config: TrainConfig) -> None:
@@ -118,6 +181,13 @@ class Distral(Method[DistralNet]):
         self.c_kl, self.c_ent = float(self.own.c_kl), config.entropy_coef
         if not self.c_kl + self.c_ent:
             raise UserError("Distral needs --c-kl or --entropy-coef (its c_Ent) above 0, got 0 and 0.")
+        variant = self.own.variant or f"kl-ent-{self.own.columns}col"
+        self.one_net, self.columns = variant == "a3c-multitask", 2 if variant.endswith("2col") else 1
+        self.plain = variant.startswith("a3c-")
+        if self.plain:
+            self.c_kl = 0.0
+        elif not variant.startswith("kl-ent-"):
+            self.c_kl, self.c_ent = self.c_kl + self.c_ent, 0.0
 
     @property
     def alpha(self) -> float:
@@ -128,41 +198,52 @@ class Distral(Method[DistralNet]):
         """All games at the same time."""
         return (Phase((spec, *spec.sources), self.config.steps),)
 
-    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> DistralNet:
-        """A net for each game, and the distilled one."""
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> GamesNet:
+        """A net for each game, and the distilled one; or one net for all."""
         self.game = spec.game
-        alpha = self.alpha if self.own.columns == 2 else 0.0
-        return DistralNet((spec, *spec.sources), self.config.convs, self.config.hidden, alpha)
+        specs, convs, hidden = (spec, *spec.sources), self.config.convs, self.config.hidden
+        if self.one_net:
+            return SharedNet(specs, convs, hidden)
+        weight = 1.0 if self.plain else self.alpha
+        return DistralNet(specs, convs, hidden, weight if self.columns == 2 else 0.0)
 
-    def parameter_groups(self, net: DistralNet) -> list[ParameterGroup]:
-        """The distilled column, which every worker trains, and the games' nets, each of which its own workers train."""
-        distilled = ParameterGroup((*net.distilled.parameters(), *net.h.parameters()))
-        return [distilled, *(ParameterGroup(tuple(own.parameters()), lazy=True) for own in net.games.values())]
+    def parameter_groups(self, net: GamesNet) -> list[ParameterGroup]:
+        """What every worker trains, and the games' nets, each of which its own workers train."""
+        return net.groups()
 
-    def forward(self, net: DistralNet, obs: Tensor, context: Context) -> Output:
+    def forward(self, net: GamesNet, obs: Tensor, context: Context) -> Output:
         """Logits and values of this worker's game, with the logits of pi_0 where the update will read them."""
         logits, values, distilled = net(self.task.game, obs)
-        if distilled is None and torch.is_grad_enabled():
+        if distilled is None and isinstance(net, DistralNet) and torch.is_grad_enabled():
             distilled = net.distilled_logits(self.task.game, obs)
         return Output(logits, values, {} if distilled is None else {DISTILLED: distilled})
 
-    def rewards(self, net: DistralNet, rollout: Rollout) -> Tensor:
+    @torch.no_grad()
+    def rewards(self, net: GamesNet, rollout: Rollout) -> Tensor:
         """R_i^reg of each step, its logarithms in expectation over the actions instead of those of the action taken."""
-        regularisation = self.c_ent * entropy(rollout.logits) - self.c_kl * _divergence(rollout)
-        return rollout.rewards + regularisation.detach().view_as(rollout.rewards)
+        if self.plain:
+            return rollout.rewards
+        distilled = rollout.output.extras.get(DISTILLED)
+        if distilled is None:
+            assert isinstance(net, DistralNet)
+            distilled = net.distilled_logits(self.task.game, rollout.obs)
+        regularisation = self.c_ent * entropy(rollout.logits) - self.c_kl * kl_divergence(rollout.logits, distilled)
+        return rollout.rewards + regularisation.view_as(rollout.rewards)
 
-    def losses(self, net: DistralNet, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """c_KL D_KL[pi_i || pi_0], which trains both; A3C's own entropy bonus is the regularisation's other part."""
-        return {"distilled": self.c_kl * _divergence(batch).sum() / batch.num_envs}
+    def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A3C's own; its entropy bonus is the regularisation's other part, and c_Ent may be 0."""
+        return {name: term for name, term in terms.items() if name != "entropy" or self.c_ent}
 
-    def export(self, net: DistralNet) -> nn.Module:
+    def losses(self, net: GamesNet, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """c_KL D_KL[pi_i || pi_0], which trains both."""
+        if self.plain:
+            return {}
+        divergence = kl_divergence(batch.logits, batch.output.extras[DISTILLED])
+        return {"distilled": self.c_kl * divergence.sum() / batch.num_envs}
+
+    def export(self, net: GamesNet) -> nn.Module:
         """The policy of the run's own game: with two columns both of them, in one net."""
         return net.export(self.game)
-
-
-def _divergence(batch: Batch) -> Tensor:
-    """D_KL[pi_i || pi_0], (B,)."""
-    return kl_divergence(batch.logits, batch.output.extras[DISTILLED])
 
 
 METHOD = Distral

@@ -29,7 +29,7 @@ SHAPES = {
     "a3c": {"workers": 2, "envs_per_worker": 1},
     "a2c": {"envs_per_worker": 2},
     "acktr": {"envs_per_worker": 2, "t_max": 4},
-    "ppo": {"envs_per_worker": 2, "t_max": 8, "ppo": replace(TrainConfig().ppo, epochs=1, batch_size=16)},
+    "ppo": {"envs_per_worker": 2, "t_max": 8, "ppo": replace(TrainConfig().ppo, epochs=1, batch_size=8)},
 }
 MORE = 64
 """Steps after the stop."""

@@ -103,7 +103,7 @@ def ppo_samples(config: TrainConfig) -> tuple[AtariNet, Samples]:
     net, rollout = AtariNet(6), random_rollout(4)
     with torch.no_grad():
         output = Output(*net(rollout.obs))
-    return net, Samples.of(replace(rollout, output=output), config)
+    return net, Samples.of(replace(rollout, output=output), rollout.rewards, config)
 
 
 def test_samples_keep_their_fields_together() -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -272,7 +273,7 @@ def test_the_exported_net_plays_as_the_trained_one_and_knows_no_other_game(colum
     [
         ({"source_games": ""}, "distral needs source games"),
         ({"source_steps": 100}, "learns no game before its own"),
-        ({"algo": "ppo"}, "only under a3c"),
+        ({"algo": "acktr"}, "only under a3c or a2c or ppo"),
         ({"workers": 1}, "2 games at the same time"),
         ({"teachers": "zoo:seaquest"}, "takes no teachers"),
         ({"entropy_coef": 0.0, "methods": {"distral": {"c_kl": 0.0}}}, "--c-kl or --entropy-coef"),
@@ -331,3 +332,95 @@ def test_a_run_has_a_net_for_each_game(tmp_path: Path) -> None:
     for game in ("pong", "freeway", "boxing"):
         assert net.games[game].get_parameter("policy.bias").shape == (len(action_set(get_protocol("paper", game))),)
     assert len(net.actions) == 18
+
+
+# --- the paper's rows, and engines with one learner ----------------------------------------------------------------
+
+
+def named(variant: str) -> tuple[Distral, Any]:
+    config = replace(CONFIG, methods={"distral": {"variant": variant, "c_kl": 0.3}}, entropy_coef=0.2)
+    method = Distral(config)
+    net = method.build(SPEC, ())
+    method.begin(net, 0, PONG, 0)
+    return method, net
+
+
+@pytest.mark.parametrize(
+    ("variant", "c_kl", "c_ent", "weight"),
+    [
+        ("kl-ent-2col", 0.3, 0.2, 0.6),
+        ("kl-ent-1col", 0.3, 0.2, 0.0),
+        ("kl-2col", 0.5, 0.0, 1.0),  # 1 / beta = 0.3 + 0.2
+        ("kl-1col", 0.5, 0.0, 0.0),
+        ("a3c-2col", 0.0, 0.2, 1.0),
+    ],
+)
+def test_a_variant_is_a_choice_of_terms_and_columns(
+    variant: str, c_kl: float, c_ent: float, weight: float, obs: Tensor
+) -> None:
+    method, net = named(variant)
+    assert (method.c_kl, method.c_ent) == pytest.approx((c_kl, c_ent))
+    assert net.alpha == pytest.approx(weight)
+    played = rollout(obs, torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]]))
+    terms = terms_of(method, net, played)
+    assert ("distilled" in terms, "entropy" in terms) == (c_kl > 0, c_ent > 0)
+    sum(terms.values(), torch.zeros(())).backward()
+    assert bool(net.h.weight.grad is not None and net.h.weight.grad.any())
+
+
+def test_the_a3c_rows_have_a3cs_rewards(obs: Tensor) -> None:
+    for variant in ("a3c-2col", "a3c-multitask"):
+        method, net = named(variant)
+        played = rollout(obs, torch.tensor([[2, 0]]), torch.tensor([[1.0, -1.0]]))
+        assert torch.equal(method.rewards(net, with_gradient(method, net, played)), played.rewards)
+
+
+def test_multitask_is_one_net_whose_export_has_the_games_own_actions(obs: Tensor) -> None:
+    method, net = named("a3c-multitask")
+    (group,) = method.parameter_groups(net)
+    assert len(group.parameters) == len(list(AtariNet(3, ((4, 8, 8),), 8).parameters()))
+    exported = method.export(net)
+    logits, values, _ = net("pong", obs)
+    torch.testing.assert_close(exported(obs), (logits, values))
+    whole = net.net(obs)[0]
+    assert torch.equal(logits, whole[:, [net.actions.index(name) for name in PONG.actions]])
+
+
+@pytest.mark.parametrize(("algo", "variant"), [("a2c", "kl-ent-1col"), ("ppo", "a3c-multitask"), ("ppo", "kl-1col")])
+def test_one_learner_plays_the_games_in_turn(algo: str, variant: str, tmp_path: Path, noise_games: None) -> None:
+    settings = TrainConfig(
+        game="Pong",
+        source_games="Breakout",
+        method="distral",
+        methods={"distral": {"variant": variant}},
+        algo=algo,
+        envs_per_worker=4,
+        t_max=4,
+        ppo=replace(TrainConfig().ppo, epochs=1, batch_size=8),
+        steps=32,
+        convs=((4, 8, 8),),
+        hidden=8,
+        curve_points=0,
+        eval_episodes=0,
+        run_dir=tmp_path / "run",
+    )
+    session = Session.start(settings)
+    session.prepare(Silent())
+    before = {name: tensor.clone() for name, tensor in session.trainer.net.state_dict().items()}
+    outcome = session.trainer.train()
+    assert (outcome.failure, outcome.step, outcome.source_steps) == (None, 32, 24)  # Pong, Breakout, ..., Pong
+    moved = {name for name, tensor in outcome.net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == set(before)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"envs_per_worker": 3}, r"divides its --envs-per-worker over 2 games, got 3. Give a multiple of 2, e.g. 4"),
+        ({"algo": "ppo"}, r"--batch-size 8 does not divide a rollout of one of 2 games: 1 environments x 4 steps = 4"),
+    ],
+)
+def test_shapes_that_two_games_cannot_share_are_refused(more: dict[str, Any], words: str, tmp_path: Path) -> None:
+    given = {"algo": "a2c", "envs_per_worker": 2, "t_max": 4, "ppo": replace(TrainConfig().ppo, batch_size=8)}
+    with pytest.raises(UserError, match=words):
+        resolve(replace(CONFIG, method="distral", source_games="Freeway", run_dir=tmp_path / "r", **{**given, **more}))

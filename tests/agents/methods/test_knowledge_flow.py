@@ -363,7 +363,8 @@ def test_the_share_of_policy_kl_in_the_policys_gradient_is_measured(expert: Teac
 def test_under_ppo_policy_kl_compares_with_the_policy_that_acted(expert: Teacher) -> None:
     method = make_method(policy_kl_coef=0.3)
     net = method.build(SPEC, [expert])
-    samples = Samples.of(play_on(method, net, keep_graph=False).collect(), method.config)
+    played = play_on(method, net, keep_graph=False).collect()
+    samples = Samples.of(played, played.rewards, method.config)
     acted = make_method().build(SPEC, [expert])
     acted.load_state_dict(net.state_dict())
     randomise(net)
