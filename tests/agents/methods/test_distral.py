@@ -410,7 +410,8 @@ def test_one_learner_plays_the_games_in_turn(algo: str, variant: str, tmp_path: 
     outcome = session.trainer.train()
     assert (outcome.failure, outcome.step, outcome.source_steps) == (None, 32, 24)  # Pong, Breakout, ..., Pong
     moved = {name for name, tensor in outcome.net.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved == set(before)
+    assert {name for name in before if name.startswith(("games.", "net."))} <= moved
+    assert "h.weight" in moved or variant == "a3c-multitask"
 
 
 @pytest.mark.parametrize(
