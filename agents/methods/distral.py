@@ -145,8 +145,8 @@ class Settings:
     """Distral. c_Ent is --entropy-coef; alpha = c_KL / (c_KL + c_Ent), beta = 1 / (c_KL + c_Ent)."""
 
     variant: Variant | None = None
-    """A row of the paper's comparison by name, in place of --columns: kl-ent-* have both terms, kl-* have c_KL
-    1 / beta and no entropy, a3c-* no divergence; 1col and 2col are the columns, a3c-multitask is one net for all games. The
+    """A row of the paper's comparison by name, in place of --columns: kl-ent-* have both terms, kl-* have c_KL 1 / beta
+    and no entropy, a3c-* no divergence; 1col and 2col are the columns, a3c-multitask is one net for all games. The
     Knowledge Flow paper's Table 7 compares with kl-ent-1col."""
     columns: Literal[1, 2] = 2
     """1: a game's policy is its own net. 2: it is the shared policy's logits, times alpha, plus those of its own

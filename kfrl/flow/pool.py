@@ -5,8 +5,9 @@ that teacher's. Its worth in a game is the difference, as a share of the mean re
 
     a teacher goes   whose worth is not above 0 (one-sided t-test) at `GRACE` reviews in a row, or whose share of p was
                      below `FAINT` at `FAINT_REVIEWS` in a row;
-    a teacher comes  where a place is free, or, once all that are linked have been so for `GRACE` reviews, where its
-                     index is above the least of theirs, whose teacher makes room for it.
+    a teacher comes  where a place is free, in the order of an index; or, once all that are linked have been so for
+                     `GRACE` reviews, if it was never linked or its mean worth is above the least of theirs, whose
+                     teacher makes room for it.
 
 The index is that of discounted UCB (Garivier & Moulines 2011): mean worth + C sqrt(log n / n_m), with n_m the
 reviews of teacher m and n those of all, both discounted. It is infinite for a teacher that was never linked.
@@ -111,13 +112,16 @@ class TeacherPool(nn.Module):
         """The others, who wait."""
         return frozenset(self.teachers) - frozenset(self.present)
 
+    def mean_worth(self, teacher: str) -> float:
+        """Over its reviews, the later ones counting more; infinite if it was never linked."""
+        place = self.teachers.index(teacher)
+        return float(self.worths[place] / self.counts[place]) if self.counts[place] else math.inf
+
     def index(self, teacher: str) -> float:
         """Of the bandit."""
-        place = self.teachers.index(teacher)
-        count, total = float(self.counts[place]), float(self.counts.sum())
-        if not count:
-            return math.inf
-        return float(self.worths[place]) / count + C * math.sqrt(max(0.0, math.log(total)) / count)
+        count, total = float(self.counts[self.teachers.index(teacher)]), float(self.counts.sum())
+        bonus = C * math.sqrt(max(0.0, math.log(total)) / count) if count else 0.0
+        return self.mean_worth(teacher) + bonus
 
     def record(self, found: Mapping[str, Measured]) -> None:
         """Take note of a review of all linked teachers."""
@@ -165,11 +169,11 @@ class TeacherPool(nn.Module):
         if free:
             return [self._arrival(name) for name in waiting[:free] if self.index(name) > 0.0]
         settled = all(int(self.age[self.teachers.index(name)]) >= GRACE for name in stay)
-        least = min(stay, key=self.index)
-        if not settled or not waiting or self.index(waiting[0]) <= self.index(least):
+        least, first = min(stay, key=self.mean_worth), max(waiting, key=self.mean_worth, default=None)
+        if not settled or first is None or self.mean_worth(first) <= self.mean_worth(least):
             return []
-        return [Change(least, False, f"it makes room for {waiting[0]}"), self._arrival(waiting[0])]
+        return [Change(least, False, f"it makes room for {first}"), self._arrival(first)]
 
     def _arrival(self, teacher: str) -> Change:
-        index = self.index(teacher)
-        return Change(teacher, True, "it was never linked" if index == math.inf else f"its index is {index:.2f}")
+        worth = self.mean_worth(teacher)
+        return Change(teacher, True, "it was never linked" if worth == math.inf else f"its mean worth is {worth:.2f}")
