@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
 from agents.teachers.formats import Teacher
 from kfrl.config import Count
 from kfrl.errors import UserError
-from kfrl.nets.atari.pathnet import ModularNet, Path, PathNet
+from kfrl.nets.atari.pathnet import LastLayer, ModularNet, Path, PathNet
 
 MUTATION_REACH = 2
 """A mutated element moves by a number from -2 to 2."""
@@ -69,6 +70,10 @@ class Population(nn.Module):
     def best(self) -> Path:
         """The path of the fittest genotype."""
         return path_of(self.genotypes[int(self.fitness.argmax())])
+
+    def fix(self, width: int) -> None:
+        """Give every worker the same path: the first `width` modules of each layer."""
+        self.genotypes.copy_(torch.arange(width) % self.modules_per_layer)
 
     def compete(self, index: int, fitness: float, rivals: int) -> None:
         """Genotype `index` has scored `fitness`; the first of B random others that is no worse takes its place.
@@ -137,6 +142,11 @@ class Settings:
     """T, games that a genotype plays before each tournament; rounded up to a multiple of a worker's games."""
     rivals: Count = 10
     """B, others whose scores it then meets."""
+    last_layer: LastLayer = "sum"
+    """What the last layer makes of its modules: sum as in the paper, or mean as its published results had."""
+    control: Literal["none", "scratch", "fine-tuned"] = "none"
+    """One of the paper's controls: one fixed path of N modules a layer in the place of a population, trained on the
+    run's own game alone (scratch), or on the source games before it, without a freeze (fine-tuned)."""
 
 
 class PathNetMethod(Method[EvolvingPathNet]):
@@ -153,15 +163,27 @@ class PathNetMethod(Method[EvolvingPathNet]):
         """Keep the settings.
 
         Raises:
-            UserError: more workers than genotypes.
+            UserError: more workers than genotypes, no source games, or some for the control that has none.
         """
         super().__init__(config)
         self.workers = config.shape.workers
-        if self.own.population < self.workers:
+        self.fixed = self.own.control != "none"
+        alone = self.own.control == "scratch"
+        if alone and config.source_names:
+            raise UserError("--control scratch learns the run's own game alone. Leave --source-games out.")
+        if not alone:
+            super().check_sources("pathnet", len(config.source_names), None)
+        if not self.fixed and self.own.population < self.workers:
             raise UserError(
                 f"Each of {self.workers} workers needs a genotype of its own, got --population "
                 f"{self.own.population}. Give fewer --workers or a larger population."
             )
+
+    @classmethod
+    def check_sources(cls, name: str, count: int, steps: int | None) -> None:
+        """Their absence is for `__init__` to judge, which knows whether the run is the control without any."""
+        if count:
+            super().check_sources(name, count, steps)
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """A source game after the other, then the run's own."""
@@ -175,13 +197,19 @@ class PathNetMethod(Method[EvolvingPathNet]):
         settings: Settings = self.own
         outputs = {task.game: len(task.actions) for task in (*spec.sources, spec)}
         net = EvolvingPathNet(
-            outputs, settings.modules, settings.active_modules, settings.module_convs, settings.module_units
+            outputs,
+            settings.modules,
+            settings.active_modules,
+            settings.module_convs,
+            settings.module_units,
+            last_layer=settings.last_layer,
         )
         layers = len(settings.module_convs) + 1
         net.register_buffer("unchosen", torch.zeros((), dtype=torch.int64))
-        net.population = Population(
-            settings.population, layers, settings.active_modules, settings.modules, self.workers
-        )
+        size = self.workers if self.fixed else settings.population
+        net.population = Population(size, layers, settings.active_modules, settings.modules, self.workers)
+        if self.fixed:
+            net.population.fix(settings.active_modules)
         return net
 
     def begin(self, net: EvolvingPathNet, phase: int, task: NetSpec, rank: int) -> None:
@@ -198,7 +226,9 @@ class PathNetMethod(Method[EvolvingPathNet]):
         self._trial = Trial(self.own.tournament_episodes, shape.envs_per_worker, shape.t_max)
 
     def end_phase(self, net: EvolvingPathNet, play: Play) -> Iterable[str]:
-        """Freeze the best path, re-initialise the other modules, and draw a new population."""
+        """Freeze the best path, re-initialise the other modules, and draw a new population; a control goes on."""
+        if self.fixed:
+            return ()
         net.unchosen += int(not net.population.played.any())
         net.freeze(net.population.best)
         net.population.renew()
@@ -207,7 +237,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
     def caveat(self, net: EvolvingPathNet) -> str:
         """In how many phases no path won its place."""
         phases = int(net.unchosen) + (not net.population.played.any())
-        if not phases:
+        if self.fixed or not phases:
             return ""
         return (
             f"In {phases} of {self.phase + 1} games no path has been played to the end of its trial, so the path that "
@@ -234,7 +264,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
     def after_update(self, net: EvolvingPathNet, progress: float) -> None:
         """When the genotype has played its games: the tournament, and the next of this worker's share."""
         fitness = self._trial.fitness
-        if fitness is None:
+        if fitness is None or self.fixed:
             return
         net.population.compete(self._index, fitness, self.own.rivals)
         share = range(self._rank, self.own.population, self.workers)
@@ -247,7 +277,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
         return net.along(net.population.best, self.game)
 
     def metrics(self, net: EvolvingPathNet) -> dict[str, float]:
-        """The population's fitness, and what the best path has of the source games' modules."""
+        """The population's fitness, if it has any, and what the best path has of the source games' modules."""
         fitness = net.population.fitness
         played = fitness[net.population.played]
         best = net.population.best

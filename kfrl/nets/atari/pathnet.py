@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from kfrl.nets.memory_format import channels_last, screens
 PAPER_CONVS = ((8, 8, 4), (8, 4, 2), (8, 3, 1))
 """(filters, kernel, stride) of a module in each layer but the last."""
 
+LastLayer = Literal["sum", "mean"]
+"""What the last layer makes of its active modules' outputs."""
+
 Path = Sequence[Sequence[int]]
 """The active modules of each layer, by index, each at most once."""
 
@@ -24,6 +27,11 @@ Path = Sequence[Sequence[int]]
 def module_sum(z: Tensor, modules: int) -> Tensor:
     """A layer's output, the sum over its modules of relu(z_m): (B, modules x n, ...) -> (B, n, ...)."""
     return torch.unflatten(F.relu(z), 1, (modules, -1)).sum(1)
+
+
+def module_mean(z: Tensor, modules: int) -> Tensor:
+    """`module_sum`, divided by the number of modules."""
+    return module_sum(z, modules) / modules
 
 
 def module_gain(active: int) -> float:
@@ -62,7 +70,8 @@ def _layer(inputs: int, outputs: int, settings: Mapping[str, Any]) -> nn.Conv2d 
 class PathNet(nn.Module):
     """L layers of M modules, and a policy and a value head for each task.
 
-    A layer's output is the sum of its active modules', each a convolution, in the last layer a matrix, and a ReLU.
+    A layer's output is the sum of its active modules', each a convolution, in the last layer a matrix, and a ReLU; in
+    the last layer it may be their mean.
     """
 
     frozen: Tensor
@@ -77,6 +86,7 @@ class PathNet(nn.Module):
         hidden: int = 256,
         frame_stack: int = 4,
         screen_size: int = 84,
+        last_layer: LastLayer = "sum",
     ) -> None:
         """Build every module and head.
 
@@ -88,8 +98,10 @@ class PathNet(nn.Module):
             hidden: Units of a module in the last layer.
             frame_stack: Input channels.
             screen_size: Height and width of the input.
+            last_layer: Sum of its modules, or mean.
         """
         super().__init__()
+        self.last_layer = last_layer
         self.fields: dict[str, Any] = {
             "convs": [list(conv) for conv in convs],
             "hidden": hidden,
@@ -106,7 +118,8 @@ class PathNet(nn.Module):
                 for task, actions in outputs.items()
             }
         )
-        self._gain = module_gain(active_modules)
+        last = active_modules if last_layer == "mean" else 1
+        self._gains = [module_gain(active_modules)] * (len(self.layers) - 1) + [last * module_gain(active_modules)]
         self.register_buffer("frozen", torch.zeros(len(self.layers), modules, dtype=torch.bool))
         orthogonal(self.heads)
         self._start_free_modules()
@@ -120,7 +133,8 @@ class PathNet(nn.Module):
             weight, bias = (torch.cat([module.get_parameter(name) for module in chosen]) for name in ("weight", "bias"))
             first = chosen[0]
             z = F.conv2d(h, weight, bias, first.stride) if isinstance(first, nn.Conv2d) else _dense(h, weight, bias)
-            h = module_sum(z, len(chosen))
+            mean = self.last_layer == "mean" and layer == len(path) - 1
+            h = module_mean(z, len(chosen)) if mean else module_sum(z, len(chosen))
         heads = self._heads(task)
         return heads["policy"](h), heads["value"](h).squeeze(1)
 
@@ -151,8 +165,8 @@ class PathNet(nn.Module):
         self._start_free_modules()
 
     def _start_free_modules(self) -> None:
-        for module in self.free_modules():
-            orthogonal(module, {"": self._gain})
+        for layer, index in (~self.frozen).nonzero().tolist():
+            orthogonal(self.module(layer, index), {"": self._gains[layer]})
 
     @torch.no_grad()
     def along(self, path: Path, task: str) -> ModularNet:
@@ -160,7 +174,9 @@ class PathNet(nn.Module):
         heads = self._heads(task)
         policy = heads["policy"]
         assert isinstance(policy, nn.Linear)
-        net = ModularNet(policy.out_features, [len(active) for active in path], **self.fields)
+        net = ModularNet(
+            policy.out_features, [len(active) for active in path], **self.fields, last_layer=self.last_layer
+        )
         for layer, (name, active) in enumerate(zip(net.hidden_layers, path, strict=True)):
             chosen = self._active(layer, active)
             for part in ("weight", "bias"):
@@ -193,6 +209,7 @@ class ModularNet(nn.Module):
         hidden: int = 256,
         frame_stack: int = 4,
         screen_size: int = 84,
+        last_layer: LastLayer = "sum",
     ) -> None:
         """Build the net.
 
@@ -203,6 +220,7 @@ class ModularNet(nn.Module):
             hidden: Units of a module in the last layer.
             frame_stack: Input channels.
             screen_size: Height and width of the input.
+            last_layer: See `PathNet`.
 
         Raises:
             ValueError: not a number of modules for each layer, or a convolution that does not fit on its input.
@@ -218,6 +236,7 @@ class ModularNet(nn.Module):
             "hidden": hidden,
             "frame_stack": frame_stack,
             "screen_size": screen_size,
+            "last_layer": last_layer,
         }
         for (name, inputs, width, settings), count in zip(shapes, modules, strict=True):
             self.add_module(name, _layer(inputs, count * width, settings))
@@ -230,5 +249,7 @@ class ModularNet(nn.Module):
         """Map observations (B, stack, H, W) uint8 to logits (B, A) and values (B,)."""
         h = screens(obs)
         for name, modules in zip(self.hidden_layers, self.arch["modules"], strict=True):
-            h = module_sum(self.get_submodule(name)(h.flatten(1) if name == "fc" else h), modules)
+            z = self.get_submodule(name)(h.flatten(1) if name == "fc" else h)
+            mean = name == "fc" and self.arch["last_layer"] == "mean"
+            h = module_mean(z, modules) if mean else module_sum(z, modules)
         return self.policy(h), self.value(h).squeeze(1)

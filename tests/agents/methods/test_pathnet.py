@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from agents.batch import Output, Rollout
 from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
+from agents.engines.rmsprop import RMSpropTF
 from agents.engines.shared import SharedModel, bind, untrained
 from agents.engines.shared_adam import SharedAdam
 from agents.launch import Session
@@ -25,7 +27,8 @@ from agents.trainer import Status, Trainer
 from envs.atari import Episode
 from kfrl.cli.main import main
 from kfrl.errors import UserError
-from kfrl.nets.atari.pathnet import ModularNet
+from kfrl.nets import build_net
+from kfrl.nets.atari.pathnet import ModularNet, PathNet
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 
@@ -455,3 +458,69 @@ def test_several_source_games_come_one_after_the_other(tmp_path: Path) -> None:
     run = prepare(tmp_path / "run", source_games="Pong,Freeway")
     games: Sequence[str] = [phase.games[0].game for phase in run.phases]
     assert games == ["pong", "freeway", "breakout"]
+
+
+# --- the paper's controls and its last layer --------------------------------------------------------------------
+
+
+def controlled(control: str, **more: Any) -> TrainConfig:
+    return replace(CONFIG, methods={"pathnet": {**SMALL, "control": control}}, **more)
+
+
+def test_a_control_has_one_fixed_path_for_all_workers_that_no_tournament_changes(obs: Tensor) -> None:
+    method = PathNetMethod(controlled("fine-tuned"))
+    net = method.build(SPEC, ())
+    width = SMALL["active_modules"]
+    for rank in range(CONFIG.shape.workers):
+        method.begin(net, 0, PONG, rank)
+        assert method.path(net) == [list(range(width))] * 2
+        for _ in range(30):
+            method.after_rollout(played((0, 5.0, 1)))
+            method.after_update(net, 0.0)
+        assert method.path(net) == [list(range(width))] * 2
+    assert method.caveat(net) == ""
+
+
+def test_the_fine_tuned_control_goes_on_with_what_the_source_game_trained_and_nothing_frozen(obs: Tensor) -> None:
+    method = PathNetMethod(controlled("fine-tuned"))
+    net = method.build(SPEC, ())
+    before = snapshot(net)
+    assert list(method.end_phase(net, no_play)) == []
+    assert moved(net, before) == [[], []]
+    assert not net.frozen.any()
+    assert method.export(net).arch["modules"] == [SMALL["active_modules"]] * 2
+
+
+def test_the_scratch_control_has_no_source_game(tmp_path: Path) -> None:
+    run = resolve(controlled("scratch", source_games="", run_dir=tmp_path / "run"))
+    assert [phase.games[0].game for phase in run.phases] == ["breakout"]
+    with pytest.raises(UserError, match=r"--control scratch learns the run's own game alone"):
+        resolve(controlled("scratch", run_dir=tmp_path / "run"))
+    with pytest.raises(UserError, match="needs source games"):
+        resolve(controlled("fine-tuned", source_games="", run_dir=tmp_path / "run"))
+
+
+def test_the_last_layer_may_take_the_mean(obs: Tensor) -> None:
+    path = [[0, 1], [2, 4]]
+    nets = {kind: PathNet({"a": 3}, 5, 2, ((4, 8, 8),), 8, last_layer=kind) for kind in ("sum", "mean")}
+    nets["mean"].load_state_dict(nets["sum"].state_dict())
+    h = {kind: net(obs, path, "a")[0] - net.heads["a"]["policy"].bias for kind, net in nets.items()}
+    torch.testing.assert_close(h["sum"], 2 * h["mean"])
+    alone = nets["mean"].along(path, "a")
+    torch.testing.assert_close(alone(obs)[0], nets["mean"](obs, path, "a")[0])
+    again = build_net(alone.arch, 3)
+    again.load_state_dict(alone.state_dict())
+    assert torch.equal(again(obs)[0], alone(obs)[0])
+
+
+def test_a_module_off_the_path_stays_as_it_is_under_a3cs_rmsprop_too(obs: Tensor) -> None:
+    method, net = start()
+    net.population.genotypes[0] = torch.tensor([[0, 1], [2, 2]])
+    groups = method.parameter_groups(net)
+    shared = SharedModel.create(groups, 1)
+    grads, before = torch.zeros_like(shared.parameters), snapshot(net)
+    bind(groups, shared.parameters, grads)
+    output = method.forward(net, obs, ())
+    (output.logits.square().sum() + output.values.sum()).backward()
+    assert RMSpropTF.of_a3c(shared, groups, 40.0).push(grads, 0.01) is not None
+    assert moved(net, before) == [[0, 1], [2]]
