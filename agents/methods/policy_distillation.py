@@ -21,7 +21,7 @@ from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
 from envs.protocols import get_protocol
-from kfrl.config import Count, Positive
+from kfrl.config import Count, Fraction, Positive
 from kfrl.errors import UserError
 from kfrl.losses.distillation import directed_kl, negative_log_likelihood, squared_error
 from kfrl.nets import arch_of
@@ -43,6 +43,9 @@ class ImitationSettings:
     distill_actor: Literal["teacher", "student"] | None = None
     """Who plays the games that are imitated. Default: the teacher under policy-distillation, the student, who meets its
     own mistakes, under actor-mimic (the papers)."""
+    epsilon: Fraction | None = None
+    """Whoever acts takes its best action, and one at random with this probability (actor-mimic's paper: 0.1). Default:
+    it samples its policy; with Q values, 0.05."""
     replay_reuse: Positive = 2.0
     """Samples of an update for each sample of a rollout, drawn from memory."""
     replay_memory: Count = 16_384
@@ -166,9 +169,11 @@ class Imitation(Method[Net], Generic[Net]):
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
         """The teacher's policy, or the student's own."""
         actor = self.own.distill_actor
-        if actor == "student" or (actor is None and not self.teacher_acts):
-            return logits
-        return epsilon_greedy(context[0], EPSILON) if self._q_values else context[0]
+        student_acts = actor == "student" or (actor is None and not self.teacher_acts)
+        acting, epsilon = logits if student_acts else context[0], self.own.epsilon
+        if epsilon is None and self._q_values and not student_acts:
+            epsilon = EPSILON
+        return acting if epsilon is None else epsilon_greedy(acting, epsilon)
 
     def remembered(self, batch: Batch) -> tuple[Tensor, ...]:
         """Samples of this rollout and earlier ones, or stored ones: observations and what the teacher made of them."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.batch import Context, Output
 from agents.methods.base import Method, NetSpec
 from agents.teachers.formats import Teacher
 from kfrl.config import Positive
+from kfrl.nets import arch_of, build_net
 from kfrl.nets.atari.progressive import ProgressiveNet
 
 
@@ -21,6 +22,8 @@ class Settings:
     initial_scalar: Positive = 0.1
     """alpha at the start: the learned scalar that a frozen column's activations are multiplied by (the paper samples
     1, 0.1, 0.01)."""
+    random_columns: bool = False
+    """Frozen columns of the teachers' shapes with random weights (the paper's baseline 4)."""
 
 
 class Progressive(Method[ProgressiveNet]):
@@ -33,8 +36,13 @@ class Progressive(Method[ProgressiveNet]):
     Settings = Settings
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> ProgressiveNet:
-        """The student's column beside the teachers' nets themselves, which stay where they are in memory."""
+        """The student's column beside the teachers' nets themselves, which stay where they are in memory.
+
+        Under `random_columns` beside fresh nets of their shapes, the same in all processes: they are not trained.
+        """
         columns = {teacher.name: teacher.net for teacher in teachers}
+        if self.own.random_columns:
+            columns = {teacher.name: _fresh(teacher) for teacher in teachers}
         config, scalar = self.config, self.own.initial_scalar
         return ProgressiveNet(len(spec.actions), columns, config.convs, config.hidden, initial_scalar=scalar)
 
@@ -49,6 +57,11 @@ class Progressive(Method[ProgressiveNet]):
     def metrics(self, net: ProgressiveNet) -> dict[str, float]:
         """Alpha of each frozen column, by the layer that its lateral goes into."""
         return {f"progressive/alpha/{column}/{layer}": alpha for (column, layer), alpha in net.scalars().items()}
+
+
+def _fresh(teacher: Teacher) -> nn.Module:
+    """A net of a teacher's shape, as a new run would begin with."""
+    return build_net(arch_of(teacher.net), len(teacher.card.actions)).eval().requires_grad_(False)
 
 
 METHOD = Progressive

@@ -115,6 +115,10 @@ def test_the_student_acts_with_the_games_actions_alone(teachers: list[Teacher], 
         logits = method.forward(net, obs, context).logits
         assert logits.shape == (2, count)
         assert method.acting_logits(logits, context) is logits
+    method, net = start(teachers, PONG, epsilon=0.1)
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    greedy = torch.tensor([[0.1 / 3, 0.9 + 0.1 / 3, 0.1 / 3]])  # the paper's epsilon
+    torch.testing.assert_close(method.acting_logits(logits, ()).exp(), greedy)
     method, net = start(teachers, PONG, distill_actor="teacher")
     context = method.features(net, obs)
     torch.testing.assert_close(

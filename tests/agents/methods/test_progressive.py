@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from agents.batch import joined
 from agents.config import TrainConfig
+from agents.engines.shared import untrained
 from agents.methods.base import NetSpec
 from agents.methods.progressive import Progressive
 from agents.rollout import Collector
@@ -134,3 +136,20 @@ def test_the_scalars_are_logged(teachers: list[Teacher]) -> None:
         for layer in ("conv2", "fc", "policy", "value")
     }
     assert set(logged.values()) == {0.25}
+
+
+def test_baseline_4_has_columns_of_the_teachers_shapes_and_random_weights(teachers: list[Teacher], obs: Tensor) -> None:
+    method = make()
+    method = Progressive(replace(method.config, methods={"progressive": {"random_columns": True}}))
+    net = method.build(SPEC, teachers)
+    for column, teacher in zip(net.columns, teachers, strict=True):
+        held = teacher.net.state_dict()
+        assert {name: tensor.shape for name, tensor in column.state_dict().items()} == {
+            name: tensor.shape for name, tensor in held.items()
+        }
+        assert not torch.equal(column.state_dict()["conv1.weight"], held["conv1.weight"])
+        assert not any(parameter.requires_grad for parameter in column.parameters())
+    # Another process builds other random columns, and gets these: they do not train.
+    other = method.build(SPEC, teachers)
+    other.load_state_dict(untrained(net, method.parameter_groups(net)), strict=False, assign=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(net.features(obs), other.features(obs), strict=True))
