@@ -23,14 +23,17 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from agents.teachers.store import load_teachers
 from kfrl.compare.plots import TRAINING, draw_arms, smooth
 from kfrl.runs.metrics import read_metrics
 from kfrl.training.signals import noting_signals
 
 PAPER = ("--fold-at", "None", "--no-choose-channels", "--link-heads", "never", "--student-weight", "None")
-
-
-NO_HEADS = ("--link-heads", "never", "--imitate", "never")
+NO_HEADS = ("--link-heads", "never", "--imitate", "always")
+NO_HIDDEN = "flow:\n  links:\n" + "".join(
+    f"    - {{student: {head}, teacher: {{teacher}}, layer: {head}}}\n" for head in ("policy", "value")
+)
+"""A config that links the heads alone; {teacher} is the expert's name."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +43,29 @@ class Arm:
     name: str
     title: str
     flags: tuple[str, ...]
+    config: str = ""
+    """YAML for --config, where a setting has no flag."""
 
 
-def arms(expert: str, non_expert: str) -> tuple[Arm, ...]:
-    """What is compared."""
+def arms(expert: str, non_expert: str, random: str) -> tuple[Arm, ...]:
+    """What is compared: the method, and it without each of its parts."""
+    heads_alone = NO_HIDDEN.format(teacher=load_teachers([expert])[0].name if expert else "")
+    taught = ("--teachers", expert)
     return (
         Arm("scratch", "scratch A3C", ()),
         Arm("fine-tune", "fine-tuning, non-expert", ("--method", "fine-tune", "--teachers", non_expert)),
-        Arm("flow-non-expert", "knowledge flow, non-expert", ("--teachers", non_expert)),
-        Arm("flow-expert", "knowledge flow, expert", ("--teachers", expert)),
-        Arm("flow-expert-linked", "the same, linked for a tenth", ("--teachers", expert, "--fold-at", "0.1")),
-        Arm("flow-expert-no-imitation", "without imitation", ("--teachers", expert, "--imitate", "never")),
-        Arm("flow-expert-no-choice", "without the choice of channels", ("--teachers", expert, "--no-choose-channels")),
-        Arm("flow-expert-no-kickstart", "without kickstarting", ("--teachers", expert, "--kickstart-coef", "0")),
-        Arm("flow-expert-no-heads", "without head links", ("--teachers", expert, *NO_HEADS)),
-        Arm("flow-expert-paper", "the paper's own settings", ("--teachers", expert, *PAPER)),
+        Arm("non-expert", "knowledge flow, non-expert", ("--teachers", non_expert)),
+        Arm("expert", "knowledge flow, expert", taught),
+        Arm("no-fold", "without the fold", (*taught, "--fold-observations", "0")),
+        Arm("no-imitation", "without imitation", (*taught, "--imitate", "never")),
+        Arm("no-choice", "without the choice of channels", (*taught, "--no-choose-channels")),
+        Arm("no-kickstart", "without kickstarting", (*taught, "--kickstart-coef", "0")),
+        Arm("no-heads", "without head links", (*taught, *NO_HEADS)),
+        Arm("no-hidden", "without hidden links", taught, heads_alone),
+        Arm("distillation", "plain distillation, the same samples", (*taught, "--fold-observations", "0"), heads_alone),
+        Arm("linked-first", "linked for a tenth", (*taught, "--fold-at", "0.1")),
+        Arm("paper", "the paper's own settings", (*taught, *PAPER)),
+        Arm("random", "from a teacher of random weights", ("--teachers", random, "--imitate", "always")),
     )
 
 
@@ -66,18 +77,15 @@ class Run:
     """An agent that plays the game well: a path, or a name as --teachers takes it."""
     non_expert: str = "seaquest"
     """An agent of another game, of the student's own shape (fine-tuning needs that)."""
+    random: str = ""
+    """An agent of random weights, e.g. the student of a run of a few steps; without one the arm is
+    left out."""
     game: str = "Breakout"
     """The game to learn."""
-    steps: int = 500_000
+    steps: int = 200_000
     """Agent steps of a run."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """One run of each arm for each."""
-    workers: int = 2
-    """Worker processes."""
-    envs_per_worker: int = 16
-    """Games of each."""
-    lr: float = 1e-3
-    """Learning rate."""
     only: tuple[str, ...] = ()
     """Names of the arms to run; default all."""
     out: Path = Path("runs/knowledge-flow")
@@ -107,9 +115,10 @@ class Overlay:
 def run(options: Run) -> None:
     """Train what is missing."""
     for seed in options.seeds:
-        for arm in arms(options.expert, options.non_expert):
+        for arm in arms(options.expert, options.non_expert, options.random):
             folder = options.out / arm.name / f"s{seed}"
-            if (options.only and arm.name not in options.only) or (folder / "eval.json").exists():
+            unwanted = arm.name not in options.only if options.only else arm.name == "random" and not options.random
+            if unwanted or (folder / "eval.json").exists():
                 continue
             going_on = (folder / "config.yaml").exists()
             flags = ["--resume", str(folder)] if going_on else _flags(options, arm, seed, folder)
@@ -126,17 +135,21 @@ def _train(flags: Sequence[str]) -> None:
 
 
 def _flags(options: Run, arm: Arm, seed: int, folder: Path) -> list[str]:
+    config = options.out / f"{arm.name}.yaml"
+    if arm.config:
+        options.out.mkdir(parents=True, exist_ok=True)
+        config.write_text(arm.config, encoding="utf-8")
     return [
-        *("--game", options.game, "--steps", str(options.steps), "--seed", str(seed)),
-        *("--workers", str(options.workers), "--envs-per-worker", str(options.envs_per_worker)),
-        *("--lr", str(options.lr), "--run-dir", str(folder), *arm.flags),
+        *(("--config", str(config)) if arm.config else ()),
+        *("--game", options.game, "--steps", str(options.steps), "--preset", "fast", "--seed", str(seed)),
+        *("--run-dir", str(folder), *arm.flags),
     ]
 
 
 def draw(options: Draw) -> None:
     """Read every finished run and draw."""
     found = {
-        arm: [path.parent for path in sorted((options.out / arm.name).glob("*/eval.json"))] for arm in arms("", "")
+        arm: [path.parent for path in sorted((options.out / arm.name).glob("*/eval.json"))] for arm in arms("", "", "")
     }
     found = {arm: folders for arm, folders in found.items() if folders}
     _table(found)
