@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kfrl.config import load_config
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link
+from kfrl.nets.memory_format import channels_last
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Progress, Task
@@ -105,6 +106,18 @@ def test_theta_old_is_taken_without_dropout_and_leaves_the_modes_alone(task, tau
         made.losses(net, batch, START)
     assert [module.training for module in net.student.modules()] == modes
     assert not any(module.training for teacher in net.teachers.values() for module in teacher.modules())
+
+
+def test_theta_old_comes_back_in_the_layout_of_the_parameters(task, taught) -> None:
+    shape = (3, 8, 8)
+    made = method(kl_coef=1.0)
+    net = made.build(task("resnet-8", shape), [taught("conv-4", "t", shape)])
+    assert channels_last(net)
+    saved = {name: p.detach().contiguous().clone() for name, p in net.named_parameters()}
+    made.load_state(net, saved)
+    layouts = {name: p.stride() for name, p in net.named_parameters()}
+    assert {name: old.stride() for name, old in made.state().items()} == layouts
+    assert any(saved[name].stride() != layout for name, layout in layouts.items())
 
 
 @pytest.mark.parametrize("name", ["mlp-64-dropout", "resnet-8"])
