@@ -53,15 +53,17 @@ class TrainConfig:
     """Agent steps of each phase of source games that comes before the game. Default: as many as --steps."""
     algo: Literal["a3c", "a2c", "ppo", "acktr"] = "a3c"
     """a3c: asynchronous workers on the CPU. a2c, ppo, acktr: one learner, all games in step, on CPU or GPU."""
-    preset: Literal["paper", "fast"] = "paper"
+    preset: Literal["paper", "fast"] | None = None
     """paper: the published shape. fast: the workers and games that suit this machine, for whichever of them is not
-    given."""
+    given. Default: fast; a2c, ppo and acktr paper."""
     device: str = "cpu"
     """Where a2c and ppo learn: cpu, cuda, cuda:1. a3c's shared memory is the CPU's."""
     workers: Count | Literal["auto"] | None = None
-    """Worker processes of a3c, one thread each; auto: one for each core. Default: 16."""
+    """Worker processes of a3c, one thread each; auto: one for each core. Default: auto, and one for each game that is
+    learned at the same time; --preset paper 16."""
     envs_per_worker: Count | None = None
-    """Games that each worker plays side by side; a2c and ppo have one worker. Default: 1; a2c 16, ppo 8, acktr 32."""
+    """Games that each worker plays side by side; a2c and ppo have one worker. Default: 32, --preset paper 1; a2c 16,
+    ppo 8, acktr 32."""
     t_max: Count | None = None
     """Steps of a rollout, between two updates of a worker. Default: 5; ppo 128, acktr 20."""
     lr: Positive | None = None
@@ -109,7 +111,7 @@ class TrainConfig:
         """Workers, games, rollout length and rates in force."""
         usual = _USUAL[self.algo]
         workers, envs = (usual.workers, usual.envs_per_worker)
-        if self.preset == "fast":
+        if (self.preset or ("fast" if self.algo == "a3c" else "paper")) == "fast":
             workers, envs = (cores(), FAST_ENVS) if self.algo == "a3c" else (1, FAST_ENVS * cores())
         if self.workers is not None:
             workers = cores() if self.workers == "auto" else self.workers

@@ -113,6 +113,7 @@ def resolve(config: TrainConfig) -> Run:
     """
     if not config.game:
         raise UserError("Which game? Give --game NAME, e.g. --game Alien; `kfrl games` lists them.")
+    workers_by_default = config.workers is None
     game = find_game(config.game)
     protocol = get_protocol(config.protocol, game.name)
     method = get_method(config.method_name)
@@ -146,6 +147,8 @@ def resolve(config: TrainConfig) -> Run:
     specs = [NetSpec(name, action_set(replace(protocol, game=name))) for name in sources]
     spec = NetSpec(game.name, action_set(protocol), tuple(specs))
     run = Run(config, protocol, spec, teachers, folder)
+    if workers_by_default and config.algo == "a3c":
+        run = replace(run, config=replace(config, workers=max(config.shape.workers, _games_at_once(run))))
     _check_workers(run)
     try:
         run.built()
@@ -183,12 +186,16 @@ def _source_games(
     return tuple(names)
 
 
+def _games_at_once(run: Run) -> int:
+    return max(len(phase.games) for phase in run.phases)
+
+
 def _check_workers(run: Run) -> None:
     """Refuse fewer workers than games that are learned at the same time, and more than may open their files."""
     config, shape = run.config, run.config.shape
     if config.algo == "a3c":
         allow_open_files(80 + 8 * shape.workers, "give fewer --workers, or --algo a2c")
-    most = max(len(phase.games) for phase in run.phases)
+    most = _games_at_once(run)
     if config.algo != "a3c" and run.method().games_in_turn:
         _check_games_in_turn(config, most)
     elif shape.workers < most:

@@ -1,6 +1,7 @@
 """docs/defaults.md is the code's."""
 
 import inspect
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -14,6 +15,7 @@ from agents.config import Shape, TrainConfig
 from agents.methods import get_method, method_names
 from agents.methods.knowledge_flow import KnowledgeFlowMethod
 from agents.methods.policy_distillation import PolicyDistillation
+from kfrl.machine import cores
 
 PAGE = (Path(__file__).parents[1] / "docs" / "defaults.md").read_text()
 ROWS = dict(re.findall(r"^\| `([a-z0-9_.-]+)` \| (.*?) \| .+ \|$", PAGE, re.MULTILINE))
@@ -33,7 +35,17 @@ def known() -> Iterator[tuple[str, Any]]:
 
 
 def shaped(name: str) -> str:
-    return " / ".join(str(getattr(TrainConfig(algo=algo).shape, name)) for algo in ("a3c", "a2c", "ppo", "acktr"))
+    """Under each `--algo`, as the page has it: workers by the machine's cores, a3c's learning rate for one game."""
+
+    def of(algo: str) -> str:
+        shape = TrainConfig(algo=algo).shape
+        if algo == "a3c" and name == "workers":
+            assert shape.workers == cores()
+            return "cores"
+        value = getattr(shape, name)
+        return f"{value / math.sqrt(shape.envs_per_worker):.0e}" if (algo, name) == ("a3c", "lr") else str(value)
+
+    return " / ".join(of(algo) for algo in ("a3c", "a2c", "ppo", "acktr"))
 
 
 def said(name: str, value: Any) -> bool:
@@ -52,18 +64,23 @@ def test_the_page_has_every_default_and_no_other() -> None:
     assert [(name, ROWS[name], value) for name, value in defaults.items() if not said(name, value)] == []
 
 
-def test_the_page_says_which_shape_and_memory_the_figures_are_of() -> None:
+def test_the_page_says_which_shape_and_memory_the_figures_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.config.cores", lambda: 2)
     config = TrainConfig()
-    assert (config.shape.workers, config.shape.envs_per_worker) == (16, 1)
+    shape = config.shape
     memories = {
         "Knowledge Flow": KnowledgeFlowMethod(config).own.imitation_memory,
         "all methods": PolicyDistillation(config).own.replay_memory,
     }
-    for row, memory in memories.items():
-        (measured, here) = re.findall(rf"^\| {row} .*?\| ([\d,]+) samples \| ([\d,]+) \|$", PAGE, re.MULTILINE)[0]
-        assert (measured, here) == (f"{memory // 2:,}", f"{memory // 16:,}")
-        assert f"memory {16 * memory // 2}" in PAGE
-    assert TrainConfig(workers=2, envs_per_worker=32).shape.lr == pytest.approx(5.7e-4, abs=1e-5)
+    measured = re.findall(
+        r"^\| (.*?) \(\[.*?\]\(.*?\)\) \| (\d+) x (\d+).*? \| ([\d.e-]+) \| (.*?) \|$", PAGE, re.MULTILINE
+    )
+    rows = {name: (int(workers), int(games), lr, memory) for name, workers, games, lr, memory in measured}
+    assert len(rows) == 5
+    for name, memory in memories.items():
+        assert rows[name][3] == f"{memory // rows[name][0]:,} samples"
+    assert rows["Knowledge Flow"][:2] == (shape.workers, shape.envs_per_worker)
+    assert float(rows["Knowledge Flow"][2]) == pytest.approx(shape.lr, abs=1e-5)
 
 
 def test_a2c_has_stable_baselines3s_numbers() -> None:

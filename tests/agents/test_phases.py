@@ -232,6 +232,14 @@ def test_fewer_workers_than_games_are_refused(tmp_path: Path, monkeypatch: pytes
     assert prepare(tmp_path / "run", source_steps=None, algo="a3c", workers=3).config.source_steps is None
 
 
+def test_by_default_every_game_has_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.run.get_method", lambda name: Together)
+    for cores, workers in ((2, 3), (4, 4)):
+        monkeypatch.setattr("agents.config.cores", lambda cores=cores: cores)
+        made = prepare(tmp_path / str(cores), source_steps=None, algo="a3c", workers=None)
+        assert made.config.workers == workers
+
+
 def test_beside_its_own_game_a_run_counts_steps_in_others_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
