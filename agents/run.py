@@ -131,6 +131,8 @@ def resolve(config: TrainConfig) -> Run:
     checksums = tuple(teacher.sha256 for teacher in teachers)
     check_pinned([teacher.path for teacher in teachers], checksums, config.teacher_sha256)
     sources = _source_games(config, method, game, teachers)
+    for name in config.methods.keys() & set(method_names()):
+        get_method(name).read_settings(config)
     config = replace(
         config.with_shape(),
         game=game.title,

@@ -106,6 +106,8 @@ def resolve(config: SupervisedConfig) -> Run:
     together = join(config.device)
     method = get_method(config.method_name)
     config = method.with_files(config)
+    for name in config.methods.keys() & set(method_names()):
+        get_method(name).read_settings(config)
     method.check_answers(config.method_name, config.answers is not None)
     if config.answers is None:
         method.check_teachers(config.method_name, len(config.teacher_names))

@@ -133,7 +133,8 @@ def test_settings_of_another_version_are_refused_by_the_names_of_both(tmp_path: 
 SCRIPT = """
 import agents
 print("main", flush=True)
-result = agents.train({"game": "Pong", "steps": 40, "workers": 2, "curve_points": 0, "eval_episodes": 0})
+small = {"workers": 2, "envs_per_worker": 1, "curve_points": 0, "eval_episodes": 0}
+result = agents.train({"game": "Pong", "steps": 40, **small})
 print(type(result.student).__name__, flush=True)
 """
 

@@ -125,5 +125,5 @@ def test_more_files_may_be_opened_where_the_user_may_say_so(
 def test_too_few_files_are_refused_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kfrl.machine.resource.getrlimit", lambda _: (64, 64))
     with pytest.raises(UserError, match=r"opens about 208 files.*may open 64.*ulimit -n 208.*fewer --workers"):
-        resolve(TrainConfig(game="Pong"))
+        resolve(TrainConfig(game="Pong", preset="paper"))
     resolve(TrainConfig(game="Pong", algo="a2c"))

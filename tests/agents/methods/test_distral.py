@@ -27,7 +27,7 @@ from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 
-CONFIG = TrainConfig(game="Pong", convs=((4, 8, 8),), hidden=8)
+CONFIG = TrainConfig(game="Pong", envs_per_worker=1, convs=((4, 8, 8),), hidden=8)
 PONG = NetSpec("pong", ("NOOP", "RIGHT", "LEFT"))
 FREEWAY = NetSpec("freeway", ("NOOP", "UP", "DOWN", "LEFT"))
 SPEC = replace(PONG, sources=(FREEWAY,))

@@ -54,7 +54,7 @@ def test_bad_input_is_refused_as_without_it(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_fine_tuning_says_what_was_loaded(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = "--game Alien --teachers zoo:seaquest --method fine-tune --workers 1 --dry-run"
+    flags = "--game Alien --teachers zoo:seaquest --method fine-tune --workers 1 --envs-per-worker 1 --dry-run"
     assert main(["train", *flags.split()]) == 0
     said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "loaded conv1 (16 x 4 x 8 x 8) from seaquest: conv1" in said
@@ -75,7 +75,9 @@ def test_a_foreign_teacher_says_what_became_of_each_tensor(tmp_path: Path, capsy
 
 
 def test_sizes_are_counted_as_by_hand(small_net: Callable[[int], AtariNet], tmp_path: Path) -> None:
-    run = resolve(TrainConfig(game="Pong", workers=2, convs=((4, 8, 8),), hidden=8, run_dir=tmp_path / "run"))
+    run = resolve(
+        TrainConfig(game="Pong", workers=2, envs_per_worker=1, convs=((4, 8, 8),), hidden=8, run_dir=tmp_path / "run")
+    )
     parameters = sum(p.numel() for p in small_net(6).parameters())
     plan = plan_of(run)
     assert plan.trained == plan.deployed == parameters
@@ -85,7 +87,15 @@ def test_sizes_are_counted_as_by_hand(small_net: Callable[[int], AtariNet], tmp_
     teachers = str(tmp_path / "t.safetensors")
     assert load_agent(tmp_path / "t.safetensors").card.game == "pong"
     flow = resolve(
-        TrainConfig(game="Pong", teachers=teachers, workers=2, convs=((4, 8, 8),), hidden=8, run_dir=tmp_path / "flow")
+        TrainConfig(
+            game="Pong",
+            teachers=teachers,
+            workers=2,
+            envs_per_worker=1,
+            convs=((4, 8, 8),),
+            hidden=8,
+            run_dir=tmp_path / "flow",
+        )
     )
     remembers = plan_of(flow)
     assert remembers.method.memory_bytes == 65_536 * 4 * 84 * 84
