@@ -14,10 +14,7 @@ from kfrl.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 SMALLER = {
-    "train": (
-        "--steps 3200 --workers 2 --envs-per-worker 2 --curve-points 1 --curve-episodes 1 --eval-episodes 1 "
-        "--convs 4 8 8 4 4 2 --hidden 8"
-    ).split(),
+    "train": "--steps 3200 --workers 2 --envs-per-worker 8 --curve-points 0 --eval-episodes 1 --convs 4 8 8 4 4 2 --hidden 8".split(),
     "eval": "--episodes 1".split(),
     "bench": "--seconds 0.05".split(),
     "teachers check": "--episodes 1".split(),
@@ -28,7 +25,11 @@ def made_small(words: list[str]) -> list[str]:
     """A command with flags at its end that make it small: nets of a few units, whose fold needs little play."""
     if "--resume" in words:
         return words
-    fold = ["--fold-observations", "160"] if words[0] == "train" and "--teachers" in words else []
+    fold = (
+        "--fold-observations 160 --curve-points 1 --curve-episodes 1".split()
+        if words[0] == "train" and "--teachers" in words
+        else []
+    )
     return [*words, *SMALLER.get(words[0], SMALLER.get(" ".join(words[:2]), [])), *fold]
 
 
