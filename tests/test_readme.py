@@ -14,7 +14,9 @@ from kfrl.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 SMALLER = {
-    "train": "--steps 3200 --workers 2 --envs-per-worker 8 --curve-points 0 --eval-episodes 1 --convs 4 8 8 4 4 2 --hidden 8".split(),
+    "train": (
+        "--steps 3200 --workers 2 --envs-per-worker 8 --curve-points 0 --eval-episodes 1 --convs 4 8 8 4 4 2 --hidden 8"
+    ).split(),
     "eval": "--episodes 1".split(),
     "bench": "--seconds 0.05".split(),
     "teachers check": "--episodes 1".split(),
