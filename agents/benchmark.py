@@ -20,7 +20,6 @@ from agents.config import FAST_ENVS, TrainConfig
 from agents.evaluation.play import SIDE_BY_SIDE, evaluate
 from agents.launch import Session
 from agents.teachers.formats import Card, save_agent
-from agents.trainer import Status
 from envs.atari import AtariEnvs, action_set
 from envs.games import find_game
 from envs.protocols import get_protocol
@@ -28,6 +27,7 @@ from kfrl.devices import check_device
 from kfrl.errors import unknown
 from kfrl.machine import cores
 from kfrl.nets.atari.net import AtariNet
+from kfrl.training.status import Status
 
 WARM_UP = 2.0
 """Seconds after the first step that do not count."""
@@ -208,18 +208,18 @@ class _Stopwatch:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._first: float | None = None
-        self._start: tuple[float, int] | None = None
-        self._end: tuple[float, int] | None = None
+        self._start: tuple[float, float] | None = None
+        self._end: tuple[float, float] | None = None
         self._pss: tuple[float, ...] = ()
 
     def update(self, status: Status) -> None:
         now = time.perf_counter()
         if self._first is None:
-            self._first = now if status.step else None
+            self._first = now if status.done else None
         elif self._start is None:
-            self._start = (now, status.step) if now - self._first > WARM_UP else None
+            self._start = (now, status.done) if now - self._first > WARM_UP else None
         elif self._end is None and now - self._start[0] > self._seconds:
-            self._end = (now, status.step)
+            self._end = (now, status.done)
             self._pss = pss_mb()
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -14,11 +14,10 @@ from agents.engines.registry import ENGINES
 from agents.evaluation.play import Evaluation, Policy, evaluate
 from agents.run import Run, reopen, resolve
 from agents.teachers.formats import load_agent
-from agents.trainer import Status, Trainer
-from kfrl.runs.checkpoint import checkpoint_to_resume
+from agents.trainer import Trainer
 from kfrl.runs.provenance import commit, sha256
 from kfrl.training import session
-from kfrl.training.session import Result, Silent, begin, settings_of
+from kfrl.training.session import Result, Silent
 from kfrl.training.trainer import Display
 
 Play = Callable[[Policy, str], Evaluation]
@@ -29,28 +28,9 @@ class Session(session.Session[Run, Trainer]):
     """A run on a game."""
 
     command = "kfrl train"
+    settings, resolve, reopen = TrainConfig, staticmethod(resolve), staticmethod(reopen)
 
-    @classmethod
-    def start(cls, config: TrainConfig | Mapping[str, Any]) -> Session:
-        """Begin a new run: look up what its settings name, and write its config.yaml.
-
-        Raises:
-            UserError: settings that do not fit together, or a folder that exists. Nothing has been written.
-        """
-        settings = settings_of(config, TrainConfig)
-        return cls(begin(resolve(settings), cls.command, named=settings.run_dir is not None))
-
-    @classmethod
-    def resume(cls, folder: Path) -> Session:
-        """Take up a run at its latest checkpoint, or anew where none was written yet.
-
-        Raises:
-            UserError: no run's folder, damaged checkpoints, or something that the run needs is gone.
-        """
-        run = reopen(folder)
-        return cls(run, checkpoint_to_resume(run.folder.checkpoints))
-
-    def build(self, display: Display[Status]) -> Trainer:
+    def build(self, display: Display) -> Trainer:
         """The engine of the run's algorithm."""
         return ENGINES[self.run.config.algo](self.run, display, self.checkpoint)
 
@@ -117,7 +97,7 @@ def linked_policy(run: Run, net: nn.Module) -> Policy | None:
     return lambda obs: method.forward(net, obs, method.features(net, obs)).logits
 
 
-def train(config: TrainConfig | Mapping[str, Any], display: Display[Status] | None = None) -> Result:
+def train(config: TrainConfig | Mapping[str, Any], display: Display | None = None) -> Result:
     """Train a student on a game and score it: all that `kfrl train` does but flags and printing.
 
     Works in any thread. On the main one, Ctrl-C and SIGTERM end the run between two updates, with a checkpoint.
@@ -133,7 +113,7 @@ def train(config: TrainConfig | Mapping[str, Any], display: Display[Status] | No
     return Session.start(config).complete(display or Silent())
 
 
-def resume(folder: Path | str, display: Display[Status] | None = None) -> Result:
+def resume(folder: Path | str, display: Display | None = None) -> Result:
     """Go on with a run from its latest checkpoint, and score it; one that is finished is only read.
 
     Raises:

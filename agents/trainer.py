@@ -28,6 +28,7 @@ from kfrl.runs.metrics import MetricsWriter
 from kfrl.seeding import CURVE, PLAY, stream
 from kfrl.training import trainer as training
 from kfrl.training.signals import noting_signals
+from kfrl.training.status import Status
 from kfrl.training.trainer import Display, Outcome
 
 ROWS = 500
@@ -37,29 +38,15 @@ RECENT = 100
 
 
 @dataclass(frozen=True)
-class Status:
-    """Where a run stands, for whoever shows it."""
+class GameStatus(Status):
+    """Where a run on games stands."""
 
-    step: int
-    """In the run's own game; in a phase of source games, those of the phase."""
-    steps: int
-    steps_per_sec: float
     recent_return: float | None
     """Mean raw score of the last games that ended."""
-    student_return: float | None
-    """Mean raw score of the student alone when it was last evaluated."""
-    metrics: dict[str, float]
-    """The method's own, e.g. p per layer."""
-    dropped: int
-    phase: str = ""
-    """Which one it is, in words; empty where a run has one."""
-    source_returns: Mapping[str, float] = field(default_factory=dict)
+    source_returns: Mapping[str, float]
     """As `recent_return`, by source game."""
-
-    @property
-    def eta_sec(self) -> float | None:
-        """Seconds to go at the present rate."""
-        return (self.steps - self.step) / self.steps_per_sec if self.steps_per_sec else None
+    dropped: int
+    """Updates without effect, because their gradient was not finite."""
 
 
 @dataclass
@@ -73,10 +60,10 @@ class _Window:
     since: float = field(default_factory=time.monotonic)
 
 
-class Trainer(training.Trainer[Run, Status]):
+class Trainer(training.Trainer[Run]):
     """One run of one model, phase by phase; an engine says how its updates come about."""
 
-    def __init__(self, run: Run, display: Display[Status], checkpoint: Checkpoint | None = None) -> None:
+    def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
         """Build the model, from a checkpoint if there is one."""
         super().__init__(run, display)
         built = run.take_built()
@@ -382,18 +369,21 @@ class Trainer(training.Trainer[Run, Status]):
         self.method.schedule(self.net, self.progress)
         return self.method.metrics(self.net)
 
-    def _status(self) -> Status:
+    def _status(self) -> GameStatus:
         recent = {game: sum(scores) / len(scores) for game, scores in self._recent.items() if scores}
-        return Status(
-            step=self._logged_step,
-            steps=self._logged_steps,
-            steps_per_sec=self._rate,
-            recent_return=recent.pop(self.run.spec.game, None),
-            student_return=self._student_return,
+        left = self._logged_steps - self._logged_step
+        return GameStatus(
+            done=self._logged_step,
+            total=self._logged_steps,
+            rate=self._rate,
+            eta_sec=left / self._rate if self._rate else None,
+            student=self._student_return,
+            student_at=None,
+            part=self.phase_title,
             metrics=self._method_metrics(),
-            dropped=int(self.shared.dropped.sum()),
-            phase=self.phase_title,
+            recent_return=recent.pop(self.run.spec.game, None),
             source_returns=recent,
+            dropped=int(self.shared.dropped.sum()),
         )
 
 

@@ -13,7 +13,7 @@ from kfrl.config import validated
 from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import STEP, read_metrics
-from kfrl.sweep.domain import Domain, Progress
+from kfrl.sweep.domain import Domain
 
 STUDENT = "eval/mean_return"
 
@@ -63,10 +63,6 @@ class Games(Domain):
         from agents.launch import Session
 
         return Session.resume(folder)
-
-    def progress(self, status: Any) -> Progress:
-        """Of an `agents.trainer.Status`; source games have their own."""
-        return Progress(status.step, status.steps, status.steps_per_sec, status.student_return)
 
     def curve(self, folder: Path) -> list[tuple[float, float]]:
         """Steps and the score of the student alone."""

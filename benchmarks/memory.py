@@ -15,7 +15,7 @@ import tyro
 from agents.benchmark import pss_mb
 from agents.config import TrainConfig
 from agents.launch import Session
-from agents.trainer import Status
+from kfrl.training.status import Status
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Recorder:
 
     def update(self, status: Status) -> None:
         """Read the memory when it is time."""
-        if status.step < self._next or len(held := pss_mb()) < 2:  # no workers, or one that is just ending
+        if status.done < self._next or len(held := pss_mb()) < 2:  # no workers, or one that is just ending
             return
         launcher, *workers = held
-        self._rows.writerow([status.step, *(f"{mb:.1f}" for mb in (launcher + sum(workers), launcher, max(workers)))])
+        self._rows.writerow([status.done, *(f"{mb:.1f}" for mb in (launcher + sum(workers), launcher, max(workers)))])
         self._next += self._every
 
     def say(self, text: str) -> None:

@@ -13,8 +13,8 @@ from agents.engines.settings import ACKTRConfig
 from agents.engines.shared import SharedModel, clipped_norm
 from agents.engines.synchronous import A2CTrainer
 from agents.engines.update import Optimiser, Report, Updater
-from agents.methods.base import ParameterGroup
 from kfrl.losses.actor_critic import log_prob
+from kfrl.optim.groups import ParameterGroup
 from kfrl.optim.kfac import COLD_UPDATES, KroneckerFactors, factored_layers, trust
 
 PLAIN_MEAN = 10

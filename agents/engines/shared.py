@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from agents.methods.base import ParameterGroup
+from kfrl.optim.groups import ParameterGroup
 
 
 def _view(flat: Tensor, shape: torch.Size) -> Tensor:

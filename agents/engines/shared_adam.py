@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.engines.shared import SharedModel, clipped_norm
-from agents.methods.base import ParameterGroup
+from kfrl.optim.groups import ParameterGroup
 
 BETAS = (0.9, 0.999)
 

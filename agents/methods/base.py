@@ -16,6 +16,7 @@ from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
+from kfrl.optim.groups import ParameterGroup
 from kfrl.training.method import OwnSettings
 
 Net = TypeVar("Net", bound=nn.Module, default=AtariNet)
@@ -86,18 +87,6 @@ class Review:
     """Rows for the run's history.csv, all of the same columns."""
     fresh: tuple[nn.Parameter, ...] = ()
     """Parameters that have begun anew: the optimiser's statistics of them go back to 0."""
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share a learning rate, `lr_scale` times the run's."""
-
-    parameters: tuple[nn.Parameter, ...]
-    lr_scale: float = 1.0
-    lazy: bool = False
-    """Left alone by an update whose gradient is 0 throughout: an optimiser with momentum would move it all the same."""
-    sgd: float | None = None
-    """A rate of plain gradient descent, which this group gets instead of the run's optimiser and its rate."""
 
 
 class Method(OwnSettings, Generic[Net]):

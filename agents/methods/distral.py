@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from agents.batch import Batch, Context, Output, Rollout
 from agents.config import TrainConfig
-from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
+from agents.methods.base import Method, NetSpec, Phase
 from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
 from kfrl.config import NonNegative
@@ -23,6 +23,7 @@ from kfrl.losses.distillation import kl_divergence
 from kfrl.nets.atari.net import AtariNet
 from kfrl.nets.atari.two_column import Column, ColumnNet
 from kfrl.nets.init import HEAD_GAINS, orthogonal
+from kfrl.optim.groups import ParameterGroup
 
 DISTILLED = "distilled"
 """The logits of pi_0 among the extras of an output."""

@@ -27,7 +27,7 @@ from agents.actions import in_order
 from agents.answers import Answers, answers_for, open_all
 from agents.batch import Batch, Context, Output
 from agents.config import TrainConfig
-from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play, Review
+from agents.methods.base import Method, NetSpec, Phase, Play, Review
 from agents.observations import steps_for
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.reviewing import Terms, review
@@ -48,6 +48,7 @@ from kfrl.machine import total_memory
 from kfrl.nets.adapters import build_transform
 from kfrl.nets.atari.net import AtariNet
 from kfrl.nets.memory_format import screens
+from kfrl.optim.groups import ParameterGroup
 from kfrl.seeding import REVIEW, stream
 
 LINKED, IMITATION, ALONE = "linked", "imitation", "alone"

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from agents.batch import Batch, Context, Output, Rollout
 from agents.config import TrainConfig
-from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
+from agents.methods.base import Method, NetSpec, Phase, Play
 from agents.teachers.formats import Teacher
 from kfrl.config import Count
 from kfrl.errors import UserError
 from kfrl.nets.atari.pathnet import LastLayer, ModularNet, Path, PathNet
+from kfrl.optim.groups import ParameterGroup
 
 MUTATION_REACH = 2
 """A mutated element moves by a number from -2 to 2."""

@@ -17,7 +17,7 @@ from agents.actions import epsilon_greedy, in_order
 from agents.answers import Answers, answers_for, open_all
 from agents.batch import Batch, Context, Output
 from agents.config import TrainConfig
-from agents.methods.base import Method, NetSpec, ParameterGroup, Phase
+from agents.methods.base import Method, NetSpec, Phase
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
 from envs.protocols import get_protocol
@@ -27,6 +27,7 @@ from kfrl.losses.distillation import directed_kl, negative_log_likelihood, squar
 from kfrl.nets import arch_of
 from kfrl.nets.atari.net import MultiTaskNet
 from kfrl.nets.hooks import features_of, layer_shapes
+from kfrl.optim.groups import ParameterGroup
 
 EPSILON = 0.05
 """How often a Q-network that collects data acts at random."""

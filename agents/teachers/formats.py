@@ -10,14 +10,14 @@ from torch import nn
 
 from envs.preprocessing import ALE, Preprocessing
 from kfrl.nets import build_net
-from kfrl.runs.cards import has_format, load_tensors, read_net, write_net
+from kfrl.runs.cards import ModelCard, SavedModel, has_format, load_tensors, read_net, write_net
 from kfrl.runs.provenance import sha256
 
 FORMAT = "kfrl-agent-1"
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(ModelCard):
     """What a file says of the agent in it."""
 
     game: str
@@ -26,22 +26,14 @@ class Card:
     """The actions by name, in the order of the logits."""
     arch: dict[str, Any]
     """What `build_net` needs."""
-    method: str = "unknown"
     steps: int = 0
     """Agent steps that it was trained for."""
-    seed: int | None = None
-    teachers: tuple[str, ...] = ()
-    teacher_sha256: tuple[str, ...] = ()
-    """Checksums of their files."""
     protocol: dict[str, Any] = field(default_factory=dict)
     """The rules of its training."""
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    """The result of its last 30-episode evaluation: all scores, mean, interval."""
     preprocessing: Preprocessing = ALE
     """The pictures that it was trained on, and the buttons that its wrappers press for it."""
     curve: tuple[tuple[int, float], ...] = ()
     """(agent steps, mean raw return of the student alone) along its training."""
-    commit: str = "unknown"
     trains_value: bool = True
     """Whether its value head was trained; it is a random one where not."""
     notes: str = ""
@@ -62,27 +54,18 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Teacher:
+class Teacher(SavedModel[Card]):
     """A loaded agent."""
 
-    name: str
-    """What a run calls it: a column of tables, a key of metrics and links."""
-    net: nn.Module
-    card: Card
-    path: Path
     weights: Path | None = None
     """Of a layer table: the file of weights that it describes."""
     loaded: tuple[str, ...] = ()
     """Of another program's file: what became of each of its tensors."""
-    checksum: str = ""
-    """Of stored answers: that of the teacher who gave them."""
 
     @property
     def sha256(self) -> str:
         """The checksum of all that it was read from."""
-        if self.checksum:
-            return self.checksum
-        return sha256(self.path, self.weights) if self.weights else sha256(self.path)
+        return sha256(self.path, self.weights) if self.weights and not self.checksum else super().sha256
 
 
 def save_agent(path: Path, net: nn.Module, card: Card, half: bool = False) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from agents.config import FAST_ENVS, TrainConfig
 from agents.plan import Plan, expected_memory, expected_rate, plan_of
 from agents.run import Run
-from agents.trainer import Status
+from agents.trainer import GameStatus
 from envs.games import Game
 from kfrl.cli.display import RunDisplay, View, duration, link_table, p_of
 from kfrl.flow import KnowledgeFlow
@@ -119,21 +119,21 @@ def _teacher_line(run: Run, index: int) -> str:
     return f"teacher {teacher.name}" + ("" if score is None else f" ({score:.0f} points)")
 
 
-def view(status: Status) -> View:
+def view(status: GameStatus) -> View:
     """What of a status is shown."""
-    facts = [("phase", status.phase)] if status.phase else []
+    facts = [("phase", status.part)] if status.part else []
     facts += [
-        ("steps", f"{status.step:,} of {status.steps:,}"),
-        ("rate", f"{status.steps_per_sec:,.0f} steps/s"),
+        ("steps", f"{status.done:,} of {status.total:,}"),
+        ("rate", f"{status.rate:,.0f} steps/s"),
         ("ETA", duration(status.eta_sec)),
         ("raw return", _score(status.recent_return)),
     ]
     facts += [(f"in {Game(game).title}", _score(score)) for game, score in status.source_returns.items()]
-    if status.student_return is not None:
-        facts.append(("student alone", _score(status.student_return)))
+    if status.student is not None:
+        facts.append(("student alone", _score(status.student)))
     if status.dropped:
         facts.append(("dropped updates", f"{status.dropped:,}"))
-    return View(status.step, status.steps, facts, p_of(status.metrics))
+    return View(status.done, status.total, facts, p_of(status.metrics))
 
 
 def _score(value: float | None) -> str:

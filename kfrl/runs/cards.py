@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,11 +15,44 @@ from torch import Tensor, nn
 from kfrl.config import validated
 from kfrl.errors import UserError
 from kfrl.runs.atomic import replacing
+from kfrl.runs.provenance import sha256
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 C = TypeVar("C", bound="DataclassInstance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What the file of a trained net says of its training, whatever it has learned."""
+
+    method: str = "unknown"
+    seed: int | None = None
+    teachers: tuple[str, ...] = ()
+    teacher_sha256: tuple[str, ...] = ()
+    """Checksums of the teachers' files, in their order."""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """Its last scores."""
+    commit: str = "unknown"
+
+
+@dataclass(frozen=True)
+class SavedModel(Generic[C]):
+    """A net that was read from its file; to be a teacher, for one."""
+
+    name: str
+    """What a run calls it: a column of tables, a key of metrics and links."""
+    net: nn.Module
+    card: C
+    path: Path
+    checksum: str = field(default="", kw_only=True)
+    """Where answers stand for the net: that of the file of the teacher who gave them."""
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of the file that it was read from."""
+        return self.checksum or sha256(self.path)
 
 
 def write_net(path: Path, net: nn.Module, card: DataclassInstance, form: str, half: bool = False) -> None:

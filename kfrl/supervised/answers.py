@@ -126,6 +126,8 @@ def read_answers(path: Path, data: Data) -> tuple[Teacher, ...]:
             f"{data.name} --teachers NAME --output FILE"
         )
     return tuple(
-        Teacher(each.name, Absent(), each.card, Path(each.file), (), tensors[f"{each.name}/logits"], each.sha256)
+        Teacher(
+            each.name, Absent(), each.card, Path(each.file), (), tensors[f"{each.name}/logits"], checksum=each.sha256
+        )
         for each in card.teachers
     )

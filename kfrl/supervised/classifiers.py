@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from kfrl.nets import build_net
-from kfrl.runs.cards import load_tensors, read_net, write_net
-from kfrl.runs.provenance import sha256
+from kfrl.runs.cards import ModelCard, SavedModel, load_tensors, read_net, write_net
 
 FORMAT = "kfrl-classifier-1"
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(ModelCard):
     """What a file says of the classifier in it."""
 
     data: str
@@ -32,40 +31,20 @@ class Card:
     std: tuple[float, ...]
     net: str = "unknown"
     """The net's name."""
-    method: str = "unknown"
     epochs: int = 0
     """How many it was trained for."""
-    seed: int | None = None
-    teachers: tuple[str, ...] = ()
-    teacher_sha256: tuple[str, ...] = ()
-    """Of the teachers' files, in their order."""
     validation_accuracy: float | None = None
     """Share of the validation images that it gets right; what teachers are chosen by."""
-    evaluation: dict[str, Any] = field(default_factory=dict)
-    """On the test images."""
-    commit: str = "unknown"
 
 
 @dataclass(frozen=True)
-class Teacher:
+class Teacher(SavedModel[Card]):
     """A loaded classifier."""
 
-    name: str
-    """What a run calls it: a column of tables, a key of metrics and links."""
-    net: nn.Module
-    card: Card
-    path: Path
     adapted: tuple[str, ...] = ()
     """What is done to the student's images before it sees them, in words."""
     answers: Tensor | None = None
     """(N, K) stored logits on the run's training images, in the place of its net."""
-    checksum: str = ""
-    """Of stored answers: that of the teacher who gave them."""
-
-    @property
-    def sha256(self) -> str:
-        """The checksum of its file."""
-        return self.checksum or sha256(self.path)
 
 
 def save_classifier(path: Path, net: nn.Module, card: Card) -> None:

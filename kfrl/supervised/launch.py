@@ -9,14 +9,13 @@ from typing import Any
 from torch import nn
 
 from kfrl.compare.plots import draw_run
-from kfrl.runs.checkpoint import checkpoint_to_resume
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.run import Run, reopen, resolve
-from kfrl.supervised.trainer import Status, Trainer
+from kfrl.supervised.trainer import Trainer
 from kfrl.training import session
 from kfrl.training.ranks import ranks
-from kfrl.training.session import Result, Silent, begin, settings_of
+from kfrl.training.session import Result, Silent
 from kfrl.training.trainer import Display
 
 
@@ -24,31 +23,9 @@ class Session(session.Session[Run, Trainer]):
     """A run on images."""
 
     command = "kfrl supervised train"
+    settings, resolve, reopen = SupervisedConfig, staticmethod(resolve), staticmethod(reopen)
 
-    @classmethod
-    def start(cls, config: SupervisedConfig | Mapping[str, Any]) -> Session:
-        """Begin a new run: look up what its settings name, and write its config.yaml.
-
-        Raises:
-            UserError: settings that do not fit together, or a folder that exists. Nothing has been written.
-        """
-        settings = settings_of(config, SupervisedConfig)
-        run = resolve(settings)
-        if ranks().first:
-            run = begin(run, cls.command, named=settings.run_dir is not None)
-        return cls(run)
-
-    @classmethod
-    def resume(cls, folder: Path) -> Session:
-        """Take up a run at its latest checkpoint, or anew where none was written yet.
-
-        Raises:
-            UserError: no run's folder, damaged checkpoints, or something that the run needs is gone.
-        """
-        run = reopen(folder)
-        return cls(run, checkpoint_to_resume(run.folder.checkpoints))
-
-    def build(self, display: Display[Status]) -> Trainer:
+    def build(self, display: Display) -> Trainer:
         """The loop of epochs."""
         return Trainer(self.run, display, self.checkpoint)
 
@@ -69,7 +46,7 @@ class Session(session.Session[Run, Trainer]):
         return result
 
 
-def train(config: SupervisedConfig | Mapping[str, Any], display: Display[Status] | None = None) -> Result:
+def train(config: SupervisedConfig | Mapping[str, Any], display: Display | None = None) -> Result:
     """Train a classifier and score it: all that `kfrl supervised train` does but flags and printing.
 
     Works in any thread. On the main one, Ctrl-C and SIGTERM end the run between two updates, with a checkpoint.
@@ -85,7 +62,7 @@ def train(config: SupervisedConfig | Mapping[str, Any], display: Display[Status]
     return Session.start(config).complete(display or Silent())
 
 
-def resume(folder: Path | str, display: Display[Status] | None = None) -> Result:
+def resume(folder: Path | str, display: Display | None = None) -> Result:
     """Go on with a run from its latest checkpoint, and score it; one that is finished is only read.
 
     Raises:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from kfrl.runs.folder import RunFolder
 from kfrl.supervised.run import Run
-from kfrl.supervised.trainer import Status, Trainer
+from kfrl.supervised.trainer import Trainer
 from kfrl.training.trainer import Display
 
 MEASURED = 2.0
@@ -18,7 +18,7 @@ MEASURED = 2.0
 
 
 @contextmanager
-def rehearsal(run: Run, display: Display[Status]) -> Iterator[Trainer]:
+def rehearsal(run: Run, display: Display) -> Iterator[Trainer]:
     """A trainer that leaves no file."""
     with TemporaryDirectory(prefix="kfrl-trial-") as folder:
         yield Trainer(run.at(RunFolder(Path(folder))), display)

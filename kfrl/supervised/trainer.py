@@ -28,6 +28,7 @@ from kfrl.supervised.run import Run
 from kfrl.training import trainer as training
 from kfrl.training.ranks import ranks
 from kfrl.training.signals import noting_signals
+from kfrl.training.status import Status
 from kfrl.training.trainer import Display, Outcome
 
 CHECK_EVERY = 50
@@ -42,23 +43,13 @@ PREPARED_ON = 8_192
 
 
 @dataclass(frozen=True)
-class Status:
-    """Where a run stands, for whoever shows it."""
+class ImageStatus(Status):
+    """Where a run on images stands."""
 
-    epoch: float
-    epochs: int
-    stage: str
-    images_per_sec: float
-    eta_sec: float | None
     losses: dict[str, float]
     """Means of the running epoch."""
-    validation: float | None
-    """Accuracy of the student alone on the validation images, when it was last evaluated."""
-    validated: int
-    """After how many epochs that was."""
     best: float | None
-    metrics: dict[str, float]
-    """The method's own, e.g. p per layer."""
+    """The best accuracy on validation images so far."""
 
 
 class _Loss(nn.Module):
@@ -74,10 +65,10 @@ class _Loss(nn.Module):
         return self.method.losses(self.net, batch, progress)
 
 
-class Trainer(training.Trainer[Run, Status]):
+class Trainer(training.Trainer[Run]):
     """One run of one method."""
 
-    def __init__(self, run: Run, display: Display[Status], checkpoint: Checkpoint | None = None) -> None:
+    def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
         """Build what trains, from a checkpoint if there is one."""
         super().__init__(run, display)
         self.config = run.config
@@ -483,18 +474,18 @@ class Trainer(training.Trainer[Run, Status]):
         done = (self.updates - self._session_updates) * self.config.batch_size
         return done / max(time.monotonic() - self._started, 1e-9)
 
-    def _status(self) -> Status:
+    def _status(self) -> ImageStatus:
         rate, per_epoch = self._images_per_sec(), len(self.images)
         left = (self.epochs * per_epoch - self.updates) * self.config.batch_size
-        return Status(
-            epoch=self.updates / per_epoch,
-            epochs=self.epochs,
-            stage=self.stages[self._stage].name,
-            images_per_sec=rate,
+        return ImageStatus(
+            done=self.updates / per_epoch,
+            total=self.epochs,
+            rate=rate,
             eta_sec=left / rate if rate else None,
-            losses={name: float(value) / max(1, self._batch) for name, value in self._sums.items()},
-            validation=self._last_validation,
-            validated=self._epoch,
-            best=self._best,
+            student=self._last_validation,
+            student_at=self._epoch,
+            part=self.stages[self._stage].name,
             metrics=self.method.metrics(self.net),
+            losses={name: float(value) / max(1, self._batch) for name, value in self._sums.items()},
+            best=self._best,
         )

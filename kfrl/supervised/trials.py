@@ -11,7 +11,7 @@ from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.config import SupervisedConfig
-from kfrl.sweep.domain import Domain, Progress
+from kfrl.sweep.domain import Domain
 
 VALIDATION, EPOCH = "val/accuracy", "charts/epoch"
 
@@ -58,10 +58,6 @@ class Images(Domain):
         from kfrl.supervised.launch import Session
 
         return Session.resume(folder)
-
-    def progress(self, status: Any) -> Progress:
-        """Of a `kfrl.supervised.trainer.Status`."""
-        return Progress(status.epoch, status.epochs, status.images_per_sec, status.validation, float(status.validated))
 
     def curve(self, folder: Path) -> list[tuple[float, float]]:
         """Epochs and the accuracy on validation images."""

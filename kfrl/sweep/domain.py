@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,26 +11,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from kfrl.training.session import Session
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands."""
-
-    done: float
-    """Steps or epochs."""
-    total: float
-    rate: float
-    """Steps or images a second."""
-    objective: float | None
-    """What runs are chosen by, higher is better, when it was last measured."""
-    measured: float | None = None
-    """After how many steps or epochs that was, where it is known."""
-
-    @property
-    def share(self) -> float:
-        """From 0 to 1."""
-        return min(1.0, self.done / self.total) if self.total else 0.0
 
 
 class Domain(ABC):
@@ -46,7 +25,7 @@ class Domain(ABC):
     unit: ClassVar[str]
     """What the rate counts."""
     objective: ClassVar[str]
-    """What `Progress.objective` is, in words."""
+    """What a run's `Status.student` is, in words."""
     score: ClassVar[str]
     """What `scores` are, in words."""
     higher_is_better: ClassVar[bool]
@@ -81,10 +60,6 @@ class Domain(ABC):
     @abstractmethod
     def resume(self, folder: Path) -> Session[Any, Any]:
         """Go on with one."""
-
-    @abstractmethod
-    def progress(self, status: Any) -> Progress:
-        """What a display's status says."""
 
     @abstractmethod
     def curve(self, folder: Path) -> list[tuple[float, float]]:

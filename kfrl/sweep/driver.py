@@ -26,7 +26,6 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from kfrl.errors import UserError
-from kfrl.sweep.domain import Progress
 from kfrl.sweep.estimate import OBJECT_STORE
 from kfrl.sweep.processes import adopt_orphans, alive, descendants, end_descendants, watch
 from kfrl.sweep.space import EarlyStopping, Trial
@@ -44,6 +43,7 @@ from kfrl.sweep.trials import (
     levels,
     untaught,
 )
+from kfrl.training.status import Status
 
 RETRIES = 2
 """How often a trial that failed, or whose process or node died, is taken up again from its checkpoint."""
@@ -77,7 +77,7 @@ class Runner(tune.Trainable):
             # What was known of it when it was left, for the rungs that it has passed.
             self._history.extend(self._domain.curve(self._folder.run(self._trial).path))
         self._session: Any = None
-        self._progress: Progress | None = None
+        self._status: Status | None = None
         self._stopping = False
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -110,8 +110,7 @@ class Runner(tune.Trainable):
         self._thread.join()
         if self._error is not None:
             return self._failed(self._error)
-        known = {} if self._progress is None else _known(self._progress)
-        return {**self._report(), **known, "state": FINISHED, "done": True}
+        return {**self._report(), **_known(self._status), "state": FINISHED, "done": True}
 
     def _point(self, done: float, objective: float, state: str) -> dict[str, Any]:
         """A point of the run's curve, for ASHA."""
@@ -122,12 +121,12 @@ class Runner(tune.Trainable):
         return float(self._trial.settings[self._domain.budget])
 
     def _report(self) -> dict[str, Any]:
-        progress = self._progress
-        if progress is None:
+        status = self._status
+        if status is None:
             return {**_place(0.0, 0.0), "rate": 0.0}
         # ASHA is told the objective where it was measured, and nowhere else.
-        known = {} if self._judged else _known(progress)
-        return {**_place(progress.done, progress.share), "rate": progress.rate, **known}
+        known = {} if self._judged else _known(status)
+        return {**_place(status.done, status.share), "rate": status.rate, **known}
 
     def _failed(self, error: BaseException) -> dict[str, Any]:
         """Bad input fails for good; Tune takes anything else up again."""
@@ -152,16 +151,16 @@ class Runner(tune.Trainable):
         finally:
             self._points.put(None)
 
-    def update(self, status: Any) -> None:
+    def update(self, status: Status) -> None:
         """As a display: keep where the run stands. Under ASHA the run waits for its judgement at each new objective."""
-        self._progress = progress = self._domain.progress(status)
-        if self._judged and not self._stopping and progress.objective is not None:
-            measured = progress.done if progress.measured is None else progress.measured
+        self._status = status
+        if self._judged and not self._stopping and status.student is not None:
+            measured = status.done if status.student_at is None else status.student_at
             # Without a measure of its own, an objective is new when its value is.
-            key = progress.objective if progress.measured is None else measured
+            key = status.student if status.student_at is None else measured
             if key != self._told:
                 self._told = key
-                self._points.put((measured, progress.objective))
+                self._points.put((measured, status.student))
                 self._go_on.acquire()
         if self._stopping:
             self._session.trainer.stop(signal.SIGTERM)
@@ -189,8 +188,8 @@ def _place(done: float, share: float) -> dict[str, float]:
     return {"done_units": done, "share": share, "permille": round(1000 * share)}
 
 
-def _known(progress: Progress) -> dict[str, float]:
-    return {} if progress.objective is None else {"objective": progress.objective}
+def _known(status: Status | None) -> dict[str, float]:
+    return {} if status is None or status.student is None else {"objective": status.student}
 
 
 class _Stopper(tune.Stopper):

@@ -17,6 +17,7 @@ from typing import Any
 from kfrl.sweep.processes import descendants
 from kfrl.sweep.space import Trial, teacher_names
 from kfrl.sweep.trials import Plan, domain_of
+from kfrl.training.status import Status
 
 OBJECT_STORE = 80 * 2**20
 """Bytes of shared memory for Ray: trials only report numbers."""
@@ -99,7 +100,7 @@ def _measure(plan: Plan, trials: Sequence[Trial], seconds: float) -> Kind:
         settings = {**settings, "teachers": "", "method": None}
     with tempfile.TemporaryDirectory(prefix="kfrl-sweep-") as folder:
         session = domain.start({**settings, "run_dir": str(Path(folder) / "run")})
-        clock = _Stopwatch(session, domain.progress, seconds)
+        clock = _Stopwatch(session, seconds)
         session.prepare(clock)
         began = time.monotonic()
         session.trainer.train()
@@ -119,24 +120,24 @@ def _measure(plan: Plan, trials: Sequence[Trial], seconds: float) -> Kind:
 class _Stopwatch:
     """A display that shows nothing: it times a run from its first steps on, and then stops it."""
 
-    def __init__(self, session: Any, progress: Any, seconds: float) -> None:
-        self._session, self._progress, self._seconds = session, progress, seconds
+    def __init__(self, session: Any, seconds: float) -> None:
+        self._session, self._seconds = session, seconds
         self._first: float | None = None
-        self._start: tuple[float, Any] | None = None
-        self._end: tuple[float, Any] | None = None
+        self._start: tuple[float, Status] | None = None
+        self._end: tuple[float, Status] | None = None
         self.memory_mb = 0.0
 
-    def update(self, status: Any) -> None:
-        now, progress = time.monotonic(), self._progress(status)
-        if not progress.done:
+    def update(self, status: Status) -> None:
+        now = time.monotonic()
+        if not status.done:
             return
         if self._first is None:
             self._first = now
         if self._start is None:
             if now - self._first >= _WARM_UP:
-                self._start = now, progress
+                self._start = now, status
             return
-        self._end = now, progress
+        self._end = now, status
         self.memory_mb = max(self.memory_mb, memory_mb([os.getpid(), *descendants()]))
         if now - self._start[0] > self._seconds:
             self._session.trainer.stop(signal.SIGTERM)

@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import nn
+from typing_extensions import Self
 
 from kfrl.config import validated
 from kfrl.errors import UserError
-from kfrl.runs.checkpoint import Checkpoint
+from kfrl.runs.checkpoint import Checkpoint, checkpoint_to_resume
 from kfrl.runs.folder import RunFolder
+from kfrl.training.ranks import ranks
 from kfrl.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-    C = TypeVar("C", bound=DataclassInstance)
 
 
 class TrainingError(RuntimeError):
@@ -67,7 +67,7 @@ class Result:
 
 
 R = TypeVar("R", bound=AnyRun)
-T = TypeVar("T", bound=Trainer[Any, Any])
+T = TypeVar("T", bound=Trainer[Any])
 
 
 class Session(ABC, Generic[R, T]):
@@ -75,6 +75,36 @@ class Session(ABC, Generic[R, T]):
 
     command: ClassVar[str]
     """What a user types to do the same."""
+    settings: ClassVar[type[DataclassInstance]]
+    """What a run's settings are."""
+    resolve: ClassVar[Callable[[Any], Any]]
+    """Settings -> the run, with all that they name looked up."""
+    reopen: ClassVar[Callable[[Path], Any]]
+    """A run's folder -> the run."""
+
+    @classmethod
+    def start(cls, config: DataclassInstance | Mapping[str, Any]) -> Self:
+        """Begin a new run: look up what its settings name, and write its config.yaml.
+
+        Args:
+            config: The settings, or plain values by name.
+
+        Raises:
+            UserError: settings that do not fit together, or a folder that exists. Nothing has been written.
+        """
+        settings: Any = validated(dict(config) if isinstance(config, Mapping) else asdict(config), cls.settings)
+        run = cls.resolve(settings)
+        return cls(begin(run, cls.command, named=settings.run_dir is not None) if ranks().first else run)
+
+    @classmethod
+    def resume(cls, folder: Path) -> Self:
+        """Take up a run at its latest checkpoint, or anew where none was written yet.
+
+        Raises:
+            UserError: no run's folder, damaged checkpoints, or something that the run needs is gone.
+        """
+        run = cls.reopen(folder)
+        return cls(run, checkpoint_to_resume(run.folder.checkpoints))
 
     def __init__(self, run: R, checkpoint: Checkpoint | None = None) -> None:
         """Take up a run whose config.yaml is written, at a checkpoint if there is one."""
@@ -158,12 +188,3 @@ def begin(run: R, command: str, *, named: bool) -> R:
         run = replace(run, folder=RunFolder(path), config=replace(run.config, run_dir=path))
     run.folder.write_config(run.config)
     return run
-
-
-def settings_of(given: Mapping[str, Any] | DataclassInstance, kind: type[C]) -> C:
-    """Settings of `kind` from an object of it or from plain values by name, every name, type and range checked.
-
-    Raises:
-        UserError: naming every value that is wrong, and for an unknown name the nearest valid one.
-    """
-    return validated(dict(given) if isinstance(given, Mapping) else asdict(given), kind)

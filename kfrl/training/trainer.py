@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import nn
 
-S = TypeVar("S", contravariant=True)
 R = TypeVar("R")
 
 
-class Display(Protocol[S]):
+class Display(Protocol):
     """Shows a run; the command line brings one."""
 
-    def update(self, status: S) -> None:
-        """Show where the run stands."""
+    def update(self, status: Any) -> None:
+        """Show where the run stands: a `Status`."""
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -39,10 +38,10 @@ class Outcome:
     """What ended it early: a learner's traceback, or the way it died."""
 
 
-class Trainer(ABC, Generic[R, S]):
+class Trainer(ABC, Generic[R]):
     """One run of one method."""
 
-    def __init__(self, run: R, display: Display[S]) -> None:
+    def __init__(self, run: R, display: Display) -> None:
         """Start the clock."""
         self.run, self.display = run, display
         self.signal: int | None = None

@@ -15,13 +15,13 @@ from agents.engines.registry import ENGINES
 from agents.methods import get_method, method_names
 from agents.run import Run, resolve
 from agents.teachers.formats import Card, load_agent, save_agent
-from agents.trainer import Status
 from envs.atari import action_set
 from envs.protocols import get_protocol
 from kfrl.cli.main import main
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.checkpoint import latest_checkpoint
+from kfrl.training.status import Status
 
 pytestmark = pytest.mark.slow
 
@@ -47,8 +47,8 @@ class Screen:
         self.stop_in = stop_in
 
     def update(self, status: Status) -> None:
-        phase = int(status.phase.split()[0]) - 1 if status.phase else 0
-        if phase == self.stop_in and status.step:
+        phase = int(status.part.split()[0]) - 1 if status.part else 0
+        if phase == self.stop_in and status.done:
             os.kill(os.getpid(), signal.SIGINT)
 
     def say(self, text: str) -> None:

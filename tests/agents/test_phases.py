@@ -15,16 +15,16 @@ from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
 from agents.engines.worker import _build
 from agents.launch import Session
-from agents.methods.base import Method, NetSpec, ParameterGroup, Phase, Play
+from agents.methods.base import Method, NetSpec, Phase, Play
 from agents.run import Run, resolve
 from agents.teachers.formats import Teacher, read_card
 from agents.teachers.store import find_teacher
-from agents.trainer import Status, Trainer
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
+from kfrl.optim.groups import ParameterGroup
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
-from kfrl.training.trainer import Outcome
+from kfrl.training.trainer import Outcome, Status, Trainer
 
 
 class Body(nn.Module):
@@ -78,7 +78,7 @@ class Screen:
 
     def update(self, status: Status) -> None:
         self.statuses.append(status)
-        if self.trainer is not None and self.trainer.phase_index == self.stop_in_phase and status.step:
+        if self.trainer is not None and self.trainer.phase_index == self.stop_in_phase and status.done:
             os.kill(os.getpid(), signal.SIGINT)
 
     def say(self, text: str) -> None:

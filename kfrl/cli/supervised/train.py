@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kfrl.cli.display import RunDisplay, View
     from kfrl.supervised.launch import Session
     from kfrl.supervised.run import Run
-    from kfrl.supervised.trainer import Status, Trainer
+    from kfrl.supervised.trainer import ImageStatus, Trainer
     from kfrl.training.method import OwnSettings
 
 PROG = "kfrl supervised train"
@@ -167,20 +167,20 @@ def _teacher_lines(run: Run) -> Iterator[str]:
         yield f"teacher {teacher.name}: {teacher.card.net}, {len(teacher.card.classes)} classes{known}{adapted}"
 
 
-def view(status: Status) -> View:
+def view(status: ImageStatus) -> View:
     """What of a status is shown."""
     from kfrl.cli.display import View, duration, p_of
 
     facts = [
-        ("epoch", f"{status.epoch:.2f} of {status.epochs} ({status.stage})"),
-        ("rate", f"{status.images_per_sec:,.0f} images/s"),
+        ("epoch", f"{status.done:.2f} of {status.total} ({status.part})"),
+        ("rate", f"{status.rate:,.0f} images/s"),
         ("ETA", duration(status.eta_sec)),
         ("losses", ", ".join(f"{name} {value:.4f}" for name, value in status.losses.items()) or "..."),
-        ("student alone", "..." if status.validation is None else f"{100 * status.validation:.2f} % on validation"),
+        ("student alone", "..." if status.student is None else f"{100 * status.student:.2f} % on validation"),
     ]
     if status.best is not None:
         facts.append(("best", f"{100 * status.best:.2f} %"))
-    return View(status.epoch, status.epochs, facts, p_of(status.metrics))
+    return View(status.done, status.total, facts, p_of(status.metrics))
 
 
 def _conclude(display: RunDisplay, run: Run, result: dict[str, Any]) -> None:

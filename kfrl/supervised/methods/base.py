@@ -17,6 +17,7 @@ from kfrl.config import NonNegative, Positive
 from kfrl.errors import UserError
 from kfrl.losses.distillation import soft_target_loss
 from kfrl.nets.images.registry import make_net
+from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Card, Teacher
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch, Loader, Normalisation
@@ -68,15 +69,6 @@ class Progress:
     """Share of the stage's updates that are done, in [0, 1]."""
     in_run: float
     """Share of the run's, in [0, 1]."""
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share a learning rate, `lr_scale` times the run's."""
-
-    parameters: tuple[nn.Parameter, ...]
-    lr_scale: float = 1.0
-    weight_decay: bool = True
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from kfrl.config import Count
 from kfrl.losses.distillation import soft_target_loss
+from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch
-from kfrl.supervised.methods.base import Method, ParameterGroup, Predictor, Progress, Stage, Task, ensemble
+from kfrl.supervised.methods.base import Method, Predictor, Progress, Stage, Task, ensemble
 
 
 @dataclass(frozen=True)

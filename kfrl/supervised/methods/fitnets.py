@@ -15,11 +15,11 @@ from kfrl.errors import UserError, unknown
 from kfrl.flow import hidden_layers
 from kfrl.losses.distillation import hint_loss, soft_target_loss
 from kfrl.nets.hooks import layer_shapes, parameters_before, with_features
+from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import (
     Method,
-    ParameterGroup,
     Progress,
     Stage,
     Task,

@@ -16,9 +16,10 @@ from kfrl.errors import UserError
 from kfrl.flow import hidden_layers
 from kfrl.losses.distillation import fsp_loss, fsp_matrix
 from kfrl.nets.hooks import layer_shapes, parameters_before, with_features
+from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.data.batches import Batch
-from kfrl.supervised.methods.base import Method, ParameterGroup, Progress, Stage, Task, first_stage_epochs
+from kfrl.supervised.methods.base import Method, Progress, Stage, Task, first_stage_epochs
 
 Size = tuple[int, int]
 L = TypeVar("L")

@@ -11,9 +11,10 @@ from kfrl.errors import UserError
 from kfrl.nets import arch_of
 from kfrl.nets.images.classifier import Classifier
 from kfrl.nets.images.grown import GrownNet
+from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.data.batches import Normalisation
-from kfrl.supervised.methods.base import Method, ParameterGroup, Stage, Task
+from kfrl.supervised.methods.base import Method, Stage, Task
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from kfrl.losses.distillation import kl_divergence
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.nets import heads_of
 from kfrl.nets.hooks import layers_in_use
+from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import (
     Method,
-    ParameterGroup,
     Predictor,
     Progress,
     SoftTargets,

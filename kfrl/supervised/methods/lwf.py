@@ -18,13 +18,13 @@ from kfrl.errors import UserError
 from kfrl.losses.distillation import cross_entropy
 from kfrl.nets.images.classifier import Classifier
 from kfrl.nets.memory_format import channels_last
+from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Card, Teacher
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch, Images, Loader, Normalisation, split_off
 from kfrl.supervised.data.sets import is_data_set, load_data
 from kfrl.supervised.methods.base import (
     Elsewhere,
-    ParameterGroup,
     Progress,
     Stage,
     Task,

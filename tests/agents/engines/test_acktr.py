@@ -12,10 +12,10 @@ from agents.engines.acktr import ACKTRTrainer, NaturalGradient, log_likelihood
 from agents.engines.settings import ACKTRConfig
 from agents.engines.shared import SharedModel, bind
 from agents.launch import Session
-from agents.methods.base import ParameterGroup
 from agents.run import reopen, resolve
 from agents.trainer import Trainer
 from kfrl.errors import UserError
+from kfrl.optim.groups import ParameterGroup
 from kfrl.optim.kfac import COLD_UPDATES, KroneckerFactors, basis, precondition, trust
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.training.session import Silent

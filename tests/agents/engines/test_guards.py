@@ -196,7 +196,7 @@ class Saboteur(Silent):
         self.sent = False
 
     def update(self, status: Any) -> None:
-        if status.step and not self.sent:
+        if status.done and not self.sent:
             (victim,) = [child for child in multiprocessing.active_children() if child.name == self.worker]
             os.kill(victim.pid or 0, self.number)
             self.sent = True

@@ -7,9 +7,9 @@ from torch import nn
 from agents.config import TrainConfig
 from agents.engines.rmsprop import RMSpropTF
 from agents.engines.shared import SharedModel
-from agents.methods.base import ParameterGroup
 from agents.run import resolve
 from kfrl.errors import UserError
+from kfrl.optim.groups import ParameterGroup
 
 
 def model(*values: float) -> tuple[SharedModel, list[ParameterGroup]]:

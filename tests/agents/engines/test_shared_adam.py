@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from agents.engines.shared import SharedModel, bind, flatten, named_views
 from agents.engines.shared_adam import SharedAdam
-from agents.methods.base import ParameterGroup
 from kfrl.nets.atari.net import AtariNet
+from kfrl.optim.groups import ParameterGroup
 
 Net = Callable[[int], AtariNet]
 NO_CLIPPING = 1e9

@@ -17,11 +17,10 @@ from agents.launch import Session
 from agents.run import Run, resolve
 from agents.teachers.formats import load_agent
 from agents.teachers.store import ZOO
-from agents.trainer import Status
 from kfrl.errors import UserError
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
-from kfrl.training.trainer import Outcome
+from kfrl.training.trainer import Outcome, Status
 
 pytestmark = pytest.mark.slow
 

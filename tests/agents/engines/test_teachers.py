@@ -11,12 +11,12 @@ from agents.launch import Session
 from agents.methods.knowledge_flow import FlowNet
 from agents.teachers.formats import Card, load_agent, save_agent
 from agents.teachers.store import ZOO
-from agents.trainer import Status
 from envs.atari import action_set
 from envs.protocols import get_protocol
 from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
+from kfrl.training.status import Status
 
 pytestmark = pytest.mark.slow
 

@@ -19,13 +19,13 @@ from agents.methods.distral import Distral, DistralNet
 from agents.objective import a3c_terms, with_gradient
 from agents.run import resolve
 from agents.teachers.store import find_teacher
-from agents.trainer import Status
 from envs.atari import action_set
 from envs.protocols import get_protocol
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
+from kfrl.training.status import Status
 
 CONFIG = TrainConfig(game="Pong", envs_per_worker=1, convs=((4, 8, 8),), hidden=8)
 PONG = NetSpec("pong", ("NOOP", "RIGHT", "LEFT"))

@@ -2,16 +2,20 @@ import pytest
 from rich.console import Console
 
 from agents.config import TrainConfig
-from agents.trainer import Status
+from agents.trainer import GameStatus
 from kfrl.cli.display import panel, plain_line
 from kfrl.cli.panel import _engine_lines, view
 
-STATUS = Status(
-    step=1_500,
-    steps=6_000,
-    steps_per_sec=50.0,
+STATUS = GameStatus(
+    done=1_500,
+    total=6_000,
+    rate=50.0,
+    eta_sec=90.0,
+    student=None,
+    student_at=None,
+    part="",
     recent_return=12.5,
-    student_return=None,
+    source_returns={},
     metrics={"flow/p_student/conv1": 0.53, "flow/p_student/fc": 0.4, "flow/p_teacher/pong/fc": 0.6},
     dropped=3,
 )

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kfrl.errors import UserError
+from kfrl.optim.groups import ParameterGroup
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.launch import Session
-from kfrl.supervised.methods.base import Method, ParameterGroup, Stage
+from kfrl.supervised.methods.base import Method, Stage
 from kfrl.supervised.run import Run, reopen
 from kfrl.supervised.trainer import Trainer
 from kfrl.training.session import Silent

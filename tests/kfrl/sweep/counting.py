@@ -11,7 +11,8 @@ from kfrl.config import validated
 from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import read_metrics
-from kfrl.sweep.domain import Domain, Progress
+from kfrl.sweep.domain import Domain
+from kfrl.training.status import Status
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Trainer:
         self.stopped.set()
 
 
+def status(step: int, settings: Settings) -> Status:
+    return Status(step, settings.steps, 100.0, None, step * settings.points, None, "", {})
+
+
 class Session:
     def __init__(self, settings: Settings, start: int) -> None:
         assert settings.run_dir is not None
@@ -49,10 +54,10 @@ class Session:
         for step in range(self.start, settings.steps + 1):
             with folder.metrics.open("a") as file:
                 file.write(f"{step},{step * settings.points}\n")
-            display.update((step, settings.steps, step * settings.points))
+            display.update(status(step, settings))
             while settings.does == "wait" and step == 5 and not self.trainer.stopped.is_set():
                 time.sleep(0.01)
-                display.update((step, settings.steps, step * settings.points))
+                display.update(status(step, settings))
             if self.trainer.stopped.is_set():
                 folder.log.write_text(f"stopped at {step}")
                 return
@@ -85,10 +90,6 @@ class Counting(Domain):
         settings = json.loads((folder / "config.yaml").read_text())
         steps = [step for step, _ in self.curve(folder)]
         return Session(validated(settings, Settings), int(max(steps, default=0)) + 1)
-
-    def progress(self, status: Any) -> Progress:
-        done, total, objective = status
-        return Progress(done, total, 100.0, objective)
 
     def curve(self, folder: Path) -> list[tuple[float, float]]:
         return [(row["global_step"], row["count"]) for row in read_metrics(folder / "metrics.csv")]
