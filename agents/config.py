@@ -97,6 +97,8 @@ class TrainConfig:
     """How often the student alone is evaluated along the run; 0: never."""
     curve_episodes: Count = 10
     """Episodes of each of these."""
+    log_to: str = ""
+    """wandb, mlflow or both, comma-separated: rows of metrics.csv go there too."""
     checkpoint_every: Positive = 300.0
     """Seconds between checkpoints."""
     worker_timeout: Positive = 300.0

@@ -27,6 +27,7 @@ from kfrl.optim.kfac import COLD_UPDATES, factored_layers
 from kfrl.registry import exact_method
 from kfrl.runs.checkpoint import Checkpoint
 from kfrl.runs.folder import RUNS, RunFolder
+from kfrl.runs.loggers import check_loggers
 from kfrl.runs.provenance import check_pinned, commit
 from kfrl.seeding import EVALUATION, stream
 from kfrl.training.run import MethodRun
@@ -125,6 +126,7 @@ def resolve(config: TrainConfig) -> Run:
     method.check_sources(config.method_name, len(config.source_names), config.source_steps)
     method.check_algo(config.method_name, config.algo)
     _check_engine(config)
+    check_loggers(config.log_to)
     teachers, exact = _answerers(config, files) if instead else load_teachers(config.teacher_names, RUNS, identify)
     if files:
         check_answerers(files, teachers)

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from kfrl.machine import cores
 from kfrl.nets import arch_of
 from kfrl.runs import history
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
+from kfrl.runs.loggers import Loggers
 from kfrl.runs.metrics import MetricsWriter
 from kfrl.seeding import CURVE, PLAY, stream
 from kfrl.training import trainer as training
@@ -75,6 +76,7 @@ class Trainer(training.Trainer[Run]):
         self._rate = 0.0
         self._evaluator: Evaluator | None = None
         self._reviewing: Iterator[Review | None] | None = None
+        self._loggers = Loggers(run.config.log_to, run.folder.path, asdict(run.config))
         if checkpoint is None:
             with _all_cores():
                 for line in self.method.prepare(self.net, self._play):
@@ -112,7 +114,9 @@ class Trainer(training.Trainer[Run]):
         if resumed:
             history.forget_after(folder.history, step)
         self._metrics = MetricsWriter(
-            directory, step if resumed or (self.on_target and self._own_steps_before) else None
+            directory,
+            step if resumed or (self.on_target and self._own_steps_before) else None,
+            self._loggers if self.on_target else None,
         )
         self._window = _Window(step)
         self._row = _Every(steps, ROWS, step)
@@ -181,6 +185,7 @@ class Trainer(training.Trainer[Run]):
                 if self._evaluator is not None:
                     self._evaluator.close()
         self._close_logs()
+        self._loggers.close()
         self.method.schedule(self.net, self.progress)
         self.save()
         return Outcome(self.net, self.step, self.source_steps, self.signal, self.failure)

@@ -27,7 +27,7 @@ Positive = Annotated[float, Gt(0.0)]
 NonNegative = Annotated[float, Ge(0.0)]
 Count = Annotated[int, Ge(1)]
 
-NAME_LISTS = ("teachers", "source_games", "answers")
+NAME_LISTS = ("teachers", "source_games", "answers", "log_to")
 """Settings that are names between commas; a YAML list of names is taken too."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kfrl.runs.atomic import replacing
+from kfrl.runs.loggers import Loggers
 
 STEP = "global_step"
 
@@ -14,16 +15,17 @@ STEP = "global_step"
 class MetricsWriter:
     """Appends rows to `metrics.csv` and the same scalars to TensorBoard events in one folder."""
 
-    def __init__(self, directory: Path, resume_at: int | None = None) -> None:
+    def __init__(self, directory: Path, resume_at: int | None = None, loggers: Loggers | None = None) -> None:
         """Open both; a resumed run forgets what it had logged beyond its checkpoint.
 
         Args:
             directory: The run's folder.
             resume_at: The checkpoint's global step, or None for a new run.
+            loggers: They get every row too.
         """
         from torch.utils.tensorboard import SummaryWriter  # here: whoever reads a curve needs no torch
 
-        self._path = directory / "metrics.csv"
+        self._path, self._loggers = directory / "metrics.csv", loggers
         rows = [] if resume_at is None else read_metrics(self._path)
         kept = [row for row in rows if row[STEP] <= (resume_at or 0)]
         self._columns = [STEP, *sorted({name for row in kept for name in row} - {STEP})]
@@ -40,6 +42,8 @@ class MetricsWriter:
             csv.DictWriter(file, self._columns).writerow({STEP: step, **values})
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
+        if self._loggers is not None:
+            self._loggers.log(step, values)
 
     def close(self) -> None:
         """Flush the events."""

@@ -75,6 +75,8 @@ class SupervisedConfig:
     """A folder of images that would take more stays in its files, which are decoded batch by batch."""
     run_dir: Path | None = None
     """The run's folder. Default: runs/<data>/<method>/<teachers>-s<seed>-<time>."""
+    log_to: str = ""
+    """wandb, mlflow or both, comma-separated: rows of metrics.csv go there too."""
     checkpoint_every: Positive = 300.0
     """Seconds between checkpoints."""
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)

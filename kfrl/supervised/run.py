@@ -18,6 +18,7 @@ from kfrl.nets import arch_of
 from kfrl.nets.images.registry import arch_of as arch_named
 from kfrl.registry import exact_method
 from kfrl.runs.folder import RUNS, RunFolder
+from kfrl.runs.loggers import check_loggers
 from kfrl.runs.provenance import check_pinned, commit
 from kfrl.supervised.answers import read_answers
 from kfrl.supervised.classifiers import Card, Teacher, save_classifier
@@ -103,6 +104,7 @@ def resolve(config: SupervisedConfig) -> Run:
     if not config.data:
         raise UserError("Which images? Give --data NAME, e.g. --data mnist; `kfrl supervised data` lists them.")
     check_device(config.device)
+    check_loggers(config.log_to)
     together = join(config.device)
     method = get_method(config.method_name)
     config = method.with_files(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -19,6 +19,7 @@ from torch.optim.swa_utils import update_bn
 from kfrl.errors import UserError
 from kfrl.nets.memory_format import channels_last
 from kfrl.runs.checkpoint import Checkpoint, save_checkpoint
+from kfrl.runs.loggers import Loggers
 from kfrl.runs.metrics import MetricsWriter
 from kfrl.supervised.classifiers import Teacher, load_classifier, save_classifier
 from kfrl.supervised.data.batches import Batch
@@ -103,7 +104,10 @@ class Trainer(training.Trainer[Run]):
         self._noted = 0
 
     def _open_metrics(self, resumed_at: int | None) -> MetricsWriter | None:
-        return MetricsWriter(self.run.folder.path, resumed_at) if self.ranks.first else None
+        if not self.ranks.first:
+            return None
+        self._loggers = Loggers(self.config.log_to, self.run.folder.path, asdict(self.config))
+        return MetricsWriter(self.run.folder.path, resumed_at, self._loggers)
 
     def _prepare(self) -> None:
         """Have the method fit its net to the training images: at most `PREPARED_ON` of them, as they are."""
@@ -150,6 +154,7 @@ class Trainer(training.Trainer[Run]):
                 self.fail(self._lost(error))
         if self._metrics is not None:
             self._metrics.close()
+            self._loggers.close()
         if self.failure is None:
             self.save()
         return Outcome(self.net, self._epoch, stopped_by=self.signal, failure=self.failure)
