@@ -51,7 +51,14 @@ def _is_path(text: str) -> bool:
         return False
 
 
-class _Loader(yaml.SafeLoader):
+try:
+    # In C, ten times as fast.
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:
+    from yaml import SafeLoader  # type: ignore[assignment]
+
+
+class _Loader(SafeLoader):
     """YAML in which 1e3 is a number, and no key stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

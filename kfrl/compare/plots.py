@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from kfrl.errors import UserError
 from kfrl.runs import history
 from kfrl.runs.atomic import replacing
 from kfrl.runs.metrics import STEP, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, float]]
 TRAINING = "charts/episodic_return"
@@ -75,6 +77,8 @@ def draw_run(directory: Path, target: Path) -> None:
     Raises:
         UserError: the folder holds no metrics.
     """
+    from matplotlib.figure import Figure  # here, because curves are read without it
+
     rows = read_metrics(directory / "metrics.csv")
     if not rows:
         raise UserError(f"{directory} holds no metrics.csv with a row in it: nothing to draw.")
@@ -152,6 +156,8 @@ def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25
         target: The picture.
         points: Of each curve.
     """
+    from matplotlib.figure import Figure
+
     legend_rows = -(-len(arms) // LEGEND_COLUMNS)
     figure = Figure(figsize=(11, 4 + 0.2 * legend_rows), layout="constrained")
     axes = figure.subplots(1, 2)
