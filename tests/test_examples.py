@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from agents.launch import Session
 from agents.teachers.formats import load_agent
 from envs.atari import AtariEnvs
 from envs.protocols import get_protocol
 from kfrl.cli.main import main
 from kfrl.runs.metrics import read_metrics
+from kfrl.training.session import Silent
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 GAME = "--game Pong --algo a2c --envs-per-worker 2 --steps 64 --curve-points 0 --eval-episodes 0 --run-dir run"
@@ -24,6 +27,7 @@ GAME = "--game Pong --algo a2c --envs-per-worker 2 --steps 64 --curve-points 0 -
 
 def test_every_example_is_tested() -> None:
     tested = {"run_from_python.py", "flow_in_your_own_loop.py", "games_method.py", "images_method.py", "play_onnx.py"}
+    tested |= {"side_by_side.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -101,3 +105,22 @@ def test_a_method_of_ones_own_for_images(
     assert all(-0.2 * 2.31 < row["losses/confidence"] < 0 for row in read_metrics(folder / "metrics.csv"))
     assert main(["supervised", "train", "--resume", str(folder)]) == 0
     assert "is finished" in capsys.readouterr().out
+
+
+def test_a_moving_picture_of_a_run(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = {"convs": ((4, 8, 8), (4, 4, 2)), "hidden": 8, "curve_points": 0, "flow": {"fold_observations": 100, "choose_channels": False}}
+    session = Session.start(
+        {**small, "game": "Pong", "teachers": "zoo:pong", "algo": "a2c", "steps": 3000, "run_dir": Path("run")}
+    )
+    session.prepare(Silent())
+    session.trainer.save()
+    monkeypatch.setattr(sys, "argv", ["side_by_side.py", "run", "out.gif", "3", "2", "12"])
+    runpy.run_path(str(EXAMPLES / "side_by_side.py"), run_name="__main__")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said[:3]] == ["teacher", "student with links", "student alone"]
+    with Image.open("out.gif") as picture:
+        assert picture.n_frames == 5
+        assert picture.size == (3 * (2 * 160 + 4), 24 + 2 * 210 + 24)

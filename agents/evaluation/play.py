@@ -297,7 +297,7 @@ def record(
         UserError: another suffix, a file that cannot be written, or logits that do not fit the game.
     """
     check_video_path(path)
-    screening = _Screening(policy, protocol, seed, greedy, max_steps)
+    screening = Screening(policy, protocol, seed, greedy, max_steps)
     with replacing(path) as temporary:
         _WRITERS[path.suffix.lower()](temporary, screening)
     return screening.score
@@ -315,10 +315,13 @@ def check_video_path(path: Path) -> None:
         )
 
 
-class _Screening:
-    """One game, frame by frame as colour pictures; `score` is what it has come to."""
+class Screening:
+    """One game, frame by frame as colour pictures (H, W, 3); `score` is what it has come to."""
 
-    def __init__(self, policy: Policy, protocol: Protocol, seed: int, greedy: bool, max_steps: int) -> None:
+    def __init__(
+        self, policy: Policy, protocol: Protocol, seed: int = 0, greedy: bool = False, max_steps: int = 4_500
+    ) -> None:
+        """Start a game; the arguments are those of `record`."""
         raw = replace(protocol, clip_rewards=False)
         self._policy, self._max_steps, self._seed = policy, max_steps, seed
         self._generator = _generator(seed, greedy)
@@ -328,6 +331,7 @@ class _Screening:
         self.score = 0.0
 
     def __iter__(self) -> Iterator[Frame]:
+        """Play it, a frame for each step."""
         obs = self._game.reset(stream(self._seed, 0))
         yield _captioned(self._screen.reset(stream(self._seed, 0)), self.score)
         for _ in range(self._max_steps):
