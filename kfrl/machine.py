@@ -25,9 +25,11 @@ DISK_NEEDED = 1e9
 """Bytes for a few runs of the paper's shape."""
 PACKAGES = ("torch", "gymnasium", "ale-py", "numpy", "opencv-python-headless", "safetensors", "tensorboard", "scipy")
 EXTRAS = {
-    "huggingface-hub": "teachers from the Hub (hub:owner/repo/file)",
+    "huggingface-hub": "teachers from the Hub (hub:owner/repo/file) and kfrl push",
     "scikit-learn": "kfrl tabular and --data digits",
     "bokeh": "kfrl report",
+    "wandb": "--log-to wandb",
+    "mlflow-skinny": "--log-to mlflow",
     "onnx": "kfrl export --to onnx, with onnxscript and onnxruntime",
 }
 """Packages that kfrl can do without, and what needs them."""
