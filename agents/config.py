@@ -99,6 +99,9 @@ class TrainConfig:
     """Episodes of each of these."""
     log_to: str = ""
     """wandb, mlflow or both, comma-separated: rows of metrics.csv go there too."""
+    report_frames: tuple[Count, ...] = (10_000_000, 50_000_000, 100_000_000, 200_000_000)
+    """Emulator frames at which the mean of the last 100 training games is noted, beside the run's end (Machado et al.
+    2018)."""
     checkpoint_every: Positive = 300.0
     """Seconds between checkpoints."""
     worker_timeout: Positive = 300.0

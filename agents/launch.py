@@ -75,6 +75,7 @@ class Session(session.Session[Run, Trainer]):
             answer = {**stamp, **alone} | ({"with_links": others[0]} if others else {})
             if run.spec.sources:
                 answer["source_steps"] = trainer.source_steps
+            answer["training"] = trainer.training_report
             answer["layer_weights"] = trainer.method.metrics(trainer.net)
             run.folder.write_evaluation(answer)
         # Imported here so that a run starts without it.

@@ -71,6 +71,7 @@ class Trainer(training.Trainer[Run]):
         self.method, self.net = built.method, built.net
         self.session = 0
         self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+        self._reports: list[dict[str, float]] = []
         self._student_return: float | None = None
         self._own_steps_before = 0
         self._rate = 0.0
@@ -226,6 +227,32 @@ class Trainer(training.Trainer[Run]):
         scores = [episode.score for episode in report.episodes]
         self._window.scores.setdefault(report.game, []).extend(scores)
         self._recent[report.game].extend(scores)
+        self._note_training()
+
+    @property
+    def training_report(self) -> list[dict[str, float]]:
+        """The mean raw score of the last 100 training games at the run's `report_frames` that are over, and now.
+
+        `frames` of the run's own game, `games` that the mean is of, `mean`; nothing where no game has ended.
+        """
+        return [*self._reports, *self._report_at(self._frames)] if self._recent[self.run.spec.game] else []
+
+    @property
+    def _frames(self) -> int:
+        return self.step * self.run.protocol.frame_skip
+
+    def _report_at(self, frames: int) -> list[dict[str, float]]:
+        recent = self._recent[self.run.spec.game]
+        mean = sum(recent) / max(1, len(recent))
+        known = self._reports and self._reports[-1]["frames"] == frames
+        return [] if known else [{"frames": frames, "games": len(recent), "mean": mean}]
+
+    def _note_training(self) -> None:
+        """Note the report of each of the `report_frames` that has just been passed."""
+        noted = {report["frames"] for report in self._reports}
+        for frames in self.run.config.report_frames:
+            if self.on_target and self._recent[self.run.spec.game] and frames <= self._frames and frames not in noted:
+                self._reports += self._report_at(frames)
 
     def tick(self) -> None:
         """Log, evaluate, checkpoint and show, each when it is due."""
@@ -309,6 +336,8 @@ class Trainer(training.Trainer[Run]):
             "session": self.session,
             "teacher_sha256": list(self.run.config.teacher_sha256),
             "elapsed_sec": self.elapsed_sec,
+            "recent": {game: list(scores) for game, scores in self._recent.items()},
+            "reports": self._reports,
         }
         tensors: dict[str, Tensor] = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
         for name in ("exp_avg", "exp_avg_sq"):
@@ -340,6 +369,9 @@ class Trainer(training.Trainer[Run]):
         self.shared.dropped[0] = state["dropped"]
         self.session = state["session"] + 1
         self._elapsed = state["elapsed_sec"]
+        self._reports = state.get("reports", [])
+        for game, scores in state.get("recent", {}).items():
+            self._recent[game].extend(scores)
 
     def _close_logs(self) -> None:
         self._log_row()

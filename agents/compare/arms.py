@@ -18,7 +18,16 @@ SCRATCH = "a3c"
 
 IDENTITY = {"game", "seed", "method", "algo", "teachers", "teacher_sha256"}
 """Settings that the name of an arm or its place in a table says."""
-BOOKKEEPING = {"run_dir", "preset", "device", "curve_points", "curve_episodes", "checkpoint_every", "worker_timeout"}
+BOOKKEEPING = {
+    "run_dir",
+    "preset",
+    "device",
+    "curve_points",
+    "curve_episodes",
+    "report_frames",
+    "checkpoint_every",
+    "worker_timeout",
+}
 """Settings that change nothing of what is learned, or only others' defaults."""
 SHARED = {"steps", "protocol", "eval_episodes"}
 """Settings that all runs have to share: `shared_facts` has what they come to."""

@@ -30,6 +30,18 @@ TRAINED = "exp_avg."
 
 
 @dataclass(frozen=True)
+class TrainingReport:
+    """The last games that were played for training when so many frames were over (Machado et al. 2018)."""
+
+    frames: Annotated[int, Ge(0)]
+    """Of the run's own game."""
+    games: Annotated[int, Ge(1)]
+    """100, or all that there were."""
+    mean: float
+    """Raw points."""
+
+
+@dataclass(frozen=True)
 class FinalScores:
     """What a comparison needs of `eval.json`: the games that the student played alone when the run was over."""
 
@@ -43,6 +55,8 @@ class FinalScores:
     versions: dict[str, str]
     source_steps: Annotated[int, Ge(0)] = 0
     """Agent steps in source games, which no budget contains."""
+    training: tuple[TrainingReport, ...] = ()
+    """While training; the last one is at the run's end."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from agents.compare.comparison import Comparison
     from kfrl.compare.sheet import Sheet
 
-OURS = ("aggregate.csv", "aggregate.tex", "quoted.tex", "scores-*.tex", "learning-*.tex", "curves-*.png")
+OURS = (
+    "aggregate.csv",
+    "aggregate.tex",
+    "quoted.tex",
+    "scores-*.tex",
+    "learning-*.tex",
+    "training-*.tex",
+    "curves-*.png",
+)
 """What `--output` holds, but for what every comparison writes."""
 
 
@@ -115,9 +123,9 @@ def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
     if quoted.rows:
         texts["quoted.tex"] = quoted.latex([quoted_note(comparison)])
     for game in comparison.games:
-        scores, learning = game_sheets(comparison, game)
-        texts[f"scores-{Game(game).file_name}.tex"] = scores.latex(comparison.notes)
-        texts[f"learning-{Game(game).file_name}.tex"] = learning.latex(comparison.notes)
+        for name, sheet in zip(("scores", "learning", "training"), game_sheets(comparison, game), strict=True):
+            if sheet.rows:
+                texts[f"{name}-{Game(game).file_name}.tex"] = sheet.latex(comparison.notes)
         curves = f"curves-{Game(game).file_name}.png"
         draw_arms(curves_by_arm(comparison, game), directory / curves)
         yield curves

@@ -41,11 +41,38 @@ def top_sheet(what: str, scores: Mapping[str, Sequence[float]], higher_is_better
     return Sheet(title, columns, rows)
 
 
-def game_sheets(comparison: Comparison, game: str) -> tuple[Sheet, Sheet]:
+def game_sheets(comparison: Comparison, game: str) -> tuple[Sheet, Sheet, Sheet]:
     """A game's scores; and how they were learned, at what cost."""
     cells = [cell for cell in comparison.cells if cell.game == game]
     base = comparison.baseline.name if comparison.baseline and game in comparison.baseline.runs else None
-    return _score_sheet(cells, base), _learning_sheet(cells, base)
+    return _score_sheet(cells, base), _learning_sheet(cells, base), _training_sheet(cells)
+
+
+def _training_sheet(cells: Sequence[Cell]) -> Sheet:
+    """The last 100 training games, at the frames that any run has a report of."""
+    budgets = sorted({report.frames for cell in cells for run in cell.runs for report in run.final.training[:-1]})
+    means = [[_last_games(cell.runs, budget) for budget in (*budgets, None)] for cell in cells]
+    rows = [
+        [cell.arm.name, str(len(cell.runs)), *found]
+        for cell, found in zip(cells, means, strict=True)
+        if set(found) != {NONE}
+    ]
+    columns = ["arm", "seeds", *(f"at {budget:,} frames" for budget in budgets), "at the run's end"]
+    return Sheet(
+        f"{Game(cells[0].game).title}: the mean of the last 100 training games (Machado et al.)", columns, rows
+    )
+
+
+def _last_games(runs: Sequence[RunRecord], budget: int | None) -> str:
+    """Mean over the runs of their last training games at `budget` frames, or at the end; of how many of them."""
+    reports = [
+        [r for r in run.final.training if r.frames == budget] if budget else run.final.training[-1:] for run in runs
+    ]
+    found = [report.mean for held in reports for report in held]
+    if not found:
+        return NONE
+    few = f" ({len(found)} of {len(runs)} runs)" if len(found) < len(runs) else ""
+    return f"{sum(found) / len(found):,.1f}{few}"
 
 
 def _score_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:
@@ -212,7 +239,7 @@ def markdown(comparison: Comparison) -> str:
     for game in comparison.games:
         parts.append(f"## {Game(game).title}")
         for sheet in game_sheets(comparison, game):
-            parts += [f"{sheet.title}.", sheet.markdown()]
+            parts += [f"{sheet.title}.", sheet.markdown()] if sheet.rows else []
         parts.append(f"![Learning curves, mean and range over seeds](curves-{Game(game).file_name}.png)")
     if comparison.aggregates:
         sheet = aggregate_sheet(comparison)
@@ -289,6 +316,7 @@ def run_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "seed": run.config.seed,
                 "agent_steps": run.config.steps,
                 "score": run.score,
+                "last_100_training_games": run.final.training[-1].mean if run.final.training else None,
                 "human_normalised": human_normalised(run.score, run.game, run.protocol.max_frames),
                 "episodes": len(run.final.scores),
                 "protocol": run.protocol.name,

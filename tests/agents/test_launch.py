@@ -5,7 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,3 +160,27 @@ def test_a_run_on_a_flavour_names_it_in_its_folder_config_and_card() -> None:
                 **TINY | {"game": "freeway:m1", "algo": "a3c", "method": "distral", "source_games": "Freeway:M1D0"}
             )
         )
+
+
+def test_the_last_training_games_are_noted_at_given_frames_and_kept_by_a_checkpoint(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.trainer.RECENT", 6)
+    session = Session.start({**TINY, "report_frames": (128, 200, 10**6), "run_dir": tmp_path / "run"})
+    session.prepare(Silent())
+    trainer = session.trainer
+    trainer.train()
+    # Rollouts of 2 games x 5 steps, games of 8 steps: after 4 of them (160 frames) 4 games, after 5 (200 frames) 6.
+    report = trainer.training_report
+    assert report == [
+        {"frames": 128, "games": 4, "mean": 8.0},
+        {"frames": 200, "games": 6, "mean": 8.0},
+        {"frames": 280, "games": 6, "mean": 8.0},
+    ]
+    again = Session.resume(tmp_path / "run")
+    again.prepare(Silent())
+    assert again.trainer.training_report == report
+    fake = SimpleNamespace(to_dict=lambda: {"scores": [1.0], "mean": 1.0, "protocol": {}})
+    assert again.finish(lambda policy, title: fake) == {}  # no final games, no scores
+    again.run = replace(again.run, config=replace(again.run.config, eval_episodes=1))
+    assert again.finish(lambda policy, title: fake)["training"] == report

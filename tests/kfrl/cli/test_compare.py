@@ -1,5 +1,6 @@
 import csv
 import errno
+import json
 import re
 import subprocess
 import sys
@@ -236,3 +237,20 @@ except SystemExit as stop:
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "kfrl compare" in finished.stdout
+
+
+def test_the_last_training_games_stand_beside_the_final_ones(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_kind(runs)
+    for seed, (early, late) in enumerate([(10.0, 20.0), (30.0, 40.0)], start=1):
+        path = Path("runs", "Alien", "flow", str(seed), "eval.json")
+        reports = [{"frames": 40, "games": 3, "mean": early}, {"frames": 400, "games": 100, "mean": late}]
+        path.write_text(json.dumps({**json.loads(path.read_text()), "training": reports}))
+    assert main(["compare", "runs", "--output", "out"]) == 0
+    said = capsys.readouterr().out
+    assert "Alien: the mean of the last 100 training games" in said
+    assert "Breakout: the mean of the last 100" not in said
+    assert re.search(r"knowledge-flow \(seaquest\) │ +2 │ +20\.0 │ +30\.0", said)
+    assert "training-alien.tex" in files(Path("out"))
+    assert "training-breakout.tex" not in files(Path("out"))
+    rows = [row for row in read(Path("out/runs.csv")) if row["last_100_training_games"]]
+    assert [(row["seed"], row["last_100_training_games"]) for row in rows] == [("1", "20.0"), ("2", "40.0")]
