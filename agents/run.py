@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from agents.answers import Answers, check_answerers, open_all
@@ -23,7 +24,7 @@ from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.machine import allow_open_files
 from kfrl.nets import arch_of
-from kfrl.optim.kfac import COLD_UPDATES, factored_layers
+from kfrl.optim.kfac import COLD_UPDATES, KroneckerFactors, factored_layers
 from kfrl.registry import exact_method
 from kfrl.runs.checkpoint import Checkpoint
 from kfrl.runs.folder import RUNS, RunFolder
@@ -232,6 +233,11 @@ def _check_factors(run: Run) -> None:
     method.begin(net, 0, phase.games[0], rank=0)
     trained = [p for group in method.parameter_groups(net) if group.sgd is None for p in group.parameters]
     layers = factored_layers(net, trained)
+    stack, size = run.protocol.frame_stack, run.protocol.screen_size
+    screen = torch.zeros(1, stack, size, size, dtype=torch.uint8)
+    # A layer that runs twice is found out in a pass.
+    with torch.no_grad(), KroneckerFactors(layers, {}).recording():
+        method.forward(net, screen, method.features(net, screen))
     widest = max(layers, key=lambda name: len(layers[name].weight))
     units, least = len(layers[widest].weight), -(-len(layers[widest].weight) // COLD_UPDATES)
     samples = min(shape.envs_per_worker * shape.t_max, run.config.acktr.fisher_samples)

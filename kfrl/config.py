@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from annotated_types import Ge, Gt, Le
@@ -26,6 +26,8 @@ Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Positive = Annotated[float, Gt(0.0)]
 NonNegative = Annotated[float, Ge(0.0)]
 Count = Annotated[int, Ge(1)]
+Direction = Literal["forward", "reverse", "mixed"]
+"""Which way a KL divergence between teacher T and student S is taken: KL[T || S], KL[S || T], or their mean."""
 
 NAME_LISTS = ("teachers", "source_games", "answers", "log_to")
 """Settings that are names between commas; a YAML list of names is taken too."""

@@ -15,7 +15,7 @@ from agents.methods.policy_distillation import Imitation, ImitationSettings, hid
 from agents.teachers.formats import Teacher
 from envs.atari import ALL_ACTIONS
 from kfrl.config import NonNegative
-from kfrl.losses.distillation import cross_entropy
+from kfrl.losses.distillation import cross_entropy, directed_kl
 from kfrl.nets.atari.net import AtariNet, MultiTaskNet
 from kfrl.nets.init import orthogonal
 
@@ -49,7 +49,7 @@ class ActorMimic(Imitation[MimicNet]):
 
     takes_sources = "teachers-before"
     Settings = Settings
-    former_settings = ("distill_loss", "kl_direction")
+    former_settings = ("distill_loss",)
     trains_value = True
     teacher_acts = False
     q_temperature = 1.0
@@ -127,10 +127,13 @@ class ActorMimic(Imitation[MimicNet]):
         logits = in_order(net.policies[MIMIC](h), ALL_ACTIONS, self.task.actions)
         distance = (net.regressors[self.task.game](h) - features).square().sum(1)
         steps = len(batch.values) / batch.num_envs
-        return {
-            "distillation": steps * cross_entropy(logits, targets / self.temperature).mean(),
-            "features": self.own.feature_coef * steps * distance.mean(),
-        }
+        soft, way = targets / self.temperature, self.own.kl_direction
+        # The paper's cross-entropy is KL[teacher || student] and the teacher's entropy, which does not train.
+        loss = cross_entropy(logits, soft) if way == "forward" else directed_kl(logits, soft, way)
+        terms = {"distillation": steps * loss.mean()}
+        if self.own.feature_coef:
+            terms["features"] = self.own.feature_coef * steps * distance.mean()
+        return terms
 
 
 METHOD = ActorMimic

@@ -237,7 +237,7 @@ class Distral(Method[GamesNet]):
 
     def losses(self, net: GamesNet, batch: Batch, progress: float) -> dict[str, Tensor]:
         """c_KL D_KL[pi_i || pi_0], which trains both."""
-        if self.plain:
+        if not self.c_kl:
             return {}
         divergence = kl_divergence(batch.logits, batch.output.extras[DISTILLED])
         return {"distilled": self.c_kl * divergence.sum() / batch.num_envs}

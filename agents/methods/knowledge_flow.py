@@ -35,14 +35,14 @@ from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
 from envs.protocols import get_protocol
 from kfrl.compare.stats import reference_scores
-from kfrl.config import Count, Fraction, NonNegative, Positive
+from kfrl.config import Count, Direction, Fraction, NonNegative, Positive
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, dependence_weight, links_by_depth
 from kfrl.flow.fold import fold, foldable_layers, observations_needed
 from kfrl.flow.mixing import tensor_name
 from kfrl.flow.pool import TeacherPool
 from kfrl.flow.settings import FlowSettings
-from kfrl.losses.distillation import kl_divergence
+from kfrl.losses.distillation import directed_kl
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.machine import total_memory
 from kfrl.nets.adapters import build_transform
@@ -121,6 +121,8 @@ class Settings(FlowSettings):
     """Samples that all workers together remember for it (+); 28 KB each."""
     imitation_value_coef: NonNegative = 0.05
     """Weight of the squared error of the values beside the KL of the policies (+)."""
+    kl_direction: Direction = "forward"
+    """Of the imitation and the kickstart (+): KL[linked || lone], reverse KL[lone || linked], or mixed, their mean."""
     kickstart_coef: NonNegative = 1.0
     """Weight of the KL to the linked net that stays beside the rewards when the plain net then learns alone (+); it
     falls to 0 by the middle of that phase (Schmitt et al. 2018), and sooner if its games reach the teacher's score."""
@@ -583,9 +585,9 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if config.policy_kl_coef:
             terms["policy_kl"] = config.policy_kl_coef * self._policy_kl(net, batch)
         if self._kickstart:
-            guide = kl_divergence(batch.context[0], batch.logits).sum() / batch.num_envs
+            guide = directed_kl(batch.logits, batch.context[0], self.flow_config.kl_direction).sum() / batch.num_envs
             terms["kickstart"] = self._kickstart * guide
-        if self.stage == LINKED:
+        if self.stage == LINKED and config.dependence_coef:
             p_student = [net.flow.layer_weights(layer)[0] for layer in net.flow.layers]
             # Like the other terms a sum over the rollout's steps, in each of which eq. 4 has it once.
             steps = len(batch.values) / batch.num_envs
@@ -623,7 +625,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         obs, guide_logits, guide_values = self._memory.draw(batch_size, parts=batch_size)
         logits, values = alone(obs)
         error = (guide_values - values).square()
-        loss: Tensor = kl_divergence(guide_logits, logits) + self.flow_config.imitation_value_coef * error
+        loss = directed_kl(logits, guide_logits, self.flow_config.kl_direction)
+        loss = loss + self.flow_config.imitation_value_coef * error
         return loss.mean()
 
     def after_update(self, net: FlowNet, progress: float) -> None:

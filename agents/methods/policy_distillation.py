@@ -21,7 +21,7 @@ from agents.methods.base import Method, NetSpec, Phase
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.teachers.formats import Teacher
 from envs.protocols import get_protocol
-from kfrl.config import Count, Fraction, Positive
+from kfrl.config import Count, Direction, Fraction, Positive
 from kfrl.errors import UserError
 from kfrl.losses.distillation import directed_kl, negative_log_likelihood, squared_error
 from kfrl.nets import arch_of
@@ -51,6 +51,8 @@ class ImitationSettings:
     """Samples of an update for each sample of a rollout, drawn from memory."""
     replay_memory: Count = 16_384
     """Samples that all workers together remember; 28 KB each."""
+    kl_direction: Direction = "forward"
+    """forward: KL[teacher || student] as in the papers; reverse: KL[student || teacher]; mixed: the mean of both."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,6 @@ class Settings(ImitationSettings):
     distill_loss: Literal["kl", "nll", "mse"] = "kl"
     """KL to the teacher's policy, log-likelihood of its best action, or squared error of its logits or Q values. The
     paper compares all three; KL is its best."""
-    kl_direction: Literal["forward", "reverse", "mixed"] = "forward"
-    """Of kl: KL[teacher || student] as in the paper, KL[student || teacher], or their mean."""
 
 
 Net = TypeVar("Net", bound=MultiTaskNet)

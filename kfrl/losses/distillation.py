@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kfrl.config import Direction
+
 
 def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """D_KL[softmax(p) || softmax(q)] in nats, per sample: (B, A), (B, A) -> (B,)."""
@@ -19,7 +21,7 @@ def kl_divergence(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return _expectation(log_p, log_p - log_q)
 
 
-def directed_kl(logits: Tensor, teacher_logits: Tensor, direction: str) -> Tensor:
+def directed_kl(logits: Tensor, teacher_logits: Tensor, direction: Direction) -> Tensor:
     """KL between student and teacher in nats, per sample: (B, A), (B, A) -> (B,).
 
     Args:
@@ -59,13 +61,16 @@ def _expectation(log_p: Tensor, values: Tensor) -> Tensor:
     return (log_p.exp() * values.masked_fill(log_p.isneginf(), 0.0)).sum(1)
 
 
-def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def soft_target_loss(
+    logits: Tensor, teacher_logits: Tensor, temperature: float, direction: Direction = "forward"
+) -> Tensor:
     """T^2 KL[p || softmax(z_s / T)] with soft targets p = softmax(z_t / T) (Hinton et al. 2015, section 2.1).
 
     Args:
         logits: z_s, (B, K).
         teacher_logits: z_t, (B, K), or (M, B, K) of M teachers, whose soft targets are averaged; a constant.
         temperature: T. Its square keeps the gradient's size independent of it.
+        direction: See `directed_kl`.
 
     Returns:
         (B,)
@@ -73,6 +78,8 @@ def soft_target_loss(logits: Tensor, teacher_logits: Tensor, temperature: float)
     targets = (teacher_logits.detach() / temperature).softmax(-1)
     if targets.dim() == 3:
         targets = targets.mean(0)
+    if direction != "forward":
+        return temperature**2 * directed_kl(logits / temperature, targets.log(), direction)
     log_student = (logits / temperature).log_softmax(1)
     # xlogy: 0 log 0 is 0.
     return temperature**2 * (torch.xlogy(targets, targets) - targets * log_student).sum(1)
@@ -126,17 +133,18 @@ def fsp_loss(matrices: Sequence[Tensor], teacher_matrices: Sequence[Tensor]) -> 
     return torch.stack(distances).sum(0)
 
 
-def mutual_loss(logits: Tensor, peers: Sequence[Tensor]) -> Tensor:
+def mutual_loss(logits: Tensor, peers: Sequence[Tensor], direction: Direction = "forward") -> Tensor:
     """1/(K - 1) sum_j D_KL[p_j || p_i] from K - 1 peers (Zhang et al. 2018, eq. 7), per sample.
 
     Args:
         logits: (B, A) of net i.
         peers: (B, A) of each other net j.
+        direction: See `directed_kl`; a peer is the teacher.
 
     Returns:
         (B,)
     """
-    return torch.stack([kl_divergence(peer, logits) for peer in peers]).mean(0)
+    return torch.stack([directed_kl(logits, peer, direction) for peer in peers]).mean(0)
 
 
 def similarity(logits: Tensor, other_logits: Tensor) -> Tensor:

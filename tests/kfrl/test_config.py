@@ -216,7 +216,7 @@ def test_files_of_earlier_versions_are_read(read: Read) -> None:
     assert config.methods["knowledge-flow"] == {"fold_at": None}
     resolved = get_method("actor-mimic").resolve_settings(config, method_names())
     assert resolved.keys() == {"actor-mimic"}
-    assert resolved["actor-mimic"]["feature_coef"] == 0.5 and "kl_direction" not in resolved["actor-mimic"]
+    assert resolved["actor-mimic"]["feature_coef"] == 0.5 and "distill_loss" not in resolved["actor-mimic"]
     mine = read("method: there/my_method.py\nown: {strength: 2.0}")
     assert mine.methods == {"my-method": {"strength": 2.0}}
     with pytest.raises(UserError, match=r"`flow` are `methods.knowledge-flow` now"):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
-from kfrl.config import NonNegative, Positive
+from kfrl.config import Direction, NonNegative, Positive
 from kfrl.errors import UserError
 from kfrl.losses.distillation import soft_target_loss
 from kfrl.nets.images.registry import make_net
@@ -91,6 +91,8 @@ class SoftTargets:
     """T of softmax(logits / T)."""
     soft_weight: NonNegative = 0.9
     """Weight of T^2 KL[teacher || student]."""
+    kl_direction: Direction = "forward"
+    """forward: that, as in the papers; reverse: KL[student || teacher]; mixed: the mean of both."""
     hard_weight: NonNegative = 0.1
     """Weight of the cross-entropy with the labels."""
 
@@ -250,7 +252,7 @@ def distillation_terms(
         labels: y, (B,).
         teacher_logits: z_t, (B, K) of each teacher; their soft targets are averaged.
     """
-    soft = soft_target_loss(logits, torch.stack(list(teacher_logits)), config.temperature)
+    soft = soft_target_loss(logits, torch.stack(list(teacher_logits)), config.temperature, config.kl_direction)
     return {
         "task": config.hard_weight * F.cross_entropy(logits, labels),
         "distillation": config.soft_weight * soft.mean(),

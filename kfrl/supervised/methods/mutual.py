@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kfrl.config import split_names
+from kfrl.config import Direction, split_names
 from kfrl.losses.distillation import mutual_loss
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.data.batches import Batch
@@ -22,6 +22,8 @@ class Settings:
 
     peers: str = ""
     """The nets that learn beside the student, by name, comma-separated. Default: one like it."""
+    kl_direction: Direction = "forward"
+    """forward: KL[peer || own], as in the paper; reverse: KL[own || peer]; mixed: the mean of both."""
 
 
 class Mutual(Method[nn.ModuleList]):
@@ -46,7 +48,8 @@ class Mutual(Method[nn.ModuleList]):
         for index, own in enumerate(logits):
             suffix = f"_{index + 1}" if index else ""
             terms[f"task{suffix}"] = F.cross_entropy(own, batch.labels)
-            terms[f"mutual{suffix}"] = mutual_loss(own, said[:index] + said[index + 1 :]).mean()
+            peers = said[:index] + said[index + 1 :]
+            terms[f"mutual{suffix}"] = mutual_loss(own, peers, self.own.kl_direction).mean()
         return terms
 
     def export(self, net: nn.ModuleList) -> nn.Module:

@@ -112,3 +112,22 @@ def test_a_run_keeps_its_factors_in_the_checkpoint(tmp_path: Path, noise_games: 
 def test_what_cannot_be_factored_is_refused_before_anything_is_written(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         resolve(TrainConfig(**TINY | changes))
+
+
+def test_a_net_with_a_layer_that_runs_twice_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "twice.py").write_text(
+        "from agents.methods.base import Method\n"
+        "from kfrl.nets.atari.net import AtariNet\n"
+        "class Net(AtariNet):\n"
+        "    def forward(self, obs):\n"
+        "        h = self.body(obs)\n"
+        "        return self.policy(h) + self.policy(h.neg()), self.value(h).squeeze(1)\n"
+        "class Twice(Method):\n"
+        "    def build(self, spec, teachers):\n"
+        "        return Net(len(spec.actions), self.config.convs, self.config.hidden)\n"
+        "METHOD = Twice\n"
+    )
+    config = TrainConfig(**TINY, method=str(tmp_path / "twice.py"), run_dir=tmp_path / "run")
+    with pytest.raises(UserError, match=r"cannot factor policy: it runs twice in one pass. Use --algo a2c"):
+        Session.start(config)
+    assert not (tmp_path / "run").exists()

@@ -92,6 +92,14 @@ def test_policy_and_feature_regression_by_hand(teachers: list[Teacher], obs: Ten
     assert terms["features"].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_divergence_may_be_turned(teachers: list[Teacher], obs: Tensor) -> None:
+    method, net = start(teachers, PONG, kl_direction="reverse")
+    one = obs[:1]
+    p = softmax(teachers[0].net(one)[0][0, [2, 0, 1]])
+    q = softmax(net.policies[MIMIC](net.student.body(one))[0, [ALL_ACTIONS.index(name) for name in PONG.actions]])
+    assert imitate(method, net, one)["distillation"].item() == pytest.approx((q * np.log(q / p)).sum(), rel=1e-3)
+
+
 def test_the_direction_is_the_difference_of_the_policies_and_invalid_actions_do_not_move(
     teachers: list[Teacher], obs: Tensor
 ) -> None:

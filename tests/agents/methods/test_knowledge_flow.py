@@ -555,6 +555,18 @@ def test_the_imitation_pulls_the_lone_student_towards_the_linked_one(expert: Tea
     assert not any(parameter.requires_grad for parameter in flow)
 
 
+def test_imitation_and_kickstart_may_turn_the_divergence(expert: Teacher, obs: Tensor) -> None:
+    method = make_method(imitation_value_coef=0.0, imitation_memory=128, imitation_batch=5, kl_direction="reverse")
+    net = staged(method, expert, 1)
+    same = obs[:1].repeat(4, 1, 1, 1)
+    expected = kl(net.alone(same)[0], net.flow(same)[0]).mean()
+    assert method.losses(net, play(method, net, same), 0.5)["imitation"].item() == pytest.approx(expected, rel=1e-4)
+    method.begin(net, 2, SPEC, 0)
+    method.schedule(net, 0.0)
+    kickstart = method.losses(net, play(method, net, same), 0.0)["kickstart"].item()
+    assert kickstart == pytest.approx(4 * expected / ENVS, rel=1e-4)
+
+
 def test_the_imitation_comes_back_to_earlier_rollouts(expert: Teacher) -> None:
     method = make_method(imitation_batch=24, imitation_memory=1600)
     net = staged(method, expert, 1)

@@ -210,3 +210,26 @@ def test_in_reverse_the_student_is_conditioned_on_the_teachers_actions() -> None
     (gradient,) = torch.autograd.grad(loss.sum(), student)
     # p (log p/q - KL) for p = (1/2, 1/2), q = (1/4, 3/4).
     assert gradient.tolist()[0] == pytest.approx([0.25 * math.log(3), -0.25 * math.log(3), 0.0], rel=1e-5)
+
+
+# --- the way of the divergence -----------------------------------------------------------------------------------
+
+
+def by_hand(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return (p * (p / q).log()).sum(1)
+
+
+def test_soft_targets_of_several_teachers_in_each_direction_by_hand() -> None:
+    own, first, second = torch.randn(3, 4, 5).unbind()
+    target = ((first / 2).softmax(1) + (second / 2).softmax(1)) / 2
+    student = (own / 2).softmax(1)
+    there, back = 4 * by_hand(target, student), 4 * by_hand(student, target)
+    teachers = torch.stack([first, second])
+    for direction, wanted in (("forward", there), ("reverse", back), ("mixed", (there + back) / 2)):
+        torch.testing.assert_close(soft_target_loss(own, teachers, 2.0, direction), wanted)
+
+
+def test_mutual_learning_in_reverse_by_hand() -> None:
+    own, first, second = torch.randn(3, 4, 5).unbind()
+    wanted = (by_hand(own.softmax(1), first.softmax(1)) + by_hand(own.softmax(1), second.softmax(1))) / 2
+    torch.testing.assert_close(mutual_loss(own, [first, second], "reverse"), wanted)
