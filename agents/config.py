@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from agents.engines.settings import ACKTRConfig, PPOConfig
-from kfrl.config import Count, Fraction, NonNegative, Positive, split_names, with_former_groups
+from kfrl.config import Count, Fraction, Init, NonNegative, Positive, split_names, with_former_groups
 from kfrl.machine import cores
 from kfrl.registry import method_label
 
@@ -89,6 +89,9 @@ class TrainConfig:
     """The student's convolutions: (filters, kernel, stride) each."""
     hidden: Count = 256
     """The student's fully connected units."""
+    init: Init = "orthogonal"
+    """What the student's weights start from: orthogonal as OpenAI baselines' do; torch, Torch's uniform ones, which
+    A3C was published with; xavier (Glorot and Bengio 2010) or he (He et al. 2015)."""
     run_dir: Path | None = None
     """The run's folder. Default: runs/<game>/<method>/<teachers>-s<seed>-<time>."""
     eval_episodes: Annotated[int, Ge(0)] = 30

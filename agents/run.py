@@ -126,6 +126,7 @@ def resolve(config: TrainConfig) -> Run:
     method.check_teachers(config.method_name, asked)
     method.check_sources(config.method_name, len(config.source_names), config.source_steps)
     method.check_algo(config.method_name, config.algo)
+    method.check_init(config.method_name, config.init)
     _check_engine(config)
     check_loggers(config.log_to)
     teachers, exact = _answerers(config, files) if instead else load_teachers(config.teacher_names, RUNS, identify)

@@ -26,6 +26,8 @@ Fraction = Annotated[float, Ge(0.0), Le(1.0)]
 Positive = Annotated[float, Gt(0.0)]
 NonNegative = Annotated[float, Ge(0.0)]
 Count = Annotated[int, Ge(1)]
+Init = Literal["orthogonal", "torch", "xavier", "he"]
+"""What a net's weights start from; `kfrl.nets.init` has them."""
 Direction = Literal["forward", "reverse", "mixed"]
 """Which way a KL divergence between teacher T and student S is taken: KL[T || S], KL[S || T], or their mean."""
 

@@ -16,9 +16,11 @@ from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.init import start
 from kfrl.optim.groups import ParameterGroup
 from kfrl.training.method import OwnSettings
 
+N = TypeVar("N", bound=nn.Module)
 Net = TypeVar("Net", bound=nn.Module, default=AtariNet)
 """What a method's `build` returns, and every other hook gets; a method of another net than `AtariNet` names it."""
 
@@ -105,6 +107,8 @@ class Method(OwnSettings, Generic[Net]):
     """What it makes of --answers: `none`; `instead`: teachers are not needed beside them; `beside`: they are."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo", "acktr")
     """The values of `--algo` that it runs under."""
+    takes_init = True
+    """Whether what it trains can start from other weights than its own (--init)."""
     games_in_turn = False
     """Whether one learner may learn several games, a rollout and an update of each in turn: `task` says of which."""
     leans_on_teachers = False
@@ -184,6 +188,19 @@ class Method(OwnSettings, Generic[Net]):
             )
 
     @classmethod
+    def check_init(cls, name: str, init: str) -> None:
+        """Refuse a start of weights that the method would not use.
+
+        Raises:
+            UserError: its nets start in a way of their own.
+        """
+        if init != "orthogonal" and not cls.takes_init:
+            raise UserError(
+                f"Method {name} starts its nets' weights in a way of its own (its page says how), got --init {init}. "
+                "Leave it out."
+            )
+
+    @classmethod
     def check_algo(cls, name: str, algo: str) -> None:
         """Refuse an algorithm that the method cannot run under.
 
@@ -199,7 +216,12 @@ class Method(OwnSettings, Generic[Net]):
 
     def student(self, spec: NetSpec) -> AtariNet:
         """A fresh plain net for a game, as the settings say."""
-        return AtariNet(len(spec.actions), self.config.convs, self.config.hidden)
+        return self.started(AtariNet(len(spec.actions), self.config.convs, self.config.hidden))
+
+    def started(self, net: N) -> N:
+        """A fresh net, its weights from what the settings name."""
+        start(net, self.config.init)
+        return net
 
     def prepare(self, net: Net, play: Play) -> Iterable[str]:
         """Fit a new run's net, as `build` made it, to its game, once, in the launcher.

@@ -204,9 +204,9 @@ class Distral(Method[GamesNet]):
         self.game = spec.game
         specs, convs, hidden = (spec, *spec.sources), self.config.convs, self.config.hidden
         if self.one_net:
-            return SharedNet(specs, convs, hidden)
+            return self.started(SharedNet(specs, convs, hidden))
         weight = 1.0 if self.plain else self.alpha
-        return DistralNet(specs, convs, hidden, weight if self.columns == 2 else 0.0)
+        return self.started(DistralNet(specs, convs, hidden, weight if self.columns == 2 else 0.0))
 
     def parameter_groups(self, net: GamesNet) -> list[ParameterGroup]:
         """What every worker trains, and the games' nets, each of which its own workers train."""

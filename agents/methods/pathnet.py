@@ -158,6 +158,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
     """
 
     takes_sources = "before"
+    takes_init = False
     Settings = Settings
 
     def __init__(self, config: TrainConfig) -> None:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kfrl.config import Init
+
 HIDDEN_GAIN = math.sqrt(2)
 HEAD_GAINS = {"policy": 0.01, "value": 1.0}
 
@@ -34,3 +36,27 @@ def orthogonal(net: nn.Module, head_gains: dict[str, float] | None = None) -> No
 def fill_orthogonal(weight: Tensor, gain: float) -> None:
     """Torch's `orthogonal_`, which takes no weights in channels_last order."""
     weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape), gain))
+
+
+@torch.no_grad()
+def start(net: nn.Module, name: Init) -> None:
+    """Fill convolutions and matrices by the name of a start; `orthogonal` leaves them as nets here are built.
+
+    With n the inputs of a unit and m its layer's outputs:
+        torch: weights and biases uniform in -+ 1 / sqrt(n), Torch's, which A3C was published with;
+        xavier: weights uniform in -+ sqrt(6 / (n + m)), biases 0 (Glorot and Bengio 2010), TensorFlow's;
+        he: weights normal with deviation sqrt(2 / n), biases 0 (He et al. 2015).
+    """
+    if name == "orthogonal":
+        return
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            bound = layer.weight[0].numel() ** -0.5
+            if name == "torch":
+                layer.weight.uniform_(-bound, bound)
+            elif name == "xavier":
+                nn.init.xavier_uniform_(layer.weight)
+            else:
+                layer.weight.normal_(0.0, math.sqrt(2.0) * bound)
+            if layer.bias is not None:
+                layer.bias.uniform_(-bound, bound) if name == "torch" else layer.bias.zero_()
