@@ -86,6 +86,8 @@ class Cell:
     """Of the student alone; None if a run did not evaluate it along the way, before the shortest curve's end."""
     training: Area | None
     """Of the games played for training, with whatever help the method gives."""
+    areas: tuple[float, ...]
+    """Seed by seed, the area under the training curve; empty if a run has none."""
     reached: tuple[float | None, ...]
     """For each seed the step at which the student alone first had the baseline's final mean score; None if never."""
 
@@ -199,6 +201,7 @@ def _cell(arm: Arm, game: str, baseline: Arm | None) -> Cell:
     score = estimate([ours], mean_over_games)
     others = base if arm is not baseline else []
     floor = _random_score([*runs, *base])
+    training = [_training(run, end) for run in runs]
     return Cell(
         game=game,
         arm=arm,
@@ -209,7 +212,8 @@ def _cell(arm: Arm, game: str, baseline: Arm | None) -> Cell:
         p_value=permutation_p(ours, theirs) if others and min(len(ours), len(theirs)) > 1 else None,
         improvement=improvement([ours], [theirs]) if others else None,
         alone=_area([_alone(run, end) for run in runs], [_alone(run, end) for run in others], floor),
-        training=_area([_training(run, end) for run in runs], [_training(run, end) for run in others], floor),
+        areas=tuple(height for height in training if height is not None) if None not in training else (),
+        training=_area(training, [_training(run, end) for run in others], floor),
         reached=tuple(_reached(run, statistics.fmean(theirs)) for run in runs) if base else (),
     )
 

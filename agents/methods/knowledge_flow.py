@@ -626,8 +626,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         logits, values = alone(obs)
         error = (guide_values - values).square()
         loss = directed_kl(logits, guide_logits, self.flow_config.kl_direction)
-        loss = loss + self.flow_config.imitation_value_coef * error
-        return loss.mean()
+        total: Tensor = loss + self.flow_config.imitation_value_coef * error
+        return total.mean()
 
     def after_update(self, net: FlowNet, progress: float) -> None:
         """Reproduction variant: p back on the simplex. And theta_old anew, where it is older than one update."""

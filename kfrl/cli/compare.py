@@ -72,7 +72,7 @@ def _print(comparison: Comparison) -> None:
 
     console = table_console(markup=False)
     for game in comparison.games:
-        for sheet in (*game_sheets(comparison, game), _top(comparison, game)):
+        for sheet in (*game_sheets(comparison, game), *_tops(comparison, game)):
             if sheet.rows:
                 console.print(sheet.rich())
     if comparison.aggregates:
@@ -86,12 +86,14 @@ def _print(comparison: Comparison) -> None:
         console.print(f"- {note}", soft_wrap=True)
 
 
-def _top(comparison: Comparison, game: str) -> Sheet:
+def _tops(comparison: Comparison, game: str) -> tuple[Sheet, Sheet]:
+    """The best runs by their final scores, and by the areas under their training curves, as Rusu et al. choose them."""
     from envs.games import Game
     from kfrl.cli.sheets import top_sheet
 
-    cells = [cell for cell in comparison.cells if cell.game == game]
-    return top_sheet(Game(game).title, {cell.arm.name: cell.scores for cell in cells})
+    cells, title = [cell for cell in comparison.cells if cell.game == game], Game(game).title
+    scores = top_sheet(title, {cell.arm.name: cell.scores for cell in cells})
+    return scores, top_sheet(f"{title}, area under the training curve", {cell.arm.name: cell.areas for cell in cells})
 
 
 def _write(comparison: Comparison, directory: Path) -> Iterator[str]:

@@ -254,3 +254,17 @@ def test_the_last_training_games_stand_beside_the_final_ones(runs: Path, capsys:
     assert "training-breakout.tex" not in files(Path("out"))
     rows = [row for row in read(Path("out/runs.csv")) if row["last_100_training_games"]]
     assert [(row["seed"], row["last_100_training_games"]) for row in rows] == [("1", "20.0"), ("2", "40.0")]
+
+
+def test_the_best_areas_of_many_runs_stand_beside_all_of_them(
+    finished_run: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in range(1, 6):
+        level = (10.0 * seed, 1.0)
+        finished_run(Path("runs", str(seed)), [7.0], {50: level, 100: level}, game="Alien", seed=seed)
+    assert main(["compare", "runs"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Alien, area under the training curve: the top 3 as papers report them" in said
+    # Areas 10, 20, 30, 40 and 50: the best three are 40 in the mean.
+    assert re.search(r"a3c │ 5 │ 30\.00 \+- 15\.81 │ 40\.00 │", said)
