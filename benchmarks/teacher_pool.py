@@ -135,7 +135,7 @@ def main() -> None:
     """Train the teachers, then a student for each seed; print who is linked at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--every", type=int, default=800)
     parser.add_argument("--teacher-steps", type=int, default=10_000)
     parser.add_argument("--verbose", action="store_true")
