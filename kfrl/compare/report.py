@@ -35,7 +35,7 @@ from kfrl.compare.plots import (
     smooth,
 )
 from kfrl.compare.sheet import Sheet
-from kfrl.config import SafeLoader
+from kfrl.config import PlainLoader
 from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import STEP, read_metrics
@@ -135,7 +135,7 @@ class RunFiles:
 def read_files(path: Path) -> RunFiles:
     """Read what is there of a run; nothing that is damaged stops it."""
     run, folder = RunFiles(path), RunFolder(path)
-    run.config = _mapping(run, folder.config, lambda text: yaml.load(text, SafeLoader))
+    run.config = _mapping(run, folder.config, lambda text: yaml.load(text, PlainLoader))
     run.evaluation = _mapping(run, folder.evaluation, json.loads)
     try:
         run.rows = [row for row in read_metrics(folder.metrics) if math.isfinite(row[STEP])]
