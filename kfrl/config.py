@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
@@ -94,8 +95,8 @@ def shipped(path: Path) -> Path:
     """The file that `configs/...` means: the one in this folder, else the one that kfrl comes with."""
     if path.exists() or path.parts[:1] != ("configs",):
         return path
-    package = Path(__file__).parent
-    return next((root / path for root in (package, package.parent) if (root / path).is_file()), path)
+    checkout, installed = Path(__file__).parents[1], Path(sysconfig.get_path("data"), "share", "kfrl")
+    return next((root / path for root in (checkout, installed) if (root / path).is_file()), path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

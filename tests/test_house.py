@@ -127,7 +127,8 @@ def test_the_wheel_holds_every_file_of_the_packages_and_the_configs(wheel: Path)
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.name[0] != "."
     }
-    ours |= {f"kfrl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    shared = f"{'-'.join(wheel.name.split('-')[:2])}.data/data/share/kfrl"
+    ours |= {f"{shared}/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert not sorted(ours - held), "a pattern of .gitignore keeps these out of the wheel"
 
 
