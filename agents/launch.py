@@ -28,7 +28,17 @@ class Session(session.Session[Run, Trainer]):
     """A run on a game."""
 
     command = "kfrl train"
-    settings, resolve, reopen = TrainConfig, staticmethod(resolve), staticmethod(reopen)
+    settings = TrainConfig
+
+    @staticmethod
+    def resolve(config: TrainConfig) -> Run:
+        """See `kfrl.training.session.Session.resolve`."""
+        return resolve(config)
+
+    @staticmethod
+    def reopen(folder: Path) -> Run:
+        """See `kfrl.training.session.Session.reopen`."""
+        return reopen(folder)
 
     def build(self, display: Display) -> Trainer:
         """The engine of the run's algorithm."""

@@ -23,7 +23,17 @@ class Session(session.Session[Run, Trainer]):
     """A run on images."""
 
     command = "kfrl supervised train"
-    settings, resolve, reopen = SupervisedConfig, staticmethod(resolve), staticmethod(reopen)
+    settings = SupervisedConfig
+
+    @staticmethod
+    def resolve(config: SupervisedConfig) -> Run:
+        """See `kfrl.training.session.Session.resolve`."""
+        return resolve(config)
+
+    @staticmethod
+    def reopen(folder: Path) -> Run:
+        """See `kfrl.training.session.Session.reopen`."""
+        return reopen(folder)
 
     def build(self, display: Display) -> Trainer:
         """The loop of epochs."""

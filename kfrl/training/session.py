@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -77,10 +77,6 @@ class Session(ABC, Generic[R, T]):
     """What a user types to do the same."""
     settings: ClassVar[type[DataclassInstance]]
     """What a run's settings are."""
-    resolve: ClassVar[Callable[[Any], Any]]
-    """Settings -> the run, with all that they name looked up."""
-    reopen: ClassVar[Callable[[Path], Any]]
-    """A run's folder -> the run."""
 
     @classmethod
     def start(cls, config: DataclassInstance | Mapping[str, Any]) -> Self:
@@ -126,6 +122,16 @@ class Session(ABC, Generic[R, T]):
     def prepare(self, display: Any) -> None:
         """Build the net, from the checkpoint if there is one, and show what happens on `display`."""
         self._trainer = self.build(display)
+
+    @staticmethod
+    @abstractmethod
+    def resolve(config: Any) -> Any:
+        """The run of some settings, with all that they name looked up."""
+
+    @staticmethod
+    @abstractmethod
+    def reopen(folder: Path) -> Any:
+        """The run that a folder holds."""
 
     @abstractmethod
     def build(self, display: Any) -> T:
