@@ -1,4 +1,4 @@
-"""Actions meet by meaning: between nets whose logits stand in other orders, or for other sets of actions."""
+"""Match actions by name between nets whose logits have another order, or stand for other sets of actions."""
 
 from __future__ import annotations
 

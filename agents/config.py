@@ -77,7 +77,8 @@ class TrainConfig:
     entropy_coef: NonNegative = 0.01
     """Weight of the entropy bonus; Distral's c_Ent."""
     value_loss_coef: NonNegative | None = None
-    """Weight of the value loss 1/2 (R - V)^2; twice what others call it who leave out the 1/2. Default: 0.5; a2c 1."""
+    """Weight of the value loss 1/2 (R - V)^2. Code without the 1/2 has half this number for the same loss. Default:
+    0.5; a2c 1."""
     max_grad_norm: Positive | None = None
     """Gradients are scaled down to this norm. Default: 40, of losses summed over a rollout; a2c and
     ppo 0.5, of means."""
@@ -112,7 +113,7 @@ class TrainConfig:
     acktr: ACKTRConfig = field(default_factory=ACKTRConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What methods set that others do not have, by the name of the method; flags of `--method NAME`."""
+    """Settings of methods, by the method's name; `--method NAME` has them as flags."""
 
     @property
     def shape(self) -> Shape:
@@ -140,7 +141,7 @@ class TrainConfig:
 
     @property
     def label(self) -> str:
-        """What tables and folders call the way of training: the method, and the algorithm where it is not a3c."""
+        """The name in tables and folders: the method, and the algorithm where it is not a3c."""
         name = method_label(self.method_name)
         if self.algo == "a3c":
             return name

@@ -1,4 +1,4 @@
-"""What a learner remembers of earlier batches."""
+"""A replay buffer of earlier batches."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from kfrl.nets.memory_format import screens
 
 
 class Collector:
-    """Plays on from where the last rollout ended."""
+    """Plays the games; each rollout goes on where the last one ended."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Collector:
         )
 
     def _features(self) -> Context:
-        """Of what is seen now, computed once: what follows a rollout is what the next one begins with."""
+        """Features of the present observations, computed once: a rollout's last observation is the next one's first."""
         if self._context is None:
             self._context = self.method.features(self.net, self._seen)
         return self._context

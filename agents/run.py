@@ -75,7 +75,7 @@ class Run(MethodRun[AnyMethod]):
 
     @property
     def final_seed(self) -> int:
-        """Of the final games: the run's own, so that an interval over seeds has the games' starts in it."""
+        """Seed of the final games, from the run's: an interval over seeds covers the games' starts too."""
         return stream(self.config.seed, EVALUATION)
 
     def rules(self, task: NetSpec) -> Protocol:

@@ -264,7 +264,7 @@ class Trainer(training.Trainer[Run]):
         self.display.update(self._status())
 
     def review(self) -> bool:
-        """Go on for a moment with the method's look at the net, if one is due; whether it takes more."""
+        """Go on for a moment with the method's review of the net, if one is due; True if it needs more time."""
         if self._reviewing is None:
             self._reviewing = self.method.review(self.net, self.shared.global_step, self._games)
         if self._reviewing is None:
@@ -354,7 +354,7 @@ class Trainer(training.Trainer[Run]):
         state = checkpoint.state
         self.run.check_teachers(checkpoint)
         checkpoint.load_net(self.net)
-        # Checkpoints of before there were phases know of their only one.
+        # Checkpoints of versions without phases have one phase.
         self._enter(state.get("phase", 0))
         for name in ("exp_avg", "exp_avg_sq"):
             views = named_views(self.net, self.groups, getattr(self.shared, name))

@@ -124,7 +124,7 @@ class AtariEnvs:
 
     def _lost_lives(self, lives: NDArray[np.int32]) -> NDArray[np.bool_]:
         lost: NDArray[np.bool_] = lives < self._lives
-        # A life of 0 that is still played (Q*bert) ends with the game under SB3's rule.
+        # Under SB3's rule a game that goes on with 0 lives (Q*bert) is one episode to its end.
         return lost & (lives > 0) if self.protocol.fire_reset else lost
 
     def _finished(self, game_over: NDArray[np.bool_], truncated: NDArray[np.bool_]) -> tuple[Episode, ...]:

@@ -59,7 +59,7 @@ class Protocol:
     def _digest(self, **without: str) -> str:
         rules = asdict(self) | without
         if self.fire_reset:
-            # Until it meant every life it was FIRE for one frame at the start of a game: those scores are others.
+            # In earlier versions fire_reset pressed FIRE for one frame at the start of a game: scores differ.
             rules["fire_reset"] = "every life"
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:12]
 

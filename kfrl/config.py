@@ -117,7 +117,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path} should hold `key: value` lines, got a {type(values).__name__}.")
-    # Keys like these hold the anchors that the others refer to, as in Docker's files.
+    # Keys x-... hold YAML anchors for the other keys, as in Docker's files.
     return {key: value for key, value in values.items() if not str(key).startswith("x-")}
 
 
@@ -177,7 +177,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 @functools.cache
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    """What checks values of a kind: building it takes far longer than a check."""
+    """The checker of a dataclass, kept because building it takes far longer than a check."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
@@ -230,7 +230,7 @@ def joined_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _strange_values(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
-    """What pydantic would take and nobody means: yes for a number, and numbers without an end."""
+    """Values that pydantic would accept by mistake: `yes` for a number, and infinite numbers."""
     known = _hints(kind)
     problems = []
     for key, value in values.items():

@@ -30,7 +30,7 @@ BOOKKEEPING = {
 }
 """Settings that change nothing of what is learned, or only others' defaults."""
 SHARED = {"steps", "protocol", "eval_episodes"}
-"""Settings that all runs have to share: `shared_facts` has what they come to."""
+"""Settings that all runs must share; `shared_facts` gives their values."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _key(record: RunRecord, apart: Sequence[str]) -> Hashable:
 
 
 def _teachers(config: TrainConfig) -> tuple[str, ...]:
-    """What the teachers are: the contents of their files. Runs of earlier versions know but where they were."""
+    """What the teachers are: the contents of their files. Runs of earlier versions have only their paths."""
     return config.teacher_sha256 or config.teacher_names
 
 

@@ -36,7 +36,7 @@ from kfrl.errors import UserError
 from kfrl.runs.folder import Skipped
 
 MIN_SEEDS = 3
-"""Fewer runs have no interval: what is between two points says nothing of the third."""
+"""Fewer runs get no interval."""
 CURVE_BINS = 50
 """Points of a training curve, each the mean over the games that ended in its fiftieth of the run."""
 
@@ -229,7 +229,7 @@ def estimate(strata: Strata, statistic: Callable[[Sequence[Scores]], Scores]) ->
     if any(len(sample) < MIN_SEEDS for sample in samples):
         return Estimate(value)
     low, high = stratified_interval(samples, statistic)
-    # Where no draw differs, as of P where one arm wins every pair, the draws say nothing of what is not in them.
+    # Equal draws, e.g. of P where one arm wins every pair, would give an interval without width.
     return Estimate(value, low, high) if low < high else Estimate(value)
 
 

@@ -71,7 +71,7 @@ class RunRecord:
     rows: tuple[Mapping[str, float], ...]
     """Its metrics."""
     deployed: int
-    """Numbers in the student's file: parameters, and whatever else it cannot play without."""
+    """Numbers in the student's file: parameters and buffers."""
     trained: int | None
     """Parameters that the optimiser moved; None where no whole checkpoint is left."""
     teacher_frames: int | None
@@ -180,7 +180,7 @@ def _trained(checkpoints: Path) -> int | None:
 
 
 def _teacher_frames(references: Sequence[str], frame_skip: int) -> int | None:
-    """Frames of all teachers together. Only files at hand are asked; an agent from elsewhere does not say."""
+    """Frames of all teachers together. Only files on this machine are read; without one the number is unknown."""
     total = 0
     for reference in references:
         card = _card(reference)

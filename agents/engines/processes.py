@@ -34,8 +34,8 @@ def process_context() -> ForkServerContext:
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["agents.engines.worker", "agents.evaluation.background", "agents.engines.preload"])
-    # A signal for the whole group must leave these two alive, the server to say how the workers ended; what is blocked
-    # here stays blocked there. Python itself guards both against Ctrl-C.
+    # A signal to the whole process group must not end these two: the server reports how the workers ended. They
+    # inherit the signals that are blocked here. Python itself guards both against Ctrl-C.
     guarded = set(NOTED) - {signal.SIGINT}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, guarded)
     try:

@@ -23,7 +23,7 @@ ALGORITHM_TERMS = {"policy", "value", "entropy"}
 
 @dataclass
 class Report:
-    """What a learner tells now and then."""
+    """What a learner reports from time to time."""
 
     game: str = ""
     """The ROM that it plays."""

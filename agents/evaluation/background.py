@@ -49,7 +49,7 @@ class Evaluator:
         self.busy = True
 
     def answers(self) -> list[tuple[int, tuple[float, ...]]]:
-        """(step, scores) of the student that was played meanwhile, if it was.
+        """(step, scores) of each student whose games have ended since the last call.
 
         Raises:
             ChildProcessError: the process died.

@@ -160,7 +160,8 @@ class Evaluation:
 def policy_of(net: nn.Module, actions: tuple[str, ...], played: tuple[str, ...]) -> Policy:
     """A net as a player of games.
 
-    Actions meet by name; what the net does not know it never does. An actor-critic's logits are used as they are.
+    Actions are matched by name; one that the net does not have is never taken. An actor-critic's logits are used as
+    they are.
     A Q-network's are no log-probabilities, so it acts by its greatest Q, and at random once in 1 / EPSILON steps.
 
     Args:

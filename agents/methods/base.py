@@ -50,13 +50,13 @@ class Phase:
     lr: tuple[float, float] = (1.0, 0.0)
     """The learning rate at its start and at its end, as shares of the run's; linear between them."""
     warm_up: float = 0.0
-    """Share of the phase in which the rate first grows from 0, so that Adam's first steps spare what the net knows."""
+    """Share of the phase in which the rate grows from 0: Adam's first steps at full rate undo what the net knows."""
     t_max: int | None = None
     """Steps of a rollout; default: the run's."""
     imitates: bool = False
     """Rewards do not count: one update by Adam a rollout, from the method's own losses alone, on every engine."""
     stored: bool = False
-    """No game is played: updates draw from stored answers, and a step stands for the sample that it would have been."""
+    """No game is played: updates draw from stored answers, and each step counts for one sample of a rollout."""
     source: bool = False
     """It prepares the run's own learning: its steps are source steps, even those in a game of the same name."""
 
@@ -81,7 +81,7 @@ class Play(Protocol):
 
 @dataclass(frozen=True)
 class Review:
-    """What a look at the net along the way came to."""
+    """The result of a review of the net during training."""
 
     lines: tuple[str, ...] = ()
     """Sentences for whoever watches the run."""
@@ -236,7 +236,7 @@ class Method(OwnSettings, Generic[Net]):
         return ()
 
     def caveat(self, net: Net) -> str:
-        """What a trained net's scores must not be quoted without, in a sentence; it goes into the net's file."""
+        """A sentence to be quoted with the trained net's scores; the net's file has it."""
         return ""
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:

@@ -30,7 +30,7 @@ DISTILLED = "distilled"
 
 
 class GamesNet(nn.Module):
-    """What plays several games, each with its own actions out of all that one of them has, found by name."""
+    """A net that plays several games; each game has its own actions, found by name among those of all games."""
 
     def __init__(self, specs: Sequence[NetSpec]) -> None:
         """Find the actions of the games."""

@@ -53,19 +53,19 @@ from kfrl.seeding import REVIEW, stream
 
 LINKED, IMITATION, ALONE = "linked", "imitation", "alone"
 LAST_NEWCOMER = 0.8
-"""Share of the linked phase after which no teacher comes any more: who comes late is folded before it is trained."""
+"""Share of the linked phase after which no teacher is linked: its links would be folded before they are trained."""
 CHOICE_OBSERVATIONS = 512
 """On which the teachers' channels are chosen and their scales matched."""
 FOLD_BATCH = 128
 WARM_UP = 0.05
 FULL_RATE_AT = 0.2
-"""1 - R2 of the fold at the policy head from which on the imitation has its whole rate."""
+"""From this 1 - R2 of the policy head's fold on, the imitation has its full learning rate."""
 NEARLY_EXACT = 0.99
-"""R2 of the fold at the policy head from which on nothing is left to imitate."""
+"""From this R2 of the policy head's fold on, there is no imitation."""
 LATEST = 100
 """Games of the lone student that say how far it is behind its teacher."""
 STRETCH = 50
-"""Steps, on average, that the linked net or the lone one plays a game before it is drawn anew who goes on."""
+"""Mean number of steps that one of the two nets, linked or alone, plays before the next one is drawn."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Settings(FlowSettings):
     policy_kl_coef: NonNegative = 0.01
     """lambda_2, holds the policy near the previous iteration's (the paper samples 0.001, 0.01, 0.05)."""
     policy_kl_every: Count = 1
-    """Updates of a learner after which these weights to stay near are taken anew (+); 1 is the previous iteration."""
+    """theta_old is taken anew after so many updates of a learner (+); 1: the previous iteration."""
     student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = 0.01
     """p of the student at the start; None: an equal share with each linked teacher layer."""
     layer_weights_lr: Positive = 100.0
@@ -152,7 +152,7 @@ class FlowNet(nn.Module):
 
     @property
     def folded(self) -> bool:
-        """Whether `alone` goes its own way, with what it took over from `flow`."""
+        """Whether `alone` has been folded and learns by itself."""
         return not any(r2.isnan() for r2 in self.fold_r2.buffers())
 
     def leave_fresh(self) -> None:
@@ -161,7 +161,7 @@ class FlowNet(nn.Module):
             r2.zero_()
 
     def take_up_links(self) -> None:
-        """Link whom the pool says."""
+        """Link the teachers that the pool has chosen."""
         if self.pool is not None:
             self.flow.absent = self.pool.absent
 
@@ -644,7 +644,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return copy.deepcopy(net.alone) if net.folded else net.flow.export()
 
     def independent(self, net: FlowNet) -> bool:
-        """Whether the fold is behind it."""
+        """Whether the fold is done."""
         return net.folded
 
     def metrics(self, net: FlowNet) -> dict[str, float]:

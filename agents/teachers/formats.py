@@ -98,5 +98,5 @@ def load_agent(path: Path, name: str | None = None) -> Teacher:
 
 
 def is_native(path: Path) -> bool:
-    """Whether a file says of itself that it is one of ours. What cannot be read says nothing."""
+    """Whether a file says of itself that it is one of ours. False if it cannot be read."""
     return has_format(path, FORMAT)

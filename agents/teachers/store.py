@@ -21,7 +21,7 @@ HUB_PREFIX = "hub:"
 WHOLE_ZOO = "all"
 """What means every agent of the zoo."""
 SUFFIXES = (".safetensors", ".zip", ".pt", ".pth", ".bin", ".cleanrl_model", *TABLE_SUFFIXES)
-"""What ends like this is meant as a file, not as a game."""
+"""A reference with such an ending means a file, not a game."""
 
 Identify = Callable[[str, int | tuple[str, ...]], tuple[str, tuple[str, ...], dict[str, Any]]]
 """A game as people write it, and how many actions an agent has, or which: the ROM, the actions by name in the order of

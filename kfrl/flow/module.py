@@ -74,7 +74,7 @@ class KnowledgeFlow(nn.Module):
         self.student = student
         self.links = tuple(links)
         self.handover = 0.0
-        """How much of the teachers' weight the student has been given by force, in [0, 1]; at 1 they are out."""
+        """Share of the teachers' weight that the hand-over gave to the student, in [0, 1]; 1: none is left."""
         self.absent: frozenset[str] = frozenset()
         """Teachers that are not linked now: p of the others is normalised without theirs."""
         self._teachers = dict(teachers)
@@ -84,7 +84,7 @@ class KnowledgeFlow(nn.Module):
         for teacher in self._teachers.values():
             teacher.eval().requires_grad_(False)
         self._tapped = {name: tuple(layer for owner, layer in self._taps if owner == name) for name in self._teachers}
-        # The teachers that would write over what they have said.
+        # Teachers whose later layers overwrite the outputs of linked ones in place.
         self._copied = {name for name, net in self._teachers.items() if overwrites(net, self._tapped[name], example)}
 
         shapes = self._dry_run(example)
@@ -137,7 +137,7 @@ class KnowledgeFlow(nn.Module):
 
     @torch.no_grad()
     def match_scales(self, obs: Tensor, links: Sequence[Link] | None = None) -> None:
-        """Bring what links bring to the root mean square of the student's own pre-activations on `obs`.
+        """Scale the links' outputs to the root mean square of the student's own pre-activations on `obs`.
 
         A trained teacher's are far larger than a fresh student's, which they would drown. The factors are constants
         beside Q, not in it: in a Q that small, steps of an optimiser like Adam would be large.
@@ -152,7 +152,7 @@ class KnowledgeFlow(nn.Module):
         self._scale(wanted, undisturbed(self.student, self.layers, obs), obs)
 
     def _scale(self, links: Sequence[Link], sizes: Mapping[str, Tensor], obs: Tensor) -> None:
-        """Bring what `links` bring to the norm of `sizes` at their student layer, on `obs`."""
+        """Scale the outputs of `links` to the norm of `sizes` at their student layer, on `obs`."""
         theirs = dict(zip(self._present_taps, self.teacher_features(obs), strict=True))
         for layer, feeds in self._feeds.items():
             for place, index in enumerate(feeds, start=1):

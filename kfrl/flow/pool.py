@@ -1,4 +1,4 @@
-"""Who of a pool of teachers is linked: each is worth what the return loses without it; a bandit chooses who comes.
+"""Which teachers of a pool are linked. A teacher is worth what the return loses without it; a bandit chooses the next.
 
 A review measures every linked teacher: the returns of games with all links, and of games from the same starts without
 that teacher's. Its worth in a game is the difference, as a share of the mean return with it. Then

@@ -1,4 +1,4 @@
-"""When the student lets go of its teachers."""
+"""How the teachers' influence ends: the schedule of lambda_1, and the hand-over."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def mutual_loss(logits: Tensor, peers: Sequence[Tensor], direction: Direction = 
 def similarity(logits: Tensor, other_logits: Tensor) -> Tensor:
     """The cosine between softmax(z) and softmax(z'), per sample: (B, K), (B, K) -> (B,).
 
-    What pushes two nets apart when it is minimised (Okamoto et al., ECCV 2022); unlike -KL it is bounded.
+    Minimising it pushes two nets apart (Okamoto et al., ECCV 2022); unlike -KL it is bounded.
     """
     return F.cosine_similarity(logits.softmax(1), other_logits.softmax(1), dim=1)
 

@@ -1,4 +1,4 @@
-"""Which tensors of a new net are those of another: found by their values, whatever a method says that it did."""
+"""Which tensors of a new net come from another net; found by comparing values."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _plain(net: nn.Module) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without PyTorch's notes about packages and functions that matter to nobody here."""
+    """Without PyTorch's warnings that do not concern the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)

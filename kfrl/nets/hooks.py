@@ -1,4 +1,4 @@
-"""What layers of an unedited net say, read through forward hooks."""
+"""The outputs of layers of an unedited net, read through forward hooks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Features = dict[str, Tensor]
 
 
 class _Enough(BaseException):
-    """Ends a forward pass; no error, so that no net takes it for one."""
+    """Ends a forward pass. It is no `Exception`, so that a net's own `except` does not catch it."""
 
 
 def with_features(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> tuple[Any, Features]:
@@ -34,7 +34,7 @@ def with_features(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> tupl
 
 
 def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor, *, copied: bool = True) -> Features:
-    """What the sub-modules `layers` of `net` say of `inputs`; what follows the last of them is not computed.
+    """The outputs of the sub-modules `layers` of `net` on `inputs`; later layers are not computed.
 
     They need not be copied if `net` leaves them alone (`overwrites`).
 
@@ -65,7 +65,7 @@ def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor, *, copied
 
 @torch.no_grad()
 def overwrites(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> bool:
-    """Whether `net` changes what `layers` have said, as an activation that works in place does.
+    """Whether `net` overwrites the outputs of `layers`, as an in-place activation does.
 
     Within one pass: a layer that writes into the same memory pass after pass is not found out.
     """
@@ -102,7 +102,7 @@ def parameters_before(net: nn.Module, layers: Iterable[str], example: Tensor) ->
 
 
 def undisturbed(net: nn.Module, layers: Iterable[str], example: Tensor) -> Features:
-    """What `layers` say of `example` in evaluation mode; leaves the net as it was."""
+    """The outputs of `layers` on `example` in evaluation mode; the net stays as it was."""
     # In training mode batch norm would take the example into its statistics.
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
@@ -115,7 +115,7 @@ def undisturbed(net: nn.Module, layers: Iterable[str], example: Tensor) -> Featu
 
 @contextmanager
 def _listening(net: nn.Module, layers: Sequence[str], heard: Callable[[str, Tensor], object]) -> Iterator[None]:
-    """Call `heard` with a layer and its output each time that one of `layers` has spoken."""
+    """Call `heard` with a layer and its output at each forward pass of one of `layers`."""
 
     def hook(layer: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def tell(module: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -142,7 +142,7 @@ class KroneckerFactors:
     def __init__(
         self, layers: dict[str, Layer], state: dict[str, Tensor], *, plain_mean: int = 10, decay: float = 0.99
     ) -> None:
-        """Begin with no knowledge, or with what `state` has.
+        """Begin with empty averages, or with those of `state`.
 
         Args:
             layers: By name.
@@ -163,7 +163,7 @@ class KroneckerFactors:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Remember, of a forward pass with gradients, what the layers take and give."""
+        """Record the layers' inputs and outputs in a forward pass with gradients."""
         hooks = [layer.register_forward_hook(self._recorder(name), prepend=True) for name, layer in self.layers.items()]
         try:
             yield
@@ -207,8 +207,7 @@ class KroneckerFactors:
     def decompose(self) -> list[str]:
         """Bring eigenvectors and eigenvalues up to date.
 
-        Returns:
-            The factors that have none that can be found: they keep their old ones.
+        Returns: The factors whose decomposition failed; they keep the former one.
         """
         failed = []
         for name, layer in self.layers.items():

@@ -111,7 +111,7 @@ def load_tensors(path: Path, net: nn.Module, tensors: dict[str, Tensor]) -> nn.M
 
 
 def has_format(path: Path, form: str) -> bool:
-    """Whether a file says of itself that it is of format `form`. What cannot be read says nothing."""
+    """Whether a file says of itself that it is of format `form`. False if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format") == form

@@ -66,7 +66,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What was printed."""
+        """The lines that were printed."""
         return self.path / "log.txt"
 
     def make(self) -> bool:

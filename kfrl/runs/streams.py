@@ -64,7 +64,7 @@ def streaming(
 
 
 def _reserve(handle: int, size: int) -> None:
-    """Take the room on the disk now: a write through memory to a full disk would kill the process."""
+    """Reserve the disk space now: writing through memory to a full disk would kill the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(handle, 0, size)
     else:

@@ -80,7 +80,7 @@ class SupervisedConfig:
     checkpoint_every: Positive = 300.0
     """Seconds between checkpoints."""
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What methods set that others do not have, by the name of the method; flags of `--method NAME`."""
+    """Settings of methods, by the method's name; `--method NAME` has them as flags."""
 
     @staticmethod
     def renew(values: dict[str, Any]) -> dict[str, Any]:

@@ -367,7 +367,7 @@ class Trainer(training.Trainer[Run]):
         }
         if self.ranks.first:
             self._write_scores(kept, result)
-        # Whoever comes first would end while the others still count.
+        # The first process to come here would end while the others still count.
         self.ranks.wait()
         return result
 
@@ -399,7 +399,7 @@ class Trainer(training.Trainer[Run]):
         """What the method exports, with batch statistics of its own."""
         student = self.method.export(self.net)
         if self.method.mixes_statistics(self.net):
-            # Dropout draws, and a run goes on as if nobody had looked.
+            # Dropout draws random numbers; the run goes on as if it had not.
             with torch.random.fork_rng():
                 update_bn((batch.images for batch in self._unchanged() if len(batch.labels) > 1), student)
         return student

@@ -46,7 +46,7 @@ class Ranks:
         return held
 
     def text_of_the_first(self, text: str) -> str:
-        """What the first process gives."""
+        """The first process's `text`."""
         held = [text]
         if self.world > 1:
             dist.broadcast_object_list(held)

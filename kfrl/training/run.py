@@ -54,7 +54,7 @@ class MethodRun(ABC, Generic[M]):
         return moved
 
     def built(self) -> Built[M]:
-        """The run's method and its net, to look at; whoever trains them takes them by `take_built`."""
+        """The run's method and its net, to look at; a trainer calls `take_built`."""
         if not self._built:
             method = self.method()
             with torch.random.fork_rng(devices=[]):

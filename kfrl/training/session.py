@@ -54,7 +54,7 @@ class AnyRun(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to."""
+    """The result of a run."""
 
     folder: Path
     """Where its files are."""

@@ -1,4 +1,4 @@
-"""Ctrl-C, and what ends a process politely, as a note, so that a run ends between two updates and saves."""
+"""Signals such as Ctrl-C are noted, so that a run ends between two updates and saves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 NOTED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
-"""Ctrl-C; the end of a machine or a job; of a terminal; a batch system's warning that the time is nearly up."""
+"""From Ctrl-C; at the end of a machine or a job; of a terminal; and a batch system's warning before a job ends."""
 
 
 @contextmanager
@@ -34,6 +34,6 @@ def noting_signals(note: Callable[[int], None]) -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """In a process of a run, which ends when the launcher says so: a terminal sends its signals to all of them."""
+    """Ignore them in a worker, which the launcher ends: a terminal sends its signals to all processes of a run."""
     for number in NOTED:
         signal.signal(number, signal.SIG_IGN)
