@@ -43,7 +43,7 @@ class Terminal(Console):
     """Standard output, which may go away before the run ends: a closed pipe, or a terminal that was shut."""
 
     def on_broken_pipe(self) -> None:
-        """Let whoever prints see the error; rich by itself would end the process."""
+        """Raise the error where something is printed; rich by itself would end the process."""
         raise BrokenPipeError
 
 
