@@ -13,6 +13,7 @@ from rich.text import Text
 from kfrl.cli.completion import script
 from kfrl.cli.console import TableConsole
 from kfrl.cli.main import COMMANDS, USAGE, main
+from kfrl.cli.supervised import COMMANDS as SUPERVISED
 
 ROOT = Path(__file__).parents[3]
 
@@ -129,5 +130,5 @@ def test_zsh_completes_commands_and_flags() -> None:
     ran = subprocess.run(["zsh", "-fc", text], capture_output=True, text=True, cwd=ROOT)
     assert ran.stderr == ""
     commands, flags = ran.stdout.splitlines()
-    assert commands == "train eval collect compare data"
+    assert commands.split() == list(SUPERVISED)
     assert flags.startswith("--no-dry-run:Say what the run would do")

@@ -49,10 +49,12 @@ def test_mlflow_has_every_row_and_a_resumed_run_goes_on(run: Path, monkeypatch: 
 
 
 def test_weights_and_biases_keeps_them_in_the_folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed")
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     log(run, "wandb", {10: 1.0, 20: 2.0})
+    # Its own process writes the file, and is waited for here.
+    wandb.teardown()
     identity = json.loads((run / "loggers.json").read_text())["wandb"]
     (held,) = (run / "wandb").glob("offline-run-*/*.wandb")
     assert identity in held.name
