@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -128,9 +129,7 @@ def kills(options: Options, sweep: Sweep) -> Iterator[dict[str, object]]:
         sweep.ensure()
         _await(lambda kind=kind: sweep.ensure() and sweep.find(kind))
         time.sleep(wait)
-        # It may have ended meanwhile.
-        _await(lambda kind=kind: sweep.ensure() and sweep.find(kind))
-        victim = moments.choice(sweep.find(kind))
+        victim = moments.choice(_await(lambda kind=kind: sweep.ensure() and sweep.find(kind)))
         whole = kind in ("command", "driver", "raylet")
         doomed = sweep.marked() if whole else {victim, *descendants(victim)}
         with suppress(ProcessLookupError):
@@ -157,12 +156,14 @@ def kills(options: Options, sweep: Sweep) -> Iterator[dict[str, object]]:
         yield row
 
 
-def _await(condition: Callable[[], object], seconds: float = 300.0) -> None:
+def _await(condition: Callable[[], Any], seconds: float = 600.0) -> Any:
+    """What the condition says as soon as it says something."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > deadline:
             raise SystemExit("It did not come to that: see the sweep's log.")
         time.sleep(0.2)
+    return found
 
 
 def main(options: Options) -> None:

@@ -1,24 +1,29 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from agents.config import TrainConfig
 from agents.methods.knowledge_flow import KnowledgeFlowMethod
 from agents.run import resolve
 from agents.trials import DOMAIN as GAMES
 from envs.protocols import get_protocol
-from kfrl.config import load_config
+from kfrl.config import load_config, validated
 from kfrl.errors import UserError
 from kfrl.nets.images.registry import arch_of, make_net
+from kfrl.supervised.classifiers import Card, Teacher
 from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.data.batches import Normalisation
 from kfrl.supervised.data.sets import SETS
-from kfrl.supervised.methods import get_method
+from kfrl.supervised.methods import get_method, method_names
+from kfrl.supervised.methods.base import Task
 from kfrl.supervised.trials import DOMAIN as IMAGES
 from kfrl.sweep.space import Trial, load_spec, make_trials, teacher_names
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted((CONFIGS / "atari").glob("**/*.yaml"))
 TABLES = sorted((CONFIGS / "tables").glob("*.yaml"))
+IMAGE_TABLES = [path for path in TABLES if "runs: images" in path.read_text()]
 SUPERVISED = sorted((CONFIGS / "supervised").glob("**/*.yaml"))
 
 
@@ -124,6 +129,16 @@ def table(name: str, scale: float = 1.0) -> list[Trial]:
         ("knowledge-flow-5", 15, 3, 5),
         ("knowledge-flow-6", 15, 2, 5),
         ("knowledge-flow-7", 150, 3, 6),
+        # Three nets alone, distillation, and three sizes of mutual learning; three sets of images x one to seven nodes.
+        ("transfer-graph-1", 21, 1, 7),
+        ("transfer-graph-2", 63, 0, 21),
+        # Three kinds of layers x (fresh, zero, two of U[0, theta]).
+        ("anti-distillation-3", 36, 3, 12),
+        ("anti-distillation-4", 36, 3, 12),
+        ("survey-born-again", 4, 0, 4),
+        ("survey-distillation", 9, 1, 3),
+        ("survey-fsp", 18, 2, 6),
+        ("survey-mimic", 15, 4, 5),
     ],
 )
 def test_the_tables_of_the_paper_hold_their_cells(name: str, runs: int, teachers: int, small: int) -> None:
@@ -137,7 +152,40 @@ def test_the_tables_of_the_paper_hold_their_cells(name: str, runs: int, teachers
 
 
 def test_every_table_is_checked() -> None:
-    assert [path.stem for path in TABLES] == [f"knowledge-flow-{number}" for number in range(1, 8)]
+    others = "anti-distillation-3 anti-distillation-4 survey-born-again survey-distillation survey-fsp survey-mimic"
+    graphs = ("transfer-graph-1", "transfer-graph-2")
+    known = [*others.split(), *graphs, *(f"knowledge-flow-{number}" for number in range(1, 8))]
+    assert [path.stem for path in TABLES] == sorted(known)
+
+
+@pytest.mark.parametrize("path", IMAGE_TABLES, ids=lambda path: path.stem)
+def test_nets_and_teachers_of_a_table_fit_together(path: Path) -> None:
+    """All but the images: large nets are put together without memory for their weights."""
+    device = "cpu" if path.stem in ("survey-fsp", "knowledge-flow-4", "knowledge-flow-5") else "meta"
+    taught: dict[str, Teacher] = {}
+    for trial in {one.group: one for one in table(path.stem)}.values():
+        config = validated({**trial.settings, "teachers": ",".join(teacher_names(trial.settings))}, SupervisedConfig)
+        if config.method_name == "knowledge-flow" and device == "meta":
+            continue  # it looks at weights
+        task = task_of(config)
+        method = get_method(config.method_name)
+        method.check_teachers(config.method_name, len(config.teacher_names))
+        with torch.device(device):
+            net = method(config).build(task, [taught[name] for name in config.teacher_names])
+        if trial.teacher:
+            card = Card(task.data, task.classes, arch_of(task.net), task.shape, (0.0,), (1.0,), net=task.net)
+            taught[trial.teacher] = Teacher(trial.teacher, net.eval().requires_grad_(False), card, Path("nowhere"))
+
+
+def task_of(config: SupervisedConfig) -> Task:
+    """What a run on the images of the set's own table would learn."""
+    name = config.data.partition("-no-")[0]
+    known = SETS[name.removesuffix("-half")]
+    count = known.num_classes // 2 if name.endswith("-half") else known.num_classes
+    channels, height, width = known.shape
+    shape = (channels, config.image_size or height, config.image_size or width)
+    classes = tuple(f"{name.removesuffix('-half')} {number}" for number in range(count))
+    return Task(config.data, classes, shape, Normalisation.none(channels), config.net or known.net)
 
 
 def test_the_tables_on_games_draw_the_papers_lambdas_for_40_million_steps() -> None:
@@ -147,3 +195,7 @@ def test_the_tables_on_games_draw_the_papers_lambdas_for_40_million_steps() -> N
     assert {trial.settings["steps"] for trial in table("knowledge-flow-1")} == {40_000_000}
     assert {trial.settings["steps"] for trial in table("knowledge-flow-1", 0.01)} == {400_000}
     assert {trial.settings["methods"]["knowledge-flow"]["transform"] for trial in flows} == {"dense"}
+
+
+def test_settings_of_a_method_for_images_stand_under_its_name() -> None:
+    assert [get_method(name).section() for name in method_names()] == list(method_names())

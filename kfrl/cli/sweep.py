@@ -74,8 +74,9 @@ def main(argv: Sequence[str]) -> int:
         print_estimate(plan)
         return 0
     check_ray(flags.address)
-    folder.prepare(plan)
+    folder.check(plan)
     in_fresh_process(resolve_all, plan)
+    folder.prepare(plan)
     return run_sweep(folder, flags.address)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,8 +57,21 @@ class Graph:
     nodes: tuple[Node, ...] = ()
     """The first is the target: the student."""
     edges: tuple[Edge, ...] = ()
+    other_edges: str = "cutoff"
+    """Gate of the edges that are not listed, from labels and from every node to every node that can learn."""
     edge_temperature: Positive = 1.0
     """T of the edges between nets."""
+
+
+def with_other_edges(graph: Graph) -> Graph:
+    """The graph with all of its edges listed."""
+    if graph.other_edges == "cutoff":
+        return graph
+    listed = {(edge.source, edge.target) for edge in graph.edges}
+    learning = [node.name for node in graph.nodes if node.teacher is None and node.net != ENSEMBLE]
+    pairs = [(source, target) for target in learning for source in (LABELS, *(node.name for node in graph.nodes))]
+    others = [Edge(*pair, graph.other_edges) for pair in pairs if pair not in listed and pair[0] != pair[1]]
+    return replace(graph, edges=(*graph.edges, *others), other_edges="cutoff")
 
 
 def read_graph(path: Path) -> Graph:
@@ -83,7 +96,7 @@ def plain_graph(graph: Graph) -> dict[str, Any]:
 
     plain: dict[str, Any] = {
         "nodes": [said(node, Node("")) for node in graph.nodes],
-        "edges": [said(edge, Edge("", "")) for edge in graph.edges],
+        "edges": [said(edge, Edge("", "")) for edge in with_other_edges(graph).edges],
     }
     if graph.edge_temperature != Graph().edge_temperature:
         plain["edge_temperature"] = graph.edge_temperature
@@ -110,6 +123,7 @@ def draw_graph(path: Path, graph: Graph, student: str, title: str = "") -> None:
 
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axes = figure.add_subplot()
+    graph = with_other_edges(graph)
     places = _places([node.name for node in graph.nodes])
     edges = [edge for edge in graph.edges if edge.gate != "cutoff"]
     for node in graph.nodes:

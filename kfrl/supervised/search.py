@@ -181,7 +181,7 @@ class GraphSpace:
             edges += taught
         if self.ensemble and sum(node.teacher is None for node in nodes) - 1 < 2:
             return None
-        return Graph(tuple(nodes), tuple(edges), self.temperature), tuple(teachers)
+        return Graph(tuple(nodes), tuple(edges), edge_temperature=self.temperature), tuple(teachers)
 
 
 def _of_labels(gate: str) -> str:

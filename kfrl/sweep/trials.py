@@ -111,20 +111,30 @@ class SweepFolder:
         except (OSError, ValueError) as error:
             raise UserError(f"{self.plan_file} is damaged: {error}") from None
 
-    def prepare(self, plan: Plan) -> None:
-        """Write the plan; a sweep that is there may gain trials, not change them.
+    def check(self, plan: Plan) -> None:
+        """Refuse a folder that holds something else: a sweep that is there may gain trials, not change them.
 
         Raises:
-            UserError: the folder cannot be written, holds something else, or another sweep.
+            UserError: it does.
         """
         if self.exists:
             self._check_same(plan)
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UserError(f"{self.path} is there and is not the folder of a sweep. Give another --storage.")
+
+    def prepare(self, plan: Plan) -> None:
+        """Write the plan.
+
+        Raises:
+            UserError: the folder cannot be written, or as `check`.
+        """
+        self.check(plan)
         try:
             self.hidden.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"The storage folder {self.path} cannot be made: {error.strerror}.") from None
+            raise UserError(
+                f"The storage folder {self.path} cannot be made: {error.strerror}. Give another --storage."
+            ) from None
         if not os.access(self.hidden, os.W_OK):
             raise UserError(f"The storage folder {self.path} cannot be written. Give another --storage.")
         write_text(self.plan_file, json.dumps(asdict(plan), indent=1, default=str) + "\n")

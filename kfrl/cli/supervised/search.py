@@ -68,8 +68,9 @@ def main(argv: Sequence[str]) -> int:
     check_ray(flags.address)
     storage = (flags.storage or _default_folder(search, config)).expanduser().absolute()
     trials, test = SweepFolder(storage / "trials"), SweepFolder(storage / "test")
-    trials.prepare(plan)
+    trials.check(plan)
     in_fresh_process(resolve_all, plan)
+    trials.prepare(plan)
     code = run_sweep(trials, flags.address)
     states = trials.states(plan)
     winner = best_trial(plan, states)
@@ -113,7 +114,7 @@ def _report(
     }
     write_text(storage / "search.json", json.dumps(found, indent=1) + "\n")
     console = table_console(markup=False)
-    said = ", ".join(f"{key} {value}" for key, value in winner.drawn.items())
+    said = ", ".join(value if key == "graph" else f"{key} {value}" for key, value in winner.drawn.items())
     console.print(f"Best on validation images, {100 * (best or 0.0):.2f} %: {winner.name}: {said}", soft_wrap=True)
     console.print(
         f"{found['epochs_spent']:,} epochs were trained; all trials to their end would have been "

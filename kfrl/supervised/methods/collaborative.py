@@ -20,7 +20,7 @@ from kfrl.nets.images.ensemble import EnsembleNet, mean_logits
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch
-from kfrl.supervised.graphs import ENSEMBLE, LABELS, Edge, Graph, Node, read_graph
+from kfrl.supervised.graphs import ENSEMBLE, LABELS, Edge, Graph, Node, read_graph, with_other_edges
 from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, check_same_classes
 
 MAPS = {"attention": attention_loss, "attention-apart": attention_similarity}
@@ -61,7 +61,7 @@ class Collaborative(Method[nn.ModuleDict]):
             UserError: a graph that cannot be, see `check_graph`; an unknown net; teachers of other classes.
         """
         self.teachers = tuple(teachers)
-        self.graph = self.own
+        self.graph = with_other_edges(self.own)
         check_same_classes("collaborative", task, teachers)
         check_graph(self.graph, [teacher.name for teacher in teachers])
         nodes = self.graph.nodes

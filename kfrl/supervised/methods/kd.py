@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -12,12 +13,17 @@ from kfrl.supervised.methods.base import Method, Progress, SoftTargets, Task, ch
 from kfrl.supervised.teachers import teacher_logits
 
 
+@dataclass(frozen=True)
+class Settings(SoftTargets):
+    """Knowledge distillation."""
+
+
 class KnowledgeDistillation(Method):
     """The labels and the teachers' soft targets, see `distillation_terms`."""
 
     takes_teachers = "some"
     takes_answers = True
-    Settings = SoftTargets
+    Settings = Settings
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
         """A plain student."""

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -44,6 +45,47 @@ def test_a_missing_file_and_a_wrong_one(spec: Path, capsys: pytest.CaptureFixtur
     assert "Did you mean" in complaint(capsys, "sweep.yml")
     spec.write_text("settings: {game: Pogn}\n")
     assert "sweep.yaml: Runs 'run': Unknown game 'Pogn'. Did you mean 'Pong'?" in complaint(capsys, str(spec))
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("sets: {game: Pong}", "Unknown key sets. Did you mean settings?"),
+        ("settings: {game: Pong, seed: {grid: []}}", "seed: {grid: [..]} holds at least one value, got []"),
+        ("settings: {game: Pong, lr: {uniform: [2, 1]}}", "goes up, got [2, 1]. Swap its ends: [1, 2]"),
+        ("settings: {game: {grid: [Pong, pong]}, workers: 1}", "mean the same folder, pong-s1"),
+    ],
+)
+def test_a_file_that_is_no_sweep_is_refused_and_leaves_nothing(
+    spec: Path, capsys: pytest.CaptureFixture[str], file: str, words: str
+) -> None:
+    spec.write_text(file)
+    assert words in complaint(capsys, str(spec))
+    assert [path.name for path in spec.parent.iterdir()] == ["sweep.yaml"]
+
+
+def test_what_is_found_wrong_when_it_is_looked_up_leaves_nothing_either(
+    spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kfrl.cli.sweep.check_ray", lambda address: None)
+    spec.write_text("runs: images\nsettings: {data: digitts, net: mlp-6}\n")
+    assert "Unknown data set 'digitts'. Did you mean 'digits'?" in complaint(capsys, str(spec))
+    assert not (spec.parent / "runs").exists()
+
+
+def test_a_storage_folder_that_is_another_sweeps_or_cannot_be_made(
+    spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, counting: Any
+) -> None:
+    monkeypatch.setattr("kfrl.cli.sweep.check_ray", lambda address: None)
+    monkeypatch.setattr("kfrl.sweep.estimate.in_fresh_process", lambda *_: None)
+    folder, _ = counting(name="x", seed={"range": 3})
+    assert "holds another sweep: run s1 differs in game, name" in complaint(
+        capsys, str(spec), "--storage", str(folder.path)
+    )
+    assert "cannot be made: Not a directory. Give another --storage" in complaint(
+        capsys, str(spec), "--storage", str(spec / "inside")
+    )
+    assert "is not the folder of a sweep" in complaint(capsys, str(spec), "--storage", str(spec.parent))
 
 
 def test_too_little_shared_memory(
@@ -112,7 +154,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
 
 def test_a_sweep_whose_driver_is_killed_leaves_nothing(counting: Any) -> None:
     pytest.importorskip("ray", reason="Ray Tune is not installed: pip install 'kfrl[sweep]'")
-    folder, plan = counting(name="x", does={"grid": ["finish", "refuse", "raise", "wait"]})
+    folder, plan = counting(name="x", does={"grid": ["finish", "refuse", "raise once", "wait"]})
     path = os.pathsep.join([str(COUNTING), *filter(None, sys.path)])
     process = subprocess.Popen(
         [sys.executable, "-c", CODE, str(folder.path)],
@@ -122,7 +164,7 @@ def test_a_sweep_whose_driver_is_killed_leaves_nothing(counting: Any) -> None:
         text=True,
     )
     try:
-        wanted = [FINISHED, FAILED, FAILED, RUNNING]
+        wanted = [FINISHED, FAILED, FINISHED, RUNNING]
         wait_for(lambda: [state.state for state in folder.states_noted(plan).values()] == wanted)
         tree = descendants(process.pid)
         driver = next(pid for pid in tree if b"kfrl.sweep.driver" in Path(f"/proc/{pid}/cmdline").read_bytes())
@@ -134,5 +176,6 @@ def test_a_sweep_whose_driver_is_killed_leaves_nothing(counting: Any) -> None:
     assert not [pid for pid in tree if alive(pid)]
     assert "Ray ended early" in complaint
     assert "refuse-s1 failed: No such thing." in said
-    assert "raise-s1 failed: RuntimeError: Something broke." in said
-    assert [state.state for state in folder.states(plan).values()] == [FINISHED, FAILED, FAILED, STOPPED]
+    assert [state.state for state in folder.states(plan).values()] == [FINISHED, FAILED, FINISHED, STOPPED]
+    # It was taken up again, from where it was.
+    assert json.loads((folder.path / "raise_once-s1" / "eval.json").read_text())["began"] == 2

@@ -23,8 +23,13 @@ class Settings:
     teachers: str = ""
     points: float = 1.0
     does: str = "finish"
-    """Or raise, or refuse, or wait: to be stopped."""
+    """Or raise, once or always; or refuse; or wait at step 5, to be stopped, or for a file."""
     run_dir: Path | None = None
+
+    @property
+    def waits(self) -> bool:
+        file = self.does.removeprefix("wait for ")
+        return self.does == "wait" or (file != self.does and not Path(file).exists())
 
 
 class Trainer:
@@ -49,13 +54,14 @@ class Session:
         settings, folder = self.settings, self.folder
         if settings.does == "refuse":
             raise UserError("No such thing.")
-        if settings.does == "raise":
+        if settings.does == "raise" or (settings.does == "raise once" and self.start == 1):
+            folder.metrics.write_text("global_step,count\n1,1.0\n")
             raise RuntimeError("Something broke.")
         for step in range(self.start, settings.steps + 1):
             with folder.metrics.open("a") as file:
                 file.write(f"{step},{step * settings.points}\n")
             display.update(status(step, settings))
-            while settings.does == "wait" and step == 5 and not self.trainer.stopped.is_set():
+            while step == 5 and settings.waits and not self.trainer.stopped.is_set():
                 time.sleep(0.01)
                 display.update(status(step, settings))
             if self.trainer.stopped.is_set():

@@ -1,5 +1,5 @@
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from kfrl.losses.distillation import attention_loss, attention_similarity, simil
 from kfrl.nets import build_net
 from kfrl.nets.hooks import with_features
 from kfrl.supervised.config import SupervisedConfig
-from kfrl.supervised.graphs import Edge, Graph, Node, read_graph, write_graph
+from kfrl.supervised.graphs import Edge, Graph, Node, read_graph, with_other_edges, write_graph
 from kfrl.supervised.methods.base import Progress
 from kfrl.supervised.methods.collaborative import Collaborative, check_graph
 
@@ -238,3 +238,19 @@ def test_a_graphs_file_is_looked_at(tmp_path: Path) -> None:
     path.write_text("nodes: [{name: a, nett: mlp-9}]\n")
     with pytest.raises(UserError, match=r"Did you mean nodes\.0\.net"):
         read_graph(path)
+
+
+def test_edges_that_are_not_listed_may_be_open_too(task, taught, batch) -> None:
+    parts = graph(A, B, OLD, Edge("old", "a", "cutoff"), Edge("labels", "b", "linear"))
+    whole = with_other_edges(replace(parts, other_edges="through"))
+    check_graph(whole, ["pets"])
+    assert {(edge.source, edge.target): edge.gate for edge in whole.edges} == {
+        ("old", "a"): "cutoff",
+        ("labels", "b"): "linear",
+        **dict.fromkeys([("labels", "a"), ("b", "a"), ("a", "b"), ("old", "b")], "through"),
+    }
+    method = Collaborative(SupervisedConfig(methods={"collaborative": asdict(replace(parts, other_edges="through"))}))
+    net = method.build(task(), [taught()])
+    assert set(method.losses(net, batch, Progress(0, 0.0, 0.5))) == {
+        *("labels_to_a", "labels_to_b", "a_to_b", "b_to_a", "old_to_b")
+    }

@@ -1,0 +1,129 @@
+"""A sweep against the same runs started by hand, two at a time, in turns; and the memory of a sweep beside its trials.
+
+python benchmarks/sweep_overhead.py --trials 24 --steps 10000 --output overhead.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from kfrl.sweep.estimate import memory_mb
+from kfrl.sweep.processes import descendants
+
+KFRL = [sys.executable, "-m", "kfrl.cli.main"]
+AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time runs on Breakout, one worker each, whose student plays one final game."""
+
+    output: Path
+    """The CSV: a row for each turn."""
+    trials: int = 24
+    steps: int = 10_000
+    """Agent steps of each."""
+    envs: int = 8
+    """Games side by side of a run's worker."""
+    rounds: int = 2
+    """Turns of each."""
+
+
+def settings(options: Options) -> dict[str, int]:
+    """What both ways have."""
+    return {
+        "workers": 1,
+        "envs_per_worker": options.envs,
+        "steps": options.steps,
+        "eval_episodes": 1,
+        "curve_points": 0,
+    }
+
+
+def by_hand(options: Options, folder: Path) -> float:
+    """Seconds of the runs as commands, two at a time."""
+    flags = [text for name, value in settings(options).items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    began, waiting, running = time.monotonic(), list(range(1, options.trials + 1)), list[subprocess.Popen[bytes]]()
+    while waiting or running:
+        for process in [one for one in running if one.poll() is not None]:
+            if process.returncode:
+                raise SystemExit(f"A run ended with code {process.returncode}.")
+            running.remove(process)
+        while waiting and len(running) < AT_ONCE:
+            seed = waiting.pop(0)
+            command = [
+                "train",
+                "--game",
+                "Breakout",
+                *flags,
+                "--seed",
+                str(seed),
+                "--run-dir",
+                str(folder / f"s{seed}"),
+            ]
+            running.append(subprocess.Popen([*KFRL, *command], stdout=subprocess.DEVNULL))
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def by_sweep(options: Options, folder: Path) -> tuple[float, float, float]:
+    """Seconds of the sweep, those until its first run was under way, and the most memory beside the trials in MB."""
+    spec = folder / "sweep.yaml"
+    spec.write_text(str({"settings": {**settings(options), "game": "Breakout", "seed": {"range": options.trials}}}))
+    storage = folder / "sweep"
+    began, first, most, looked = time.monotonic(), 0.0, 0.0, 0.0
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*KFRL, "sweep", str(spec), "--storage", str(storage)], stdout=log, stderr=log)
+        while process.poll() is None:
+            if not first and any(storage.glob("*/config.yaml")):
+                first = time.monotonic() - began
+            if time.monotonic() - looked > 2.0:
+                most, looked = max(most, beside_trials(process.pid)), time.monotonic()
+            time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(f"The sweep ended with code {process.returncode}: {(folder / 'log').read_text()[-500:]}")
+    return time.monotonic() - began, first, most
+
+
+def beside_trials(pid: int) -> float:
+    """Proportional set size of a sweep's processes without Tune's actors and what is below them, in MB."""
+    own = {pid, *descendants(pid)}
+    for one in list(own):
+        with suppress(OSError):
+            if b"Trainable" in Path(f"/proc/{one}/cmdline").read_bytes():
+                own -= {one, *descendants(one)}
+    return memory_mb(sorted(own))
+
+
+def main(options: Options) -> None:
+    """Take turns, and print the ratios."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    rows = []
+    for number in range(options.rounds):
+        with tempfile.TemporaryDirectory(prefix="kfrl-overhead-") as folder:
+            (Path(folder) / "hand").mkdir()
+            hand = by_hand(options, Path(folder) / "hand")
+            seconds, first, memory = by_sweep(options, Path(folder))
+        rows.append({"hand_sec": hand, "sweep_sec": seconds, "until_first_sec": first, "beside_trials_mb": memory})
+        shown = {name: round(value, 1) for name, value in rows[-1].items()}
+        print(f"round {number + 1}: {shown}, ratio {seconds / hand:.3f}", flush=True)
+        with options.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    print(f"median ratio {statistics.median(row['sweep_sec'] / row['hand_sec'] for row in rows):.3f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
