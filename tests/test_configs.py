@@ -8,7 +8,7 @@ from agents.methods.knowledge_flow import KnowledgeFlowMethod
 from agents.run import resolve
 from agents.trials import DOMAIN as GAMES
 from envs.protocols import get_protocol
-from kfrl.config import load_config, validated
+from kfrl.config import load_config, read_yaml, validated
 from kfrl.errors import UserError
 from kfrl.nets.images.registry import arch_of, make_net
 from kfrl.supervised.classifiers import Card, Teacher
@@ -195,6 +195,13 @@ def test_the_tables_on_games_draw_the_papers_lambdas_for_40_million_steps() -> N
     assert {trial.settings["steps"] for trial in table("knowledge-flow-1")} == {40_000_000}
     assert {trial.settings["steps"] for trial in table("knowledge-flow-1", 0.01)} == {400_000}
     assert {trial.settings["methods"]["knowledge-flow"]["transform"] for trial in flows} == {"dense"}
+
+
+def test_the_file_of_a_cluster_is_one_for_rays_launcher() -> None:
+    launcher = pytest.importorskip("ray.autoscaler._private.util", reason="Ray is not installed")
+    config = launcher.prepare_config(read_yaml(CONFIGS / "cluster" / "two-machines.yaml"))
+    launcher.validate_config(config)
+    assert config["max_workers"] == 1
 
 
 def test_settings_of_a_method_for_images_stand_under_its_name() -> None:

@@ -31,14 +31,18 @@ def rank_agreement(curves: Sequence[Sequence[tuple[float, float]]], ends: Sequen
 
 
 def agreement_lines(folder: SweepFolder, plan: Plan, states: Mapping[str, State]) -> list[str]:
-    """A line for each group of runs that all went to their end on one subject; none for a sweep that stops early."""
+    """A line for the runs on each subject that went to their end, as ASHA would have compared them.
+
+    None for a sweep that stops early.
+    """
     domain = domain_of(plan)
-    groups: dict[tuple[str, str], list[str]] = {}
+    subjects: dict[str, list[str]] = {}
     for trial in plan.trials if plan.early_stopping is None else ():
-        if states[trial.name].state == FINISHED and states[trial.name].objective is not None:
-            groups.setdefault((trial.group, str(trial.settings[domain.subject])), []).append(trial.name)
+        state = states[trial.name]
+        if not trial.teacher and state.state == FINISHED and state.objective is not None:
+            subjects.setdefault(str(trial.settings[domain.subject]), []).append(trial.name)
     lines = []
-    for (group, subject), names in groups.items():
+    for subject, names in subjects.items():
         if len(names) < FEWEST:
             continue
         curves = [domain.curve(folder.path / name) for name in names]
@@ -46,5 +50,5 @@ def agreement_lines(folder: SweepFolder, plan: Plan, states: Mapping[str, State]
         total = float(plan.trial(names[0]).settings[domain.budget])
         ranks = rank_agreement(curves, ends, total)
         shown = ", ".join(f"{100 * share:.0f} %: {rank:.2f}" for share, rank in zip(SHARES, ranks, strict=True))
-        lines.append(f"{group} on {subject}, {len(names)} runs, rank along the way against the end (Spearman): {shown}")
+        lines.append(f"{subject}, {len(names)} runs, rank along the way against the end (Spearman): {shown}")
     return lines

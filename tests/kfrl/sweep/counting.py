@@ -23,7 +23,7 @@ class Settings:
     teachers: str = ""
     points: float = 1.0
     does: str = "finish"
-    """Or raise, once or always; or refuse; or wait at step 5, to be stopped, or for a file."""
+    """Or raise; or refuse; or wait at step 5, to be stopped, or for a file."""
     run_dir: Path | None = None
 
     @property
@@ -54,8 +54,7 @@ class Session:
         settings, folder = self.settings, self.folder
         if settings.does == "refuse":
             raise UserError("No such thing.")
-        if settings.does == "raise" or (settings.does == "raise once" and self.start == 1):
-            folder.metrics.write_text("global_step,count\n1,1.0\n")
+        if settings.does == "raise":
             raise RuntimeError("Something broke.")
         for step in range(self.start, settings.steps + 1):
             with folder.metrics.open("a") as file:

@@ -42,7 +42,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
@@ -70,7 +70,7 @@ def test_the_trials_of_a_node_that_dies_go_on_elsewhere_from_where_they_were(
         cluster.remove_node(second, allow_graceful=False)
         wait_for(lambda: not any(map(alive, lost)))
         go.touch()
-        assert sweep.wait(timeout=120) == 0
+        assert sweep.wait(timeout=300) == 0
     finally:
         sweep.kill()
     assert [state.state for state in folder.states(plan).values()] == [FINISHED] * 2

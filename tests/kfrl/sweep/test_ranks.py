@@ -24,11 +24,13 @@ def test_what_was_not_measured_has_no_rank() -> None:
     assert [math.isnan(rank) for rank in ranks] == [True, True, False]
 
 
-def test_runs_of_one_group_and_subject_are_ranked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_on_one_subject_are_ranked_whatever_axis_they_differ_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     sys.modules.pop("counting", None)
     plan = Plan("counting", ())
-    trials = make_trials(Spec(settings={"name": "x", "seed": {"range": 5}}), domain_of(plan))
+    trials = make_trials(Spec(settings={"name": "x", "points": {"grid": [1, 2, 3, 4, 5]}}), domain_of(plan))
     plan = replace(plan, trials=tuple(trials))
     folder = SweepFolder(tmp_path)
     for k, trial in enumerate(trials):
@@ -36,7 +38,7 @@ def test_runs_of_one_group_and_subject_are_ranked(tmp_path: Path, monkeypatch: p
         (tmp_path / trial.name / "metrics.csv").write_text(f"global_step,count\n1,{k}\n2,{k}\n5,{k}\n")
     states = {trial.name: State(FINISHED, objective=float(k)) for k, trial in enumerate(trials)}
     assert agreement_lines(folder, plan, states) == [
-        "run on x, 5 runs, rank along the way against the end (Spearman): 10 %: 1.00, 25 %: 1.00, 50 %: 1.00"
+        "x, 5 runs, rank along the way against the end (Spearman): 10 %: 1.00, 25 %: 1.00, 50 %: 1.00"
     ]
-    assert not agreement_lines(folder, plan, states | {"s1": State("stopped")})
+    assert not agreement_lines(folder, plan, states | {trials[0].name: State("stopped")})
     assert not agreement_lines(folder, replace(plan, early_stopping=EarlyStopping()), states)
