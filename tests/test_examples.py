@@ -115,7 +115,7 @@ def test_a_moving_picture_of_a_run(
         "convs": ((4, 8, 8), (4, 4, 2)),
         "hidden": 8,
         "curve_points": 0,
-        "flow": {"fold_observations": 100, "choose_channels": False},
+        "flow": {"fold_observations": 0, "choose_channels": False},
     }
     session = Session.start(
         {**small, "game": "Pong", "teachers": "zoo:pong", "algo": "a2c", "steps": 3000, "run_dir": Path("run")}
