@@ -23,6 +23,7 @@ from agents.methods.base import NetSpec
 from agents.methods.pathnet import EvolvingPathNet, PathNetMethod, Population, Trial, mutate, path_of
 from agents.run import Run, resolve
 from agents.teachers.store import find_teacher
+from agents.trainer import Trainer
 from envs.atari import Episode
 from kfrl.cli.main import main
 from kfrl.errors import UserError
@@ -30,7 +31,7 @@ from kfrl.nets import build_net
 from kfrl.nets.atari.pathnet import ModularNet, PathNet
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
-from kfrl.training.status import Status, Trainer
+from kfrl.training.status import Status
 
 SMALL = {
     "modules": 5,
