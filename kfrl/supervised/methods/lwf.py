@@ -224,9 +224,7 @@ def _old_images(
 
 
 def _heads(net: nn.Module) -> Heads:
-    heads = net.get_submodule("head")
-    assert isinstance(heads, Heads)
-    return heads
+    return cast(Heads, net.get_submodule("head"))
 
 
 def _split(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
