@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kfrl.config import dump_config, load_config
 from kfrl.errors import UserError
 from kfrl.runs.atomic import write_text
-from kfrl.runs.checkpoint import this_version, version_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -91,6 +90,9 @@ class RunFolder:
         try:
             return load_config(self.config, kind)
         except UserError as error:
+            # Checkpoints need torch, which a sweep's own processes do without.
+            from kfrl.runs.checkpoint import this_version, version_of
+
             raise UserError(
                 f"{error} If nobody has edited that file, another version began the run "
                 f"({version_of(self.checkpoints)}; this one is {this_version()}): go on with that version."

@@ -1,6 +1,8 @@
 """What Ray's actors do, without Ray's processes: those are in tests/kfrl/cli/test_sweep.py."""
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -160,3 +162,11 @@ def test_a_run_that_died_too_often_is_failed_with_its_last_words(sweep: Any) -> 
     assert one.states["s1"].error == "RuntimeError: Something broke."
     assert "died" in one.states["s2"].error
     assert one.states["s1"].state == FAILED
+
+
+def test_what_runs_beside_the_trials_does_without_torch() -> None:
+    code = "import sys, kfrl.sweep.driver, agents.trials, kfrl.supervised.trials; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": ":".join(sys.path)}).returncode
+        == 0
+    )
