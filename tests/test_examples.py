@@ -85,12 +85,13 @@ def test_a_method_of_ones_own_for_games(
     assert main(["train", *GAME.split(), *method]) == 0
     assert "games-method-a2c" in capsys.readouterr().out
     config = yaml.safe_load(Path("run/config.yaml").read_text())
-    assert config["own"] == {"strength": 0.5, "ends_at": 0.5}
+    assert config["methods"] == {"games-method": {"strength": 0.5, "ends_at": 0.5}}
     assert Path(config["method"]) == EXAMPLES / "games_method.py"
     rows = [row["losses/kickstarting"] for row in read_metrics(Path("run/metrics.csv")) if "losses/kickstarting" in row]
     assert rows[0] > 0 == rows[-1]
     assert main(["train", "--config", "run/config.yaml", "--ends-at", "0.2", "--run-dir", "again"]) == 0
-    assert yaml.safe_load(Path("again/config.yaml").read_text())["own"] == {"strength": 0.5, "ends_at": 0.2}
+    again = yaml.safe_load(Path("again/config.yaml").read_text())
+    assert again["methods"] == {"games-method": {"strength": 0.5, "ends_at": 0.2}}
 
 
 def test_a_method_of_ones_own_for_images(
@@ -101,7 +102,7 @@ def test_a_method_of_ones_own_for_images(
     assert main(["supervised", "train", *flags, "--method", str(EXAMPLES / "images_method.py")]) == 0
     (folder,) = tmp_path.glob("runs/digits/images-method/*")
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["own"] == {"penalty": 0.2}
+    assert config["methods"] == {"images-method": {"penalty": 0.2}}
     assert all(-0.2 * 2.31 < row["losses/confidence"] < 0 for row in read_metrics(folder / "metrics.csv"))
     assert main(["supervised", "train", "--resume", str(folder)]) == 0
     assert "is finished" in capsys.readouterr().out

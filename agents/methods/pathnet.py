@@ -165,16 +165,11 @@ class PathNetMethod(Method[EvolvingPathNet]):
         """Keep the settings.
 
         Raises:
-            UserError: more workers than genotypes, no source games, or some for the control that has none.
+            UserError: more workers than genotypes.
         """
         super().__init__(config)
         self.workers = config.shape.workers
         self.fixed = self.own.control != "none"
-        alone = self.own.control == "scratch"
-        if alone and config.source_names:
-            raise UserError("--control scratch learns the run's own game alone. Leave --source-games out.")
-        if not alone:
-            super().check_sources("pathnet", len(config.source_names), None)
         if not self.fixed and self.own.population < self.workers:
             raise UserError(
                 f"Each of {self.workers} workers needs a genotype of its own, got --population "
@@ -183,7 +178,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
 
     @classmethod
     def check_sources(cls, name: str, count: int, steps: int | None) -> None:
-        """Their absence is for `__init__` to judge, which knows whether the run is the control without any."""
+        """Their absence is for `build` to judge, which knows whether the run is the control without any."""
         if count:
             super().check_sources(name, count, steps)
 
@@ -194,7 +189,15 @@ class PathNetMethod(Method[EvolvingPathNet]):
         return (*(Phase((source,), steps, source=True) for source in spec.sources), Phase((spec,), self.config.steps))
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> EvolvingPathNet:
-        """All modules, a pair of heads for each game, and a random population."""
+        """All modules, a pair of heads for each game, and a random population.
+
+        Raises:
+            UserError: no source games, or some for the control that has none.
+        """
+        if self.own.control != "scratch":
+            super().check_sources("pathnet", len(spec.sources), None)
+        elif spec.sources:
+            raise UserError("--control scratch learns the run's own game alone. Leave --source-games out.")
         self.game = spec.game
         settings: Settings = self.own
         outputs = {task.game: len(task.actions) for task in (*spec.sources, spec)}

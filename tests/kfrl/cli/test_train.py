@@ -259,7 +259,7 @@ def test_bad_flags_are_refused_in_a_sentence_and_write_nothing(
     ("text", "words"),
     [
         ("game: Alien\nstpes: 5\n", ["stpes", "steps"]),
-        ("game: Alien\nflow: {fold: 1}\n", ["flow.fold", "flow.fold_at"]),
+        ("game: Alien\nflow: {fold: 1}\n", ["knowledge-flow", "Unknown key fold.", "fold_at"]),
         ("game: Alien\nsteps: soon\n", ["steps", "soon"]),
         ("game: [Alien\n", ["YAML"]),
         ("- Alien\n", ["key: value"]),

@@ -70,8 +70,8 @@ def test_runs_of_other_settings_are_other_arms_named_by_them(finished: Build, tm
     found = compare(*collect([str(tmp_path / "runs")], read_run))
     assert [arm.name for arm in found.arms] == [
         "baseline",
-        "knowledge-flow (mnist, flow.soft_targets=False)",
-        "knowledge-flow (mnist, flow.soft_targets=True)",
+        "knowledge-flow (mnist, knowledge-flow.soft_targets=False)",
+        "knowledge-flow (mnist, knowledge-flow.soft_targets=True)",
     ]
     assert any("arms differ in epochs: baseline 99" in note for note in found.notes)
     assert any("fewer than 3 seeds" in note for note in found.notes)

@@ -12,7 +12,7 @@ from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 from kfrl.nets.images.registry import make_net
 from kfrl.supervised.classifiers import Card, Teacher, load_classifier, save_classifier
-from kfrl.supervised.data.batches import Normalisation
+from kfrl.supervised.data.batches import Batch, Normalisation
 from kfrl.supervised.teachers import LUMA, Adapter, adapt, find_classifier, load_classifiers, teacher_logits
 
 OWN = Normalisation((0.25,), (0.5,))
@@ -74,7 +74,8 @@ def test_a_teacher_of_the_same_images_is_left_alone_and_another_says_what_is_don
         replace(same, card=card(mean=OWN.mean, std=OWN.std)), (3, 8, 8), Normalisation((0.0,) * 3, (1.0,) * 3)
     )
     assert other.adapted == ("RGB made gray", "resized 8x8 -> 4x4", "normalised anew")
-    assert teacher_logits(other, torch.rand(5, 3, 8, 8)).shape == (5, 2)
+    batch = Batch(torch.rand(5, 3, 8, 8), torch.zeros(5, dtype=torch.int64))
+    assert teacher_logits(other, batch).shape == (5, 2)
 
 
 def test_channels_that_nobody_can_match_are_refused() -> None:

@@ -45,7 +45,7 @@ def test_the_first_stage_trains_the_student_up_to_the_guided_layer_and_the_regre
 def test_the_weight_of_the_soft_targets_falls_linearly(
     task, taught, batch: Batch, says, in_stage: float, weight: float
 ) -> None:
-    method = FitNets(SupervisedConfig(methods={"kd": {"temperature": 2.0}}))
+    method = FitNets(SupervisedConfig(methods={"fitnets": {"temperature": 2.0}}))
     method.teachers = (taught(says([2.0, 0.0, 0.0], [0.0, 0.0, 0.0])),)
     student = says([0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
     terms = method.losses(FitNet(student, nn.Identity()), batch, Progress(1, in_stage, 0.7))
