@@ -24,7 +24,8 @@ from kfrl.nets.atari.net import AtariNet
 from kfrl.optim.groups import ParameterGroup
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
-from kfrl.training.trainer import Outcome, Status, Trainer
+from kfrl.training.status import Status
+from kfrl.training.trainer import Outcome, Trainer
 
 
 class Body(nn.Module):
@@ -159,8 +160,8 @@ def test_each_phase_has_its_own_budget_schedule_and_curve_and_only_the_games_own
             rate = run.config.shape.lr * (1 - row["global_step"] / steps)
             assert row["charts/learning_rate"] == pytest.approx(rate)
     assert screen.said == ["Phase 2 of 3, MsPacman", "Phase 3 of 3, Breakout"]
-    assert screen.statuses[0].phase == "1 of 3, Pong"
-    assert screen.statuses[0].steps == 40
+    assert screen.statuses[0].part == "1 of 3, Pong"
+    assert screen.statuses[0].total == 40
     assert read_card(run.folder.student).steps == 60
     # The optimiser of the last phase knows nothing of those before.
     assert float(trainer.shared.adam_steps[0]) == 6

@@ -20,7 +20,8 @@ from agents.teachers.store import ZOO
 from kfrl.errors import UserError
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
-from kfrl.training.trainer import Outcome, Status
+from kfrl.training.status import Status
+from kfrl.training.trainer import Outcome
 
 pytestmark = pytest.mark.slow
 
