@@ -106,6 +106,7 @@ def test_a_run_is_stopped_goes_on_to_its_end_and_its_student_is_scored(
     algo: str,
     heads_only: bool,
     tmp_path: Path,
+    short_games: None,
     noise_games: None,
     obs: Tensor,
     monkeypatch: pytest.MonkeyPatch,
