@@ -87,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"kfrl: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -94,9 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
 
 
 def run_command(arguments: Sequence[str], commands: Mapping[str, str]) -> int:

@@ -132,3 +132,12 @@ def test_zsh_completes_commands_and_flags() -> None:
     commands, flags = ran.stdout.splitlines()
     assert commands.split() == list(SUPERVISED)
     assert flags.startswith("--no-dry-run:Say what the run would do")
+
+
+def test_a_reader_that_goes_away_sees_no_traceback() -> None:
+    command = [sys.executable, "-u", "-m", "kfrl.cli.main", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
