@@ -104,3 +104,7 @@ def test_layers_that_correspond_have_maps_of_one_size(task, taught, student: str
 def test_nets_whose_flow_cannot_be_compared_are_refused(task, taught, student, teacher, settings, words) -> None:
     with pytest.raises(UserError, match=words):
         build(task, taught, student, teacher, **settings)
+
+
+def test_the_weight_is_that_of_repdistillers_stage() -> None:
+    assert Fsp(SupervisedConfig()).own.fsp_weight == 1.0
