@@ -31,6 +31,7 @@ from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.loggers import check_loggers
 from kfrl.runs.provenance import check_pinned, commit
 from kfrl.seeding import EVALUATION, stream
+from kfrl.training.method import check_settings
 from kfrl.training.run import MethodRun
 
 
@@ -135,8 +136,7 @@ def resolve(config: TrainConfig) -> Run:
     checksums = tuple(teacher.sha256 for teacher in teachers)
     check_pinned([teacher.path for teacher in teachers], checksums, config.teacher_sha256)
     sources = _source_games(config, method, game, teachers)
-    for name in config.methods.keys() & set(method_names()):
-        get_method(name).read_settings(config)
+    check_settings(config, method_names(), get_method)
     config = replace(
         config.with_shape(),
         game=game.title,

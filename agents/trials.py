@@ -14,6 +14,7 @@ from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import STEP, read_metrics
 from kfrl.sweep.domain import Domain
+from kfrl.training.method import check_settings
 
 STUDENT = "eval/mean_return"
 
@@ -39,8 +40,7 @@ class Games(Domain):
             from agents.methods import get_method, method_names
 
             get_method(config.method_name).resolve_settings(config, method_names())
-            for name in set(config.methods) & set(method_names()):
-                get_method(name).read_settings(config)
+            check_settings(config, method_names(), get_method)
 
     def processes(self, settings: Mapping[str, Any]) -> int:
         """The workers of a3c; a2c and ppo have one learner."""

@@ -28,6 +28,7 @@ from kfrl.supervised.data.sets import Data, absolute, load_data
 from kfrl.supervised.methods import get_method, method_names
 from kfrl.supervised.methods.base import AnyMethod, Task
 from kfrl.supervised.teachers import adapt, load_classifiers
+from kfrl.training.method import check_settings
 from kfrl.training.ranks import join, ranks
 from kfrl.training.run import MethodRun
 
@@ -108,8 +109,7 @@ def resolve(config: SupervisedConfig) -> Run:
     together = join(config.device)
     method = get_method(config.method_name)
     config = method.with_files(config)
-    for name in config.methods.keys() & set(method_names()):
-        get_method(name).read_settings(config)
+    check_settings(config, method_names(), get_method)
     method.check_answers(config.method_name, config.answers is not None)
     if config.answers is None:
         method.check_teachers(config.method_name, len(config.teacher_names))

@@ -12,6 +12,7 @@ from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.sweep.domain import Domain
+from kfrl.training.method import check_settings
 
 VALIDATION, EPOCH = "val/accuracy", "charts/epoch"
 
@@ -34,8 +35,7 @@ class Images(Domain):
             from kfrl.supervised.methods import get_method, method_names
 
             get_method(config.method_name).resolve_settings(config, method_names())
-            for name in set(config.methods) & set(method_names()):
-                get_method(name).read_settings(config)
+            check_settings(config, method_names(), get_method)
 
     def processes(self, settings: Mapping[str, Any]) -> int:
         """One."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -89,3 +89,18 @@ class OwnSettings:
                 raise unknown("method under `methods`", name, methods)
         settings = asdict(cls.read_settings(config))
         return {section: settings} if settings else {}
+
+
+def check_settings(config: Any, methods: Collection[str], find: Callable[[str], type[OwnSettings]]) -> None:
+    """Refuse wrong settings of any method in a config, also of those that the run does not use.
+
+    Args:
+        config: The run's config.
+        methods: The names of all methods.
+        find: The class of a method by its name; it is asked for those alone that the config has settings of.
+
+    Raises:
+        UserError: as `OwnSettings.read_settings`.
+    """
+    for name in config.methods.keys() & set(methods):
+        find(name).read_settings(config)
