@@ -30,8 +30,8 @@ from kfrl.training.signals import noting_signals
 
 PAPER = ("--fold-at", "None", "--no-choose-channels", "--link-heads", "never", "--student-weight", "None")
 NO_HEADS = ("--link-heads", "never", "--imitate", "always")
-NO_HIDDEN = "flow:\n  links:\n" + "".join(
-    f"    - {{student: {head}, teacher: {{teacher}}, layer: {head}}}\n" for head in ("policy", "value")
+NO_HIDDEN = "methods:\n  knowledge-flow:\n    links:\n" + "".join(
+    f"      - {{{{student: {head}, teacher: {{teacher}}, layer: {head}}}}}\n" for head in ("policy", "value")
 )
 """A config that links the heads alone; {teacher} is the expert's name."""
 
