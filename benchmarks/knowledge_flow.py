@@ -88,6 +88,8 @@ class Run:
     """One run of each arm for each."""
     only: tuple[str, ...] = ()
     """Names of the arms to run; default all."""
+    curve_points: int = 5
+    """Evaluations of the student alone along a run; each takes the time of some 10,000 steps."""
     out: Path = Path("runs/knowledge-flow")
     """Where the runs go."""
 
@@ -142,6 +144,7 @@ def _flags(options: Run, arm: Arm, seed: int, folder: Path) -> list[str]:
     return [
         *(("--config", str(config)) if arm.config else ()),
         *("--game", options.game, "--steps", str(options.steps), "--preset", "fast", "--seed", str(seed)),
+        *("--curve-points", str(options.curve_points)),
         *("--run-dir", str(folder), *arm.flags),
     ]
 
