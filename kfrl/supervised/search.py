@@ -55,7 +55,7 @@ class SearchConfig:
     """flow: values of lambda_1; these are the paper's."""
     kl_coefs: tuple[NonNegative, ...] = (0.001, 0.01, 0.05)
     """flow: values of lambda_2; these are the paper's."""
-    grace: Annotated[float, Gt(0.0), Lt(1.0)] = 0.1
+    grace: Annotated[float, Gt(0.0), Lt(1.0)] = 0.5
     """ASHA's first rung, as a share of a run."""
     factor: Annotated[float, Gt(1.0)] = 2.0
     """ASHA goes on with the best 1/factor at each rung."""

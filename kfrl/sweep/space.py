@@ -42,7 +42,7 @@ class Resources:
 class EarlyStopping:
     """ASHA: at each rung, go on with the best 1/factor of the trials that have been there so far."""
 
-    grace: Annotated[float, Gt(0.0), Lt(1.0)] = 0.1
+    grace: Annotated[float, Gt(0.0), Lt(1.0)] = 0.5
     """The first rung, as a share of the run."""
     factor: Annotated[float, Gt(1.0)] = 4.0
 
