@@ -19,11 +19,11 @@ class TreeConfig:
     """CART and born-again trees."""
 
     grow: Literal["repeated", "global"] = "repeated"
-    """How a born-again tree gets its cases: drawn anew at every node (paper), or once for the whole tree."""
+    """When a born-again tree draws its smeared cases: at every node (repeated, as in the paper), or once (global)."""
     node_cases: Annotated[int, Ge(2)] = 1000
-    """repeated: real and made cases that a node decides by."""
+    """repeated: real and smeared cases of a node."""
     global_cases: Count = 10_000
-    """global: real and made cases in all."""
+    """global: real and smeared cases in all."""
     alter: Fraction = 0.5
     """Probability that smearing replaces an attribute by another case's."""
     folds: Annotated[int, Ge(2)] = 10
@@ -32,14 +32,14 @@ class TreeConfig:
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """Teachers."""
+    """Ensembles as teachers."""
 
     trees: Count = 50
-    """Of bagging and arcing."""
+    """Number of trees in bagging and arcing."""
     selection_steps: Count = 200
-    """library: models that ensemble selection adds, each as often as it helps."""
+    """library: steps of ensemble selection. Each adds one model, maybe again."""
     validation: Share = 0.2
-    """Share of the training cases that chooses: the library's ensemble, and when the mimic stops."""
+    """Share of the training cases held back for validation: to select the library's ensemble and the best mimic."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,29 @@ class CompressionConfig:
     """Model compression."""
 
     ways: tuple[Way, ...] = ("munge",)
-    """Where the mimic's cases come from: real (the training cases alone), or these and synthetic ones by random, nbe or
-    munge. Of several each gets its mimics; the first one's, at the last of --cases, is the student."""
+    """Training cases of the mimic: real (the table's alone), or these and synthetic ones by random, nbe or munge. Each
+    way that is given trains its own mimics. The student is the mimic of the first way and the last of --cases."""
     cases: tuple[Count, ...] = (20_000,)
-    """How many synthetic cases; of several numbers each gets a mimic."""
+    """Number of synthetic cases. Each number that is given trains its own mimic."""
     hidden: Count = 128
-    """Units of the mimic's one hidden layer."""
+    """Units of the mimic's only hidden layer."""
     updates: Count = 20_000
-    """Of a mimic."""
+    """Updates of a mimic."""
     batch_size: Count = 256
-    """Cases of an update."""
+    """Cases in an update."""
     lr: Positive = 0.003
     """Adam's learning rate at the start; it falls along a cosine."""
     swap: Fraction = 0.2
-    """munge: p, the probability that an attribute is traded with the nearest case."""
+    """munge: p, the probability that an attribute is swapped with the nearest case."""
     scale: Positive = 5.0
-    """munge: s; the deviation of a new value is the distance of the two old ones over s."""
+    """munge: s; the standard deviation of a new value is the distance of the two old values, divided by s."""
     components: Count = 64
-    """nbe: at most so many components; fewer where held-back cases are likelier under fewer."""
+    """nbe: maximum number of components; the likelihood of held-back cases chooses the number."""
 
 
 @dataclass(frozen=True)
 class TabularConfig:
-    """Learn to classify the cases of a table by one small model."""
+    """Train one small model to classify the cases of a table."""
 
     data: str = ""
     """The table: breastcancer, ionosphere, glass, soybean, sonar, letter-p1, letter-p2, adult, covtype, openml:ID, or
@@ -77,23 +77,25 @@ class TabularConfig:
     target: str = "class"
     """The column to predict."""
     nominal: str = ""
-    """Columns of names although numbers stand in them, comma-separated; `all` for every one. Columns without any number
-    are nominal in any case."""
+    """Columns to treat as nominal although they hold numbers, comma-separated; `all` for every column. Columns without
+    any number are always nominal."""
     method: Literal["cart", "born-again-tree", "compression"] = "born-again-tree"
-    """A pruned tree from the labels; a tree from a teacher; a net with one hidden layer from a teacher."""
+    """cart: a pruned tree, from the labels; born-again-tree: a tree, from a teacher; compression: a net with one hidden
+    layer, from a teacher."""
     teacher: str = ""
     """bagging, arc-fs, arc-x4 (trees), library (ensemble selection), or the path of a run of kfrl tabular on the same
     training cases. Default: arc-fs for born-again-tree, library for compression."""
     splits: Count = 1
-    """Draw test cases, learn and test so many times. The student of the first split is kept."""
+    """Number of random splits into training and test cases. The student of the first split is kept."""
     test: Share = 0.1
-    """Share of the cases, of every class alike, that a split tests on."""
+    """Share of the cases, the same of every class, that a split tests on."""
     train_cases: Count | None = None
-    """Learn from so many of the others only. Default: all."""
+    """Number of training cases. Default: all that are not test cases."""
     seed: Annotated[int, Ge(0)] = 1
-    """Of the splits, and of everything that is drawn in learning. The splits depend on nothing else."""
+    """Seed of the splits and of all random draws in training. The splits depend on nothing else."""
     data_dir: Path | None = None
-    """Where tables are looked for (NAME.csv, NAME.csv.gz), or downloaded to. Default: the user's cache folder."""
+    """Folder of the tables (NAME.csv, NAME.csv.gz); missing ones are downloaded to it. Default: the user's cache
+    folder."""
     run_dir: Path | None = None
     """The run's folder. Default: runs/<data>/<method>/<teacher>-s<seed>-<time>."""
     tree: TreeConfig = field(default_factory=TreeConfig)
@@ -107,7 +109,7 @@ class TabularConfig:
 
     @property
     def teacher_name(self) -> str:
-        """The teacher in force; "none" of a method without."""
+        """The teacher's name, with the method's default; "none" for a method without a teacher."""
         if self.method == "cart":
             return self.teacher or "none"
         return self.teacher or ("library" if self.method == "compression" else "arc-fs")

@@ -1,4 +1,4 @@
-"""Teachers made of many models: bagged and arced trees, and a library under ensemble selection."""
+"""Ensembles as teachers: bagged and arced trees, and a library of models with ensemble selection."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
 from kfrl.errors import UserError
-from kfrl.tabular.data import Labels
 from kfrl.tabular.selection import select
+from kfrl.tabular.tables import Labels
 
 Numbers = NDArray[np.float64]
 TREES = ("bagging", "arc-fs", "arc-x4")
@@ -42,7 +42,7 @@ TREES = ("bagging", "arc-fs", "arc-x4")
 
 @dataclass(frozen=True)
 class Voters:
-    """scikit-learn's trees, which vote."""
+    """An ensemble of scikit-learn's trees with weighted votes."""
 
     trees: tuple[DecisionTreeClassifier, ...]
     votes: tuple[float, ...]
@@ -50,7 +50,7 @@ class Voters:
 
     @property
     def leaves(self) -> int:
-        """Of all trees together."""
+        """Number of leaves of all trees together."""
         return sum(int(tree.get_n_leaves()) for tree in self.trees)
 
     def predict(self, columns: Numbers) -> Numbers:
@@ -62,7 +62,7 @@ class Voters:
 
 
 def _answers(tree: DecisionTreeClassifier, columns: Numbers) -> Labels:
-    """The class (n,) that a tree gives each case, without the checks of `predict`, which take longer than the tree."""
+    """The class (n,) that a tree predicts for each case; the checks of `predict` would take longer than the tree."""
     leaves = tree.tree_.apply(np.asarray(columns, dtype=np.float32))
     return np.asarray(tree.classes_[tree.tree_.value[leaves, 0].argmax(axis=1)])
 
@@ -75,20 +75,20 @@ def voting_trees(
     count: int,
     generator: np.random.Generator,
 ) -> Voters:
-    """Unpruned CARTs, each on a resample of the cases, drawn with the weights w.
+    """Grow unpruned CARTs, each on a resample of the cases, drawn with weights w.
 
-    - bagging: w stays even, each tree has a vote.
-    - arc-fs: with e the weighted error of the tree on all cases and b = (1 - e) / e, w of the wrong ones is multiplied
-      by b, and the tree votes with log b. Where e is 0 or at least 1/2, w starts again even, and the tree has no vote.
-    - arc-x4: w is in proportion to 1 + m^4, m counting the trees so far that have the case wrong; each has a vote.
+    - bagging: w is uniform; each tree has one vote.
+    - arc-fs: e is the tree's weighted error on all cases, b = (1 - e) / e. w of each misclassified case is multiplied
+      by b, and the tree has log b votes. If e is 0 or at least 1/2, w is uniform again, and the tree has no vote.
+    - arc-x4: w is in proportion to 1 + m^4, where m of the trees so far misclassify the case; each tree has one vote.
 
     Args:
-        kind: Which.
+        kind: The rule for the weights.
         columns: (n, m)
         labels: (n,)
-        classes: How many.
-        count: Of trees.
-        generator: Of the resamples.
+        classes: Number of classes.
+        count: Number of trees.
+        generator: Draws the resamples.
     """
     weights, wrong_so_far = np.full(len(labels), 1 / len(labels)), np.zeros(len(labels))
     trees, votes = [], []
@@ -105,7 +105,7 @@ def voting_trees(
 def reweighted(
     kind: Literal["bagging", "arc-fs", "arc-x4"], weights: Numbers, wrong: NDArray[np.bool_], wrong_so_far: Numbers
 ) -> tuple[Numbers, float]:
-    """The next tree's weights (n,), and the vote of the last one, see `voting_trees`."""
+    """The weights (n,) of the next tree, and the votes of the last one, see `voting_trees`."""
     even = np.full(len(weights), 1 / len(weights))
     if kind == "bagging":
         return even, 1.0
@@ -123,7 +123,7 @@ def _seed(generator: np.random.Generator) -> int:
     return int(generator.integers(2**31))
 
 
-# --- a library, and what ensemble selection makes of it -----------------------------------------------------
+# --- library and ensemble selection -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Selected:
-    """The ensemble: an average, with the singles that it is compared with."""
+    """The selected ensemble, an average, and the single models that it is compared with."""
 
     models: tuple[Model, ...]
-    """Those that were chosen."""
+    """The selected models."""
     counts: tuple[int, ...]
-    """How often."""
+    """How often each was selected."""
     best: Model
     """The single model with the least error on validation cases."""
     best_net: Model
-    """The best of the nets."""
+    """The net with the least error."""
     left_out: tuple[str, ...]
     """Learners that could not be fitted, and why."""
 
@@ -160,7 +160,7 @@ class Selected:
 
 
 def learners(columns: int) -> Iterator[tuple[str, Any]]:
-    """The library's learners of so many columns, by name."""
+    """The library's learners for this number of columns, by name."""
     yield from _forests()
     yield from _boosted()
     yield from _smooth(columns)
@@ -206,7 +206,7 @@ def _scaled(learner: Any) -> Any:
 def fit_library(
     columns: Numbers, labels: Labels, generator: np.random.Generator, say: Callable[[str], None]
 ) -> tuple[list[Model], list[str]]:
-    """Fit every learner to cases (n, m); those that cannot be fitted to so few are left out, by name and reason."""
+    """Fit every learner to cases (n, m); returns the models, and name and reason of each that cannot be fitted."""
     models, left_out = [], []
     for name, learner in learners(columns.shape[1]):
         seeded = clone(learner)
@@ -224,7 +224,7 @@ def fit_library(
 def select_ensemble(
     models: Sequence[Model], left_out: Sequence[str], columns: Numbers, labels: Labels, steps: int
 ) -> Selected:
-    """Ensemble selection on validation cases (n, m), from the best five models on.
+    """Ensemble selection on validation cases (n, m); it starts from the five best models.
 
     Raises:
         UserError: no model could be fitted.

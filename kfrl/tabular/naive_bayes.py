@@ -1,4 +1,4 @@
-"""NBE: a mixture of naive-Bayes components for the joint of all attributes (Lowd and Domingos 2005), to sample from."""
+"""NBE: a naive-Bayes mixture for the joint distribution of all attributes (Lowd and Domingos 2005)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from kfrl.tabular.data import Cases
+from kfrl.tabular.tables import Cases
 
 Numbers = NDArray[np.float64]
 FLOOR = 1e-3
-"""The least deviation of a continuous attribute scaled to [0, 1]."""
+"""The smallest standard deviation of a continuous attribute, which is scaled to [0, 1]."""
 STEPS = 100
 ENOUGH = 1e-4
-"""EM stops when a step gains less log-likelihood a case."""
+"""EM stops when a step raises the mean log-likelihood of a case by less."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Mixture:
     weights: Numbers
     """(components,)"""
     means: Numbers
-    """(components, attributes), unused of nominal ones."""
+    """(components, attributes); entries of nominal attributes are not used."""
     deviations: Numbers
     tables: tuple[Numbers | None, ...]
-    """Of each attribute (components, categories), None of continuous ones."""
+    """(components, categories) for each nominal attribute, None for each continuous one."""
 
     def log_joint(self, cases: Cases) -> Numbers:
         """The log of weight_c P(x | c), (n, components)."""
@@ -47,7 +47,7 @@ class Mixture:
         return float(logsumexp(self.log_joint(cases), axis=1).mean())
 
     def sample(self, count: int, generator: np.random.Generator) -> Cases:
-        """Returns (count, attributes)."""
+        """Draw cases, (count, attributes)."""
         component = generator.choice(len(self.weights), size=count, p=self.weights)
         drawn = generator.normal(self.means[component], self.deviations[component])
         for index, table in enumerate(self.tables):
@@ -58,7 +58,7 @@ class Mixture:
 
 
 def maximise(cases: Cases, nominal: NDArray[np.bool_], categories: NDArray[np.int64], resp: Numbers) -> Mixture:
-    """The M step: the mixture under responsibilities (n, components). Every category counts one case more."""
+    """The M step: the mixture for responsibilities (n, components). Each category's count starts from one case."""
     mass = resp.sum(axis=0) + 1e-10
     means = resp.T @ cases / mass[:, None]
     variances = resp.T @ cases**2 / mass[:, None] - means**2
@@ -73,7 +73,7 @@ def maximise(cases: Cases, nominal: NDArray[np.bool_], categories: NDArray[np.in
 
 
 def fit_mixture(cases: Cases, nominal: NDArray[np.bool_], components: int, generator: np.random.Generator) -> Mixture:
-    """EM on cases (n, attributes); a component starts from the cases nearest to a random one."""
+    """Fit a mixture to cases (n, attributes) by EM; each component starts from the cases nearest to one random case."""
     categories = np.where(nominal, cases.max(axis=0) + 1, 0).astype(np.int64)
     seeds = cases[generator.choice(len(cases), size=min(components, len(cases)), replace=False)]
     distance = sum(
@@ -93,7 +93,7 @@ def fit_mixture(cases: Cases, nominal: NDArray[np.bool_], components: int, gener
 
 
 def estimate(cases: Cases, nominal: NDArray[np.bool_], most: int, generator: np.random.Generator) -> Mixture:
-    """The mixture of 1, 2, 4, ... at most `most` components that a held-back tenth of the cases likes best, on all."""
+    """Choose 1, 2, 4, ... up to `most` components by the likelihood of a held-back tenth; fit these to all cases."""
     held = generator.permutation(len(cases)) < max(1, len(cases) // 10)
     best, likeliest, components = 1, -np.inf, 1
     while components <= most and components < (~held).sum():
@@ -106,7 +106,7 @@ def estimate(cases: Cases, nominal: NDArray[np.bool_], most: int, generator: np.
 
 
 def _covering(cases: Cases, rows: NDArray[np.bool_], nominal: NDArray[np.bool_]) -> Cases:
-    """These rows, and a case with the last category of each nominal attribute, so that tables know them all."""
+    """These rows, and a case with the last category of each nominal attribute, so that tables have all categories."""
     if not nominal.any():
         return np.asarray(cases[rows])
     last = np.where(nominal, cases.max(axis=0), np.median(cases[rows], axis=0))

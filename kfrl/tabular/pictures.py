@@ -12,15 +12,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kfrl.compare.plots import Rows, save_figure
-from kfrl.tabular.data import Preparation
+from kfrl.tabular.tables import Preparation
 from kfrl.tabular.trees import Tree
 
 MOST_LEAVES = 64
-"""A picture with more would not be readable; the rest is drawn as `...`."""
+"""A larger tree is not readable; its deeper levels are drawn as `...`."""
 
 
 def draw_tree(tree: Tree, preparation: Preparation, classes: Sequence[str], target: Path) -> None:
-    """Draw a tree from top to bottom: questions, and leaves with their class and the cases they get."""
+    """Draw a tree from top to bottom: conditions, and leaves with their class and their share of the cases."""
     depths = tree.depths()
     shown = _shown_depth(tree, depths)
     ends = (tree.column < 0) | (np.array(depths) >= shown)
@@ -44,7 +44,7 @@ def _shown_depth(tree: Tree, depths: Sequence[int]) -> int:
 
 
 def _places(tree: Tree, ends: Any) -> tuple[dict[int, float], int]:
-    """Where each node stands from left to right: leaves in a row, a question in the middle of its answers."""
+    """Horizontal position of each node, and the number of leaves; an inner node is centred above its children."""
     places: dict[int, float] = {}
     count = 0
 
@@ -89,12 +89,12 @@ def _draw_node(
 
 
 def _plain(text: str) -> str:
-    """A dollar would begin a formula."""
+    """Escape dollars, which begin a formula."""
     return text.replace("$", r"\$")
 
 
 def draw_sizes(rows: Rows, target: Path) -> bool:
-    """Draw the mimics' error over the number of synthetic cases, means over splits; False without two numbers."""
+    """Draw the mimics' error over the number of synthetic cases, means over splits; False below two numbers."""
     held: dict[str, dict[int, float]] = {}
     for name in rows[0]:
         if found := re.fullmatch(r"test/rmse_(random|nbe|munge)-(\d+)", name):

@@ -9,16 +9,16 @@ Probabilities = NDArray[np.float64]
 
 
 def select(library: Probabilities, labels: NDArray[np.int64], steps: int, initial: int = 1) -> NDArray[np.int64]:
-    """Add, step by step, the model whose averaging gives the least RMSE; the best ensemble on the way is returned.
+    """In each step, add the model that gives the average the least RMSE; returns the best ensemble of all steps.
 
     Args:
         library: (models, cases, classes), predictions on validation cases.
         labels: (cases,)
         steps: Models added after the first.
-        initial: How many of the best single models it starts from.
+        initial: Number of the best single models to start from.
 
     Returns:
-        (models,) how often each was taken; the ensemble is the average with these weights.
+        (models,) how often each was selected; the ensemble is the average with these weights.
     """
     target = np.eye(library.shape[2])[labels]
     counts = np.zeros(len(library), dtype=np.int64)

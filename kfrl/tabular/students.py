@@ -1,4 +1,4 @@
-"""What a run ships: a tree or a net in one file, with all that is needed to classify a case."""
+"""Files of tabular students: a tree or a net, with all that is needed to classify a case."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kfrl.errors import UserError
 from kfrl.nets import build_net
 from kfrl.runs.cards import load_tensors, read_net, write_net
-from kfrl.tabular.data import Attribute, Preparation
+from kfrl.tabular.tables import Attribute, Preparation
 from kfrl.tabular.trees import Tree
 
 FORMAT = "kfrl-tabular-1"
@@ -22,7 +22,7 @@ Numbers = NDArray[np.float64]
 
 
 class Student(Protocol):
-    """A model that was learned."""
+    """A trained model for a table."""
 
     def predict(self, columns: Numbers) -> Numbers:
         """Encoded cases (n, columns) -> probabilities (n, classes)."""
@@ -44,45 +44,45 @@ class Net:
 
     @property
     def parameters(self) -> int:
-        """How many."""
+        """Number of parameters."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a file says of the student in it."""
+    """A tabular student's card: the header of its file."""
 
     data: str
     target: str
     classes: tuple[str, ...]
-    """By name, in the order of the probabilities."""
+    """Names, in the order of the probabilities."""
     attributes: tuple[Attribute, ...]
     medians: tuple[float, ...]
     lows: tuple[float, ...]
     spans: tuple[float, ...]
-    """See `Preparation`."""
+    """Medians, lows and spans: see `Preparation`."""
     arch: dict[str, Any] | None = None
-    """What `build_net` needs; None of a tree."""
+    """The argument of `build_net`; None for a tree."""
     method: str = "unknown"
     teacher: str = "none"
     seed: int | None = None
     test: float | None = None
-    """Share of the table that was tested on."""
+    """Share of the table's cases that are test cases."""
     train_cases: int | None = None
-    """With seed and test, what says which cases were learned from."""
+    """Number of training cases; with seed and test it determines which ones."""
     evaluation: dict[str, Any] = field(default_factory=dict)
-    """On the first split's test cases."""
+    """Errors on the first split's test cases."""
     commit: str = "unknown"
 
     @property
     def preparation(self) -> Preparation:
-        """What is done to a table's values before the student sees them."""
+        """The preparation of the student's input."""
         return Preparation(self.attributes, self.medians, self.lows, self.spans)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A student from a file."""
+    """A tabular student from a file."""
 
     student: Tree | Net
     card: Card
@@ -94,8 +94,8 @@ class Loaded:
         return self.student.predict(preparation.encode(preparation.prepare(values)))
 
 
-class _Held(nn.Module):
-    """A tree's arrays as buffers."""
+class _TreeBuffers(nn.Module):
+    """A tree's arrays as a module's buffers."""
 
     def __init__(self, tree: Tree) -> None:
         super().__init__()
@@ -104,15 +104,15 @@ class _Held(nn.Module):
 
 
 def save_student(path: Path, student: Tree | Net, card: Card) -> None:
-    """Write a student and its card: whole or not there."""
-    write_net(path, student.module if isinstance(student, Net) else _Held(student), card, FORMAT)
+    """Write a student and its card, atomically."""
+    write_net(path, student.module if isinstance(student, Net) else _TreeBuffers(student), card, FORMAT)
 
 
 def read_card(path: Path) -> Card:
     """Read only the header of a student's file.
 
     Raises:
-        UserError: not a whole file of that kind.
+        UserError: a file that is truncated, damaged or of another format.
     """
     return read_net(path, Card, FORMAT, with_tensors=False)[0]
 
@@ -121,7 +121,7 @@ def load_student(path: Path) -> Loaded:
     """Read a student's file.
 
     Raises:
-        UserError: missing, damaged, of another kind, or tensors that are not what its card says.
+        UserError: a file that is missing, damaged or of another format, or tensors that do not fit its card.
     """
     card, tensors = read_net(path, Card, FORMAT, with_tensors=True)
     if card.arch is not None:
@@ -144,10 +144,10 @@ def _tree(path: Path, tensors: dict[str, Tensor], card: Card) -> Tree:
         and all(_forward(links[inner], nodes[inner], len(nodes)) for links in (tree.left, tree.right))
     )
     if not sound:
-        raise UserError(f"{path}: its arrays are no tree of {columns} columns and {len(card.classes)} classes.")
+        raise UserError(f"{path}: its arrays are not a tree of {columns} columns and {len(card.classes)} classes.")
     return tree
 
 
 def _forward(links: NDArray[np.int64], nodes: NDArray[np.int64], count: int) -> bool:
-    """Children stand behind their parents, so that every way down ends."""
+    """Whether children come after their parents, so that every path ends."""
     return bool(((links > nodes) & (links < count)).all())

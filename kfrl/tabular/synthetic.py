@@ -1,4 +1,4 @@
-"""Cases that no one observed: RANDOM and MUNGE (Bucila et al. 2006), smearing (Breiman and Shang 1996)."""
+"""Synthetic cases: RANDOM and MUNGE (Bucila et al. 2006), smearing (Breiman and Shang 1996)."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 Cases = NDArray[np.float64]
-"""(cases, attributes): continuous ones scaled to [0, 1], nominal ones as codes."""
+"""(cases, attributes): continuous values scaled to [0, 1], nominal ones as category codes."""
 Mask = NDArray[np.bool_]
 """(attributes,): which are nominal."""
 
 
 def random_cases(cases: Cases, count: int, generator: np.random.Generator) -> Cases:
-    """RANDOM: each attribute by itself, drawn from its observed values. Returns (count, attributes)."""
+    """RANDOM: draw each attribute independently from its observed values. Returns (count, attributes)."""
     rows = generator.integers(len(cases), size=(count, cases.shape[1]))
     return np.take_along_axis(cases, rows, axis=0)
 
 
 def smear(cases: Cases, count: int, alter: float, generator: np.random.Generator) -> Cases:
-    """Copies of random cases, each attribute replaced with probability `alter` by that of another random case."""
+    """Copy random cases, and replace each attribute with probability `alter` by that of another random case."""
     kept = cases[generator.integers(len(cases), size=count)]
     altered = generator.random(kept.shape) < alter
     return np.where(altered, random_cases(cases, count, generator), kept)
 
 
 def munge(cases: Cases, nominal: Mask, swap: float, scale: float, generator: np.random.Generator) -> Cases:
-    """One pass of MUNGE over all cases (n, d), n >= 2; the neighbours are those of the cases as they change.
+    """One pass of MUNGE over all cases (n, d), n >= 2; nearest neighbours are those among the already changed cases.
 
     Args:
-        cases: Left as they are.
-        nominal: Their values are swapped, never invented.
-        swap: p, the probability that a pair trades an attribute.
-        scale: s; continuous values are drawn with the deviation |e_a - e'_a| / s around the other case's.
+        cases: Not modified.
+        nominal: Nominal attributes; their values are swapped, never drawn.
+        swap: p, the probability that a pair swaps an attribute.
+        scale: s; continuous values are drawn around the other case's with the deviation |e_a - e'_a| / s.
         generator: Of the draws.
     """
     changed: Cases = cases.copy()
@@ -46,7 +46,7 @@ def munge(cases: Cases, nominal: Mask, swap: float, scale: float, generator: np.
 
 
 def _nearest(cases: Cases, index: int, nominal: Mask) -> int:
-    """The nearest other case: squared Euclidean on continuous attributes plus Hamming on nominal ones."""
+    """The nearest other case: squared Euclidean distance (continuous) plus Hamming distance (nominal attributes)."""
     apart = cases - cases[index]
     distance = np.where(nominal, apart != 0, apart**2).sum(axis=1)
     distance[index] = np.inf

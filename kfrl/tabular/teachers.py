@@ -1,4 +1,4 @@
-"""Teachers by name, or from an earlier run."""
+"""Tabular teachers: trained by name, or loaded from an earlier run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from kfrl.errors import UserError, unknown, user_path
+from kfrl.errors import UserError, shortened, unknown, user_path
 from kfrl.runs.folder import STUDENT_FILE
 from kfrl.tabular.config import TabularConfig
-from kfrl.tabular.data import Attribute, Cases, Table, Values
 from kfrl.tabular.ensembles import TREES, fit_library, select_ensemble, voting_trees
-from kfrl.tabular.methods.base import Predictor, Task, Teacher
+from kfrl.tabular.methods.base import Predictor, SplitTask, Teacher
 from kfrl.tabular.students import Loaded, load_student
+from kfrl.tabular.tables import Attribute, Cases, Table, Values
 
 NAMES = (*TREES, "library")
 
 
 def find_teacher(config: TabularConfig, table: Table) -> Loaded | None:
-    """The earlier run that teaches; None where the teacher is to be made, or there is none.
+    """The student of an earlier run that is the teacher; None if each split trains its own, or the method has none.
 
     Raises:
         UserError: no such teacher, or one that does not fit the table.
@@ -30,7 +30,7 @@ def find_teacher(config: TabularConfig, table: Table) -> Loaded | None:
     name = config.teacher_name
     if config.method == "cart":
         if config.teacher not in ("", "none"):
-            raise UserError(f"Method cart takes no teacher, got {name!r}. Use --method born-again-tree for one.")
+            raise UserError(f"Method cart takes no teacher, got {name!r}. --method born-again-tree takes one.")
         return None
     if name in NAMES:
         return None
@@ -47,32 +47,32 @@ def _check_fit(teacher: Loaded, config: TabularConfig, table: Table) -> None:
     lacking = [name for name in table.classes if name not in card.classes]
     if lacking:
         raise UserError(
-            f"The teacher {teacher.path} knows {len(card.classes)} classes ({', '.join(card.classes[:8])}), the "
-            f"student should tell apart {len(table.classes)}: it cannot teach {', '.join(map(repr, lacking[:8]))}. "
-            "Train a teacher on this table, or take those cases out."
+            f"The teacher {teacher.path} has {len(card.classes)} classes ({shortened(card.classes, 8)}), and the "
+            f"student {len(table.classes)}: it cannot teach {shortened([repr(name) for name in lacking], 8)}. "
+            "Train a teacher on this table, or remove those cases."
         )
     columns = [attribute.name for attribute in table.attributes]
     for attribute in card.attributes:
         if attribute.name not in columns:
-            raise unknown("column", attribute.name, columns, f"The teacher {teacher.path} predicts from it.")
+            raise unknown("column", attribute.name, columns, f"The teacher {teacher.path} needs this column.")
         kinds = {a.name: a.categories is None for a in table.attributes}
         if kinds[attribute.name] != (attribute.categories is None):
             raise UserError(
-                f"The teacher {teacher.path} takes column {attribute.name!r} for "
-                f"{'numbers' if attribute.categories is None else 'names'}, this table for the other. See --nominal."
+                f"Column {attribute.name!r} is {'continuous' if attribute.categories is None else 'nominal'} for the "
+                f"teacher {teacher.path}, and the opposite in this table. See --nominal."
             )
     learned = (card.seed, card.test, card.train_cases)
     ours = (config.seed, config.test, config.train_cases)
     if card.data == table.name and (learned != ours or config.splits > 1):
         raise UserError(
-            f"The teacher {teacher.path} learned from cases of {table.name} that this run would test on. Give the run "
-            f"the teacher's own split: --splits 1 --seed {card.seed} --test {card.test}"
+            f"The teacher {teacher.path} was trained on cases of {table.name} that this run would test on. Give the "
+            f"run the teacher's own split: --splits 1 --seed {card.seed} --test {card.test}"
             + (f" --train-cases {card.train_cases}" if card.train_cases else "")
         )
 
 
-def make_teacher(task: Task, loaded: Loaded | None, table: Table) -> Teacher | None:
-    """The teacher of one split; None for a method without."""
+def make_teacher(task: SplitTask, loaded: Loaded | None, table: Table) -> Teacher | None:
+    """The teacher of one split; None if the method has none."""
     name = task.config.teacher_name
     if loaded is not None:
         return Teacher(_of_run(loaded, task, table.attributes, table.classes))
@@ -84,7 +84,7 @@ def make_teacher(task: Task, loaded: Loaded | None, table: Table) -> Teacher | N
     return _library(task) if name == "library" else None
 
 
-def _library(task: Task) -> Teacher:
+def _library(task: SplitTask) -> Teacher:
     columns, held = task.columns, task.validation
     models, left_out = fit_library(columns[~held], task.labels[~held], task.generator, task.say)
     for words in left_out:
@@ -99,11 +99,11 @@ def _library(task: Task) -> Teacher:
     return Teacher(_encoded(task, chosen), others, facts)
 
 
-def _encoded(task: Task, model: Any) -> Predictor:
+def _encoded(task: SplitTask, model: Any) -> Predictor:
     return lambda cases: model.predict(task.preparation.encode(cases))
 
 
-def _of_run(loaded: Loaded, task: Task, attributes: Sequence[Attribute], classes: Sequence[str]) -> Predictor:
+def _of_run(loaded: Loaded, task: SplitTask, attributes: Sequence[Attribute], classes: Sequence[str]) -> Predictor:
     places = [loaded.card.classes.index(name) for name in classes]
 
     def predict(cases: Cases) -> NDArray[np.float64]:
@@ -115,7 +115,7 @@ def _of_run(loaded: Loaded, task: Task, attributes: Sequence[Attribute], classes
 
 
 def recoded(values: Values, attributes: Sequence[Attribute], wanted: Sequence[Attribute]) -> Values:
-    """Values (n, attributes) as those of `wanted`, by the names of attributes and categories."""
+    """Convert values (n, attributes) to the attributes `wanted`, by the names of attributes and categories."""
     index = {attribute.name: number for number, attribute in enumerate(attributes)}
     parts = []
     for attribute in wanted:
@@ -130,6 +130,6 @@ def recoded(values: Values, attributes: Sequence[Attribute], wanted: Sequence[At
 
 
 def teacher_label(config: TabularConfig) -> str:
-    """What a folder calls the teacher."""
+    """The teacher's name in folder names and tables."""
     name = config.teacher_name
     return name if name in (*NAMES, "none") else Path(name).resolve().name.removesuffix(".safetensors")

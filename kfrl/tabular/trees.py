@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kfrl.tabular.data import Cases, Labels, Preparation
+from kfrl.tabular.tables import Cases, Labels, Preparation
 
 Numbers = NDArray[np.float64]
 Teacher = Callable[[Cases], Numbers]
@@ -18,38 +18,38 @@ Teacher = Callable[[Cases], Numbers]
 
 @dataclass(frozen=True)
 class Tree:
-    """A binary tree; its nodes stand in preorder, the root first."""
+    """A binary classification tree; its nodes are in preorder, the root first."""
 
     column: NDArray[np.int64]
-    """(nodes,) what a node asks for, -1 of a leaf."""
+    """(nodes,) the column that a node splits on, -1 for a leaf."""
     threshold: Numbers
-    """(nodes,) at most this goes left."""
+    """(nodes,) values up to this go left."""
     left: NDArray[np.int64]
     right: NDArray[np.int64]
     shares: Numbers
-    """(nodes, classes) of the cases that it was grown on."""
+    """(nodes, classes) class shares of the cases that the tree was grown on."""
     reach: Numbers
-    """(nodes,) share of all cases that come here."""
+    """(nodes,) share of all cases that reach the node."""
 
     @property
     def leaves(self) -> int:
-        """How many."""
+        """Number of leaves."""
         return int((self.column < 0).sum())
 
     @property
     def depth(self) -> int:
-        """Questions on the longest way."""
+        """Splits on the longest path."""
         return max(self.depths())
 
     def depths(self) -> list[int]:
-        """Of each node."""
+        """Depth of each node."""
         depths = [0] * len(self.column)
         for node in np.flatnonzero(self.column >= 0):
             depths[self.left[node]] = depths[self.right[node]] = depths[node] + 1
         return depths
 
     def apply(self, columns: Numbers, leaf: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
-        """The leaf that each case (n, columns) comes to; `leaf` (nodes,) stops it earlier."""
+        """The leaf that each case (n, columns) reaches; nodes in the mask `leaf` (nodes,) count as leaves."""
         ends = self.column < 0 if leaf is None else (self.column < 0) | leaf
         node = np.zeros(len(columns), dtype=np.int64)
         while len(on := np.flatnonzero(~ends[node])):
@@ -59,13 +59,13 @@ class Tree:
         return node
 
     def predict(self, columns: Numbers, leaf: NDArray[np.bool_] | None = None) -> Numbers:
-        """Class shares (n, classes) of the leaf that each case comes to."""
+        """Class shares (n, classes) of the leaf that each case reaches."""
         return np.asarray(self.shares[self.apply(columns, leaf)])
 
 
 @dataclass
 class Builder:
-    """A tree in the making."""
+    """Collects the nodes of a tree."""
 
     column: list[int] = field(default_factory=list)
     threshold: list[float] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Builder:
 
 
 def from_sklearn(fitted: Any, classes: int) -> Tree:
-    """The tree of a fitted DecisionTreeClassifier whose labels were 0 to `classes` - 1, some of them maybe absent."""
+    """The tree of a fitted DecisionTreeClassifier with labels in 0 to `classes` - 1; some labels may be absent."""
     known = np.asarray(fitted.classes_).astype(np.int64)
     inner = fitted.tree_
     shares = np.zeros((inner.node_count, classes))
@@ -119,11 +119,11 @@ def best_split(columns: Numbers, labels: Labels, classes: int, real: NDArray[np.
     Args:
         columns: (n, m)
         labels: (n,) of `classes` classes.
-        classes: How many.
-        real: (n,) which cases were observed.
+        classes: Number of classes.
+        real: (n,) which cases are real.
 
     Returns:
-        None where no split is possible, or none is better than none.
+        None if no split is possible, or no split lowers the impurity.
     """
     order = np.argsort(columns, axis=0, kind="stable")
     ordered = np.take_along_axis(columns, order, axis=0)
@@ -148,13 +148,13 @@ def best_split(columns: Numbers, labels: Labels, classes: int, real: NDArray[np.
 
 @dataclass(frozen=True)
 class Smearing:
-    """Smeared cases of one part of the space, without rejections.
+    """Draws smeared cases in one region of the input space, without rejection.
 
-    A smeared case is a real one whose attribute j is replaced, with probability `alter`, by another random case's.
-    With `allowed` (n, attributes) telling which observed values lie in the part, and q_j = mean_a allowed_aj, the
-    share of real case a that ends there is w_a = prod_j [(1 - alter) allowed_aj + alter q_j]. So a is drawn in
-    proportion to w_a, an attribute is kept with its share of its factor, else drawn from the allowed values: what
-    rejection gives, at the same cost however small the part is.
+    A smeared case is a real case whose attribute j is replaced, with probability `alter`, by another random case's.
+    `allowed` (n, attributes) marks the observed values that lie in the region, and q_j = mean_a allowed_aj. Case a,
+    smeared, lies in the region with probability w_a = prod_j [(1 - alter) allowed_aj + alter q_j], so a is drawn in
+    proportion to w_a. Attribute j is kept with probability (1 - alter) allowed_aj over its factor, else drawn from the
+    allowed values. This is the distribution of rejection sampling, at a cost independent of the region's size.
     """
 
     cases: Cases
@@ -165,11 +165,11 @@ class Smearing:
         return kept, np.asarray(kept + self.alter * allowed.mean(axis=0))
 
     def reach(self, allowed: NDArray[np.bool_]) -> float:
-        """The share of all smeared cases that lie in the part."""
+        """The share of all smeared cases that lie in the region."""
         return float(self._factors(allowed)[1].prod(axis=1).mean())
 
     def draw(self, allowed: NDArray[np.bool_], count: int, generator: np.random.Generator) -> Cases:
-        """Returns (count, attributes)."""
+        """Draw smeared cases in the region, (count, attributes)."""
         kept, factors = self._factors(allowed)
         weights = factors.prod(axis=1)
         base = generator.choice(len(self.cases), size=count, p=weights / weights.sum())
@@ -194,13 +194,14 @@ def grow_repeated(
 ) -> Tree:
     """Grow a born-again tree: every node draws its own smeared cases, which the teacher labels, and splits by Gini.
 
-    A node takes the real cases in it and smeared ones until it has `node_cases` (only the real ones if there are more).
-    A split needs a real case on both sides; without one, or where the teacher sees one class, the node is a leaf.
+    A node has its real cases, and smeared ones up to `node_cases` in all (none if there are more real cases). A split
+    needs a real case on both sides. Without such a split, or with a single class in the teacher's labels, the node is a
+    leaf.
 
     Args:
         cases: (n, attributes), the training cases.
-        preparation: Of the columns.
-        teacher: Gives the labels, of the real cases too.
+        preparation: Encodes the cases.
+        teacher: Gives the labels, also those of real cases.
         node_cases: N_min.
         alter: p_alt.
         generator: Of the draws.
@@ -236,10 +237,10 @@ def grow_repeated(
 
 
 def weakest_links(tree: Tree) -> Numbers:
-    """For each node (nodes,) the alpha from which cost-complexity pruning makes it a leaf; inf of the leaves.
+    """For each node (nodes,), the alpha at which cost-complexity pruning makes it a leaf; inf for leaves.
 
-    R(t) = reach (1 - largest share), and the link of t is as strong as (R(t) - R(T_t)) / (leaves of T_t - 1); the
-    weakest is cut again and again (Breiman et al. 1984, chapter 3).
+    R(t) = reach (1 - largest share), and the link of t has the strength (R(t) - R(T_t)) / (leaves of T_t - 1). The
+    weakest link is cut repeatedly (Breiman et al. 1984, chapter 3).
     """
     nodes = len(tree.column)
     risk = tree.reach * (1 - tree.shares.max(axis=1))
@@ -264,13 +265,13 @@ def weakest_links(tree: Tree) -> Numbers:
 
 
 def alphas(collapse: Numbers) -> Numbers:
-    """Of every subtree in the sequence, from the whole tree (-1) to the root, ascending."""
+    """The alpha of every subtree in the pruning sequence, ascending from the whole tree (-1) to the root."""
     finite = np.unique(collapse[np.isfinite(collapse)])
     return np.concatenate([[-1.0], finite])
 
 
 def cut(tree: Tree, leaf: NDArray[np.bool_]) -> Tree:
-    """The tree whose nodes `leaf` (nodes,) are leaves."""
+    """A copy of the tree in which the nodes of the mask `leaf` (nodes,) are leaves."""
     builder = Builder()
 
     def copy(node: int) -> int:
@@ -286,7 +287,7 @@ def cut(tree: Tree, leaf: NDArray[np.bool_]) -> Tree:
 
 
 def choose_subtree(tree: Tree, columns: Numbers, labels: Labels) -> Tree:
-    """The pruned subtree with the fewest errors on cases (n, columns); of several the smallest."""
+    """The pruned subtree with the fewest errors on cases (n, columns); among equals the smallest."""
     collapse = weakest_links(tree)
     sequence = alphas(collapse)
     errors = [int((tree.predict(columns, collapse <= alpha).argmax(1) != labels).sum()) for alpha in sequence]
@@ -294,18 +295,19 @@ def choose_subtree(tree: Tree, columns: Numbers, labels: Labels) -> Tree:
     return cut(tree, collapse <= sequence[best])
 
 
-# --- in words -----------------------------------------------------------------------------------------------
+# --- as text ------------------------------------------------------------------------------------------------
 
 
 def describe(tree: Tree, preparation: Preparation, classes: tuple[str, ...]) -> str:
-    """The tree as indented text; a leaf says its class, the share of cases that it gets, and the class's share."""
+    """The tree as indented text; a leaf shows its class, its share of all cases, and the class's share of these."""
     return "\n".join(_lines(tree, preparation, classes, 0, 0)) + "\n"
 
 
 def leaf_text(tree: Tree, node: int, classes: tuple[str, ...]) -> str:
-    """What a node answers."""
+    """A leaf's class and shares."""
     best = int(tree.shares[node].argmax())
-    return f"{classes[best]} ({100 * tree.reach[node]:.1f} % of cases, {100 * tree.shares[node, best]:.0f} % so)"
+    reach, share = 100 * tree.reach[node], 100 * tree.shares[node, best]
+    return f"{classes[best]} ({reach:.1f} % of cases, {share:.0f} % of them in this class)"
 
 
 def _lines(tree: Tree, preparation: Preparation, classes: tuple[str, ...], node: int, depth: int) -> Iterator[str]:

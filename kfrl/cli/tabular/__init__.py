@@ -1,4 +1,4 @@
-"""`kfrl tabular`: small models of tables, taught by large ones."""
+"""`kfrl tabular`: small models for tables, taught by large ones."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ COMMANDS = {
 USAGE = """\
 usage: kfrl tabular COMMAND [OPTIONS]
 
-Teach a small model what an ensemble knows of a table: born-again trees, model compression, and CART beside them.
+Train a small model to imitate an ensemble on a table: born-again trees and model compression, with CART to compare.
 
-  train      learn on random splits of a table, and test
+  train      train and test on random splits of a table
   eval       count a student's errors on its test cases or on another table; write its predictions
   compare    put runs side by side: errors, leaves, and the share of the ensemble's gain
 
-`kfrl tabular COMMAND --help` explains one. For example:
+`kfrl tabular COMMAND --help` explains a command. For example:
 
   kfrl tabular train --data ionosphere --splits 10
   kfrl tabular train --data customers.csv --target churned

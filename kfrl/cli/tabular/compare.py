@@ -13,12 +13,12 @@ from kfrl.errors import UserError
 
 if TYPE_CHECKING:
     from kfrl.compare.sheet import Sheet
-    from kfrl.tabular.comparison import Arm, Comparison
+    from kfrl.tabular.compare import Arm, Comparison
 
 
 @dataclass(frozen=True)
 class CompareFlags:
-    """Compare finished runs: test errors over splits, leaves, and what stood beside the students."""
+    """Compare finished runs: test errors over splits, leaves, and the models that were scored beside the students."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
     """Folders of runs, or folders that hold them at any depth. `name=FOLDER` makes all runs there one arm of that
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.cli.sheets import csv_text
     from kfrl.runs.atomic import write_text
     from kfrl.runs.folder import collect
-    from kfrl.tabular.comparison import compare, read_run
+    from kfrl.tabular.compare import compare, read_run
 
     comparison = compare(*collect(flags.runs, read_run))
     console = table_console(markup=False)
@@ -77,8 +77,8 @@ def _row(arm: Arm, base: Arm | None) -> list[str]:
     import statistics
 
     from kfrl.cli.sheets import NONE
-    from kfrl.tabular.comparison import SURVEY, difference
-    from kfrl.tabular.runs import ERROR, RMSE
+    from kfrl.tabular.compare import SURVEY, difference
+    from kfrl.tabular.run import ERROR, RMSE
 
     errors = arm.values(ERROR)
     spread = f" +- {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
@@ -96,8 +96,8 @@ def _row(arm: Arm, base: Arm | None) -> list[str]:
 
 
 def _beside(arm: Arm) -> Iterator[list[str]]:
-    from kfrl.tabular.comparison import share_of_gain
-    from kfrl.tabular.runs import ERROR, RMSE
+    from kfrl.tabular.compare import share_of_gain
+    from kfrl.tabular.run import ERROR, RMSE
 
     for name in ("student", *arm.others) if len(arm.others) > 1 else ():
         suffix = "" if name == "student" else f"_{name}"
@@ -113,7 +113,7 @@ def _number(value: float | None, form: str) -> str:
 
 def _split_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """A row for each split of each run."""
-    from kfrl.tabular.runs import ERROR, RMSE
+    from kfrl.tabular.run import ERROR, RMSE
 
     for arm in comparison.arms:
         for run in arm.runs:

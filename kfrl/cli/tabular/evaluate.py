@@ -22,9 +22,9 @@ class EvalFlags:
     student: tyro.conf.Positional[str]
     """A run's folder, or a student's file."""
     data: Path | None = None
-    """A CSV file with the columns that the student predicts from; without the target it gets predictions only."""
+    """A CSV file with the student's input columns; without the target column there are predictions only."""
     predictions: Path | None = None
-    """Write the classes' probabilities and the answer for each case into this CSV file."""
+    """Write each case's prediction and the probabilities of all classes to this CSV file."""
     json: Path | None = None
     """Also write the result here."""
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"  {name}: {row['wrong']:,} of {row['cases']:,} wrong")
         strange = sorted(set(given) - set(loaded.card.classes))
         if strange:
-            print(f"Note: the student does not know the classes {', '.join(strange)}; it has all of them wrong.")
+            print(f"Note: the student does not have the classes {', '.join(strange)}; all their cases are errors.")
     if flags.predictions is not None:
         write_text(flags.predictions, _csv(loaded, probabilities, answers))
         print(f"Wrote {flags.predictions}")
@@ -65,11 +65,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _cases(loaded: Loaded, data: Path | None) -> tuple[Any, list[str] | None]:
-    """Values and classes of the cases to predict; no classes in a file without the target."""
+    """Values and classes of the cases to predict; None for the classes in a file without the target."""
     from kfrl.config import load_config
     from kfrl.tabular.config import TabularConfig
-    from kfrl.tabular.data import load_table, read_columns, values_like
-    from kfrl.tabular.runs import split_of
+    from kfrl.tabular.run import split_of
+    from kfrl.tabular.tables import load_table, read_columns, values_like
 
     if data is not None:
         columns = read_columns(data)
@@ -77,9 +77,7 @@ def _cases(loaded: Loaded, data: Path | None) -> tuple[Any, list[str] | None]:
         return values_like(loaded.card.attributes, columns, str(data)), given
     settings = loaded.path.parent / "config.yaml"
     if not settings.is_file():
-        raise UserError(
-            f"{loaded.path} stands in no run's folder, so its test cases are not known. Give --data FILE.csv"
-        )
+        raise UserError(f"{loaded.path} is not in a run's folder, so its test cases are unknown. Give --data FILE.csv")
     config = load_config(settings, TabularConfig)
     table = load_table(config.data, config.target, config.nominal_names, config.data_dir)
     test = split_of(table, config, 0).test

@@ -1,4 +1,4 @@
-"""`kfrl tabular train`: a table, a teacher, and a small model that stands alone at the end."""
+"""`kfrl tabular train`: train a small model on a table, from the labels or from a teacher."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from kfrl.tabular.config import TabularConfig
 
 if TYPE_CHECKING:
     from kfrl.cli.display import RunDisplay, View
-    from kfrl.tabular.runs import Run, Status
+    from kfrl.tabular.run import Run, SplitStatus
 
 PROG = "kfrl tabular train"
 
 
 @dataclass(frozen=True)
 class TrainFlags:
-    """Learn to classify the cases of a table by one small model, from the labels or from a teacher.
+    """Train one small model to classify the cases of a table, from the labels or from a teacher.
 
-    The result is runs/<data>/<method>/...: the student of the first split, a tree as text and picture too, and the
-    errors of every split's test cases.
+    The result is in runs/<data>/<method>/...: the student of the first split (a tree also as text and picture), and
+    the errors on every split's test cases.
     """
 
     config: Path | None = None
     """A YAML file of settings; flags override it. Every run writes one, config.yaml."""
     resume: Path | None = None
-    """The folder of a run to go on with, with its own settings."""
+    """The folder of a run to continue, with its own settings."""
     settings: TabularConfig = field(default_factory=TabularConfig)
 
 
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     flags = _read_flags(argv)
-    from kfrl.tabular.runs import reopen, resolve
+    from kfrl.tabular.run import reopen, resolve
     from kfrl.training.session import begin
 
     if flags.resume is not None:
@@ -56,7 +56,7 @@ def _read_flags(argv: Sequence[str]) -> TrainFlags:
     early, others = first.parse_known_args(list(argv))
     if early.resume is not None and (others or early.config) and "--help" not in others:
         given = " ".join(others) or "--config"
-        raise UserError(f"--resume goes on with a run's own settings and takes no other flag, got {given}.")
+        raise UserError(f"--resume continues a run with its own settings and takes no other flag, got {given}.")
     settings = TabularConfig() if early.config is None else load_config(early.config, TabularConfig)
     flags = tyro.cli(
         TrainFlags,
@@ -70,7 +70,7 @@ def _read_flags(argv: Sequence[str]) -> TrainFlags:
 
 def _train(run: Run) -> int:
     from kfrl.cli.display import open_display
-    from kfrl.tabular.runs import finished, train
+    from kfrl.tabular.run import finished, train
 
     folder = run.folder
     with open_display(folder.log, view) as display:
@@ -83,7 +83,7 @@ def _train(run: Run) -> int:
         except KeyboardInterrupt:
             display.close()
             again = f"{PROG} --resume {shlex.quote(str(folder.path))}"
-            display.say(f"Stopped; every split that is done is kept. Resume with: {again}")
+            display.say(f"Stopped; all finished splits are kept. Resume with: {again}")
             return 130
         display.close()
         _conclude(display, run, result)
@@ -102,19 +102,19 @@ def _introduce(display: RunDisplay, run: Run) -> None:
     learned = config.train_cases or len(table) - tested
     display.say(
         f"{len(table):,} cases, {len(table.attributes)} attributes ({nominal} nominal), {len(table.classes)} classes; "
-        f"{config.splits} splits: {learned:,} cases to learn from, {tested:,} for the test"
+        f"{config.splits} splits: {learned:,} training cases, {tested:,} test cases"
     )
     display.say(f"Writing to {run.folder.path}")
 
 
-def view(status: Status) -> View:
-    """What of a status is shown."""
+def view(status: SplitStatus) -> View:
+    """The part of a status that is shown."""
     from kfrl.cli.display import View
 
     mean = f"{sum(status.errors) / len(status.errors):.2f} %" if status.errors else "..."
     facts = [
         ("split", f"{min(status.done + 1, status.splits)} of {status.splits}"),
-        ("doing", status.doing),
+        ("training", status.part),
         ("test error so far", mean),
     ]
     return View(status.done, status.splits, facts)
@@ -140,6 +140,6 @@ def _conclude(display: RunDisplay, run: Run, result: dict[str, Any]) -> None:
     if isinstance(loaded.student, Tree):
         picture = folder.path / "tree.png"
         draw_tree(loaded.student, loaded.card.preparation, loaded.card.classes, picture)
-        display.say(f"In words: {folder.path / 'tree.txt'}; drawn: {picture}")
+        display.say(f"As text: {folder.path / 'tree.txt'}; as a picture: {picture}")
     if draw_sizes(read_metrics(folder.metrics), folder.curves):
-        display.say(f"Error over synthetic cases: {folder.curves}")
+        display.say(f"Error over the number of synthetic cases: {folder.curves}")

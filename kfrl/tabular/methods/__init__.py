@@ -1,1 +1,1 @@
-"""How a small model is learned from a table: a file a method."""
+"""The methods for tables, one file for each."""

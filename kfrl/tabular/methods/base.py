@@ -1,4 +1,4 @@
-"""What a method gets, and what it gives."""
+"""The input and the result of a method for tables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kfrl.tabular.config import TabularConfig
-from kfrl.tabular.data import Cases, Labels, Preparation
 from kfrl.tabular.students import Net
+from kfrl.tabular.tables import Cases, Labels, Preparation
 from kfrl.tabular.trees import Tree
 
 Numbers = NDArray[np.float64]
@@ -20,45 +20,45 @@ Predictor = Callable[[Cases], Numbers]
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that labels cases, and what is known beside it."""
+    """A tabular teacher: a model that labels cases."""
 
     predict: Predictor
     others: Mapping[str, Predictor] = field(default_factory=dict)
-    """What it was made from, to be compared with: its best single model."""
+    """Models to compare it with, by name, e.g. the best single model of an ensemble."""
     facts: Mapping[str, float] = field(default_factory=dict)
-    """Its size in numbers."""
+    """Its size, e.g. `leaves_teacher`."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """One split: what may be learned from."""
+class SplitTask:
+    """What a method learns on one split of a table."""
 
     config: TabularConfig
     cases: Cases
     labels: Labels
     validation: NDArray[np.bool_]
-    """(cases,): which the teacher's learners did not see."""
+    """(cases,): which are held back from the teacher's learners."""
     classes: int
     preparation: Preparation
     generator: np.random.Generator
     say: Callable[[str], None]
-    """Tells how far learning is."""
+    """Shows the progress."""
 
     def seed(self) -> int:
-        """A fresh seed."""
+        """A new random seed."""
         return int(self.generator.integers(2**31))
 
     @property
     def columns(self) -> Numbers:
-        """The cases, encoded."""
+        """The encoded cases."""
         return self.preparation.encode(self.cases)
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A student, with what is worth scoring beside it."""
+    """The result of a method: a student, and other models to score beside it."""
 
     student: Tree | Net
     others: Mapping[str, Predictor] = field(default_factory=dict)
     facts: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the models, by name."""
+    """Sizes of the models, by name."""

@@ -1,19 +1,19 @@
-"""Born-again trees (Breiman and Shang 1996): one tree that learns an ensemble from cases that were made for it."""
+"""Born-again trees (Breiman and Shang 1996): one tree that imitates an ensemble on smeared cases."""
 
 from __future__ import annotations
 
 import numpy as np
 from sklearn.tree import DecisionTreeClassifier
 
-from kfrl.tabular.methods.base import Learned, Task, Teacher
+from kfrl.tabular.methods.base import Learned, SplitTask, Teacher
 from kfrl.tabular.synthetic import smear
 from kfrl.tabular.trees import Tree, choose_subtree, from_sklearn, grow_repeated
 
 
-def learn(task: Task, teacher: Teacher | None) -> Learned:
-    """Grow on smeared cases that the teacher labels, prune, and take the subtree with the fewest training errors.
+def learn(task: SplitTask, teacher: Teacher | None) -> Learned:
+    """Grow on smeared cases that the teacher labels, prune, and choose the subtree with the fewest training errors.
 
-    The training labels may choose: the tree was fitted to the teacher's, on cases that are mostly made.
+    The training labels may choose, because the tree was fitted to the teacher's labels, mostly of smeared cases.
     """
     assert teacher is not None
     settings = task.config.tree
@@ -31,8 +31,8 @@ def learn(task: Task, teacher: Teacher | None) -> Learned:
     )
 
 
-def _grow_global(task: Task, teacher: Teacher) -> Tree:
-    """scikit-learn's tree, grown to the end on one set of real and smeared cases."""
+def _grow_global(task: SplitTask, teacher: Teacher) -> Tree:
+    """Grow scikit-learn's tree, unpruned, on one set of real and smeared cases."""
     settings = task.config.tree
     made = smear(task.cases, max(0, settings.global_cases - len(task.cases)), settings.alter, task.generator)
     cases = np.concatenate([task.cases, made])

@@ -7,23 +7,24 @@ from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 from sklearn.tree import DecisionTreeClassifier
 
-from kfrl.tabular.data import Labels
-from kfrl.tabular.methods.base import Learned, Task, Teacher
+from kfrl.tabular.methods.base import Learned, SplitTask, Teacher
+from kfrl.tabular.tables import Labels
 from kfrl.tabular.trees import Tree, alphas, cut, from_sklearn, weakest_links
 
 Numbers = NDArray[np.float64]
 
 
-def learn(task: Task, teacher: Teacher | None) -> Learned:
-    """No teacher has a say."""
+def learn(task: SplitTask, teacher: Teacher | None) -> Learned:
+    """Train on the labels; `teacher` is not used."""
     return Learned(cart(task.columns, task.labels, task.classes, task.config.tree.folds, task.seed()))
 
 
 def cart(columns: Numbers, labels: Labels, classes: int, folds: int, seed: int) -> Tree:
-    """Grow on cases (n, m) and prune.
+    """Grow a tree on cases (n, m), and prune it.
 
-    Subtree k of the sequence stands for all alpha in [alpha_k, alpha_k+1); it is judged by the trees of the folds, each
-    pruned at the geometric mean of the two. The one with the fewest errors is taken, of several the smallest.
+    Subtree k of the pruning sequence is that of all alpha in [alpha_k, alpha_k+1). Its errors are counted by the trees
+    of the folds, pruned at the geometric mean of the two. The subtree with the fewest errors is chosen, among equals
+    the smallest.
     """
     tree, collapse = _grown(columns, labels, classes, seed)
     sequence = alphas(collapse)

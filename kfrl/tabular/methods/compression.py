@@ -1,20 +1,20 @@
-"""Model compression (Bucila, Caruana and Niculescu-Mizil 2006): a small net that mimics an ensemble on made cases."""
+"""Model compression (Bucila, Caruana and Niculescu-Mizil 2006): a small net mimics an ensemble on synthetic cases."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from kfrl.tabular.config import Way
-from kfrl.tabular.data import Cases
-from kfrl.tabular.methods.base import Learned, Predictor, Task, Teacher
-from kfrl.tabular.mimic import Lesson, train_mimic
+from kfrl.tabular.methods.base import Learned, Predictor, SplitTask, Teacher
+from kfrl.tabular.mimic_net import Lesson, train_mimic
 from kfrl.tabular.naive_bayes import estimate
 from kfrl.tabular.students import Net
 from kfrl.tabular.synthetic import munge, random_cases
+from kfrl.tabular.tables import Cases
 
 
-def learn(task: Task, teacher: Teacher | None) -> Learned:
-    """A mimic for every way and number of synthetic cases; the first way's last is the student."""
+def learn(task: SplitTask, teacher: Teacher | None) -> Learned:
+    """Train a mimic for every way and number of synthetic cases; the student is that of the first way, last number."""
     assert teacher is not None
     settings, mimics = task.config.compression, dict[str, Net]()
     held = task.cases[task.validation]
@@ -34,7 +34,7 @@ def learn(task: Task, teacher: Teacher | None) -> Learned:
     return Learned(mimics[first], {"teacher": teacher.predict, **teacher.others, **others}, teacher.facts)
 
 
-def _predictor(task: Task, net: Net) -> Predictor:
+def _predictor(task: SplitTask, net: Net) -> Predictor:
     return lambda cases: net.predict(task.preparation.encode(cases))
 
 
@@ -42,8 +42,8 @@ def _labelled(predict: Predictor, cases: Cases, block: int = 4096) -> Cases:
     return np.concatenate([predict(cases[start : start + block]) for start in range(0, len(cases), block)])
 
 
-def synthesise(task: Task, way: Way, count: int) -> Cases:
-    """Make cases (count, attributes) from the training cases that are not for validation; none for `real`."""
+def synthesise(task: SplitTask, way: Way, count: int) -> Cases:
+    """Make synthetic cases (count, attributes) from the training cases that are not held back; none for `real`."""
     cases, settings, generator = task.cases[~task.validation], task.config.compression, task.generator
     nominal = task.preparation.nominal
     if way == "real":

@@ -8,9 +8,9 @@ import pytest
 
 from kfrl.cli.main import main
 from kfrl.tabular import ensembles
-from kfrl.tabular.comparison import corrected_interval
+from kfrl.tabular.compare import corrected_interval
 from kfrl.tabular.config import TabularConfig
-from kfrl.tabular.runs import resolve, split_of, train
+from kfrl.tabular.run import resolve, split_of, train
 from kfrl.tabular.students import load_student
 
 SMALL = ["--trees", "5", "--node-cases", "60", "--folds", "3", "--updates", "60", "--hidden", "4", "--test", "0.25"]
@@ -75,10 +75,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
             raise KeyboardInterrupt
         return made(*arguments)
 
-    from kfrl.tabular import runs
+    from kfrl.tabular import run as tabular_run
 
-    made = runs.make_teacher
-    monkeypatch.setattr(runs, "make_teacher", stop)
+    made = tabular_run.make_teacher
+    monkeypatch.setattr(tabular_run, "make_teacher", stop)
     assert run("--splits", "2", "--run-dir", "runs/half") == 130
     assert "kfrl tabular train --resume runs/half" in capsys.readouterr().out
     assert main(["tabular", "train", "--resume", "runs/half"]) == 0
@@ -133,7 +133,7 @@ def test_the_interval_of_repeated_splits_by_hand() -> None:
         (["--target", "klass"], "Unknown target column 'klass'. Did you mean 'class'?"),
         (["--teacher", "arc-sf"], "Unknown teacher 'arc-sf'. Did you mean 'arc-fs'?"),
         (["--method", "cart", "--teacher", "arc-fs"], "Method cart takes no teacher"),
-        (["--train-cases", "500"], "beside the test things has 90 cases"),
+        (["--train-cases", "500"], "without its test cases things has 90 cases"),
         (["--data", "thing.csv"], "Did you mean 'things.csv'"),
     ],
 )
@@ -151,10 +151,7 @@ def test_a_student_of_more_classes_than_its_teacher_knows(here: Path, capsys: py
     Path("more.csv").write_text(text + "0.1,0.1,red,tiny\n" * 10)
     flags = ["--data", "more.csv", "--method", "compression", "--teacher", "runs/teacher", *SMALL]
     assert main(["tabular", "train", *flags]) == 2
-    assert (
-        "knows 2 classes (big, small), the student should tell apart 3: it cannot teach 'tiny'"
-        in capsys.readouterr().err
-    )
+    assert "has 2 classes (big, small), and the student 3: it cannot teach 'tiny'" in capsys.readouterr().err
 
 
 def test_damaged_students_and_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

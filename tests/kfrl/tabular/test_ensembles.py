@@ -8,7 +8,7 @@ from sklearn.tree import DecisionTreeClassifier
 from kfrl.tabular import ensembles
 from kfrl.tabular.config import CompressionConfig
 from kfrl.tabular.ensembles import fit_library, reweighted, select_ensemble, voting_trees
-from kfrl.tabular.mimic import Lesson, train_mimic
+from kfrl.tabular.mimic_net import Lesson, train_mimic
 from kfrl.tabular.naive_bayes import FLOOR, estimate, fit_mixture, maximise
 
 

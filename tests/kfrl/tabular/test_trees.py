@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from sklearn.tree import DecisionTreeClassifier
 
-from kfrl.tabular.data import Attribute, Preparation
 from kfrl.tabular.methods.cart import cart
 from kfrl.tabular.synthetic import smear
+from kfrl.tabular.tables import Attribute, Preparation
 from kfrl.tabular.trees import (
     Smearing,
     Tree,
@@ -157,4 +157,4 @@ def test_a_nominal_attribute_is_asked_for_a_category() -> None:
     words = describe(tree, preparation, ("no", "yes")).splitlines()
     assert words[0].startswith("coat is not blue: no (")
     assert words[1].startswith("coat is blue: yes (")
-    assert words[1].endswith("100 % so)")
+    assert words[1].endswith("100 % of them in this class)")

@@ -1,4 +1,4 @@
-"""Tables of cases: read, checked, split, and brought into the form that learners take."""
+"""Tables of cases: reading, checks, splits, and the encoding for learners."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from kfrl.errors import UserError, missing_file, shortened, unknown, user_path
 
 Values = NDArray[np.float64]
-"""(cases, attributes): numbers, NaN where missing; of nominal ones the category's index, -1 for a strange one."""
+"""(cases, attributes): numbers, NaN where missing; of a nominal attribute the category's index, -1 if unknown."""
 Cases = NDArray[np.float64]
-"""(cases, attributes): continuous ones scaled to [0, 1] of the training cases, nominal ones as in `Values`."""
+"""(cases, attributes): continuous values scaled to [0, 1] on training cases, nominal ones as in `Values`."""
 Labels = NDArray[np.int64]
 """(cases,): indices of classes."""
 Rows = NDArray[np.bool_]
-"""(cases,): which are meant."""
+"""(cases,): a mask of cases."""
 
 MISSING = ("", "?", "na", "n/a", "nan")
-"""Cells without a value, in small letters."""
+"""Cells without a value, in lower case."""
 UNKNOWN = "?"
 """The category of a nominal attribute's missing values."""
 SHOWN = 8
@@ -32,11 +32,11 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Attribute:
-    """A column to predict from."""
+    """An input column of a table."""
 
     name: str
     categories: tuple[str, ...] | None = None
-    """Of a nominal one."""
+    """The categories of a nominal attribute; None for a continuous one."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,21 @@ class Table:
     labels: Labels
 
     def __len__(self) -> int:
-        """How many cases."""
+        """Number of cases."""
         return len(self.labels)
 
 
 @dataclass(frozen=True)
 class Known:
-    """A table with a name."""
+    """A table that kfrl knows by name."""
 
     openml: int
-    """Its number there."""
+    """Its number on OpenML."""
     file: str
-    """The name of its CSV, without an ending."""
+    """The name of its CSV file, without the suffix."""
     nominal: str = ""
     positive: tuple[str, ...] = ()
-    """Classes against the rest; none: all classes as they are."""
+    """Classes that are joined, against the rest. Empty: all classes are kept."""
 
 
 SETS = {
@@ -91,8 +91,8 @@ def load_table(name: str, target: str, nominal: Sequence[str], data_dir: Path | 
 
     Args:
         name: One of `SETS`, `openml:ID`, or the path of a CSV file.
-        target: The column of the classes; of a table from OpenML that is known there.
-        nominal: Columns of names whatever stands in them; `all` for every one.
+        target: The column of the classes; not used for tables from OpenML, which name it.
+        nominal: Columns to treat as nominal; `all` for every one.
         data_dir: Where the files of `SETS` are; the user's cache folder by default.
 
     Raises:
@@ -130,14 +130,14 @@ def _from_openml(name: str, number: str, data_dir: Path | None) -> Table:
     from sklearn.datasets import fetch_openml
 
     if not number.isdigit():
-        raise UserError(f"A table of OpenML is openml:ID with its number, e.g. openml:59, got {name!r}.")
+        raise UserError(f"Expected openml:ID with the number of a table of OpenML, e.g. openml:59, got {name!r}.")
     home = data_dir.expanduser() if data_dir else _cache()
     try:
         found = fetch_openml(data_id=int(number), as_frame=False, parser="liac-arff", data_home=str(home))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"Table {number} of OpenML could not be had: {error}. Without a network, put it into {home} as a CSV file "
-            "of the table's name, or give the path of one."
+            f"Table {number} of OpenML could not be downloaded: {error}. Without a network, put it into {home} as a "
+            "CSV file with the table's name, or give the path of a CSV file."
         ) from None
     names = list(found.feature_names)
     columns = {column: _texts(found.data[:, index], found.categories.get(column)) for index, column in enumerate(names)}
@@ -166,7 +166,7 @@ def read_csv(path: Path, target: str, nominal: Sequence[str] = ()) -> Table:
     """Read a CSV file with a header.
 
     Raises:
-        UserError: not such a file, no target column, or cells that fit no column; the message says where.
+        UserError: no CSV file, no target column, or cells that do not fit their column; the message says where.
     """
     columns = read_columns(path)
     if target not in columns:
@@ -177,10 +177,10 @@ def read_csv(path: Path, target: str, nominal: Sequence[str] = ()) -> Table:
 
 
 def read_columns(path: Path) -> dict[str, list[str]]:
-    """The cells of a CSV file, column by column, without spaces round them.
+    """The cells of a CSV file, column by column, without spaces around them.
 
     Raises:
-        UserError: not such a file.
+        UserError: no CSV file.
     """
     if not path.is_file():
         raise missing_file(path)
@@ -204,17 +204,17 @@ def read_columns(path: Path) -> dict[str, list[str]]:
 def table_of(
     name: str, columns: dict[str, list[str]], classes: Sequence[str], nominal: Sequence[str], source: str
 ) -> Table:
-    """Check cells and give them types.
+    """Make a table of cells, and check them.
 
     Args:
         name: What the table is called.
         columns: The attributes' cells.
-        classes: Each case's.
-        nominal: Attributes of names whatever stands in them; `all` for every one.
+        classes: The class of each case.
+        nominal: Attributes to treat as nominal; `all` for every one.
         source: Where the cells are from, for messages.
 
     Raises:
-        UserError: nothing to learn, a column without any value, or text among numbers.
+        UserError: no attribute, a single class, a column without any value, or text among numbers.
     """
     if not columns:
         raise UserError(f"{source} has no column beside the target.")
@@ -232,16 +232,16 @@ def table_of(
 def _attribute(name: str, cells: Sequence[str], nominal: bool, source: str) -> Attribute:
     held = [cell for cell in cells if not _is_missing(cell)]
     if not held:
-        raise UserError(f"{source}: column {name!r} has no value in any of its {len(cells):,} cells. Take it out.")
+        raise UserError(f"{source}: column {name!r} has no value in any of its {len(cells):,} cells. Remove it.")
     texts = [cell for cell in held if not _is_number(cell)]
     if not nominal and not texts:
         return Attribute(name)
     if not nominal and len(texts) < len(held):
         line = cells.index(texts[0]) + 2
         raise UserError(
-            f"{source}: column {name!r} has text where numbers are due: {texts[0]!r} in line {line}, and "
+            f"{source}: column {name!r} has text where numbers are expected: {texts[0]!r} in line {line}, and "
             f"{len(held) - len(texts):,} of its {len(held):,} values are numbers. Correct it (a cell without a value "
-            f"is empty or {UNKNOWN}), or say that the column holds names: --nominal {name}"
+            f"is empty or {UNKNOWN}), or make the column nominal: --nominal {name}"
         )
     unknown_too = [UNKNOWN] if len(held) < len(cells) else []
     return Attribute(name, (*_ordered(held), *unknown_too))
@@ -250,12 +250,10 @@ def _attribute(name: str, cells: Sequence[str], nominal: bool, source: str) -> A
 def _labels(classes: Sequence[str], source: str) -> tuple[Labels, tuple[str, ...]]:
     empty = [index for index, cell in enumerate(classes) if _is_missing(cell)]
     if empty:
-        raise UserError(
-            f"{source}: {len(empty):,} cases have no class, the first in line {empty[0] + 2}. Take them out."
-        )
+        raise UserError(f"{source}: {len(empty):,} cases have no class, the first in line {empty[0] + 2}. Remove them.")
     names = _ordered(classes)
     if len(names) < 2:
-        raise UserError(f"{source}: all cases are of one class, {names[0]!r}. There is nothing to tell apart.")
+        raise UserError(f"{source}: all cases are of one class, {names[0]!r}. Expected at least two classes.")
     index = {name: number for number, name in enumerate(names)}
     return np.array([index[cell] for cell in classes], dtype=np.int64), names
 
@@ -270,19 +268,20 @@ def numbers(attribute: Attribute, cells: Sequence[str]) -> Values:
 
 
 def values_like(attributes: Sequence[Attribute], columns: dict[str, list[str]], source: str) -> Values:
-    """Columns of another table as the values of these attributes.
+    """The values of these attributes in another table.
 
     Raises:
-        UserError: one of them is not there, or has text where numbers are due.
+        UserError: a column is missing, or has text where numbers are expected.
     """
     for attribute in attributes:
         if attribute.name not in columns:
-            raise unknown("column", attribute.name, columns, f"The model predicts from it, and {source} lacks it.")
+            raise unknown("column", attribute.name, columns, f"The model needs this column, and {source} lacks it.")
         if attribute.categories is None:
             for line, cell in enumerate(columns[attribute.name], 2):
                 if not _is_missing(cell) and not _is_number(cell):
                     raise UserError(
-                        f"{source}, line {line}: column {attribute.name!r} has text where numbers are due: {cell!r}."
+                        f"{source}, line {line}: column {attribute.name!r} has text where numbers are expected: "
+                        f"{cell!r}."
                     )
     return np.stack([numbers(attribute, columns[attribute.name]) for attribute in attributes], axis=1)
 
@@ -299,7 +298,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _ordered(cells: Iterable[str]) -> tuple[str, ...]:
-    """Each once: numbers by size, then words by the alphabet."""
+    """The distinct cells: numbers by size, then words in alphabetical order."""
     return tuple(
         sorted(set(cells), key=lambda cell: (not _is_number(cell), float(cell) if _is_number(cell) else 0, cell))
     )
@@ -313,7 +312,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def draw(labels: Labels, share: float, generator: np.random.Generator) -> Rows:
-    """Pick a share of the cases at random, of every class the same, up to rounding (systematic sampling)."""
+    """Draw a share of the cases at random, the same of every class up to rounding (systematic sampling)."""
     order = np.lexsort((generator.random(len(labels)), labels))
     ticks = np.floor(np.arange(len(labels) + 1) * share + generator.random())
     picked = np.zeros(len(labels), dtype=bool)
@@ -321,8 +320,8 @@ def draw(labels: Labels, share: float, generator: np.random.Generator) -> Rows:
     return picked
 
 
-def check_classes(table: Table, share: float, what: str) -> None:
-    """Refuse a table with a class that a draw of `share` of the cases may leave without a case on one side.
+def check_classes(table: Table, share: float) -> None:
+    """Refuse a table with a class that may have no training case when `share` of the cases are test cases.
 
     Raises:
         UserError: naming the class.
@@ -332,34 +331,34 @@ def check_classes(table: Table, share: float, what: str) -> None:
         if count - math.ceil(count * share) < 1:
             cases = "one case" if count == 1 else f"{count} cases"
             raise UserError(
-                f"{table.name}: class {name!r} has {cases}, so none may be left to learn from beside the {what}. Add "
-                "cases of it, join it with another class, or take it out."
+                f"{table.name}: class {name!r} has {cases}, so a test share of {share:g} may leave none to train on. "
+                "Add cases of it, join it with another class, or remove it."
             )
 
 
-# --- the form for learners ----------------------------------------------------------------------------------
+# --- encoding -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Column:
-    """A number that learners see."""
+    """A column of the encoded cases."""
 
     attribute: int
     category: int | None = None
-    """Of a nominal attribute: 1 where it has this category, else 0."""
+    """Of a nominal attribute: the column is 1 where it has this category, else 0."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is done to the values of a table before learners see them, fitted to training cases."""
+    """Imputation, scaling and encoding of a table's values, fitted to training cases."""
 
     attributes: tuple[Attribute, ...]
     medians: tuple[float, ...]
-    """What stands in for a continuous attribute's missing value."""
+    """The value in place of a missing one, for continuous attributes."""
     lows: tuple[float, ...]
-    """Scaled to 0."""
+    """The minimum of each attribute, which is scaled to 0."""
     spans: tuple[float, ...]
-    """Over which it is scaled to 1; 1 of an attribute that does not vary."""
+    """Maximum minus minimum, which is scaled to 1; 1 for a constant attribute."""
 
     @classmethod
     def of(cls, attributes: Sequence[Attribute], values: Values) -> Preparation:
@@ -376,12 +375,12 @@ class Preparation:
 
     @property
     def nominal(self) -> NDArray[np.bool_]:
-        """(attributes,): which are."""
+        """(attributes,): which are nominal."""
         return np.array([attribute.categories is not None for attribute in self.attributes])
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """What learners see, in order."""
+        """The columns of the encoded cases, in order."""
         return tuple(
             Column(index, category)
             for index, attribute in enumerate(self.attributes)
@@ -389,7 +388,7 @@ class Preparation:
         )
 
     def prepare(self, values: Values) -> Cases:
-        """Fill in what is missing, and scale."""
+        """Fill in missing values, and scale."""
         filled = np.where(np.isnan(values), self.medians, values)
         return np.asarray((filled - np.array(self.lows)) / np.array(self.spans))
 
@@ -398,7 +397,7 @@ class Preparation:
         return np.asarray(cases * np.array(self.spans) + np.array(self.lows))
 
     def encode(self, cases: Cases) -> NDArray[np.float64]:
-        """(cases, columns): continuous attributes as they are, nominal ones a column a category."""
+        """(cases, columns): continuous attributes unchanged, nominal ones as one column for each category."""
         if not self.nominal.any():
             return cases
         parts = [
@@ -410,7 +409,7 @@ class Preparation:
         return np.stack(parts, axis=1)
 
     def condition(self, column: int, threshold: float) -> tuple[str, str]:
-        """In words: that a column is at most a threshold, and that it is more."""
+        """Two conditions as text: the column is at most the threshold, and it is above."""
         kind = self.columns[column]
         attribute = self.attributes[kind.attribute]
         if kind.category is not None and attribute.categories is not None:

@@ -32,9 +32,9 @@ def train_mimic(lesson: Lesson, validation: Lesson, config: CompressionConfig, s
     """Minimise the squared error (1/n) sum (softmax(net(x)) - teacher(x))^2; no labels, no temperature.
 
     Args:
-        lesson: What is learned.
-        validation: Held back; chooses among the nets on the way.
-        config: Units, updates, batch and rate.
+        lesson: Training cases.
+        validation: Held-back cases; the net with the least error on them is returned.
+        config: Hidden units, updates, batch size and learning rate.
         seed: Of the initial weights and the order of the cases.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +67,7 @@ def train_mimic(lesson: Lesson, validation: Lesson, config: CompressionConfig, s
             if error < least:
                 best, least = copy.deepcopy(net.state_dict()), error
     net.load_state_dict(best)
-    _take_scaling_in(net, mean, deviation)
+    _absorb_scaling(net, mean, deviation)
     return Net(net, arch_of(net))
 
 
@@ -76,8 +76,8 @@ def _tensor(array: Numbers) -> Tensor:
 
 
 @torch.no_grad()
-def _take_scaling_in(net: torch.nn.Module, mean: Numbers, deviation: Numbers) -> None:
-    """Let the first layer see x, not (x - mean) / deviation: W <- W / deviation, b <- b - W mean / deviation."""
+def _absorb_scaling(net: torch.nn.Module, mean: Numbers, deviation: Numbers) -> None:
+    """Make the first layer take x, not (x - mean) / deviation: W <- W / deviation, b <- b - W mean / deviation."""
     weight, bias = net.get_parameter("fc1.weight"), net.get_parameter("fc1.bias")
     weight.div_(_tensor(deviation))
     bias.sub_(weight @ _tensor(mean))

@@ -1,4 +1,4 @@
-"""What finished runs say about methods on tables: errors over splits, paired where the splits are the same."""
+"""Comparison of finished runs on tables: errors over splits, paired where the splits are the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder, Skipped
 from kfrl.runs.metrics import read_metrics
 from kfrl.tabular.config import TabularConfig
-from kfrl.tabular.runs import ERROR, RMSE
+from kfrl.tabular.run import ERROR, RMSE
 from kfrl.tabular.students import Card, read_card
 from kfrl.tabular.teachers import teacher_label
 
@@ -40,19 +40,19 @@ SURVEY = {
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run."""
+    """A finished run on a table."""
 
     path: Path
     config: TabularConfig
     card: Card
     rows: tuple[dict[str, float], ...]
-    """Of metrics, one a split."""
+    """Rows of metrics, one for each split."""
     model: dict[str, float]
     group: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What can make two runs of a method differ, by name (`tree.alter`)."""
+        """The settings in which two runs of a method can differ, by name (`tree.alter`)."""
         known: dict[str, Any] = {}
         for name, value in asdict(self.config).items():
             if isinstance(value, dict):
@@ -69,7 +69,7 @@ class Record:
 
     @property
     def split_names(self) -> list[tuple[Any, ...]]:
-        """What each split's test cases follow from."""
+        """The settings that determine each split's test cases."""
         which = tuple(getattr(self.config, name) for name in SAME_SPLITS)
         return [(*which, index) for index in range(len(self.rows))]
 
@@ -83,29 +83,29 @@ class Arm:
     runs: tuple[Record, ...]
 
     def values(self, metric: str) -> list[float]:
-        """Split by split."""
+        """The metric of each split."""
         return [row[metric] for run in self.runs for row in run.rows if metric in row]
 
     def mean(self, metric: str) -> float | None:
-        """Over splits; None where no run has it."""
+        """The metric's mean over splits; None if no run has it."""
         held = self.values(metric)
         return statistics.fmean(held) if held else None
 
     def model(self, name: str) -> float | None:
-        """A number of the models, mean over runs."""
+        """The mean over runs of a number of the models, e.g. `leaves`; None if no run has it."""
         held = [run.model[name] for run in self.runs if name in run.model]
         return statistics.fmean(held) if held else None
 
     @property
     def others(self) -> list[str]:
-        """What was scored beside the students."""
+        """The models that were scored beside the students."""
         names = dict.fromkeys(name for run in self.runs for row in run.rows for name in row)
         return [name.removeprefix(f"{RMSE}_") for name in names if name.startswith(f"{RMSE}_")]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Errors of one arm minus another's on the same test cases, in percent points."""
+    """Errors of one arm minus another's on the same test cases, in percentage points."""
 
     mean: float
     low: float
@@ -115,14 +115,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that `kfrl tabular compare` shows."""
+    """A comparison of runs on tables: everything that `kfrl tabular compare` shows."""
 
     arms: tuple[Arm, ...]
     data: tuple[str, ...]
     notes: tuple[str, ...]
 
     def base(self, data: str) -> Arm | None:
-        """What the others are measured against: CART, if it is there."""
+        """The arm that the others are compared with: CART, if there is one."""
         return next((arm for arm in self.arms if arm.data == data and arm.runs[0].config.method == "cart"), None)
 
 
@@ -148,12 +148,12 @@ def read_run(path: Path, group: str | None = None) -> Record:
 def corrected_interval(differences: Sequence[float], test: float) -> tuple[float, float]:
     """95 % interval of the mean of differences over repeated random splits (Nadeau and Bengio 2003).
 
-    Splits share cases, so their differences are no independent sample: the variance of the mean is taken as
+    Splits share cases, so their differences are not independent: the variance of the mean is
     s^2 (1/n + n_test / n_train), with Student's t of n - 1 degrees of freedom.
 
     Args:
         differences: (n,), n >= 2.
-        test: Share of the cases that is tested on; the others are learned from.
+        test: Share of the test cases; the others are training cases.
     """
     count = len(differences)
     spread = statistics.stdev(differences) * math.sqrt(1 / count + test / (1 - test))
@@ -176,7 +176,7 @@ def difference(arm: Arm, base: Arm) -> Difference | None:
 
 
 def share_of_gain(arm: Arm, name: str) -> float | None:
-    """(best net - it) / (best net - teacher) in RMSE: 1 is as good as the ensemble, 0 as the best net by labels."""
+    """(best net - model) / (best net - teacher) in RMSE: 1 is as good as the ensemble, 0 as the best net by labels."""
     metrics = (f"{RMSE}_best-net", RMSE if name == "student" else f"{RMSE}_{name}", f"{RMSE}_teacher")
     net, own, teacher = (arm.mean(metric) for metric in metrics)
     if net is None or own is None or teacher is None or net == teacher:
@@ -185,7 +185,7 @@ def share_of_gain(arm: Arm, name: str) -> float | None:
 
 
 def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Comparison:
-    """Sort runs into arms, and say what is not like for like.
+    """Group runs into arms, and note what differs between the arms.
 
     Raises:
         UserError: there is no run.
@@ -196,7 +196,7 @@ def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Compa
     data = sorted({run.card.data for run in records})
     arms = [arm for name in data for arm in _arms([run for run in records if run.card.data == name], name)]
     notes = [
-        "Errors and RMSE are means over splits, on cases that nothing was learned from or chosen by; +- is the "
+        "Errors and RMSE are means over splits, on test cases that were used for no training and no choice; +- is the "
         "standard deviation over splits. Splits of one table share cases: an interval is that of Nadeau and Bengio.",
         *(note for name in data for note in _notes([arm for arm in arms if arm.data == name], name)),
         *left_out,
@@ -229,5 +229,5 @@ def _notes(arms: Sequence[Arm], data: str) -> list[str]:
             held = ", ".join(f"{arm.name} {show(arm.runs[0].settings[name])}" for arm in arms)
             notes.append(f"{data}: arms differ in {name}: {held}.")
     if any(len({len(run.rows) for run in arm.runs} | {len(arms[0].runs[0].rows)}) > 1 for arm in arms):
-        notes.append(f"{data}: not all runs have equally many splits; differences are of those that both have.")
+        notes.append(f"{data}: runs have different numbers of splits; differences use the splits that both arms have.")
     return notes

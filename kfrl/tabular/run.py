@@ -1,4 +1,4 @@
-"""A run: what a config resolves to, and learning it split by split."""
+"""A run on a table: resolve its config, then train and test split by split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,19 +20,21 @@ from kfrl.runs.metrics import STEP, MetricsWriter, read_metrics
 from kfrl.runs.provenance import commit
 from kfrl.seeding import stream
 from kfrl.tabular.config import TabularConfig
-from kfrl.tabular.data import SETS, Labels, Preparation, Rows, Table, check_classes, draw, load_table
-from kfrl.tabular.methods.base import Learned, Task
+from kfrl.tabular.methods.base import Learned, SplitTask
 from kfrl.tabular.students import Card, Loaded, Net, save_student
+from kfrl.tabular.tables import SETS, Labels, Preparation, Rows, Table, check_classes, draw, load_table
 from kfrl.tabular.teachers import find_teacher, make_teacher, teacher_label
 from kfrl.tabular.trees import Tree, describe
+from kfrl.training.session import Silent
+from kfrl.training.trainer import Display
 
 ERROR, RMSE = "test/error_percent", "test/rmse"
-"""Metrics of the student; of what stands beside it they end in _NAME."""
+"""Metrics of the student; those of another model end in _NAME."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A config with everything that it names looked up and loaded. Nothing is written yet."""
+    """A run on a table: a config, with its table and teacher loaded. Nothing is written yet."""
 
     config: TabularConfig
     table: Table
@@ -41,48 +43,35 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Status:
-    """Where a run stands."""
+class SplitStatus:
+    """The status of a run on a table, in splits; it has no rate, unlike `kfrl.training.status.Status`."""
 
     done: int
     splits: int
-    doing: str
+    part: str
+    """What is being trained."""
     errors: tuple[float, ...]
-    """Of the student, in percent, split by split."""
-
-
-class Display(Protocol):
-    """Shows a run; the command line brings one."""
-
-    def update(self, status: Status) -> None:
-        """Show where the run stands."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def update(self, status: Status) -> None:
-        """Nothing."""
+    """Test errors of the student in percent, one for each split."""
 
 
 # --- beginning ----------------------------------------------------------------------------------------------
 
 
 def resolve(config: TabularConfig) -> Run:
-    """Read the table, find the teacher, and see that they fit.
+    """Read the table, find the teacher, and check that they fit.
 
     Raises:
-        UserError: one of them does not exist, or cannot be learned from. Nothing has been written.
+        UserError: one of them does not exist or cannot be used. Nothing has been written.
     """
     if not config.data:
         raise UserError(f"Which table? Give --data NAME ({', '.join(SETS)}) or --data FILE.csv")
     table = load_table(config.data, config.target, config.nominal_names, config.data_dir)
-    check_classes(table, config.test, f"{config.test:g} of the cases that are tested on")
+    check_classes(table, config.test)
     rest = len(table) - round(config.test * len(table))
     if config.train_cases is not None and not len(table.classes) <= config.train_cases <= rest:
         raise UserError(
-            f"--train-cases {config.train_cases:,} is not possible: beside the test {table.name} has {rest:,} cases in "
-            f"{len(table.classes)} classes. Give {len(table.classes)} to {rest:,}."
+            f"--train-cases {config.train_cases:,} is not possible: without its test cases {table.name} has {rest:,} "
+            f"cases in {len(table.classes)} classes. Give {len(table.classes)} to {rest:,}."
         )
     teacher = find_teacher(config, table)
     known = config.data.casefold() in SETS or config.data.casefold().startswith("openml:")
@@ -102,10 +91,10 @@ def _default_folder(config: TabularConfig, name: str) -> Path:
 
 
 def reopen(path: Path) -> Run:
-    """The run that an existing folder holds.
+    """The run in an existing folder.
 
     Raises:
-        UserError: not a run's folder, or something that it needs is gone.
+        UserError: not a run's folder, or something that the run needs is missing.
     """
     folder = RunFolder.of_run(path)
     return resolve(replace(load_config(folder.config, TabularConfig), run_dir=path))
@@ -116,7 +105,7 @@ def reopen(path: Path) -> Run:
 
 @dataclass(frozen=True)
 class Split:
-    """Which cases of a table are for what; the three masks (cases,) do not overlap."""
+    """Training, validation and test cases of a table, as three disjoint masks (cases,)."""
 
     learning: Rows
     validation: Rows
@@ -124,7 +113,7 @@ class Split:
 
 
 def split_of(table: Table, config: TabularConfig, index: int) -> Split:
-    """Split `index` of a run: it follows from the seed, not from the method."""
+    """Split `index` of a run; it depends on the seed, not on the method."""
     generator = np.random.default_rng(stream(config.seed, 2 * index))
     test = draw(table.labels, config.test, generator)
     rest = ~test
@@ -135,25 +124,25 @@ def split_of(table: Table, config: TabularConfig, index: int) -> Split:
 
 
 def _within(labels: Labels, rows: Rows, share: float, generator: np.random.Generator) -> Rows:
-    """A share of the cases of `rows`."""
+    """Draw a share of the cases in `rows`."""
     picked = np.zeros_like(rows)
     picked[np.flatnonzero(rows)[draw(labels[rows], share, generator)]] = True
     return picked
 
 
-# --- learning -----------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------
 
 
 def finished(run: Run) -> bool:
-    """Whether all splits are done and summed up."""
+    """Whether all splits are done and eval.json is written."""
     return run.folder.evaluation.is_file()
 
 
 def train(run: Run, display: Display | None = None) -> dict[str, Any]:
-    """Learn and test every split that is not done yet; returns what `eval.json` then holds.
+    """Train and test on every split that is not done yet; returns the content of `eval.json`.
 
-    The student of the first split is written when it is learned, and a row of metrics after every split, so that a run
-    that was stopped goes on with the next split and ends as it would have.
+    The student of the first split is written when it is trained, and a row of metrics after every split. So a stopped
+    run goes on with the next split, and ends with the same result.
     """
     display = display or Silent()
     run.folder.path.mkdir(parents=True, exist_ok=True)
@@ -175,8 +164,8 @@ def train(run: Run, display: Display | None = None) -> dict[str, Any]:
     return result
 
 
-def _tell(display: Display, run: Run, done: int, doing: str, errors: tuple[float, ...]) -> None:
-    display.update(Status(done, run.config.splits, doing, errors))
+def _tell(display: Display, run: Run, done: int, part: str, errors: tuple[float, ...]) -> None:
+    display.update(SplitStatus(done, run.config.splits, part, errors))
 
 
 def _one_split(run: Run, index: int, say: Any) -> dict[str, float]:
@@ -184,7 +173,7 @@ def _one_split(run: Run, index: int, say: Any) -> dict[str, float]:
     split = split_of(table, config, index)
     rows = split.learning | split.validation
     preparation = Preparation.of(table.attributes, table.values[rows])
-    task = Task(
+    task = SplitTask(
         config,
         preparation.prepare(table.values[rows]),
         table.labels[rows],
@@ -205,7 +194,7 @@ def _one_split(run: Run, index: int, say: Any) -> dict[str, float]:
     return row
 
 
-def _score(learned: Learned, task: Task, cases: Any, labels: Labels) -> dict[str, float]:
+def _score(learned: Learned, task: SplitTask, cases: Any, labels: Labels) -> dict[str, float]:
     columns = task.preparation.encode(cases)
     row = {name: value for name, value in _measures("", learned.student.predict(columns), labels)}
     for name, predict in learned.others.items():
@@ -254,7 +243,7 @@ def _keep(run: Run, student: Tree | Net, preparation: Preparation, row: Mapping[
 
 
 def summarise(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """What `eval.json` says: the student's errors split by split, and means over splits of the rest."""
+    """The content of `eval.json`: the student's error on each split, and means over splits of all other metrics."""
     names = sorted(name for name in rows[0] if name not in (STEP, ERROR, RMSE))
     others = {name.removeprefix(f"{ERROR}_") for name in names if name.startswith(f"{ERROR}_")}
     errors = [row[ERROR] for row in rows]

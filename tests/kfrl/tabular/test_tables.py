@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kfrl.errors import UserError
-from kfrl.tabular.data import Attribute, Preparation, check_classes, draw, load_table, read_csv, values_like
+from kfrl.tabular.tables import Attribute, Preparation, check_classes, draw, load_table, read_csv, values_like
 
 TABLE = "size,colour,code,class\n1.5,red,1,yes\n?,blue,2,no\n3.5,,2,yes\n2.5,red,1,no\n"
 
@@ -49,7 +49,7 @@ def test_another_file_is_read_by_the_names_of_columns_and_categories(write) -> N
     columns = {"code": ["2", "7"], "colour": ["green", "blue"], "size": ["", "2"], "more": ["x", "y"]}
     # A colour that nobody has seen is as good as none; a code has no such category.
     np.testing.assert_equal(values_like(attributes, columns, "it"), [[np.nan, 2, 1], [2, 0, -1]])
-    with pytest.raises(UserError, match="'size' has text where numbers are due: 'big'"):
+    with pytest.raises(UserError, match="'size' has text where numbers are expected: 'big'"):
         values_like(attributes, {**columns, "size": ["1", "big"]}, "it")
     with pytest.raises(UserError, match=r"Unknown column 'code'\..*it lacks it"):
         values_like(attributes, {"colour": ["red"], "size": ["1"]}, "it")
@@ -62,7 +62,7 @@ def test_another_file_is_read_by_the_names_of_columns_and_categories(write) -> N
         ("a,klass\n1,2\n", "Did you mean 'klass'"),
         (
             "a,class\n1,x\ntwo,y\n",
-            "column 'a' has text where numbers are due: 'two' in line 3, and 1 of its 2 .*--nominal a",
+            "column 'a' has text where numbers are expected: 'two' in line 3, and 1 of its 2 .*--nominal a",
         ),
         ("a,b,class\n,1,x\nNA,2,y\n", "column 'a' has no value in any of its 2 cells"),
         ("a,class\n1,x\n2,x\n", "all cases are of one class, 'x'"),
@@ -91,7 +91,7 @@ def test_names_of_tables_and_columns(write) -> None:
 def test_a_class_of_one_case(write) -> None:
     table = read_csv(write("a,class\n" + "1,x\n2,y\n" * 5 + "3,z\n"), "class")
     with pytest.raises(UserError, match="class 'z' has one case"):
-        check_classes(table, 0.1, "test")
+        check_classes(table, 0.1)
 
 
 def test_every_class_gives_its_share() -> None:
@@ -129,5 +129,5 @@ def test_a_table_of_openml(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no network")
 
     monkeypatch.setattr("sklearn.datasets.fetch_openml", fails)
-    with pytest.raises(UserError, match="Table 7 of OpenML could not be had: no network"):
+    with pytest.raises(UserError, match="Table 7 of OpenML could not be downloaded: no network"):
         load_table("openml:7", "class", (), None)
