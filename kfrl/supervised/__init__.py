@@ -1,6 +1,6 @@
-"""Image classifiers: data, one training loop, and a file a method.
+"""Image classifiers: data, one training loop, and one file for each method.
 
-`kfrl.supervised.train(config)` trains and scores a classifier; `kfrl.supervised.resume(folder)` goes on with a run.
+`kfrl.supervised.train(config)` trains and scores a classifier; `kfrl.supervised.resume(folder)` continues a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["resume", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """The functions, imported when they are asked for: a command's help needs no torch."""
+    """Import the functions on first use, so that a command's help does not load torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from kfrl.supervised import launch

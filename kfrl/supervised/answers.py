@@ -1,6 +1,6 @@
-"""Classifiers' answers in a file: the logits of teachers on every training image of a set, computed once.
+"""Stored answers of classifiers: the logits of teachers on every training image of a set, computed once.
 
-Tensors of the file: `<name>/logits` (N, K) of each teacher, on the training images as they are and in their order.
+Tensors of the file: `<name>/logits` (N, K) of each teacher, on the training images in order, without augmentation.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Answerer:
-    """A teacher that was asked."""
+    """A teacher with stored answers."""
 
     name: str
     file: str
@@ -39,7 +39,7 @@ class Answerer:
 
 @dataclass(frozen=True)
 class AnswersCard:
-    """What a file says of the answers in it."""
+    """The card of stored answers: the header of their file."""
 
     data: str
     count: int
@@ -51,7 +51,7 @@ class AnswersCard:
 
 
 def fingerprint(images: Images) -> str:
-    """A checksum over labels and pixels; of images in files over their names and sizes."""
+    """A checksum of labels and pixels; for images in files, of labels, file names and file sizes."""
     digest = hashlib.sha256(images.labels.cpu().numpy().tobytes())
     if isinstance(images, FileImages):
         for file in images.files:
@@ -63,7 +63,7 @@ def fingerprint(images: Images) -> str:
 
 
 def collect(path: Path, data: Data, teachers: Sequence[Teacher], device: str = "cpu") -> Iterator[int]:
-    """Ask teachers of every training image and write what they say to `path`, which is whole or not there.
+    """Compute the teachers' logits on every training image and write them to `path`, atomically.
 
     Args:
         path: The file.
@@ -72,7 +72,7 @@ def collect(path: Path, data: Data, teachers: Sequence[Teacher], device: str = "
         device: Where they run.
 
     Returns:
-        An iterator that does the work; each turn gives the number of images that are done.
+        An iterator that does the work, and yields the number of images that are done.
     """
     own = Normalisation.of(data.train.sample())
     asked = [adapt(teacher, data.shape, own) for teacher in teachers]
@@ -98,19 +98,19 @@ def collect(path: Path, data: Data, teachers: Sequence[Teacher], device: str = "
 
 
 class Absent(nn.Module):
-    """In the place of a teacher's net where its stored answers are all there is."""
+    """Takes the place of a teacher's net if only its stored answers are given."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Nothing can be asked.
+        """Refuse, because there is no net.
 
         Raises:
             UserError: always.
         """
-        raise UserError("Only stored answers of this teacher are here, not the teacher. Give it by --teachers alone.")
+        raise UserError("This teacher has stored answers and no net. Give it by --teachers, without --answers.")
 
 
 def read_answers(path: Path, data: Data) -> tuple[Teacher, ...]:
-    """The teachers of a file as they answered for the training images of `data`, without their nets.
+    """The teachers in a file, with stored answers for the training images of `data` and without nets.
 
     Raises:
         UserError: no such file, or answers for other images.
@@ -118,12 +118,12 @@ def read_answers(path: Path, data: Data) -> tuple[Teacher, ...]:
     try:
         card, tensors = read_net(path, AnswersCard, FORMAT, with_tensors=True)
     except UserError as error:
-        raise UserError(f"{error} Files of answers are what `kfrl supervised collect` writes.") from None
+        raise UserError(f"{error} `kfrl supervised collect` writes files of answers.") from None
     if (card.count, card.images_sha256) != (len(data.train), fingerprint(data.train)):
         raise UserError(
             f"{path} has answers for the {card.count:,} training images of {card.data}; the {len(data.train):,} of "
-            f"{data.name} are others, or of another --image-size. Collect anew: kfrl supervised collect --data "
-            f"{data.name} --teachers NAME --output FILE"
+            f"{data.name} differ from them, or have another --image-size. Collect answers for these: kfrl supervised "
+            f"collect --data {data.name} --teachers NAME --output FILE"
         )
     return tuple(
         Teacher(

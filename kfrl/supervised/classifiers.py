@@ -16,25 +16,25 @@ FORMAT = "kfrl-classifier-1"
 
 @dataclass(frozen=True)
 class Card(ModelCard):
-    """What a file says of the classifier in it."""
+    """A classifier's card: the header of its file."""
 
     data: str
     """The data set."""
     classes: tuple[str, ...]
-    """By name, in the order of the logits."""
+    """Names, in the order of the logits."""
     arch: dict[str, Any]
-    """What `build_net` needs."""
+    """The argument of `build_net`."""
     input_shape: tuple[int, int, int]
     """(C, H, W)"""
     mean: tuple[float, ...]
-    """The net takes (x - mean) / std, channel by channel, of pixels x in [0, 1]."""
+    """The net's input is (x - mean) / std for each channel of pixels x in [0, 1]."""
     std: tuple[float, ...]
     net: str = "unknown"
     """The net's name."""
     epochs: int = 0
-    """How many it was trained for."""
+    """Number of training epochs."""
     validation_accuracy: float | None = None
-    """Share of the validation images that it gets right; what teachers are chosen by."""
+    """Share of the validation images that it classifies correctly; teachers are chosen by it."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Teacher(SavedModel[Card]):
     """A loaded classifier."""
 
     adapted: tuple[str, ...] = ()
-    """What is done to the student's images before it sees them, in words."""
+    """The conversions of the student's images to the teacher's input, as text."""
     answers: Tensor | None = None
-    """(N, K) stored logits on the run's training images, in the place of its net."""
+    """(N, K) stored logits on the run's training images, instead of its net's."""
 
 
 def save_classifier(path: Path, net: nn.Module, card: Card) -> None:
-    """Write `net` and its `card`; the file is either whole or not there."""
+    """Write `net` and its `card`, atomically."""
     write_net(path, net, card, FORMAT)
 
 
@@ -56,16 +56,16 @@ def read_card(path: Path) -> Card:
     """Read only the header of a classifier's file.
 
     Raises:
-        UserError: not a whole file of that kind.
+        UserError: a file that is truncated, damaged or of another format.
     """
     return read_net(path, Card, FORMAT, with_tensors=False)[0]
 
 
 def load_classifier(path: Path) -> Teacher:
-    """Read a file into a frozen net on the CPU, in evaluation mode, called after its data set.
+    """Read a file into a frozen net on the CPU, in evaluation mode, named after its data set.
 
     Raises:
-        UserError: missing, truncated, of a foreign format, or tensors that do not fit the architecture it names.
+        UserError: a file that is missing, truncated or of another format, or tensors that do not fit its card.
     """
     card, tensors = read_net(path, Card, FORMAT, with_tensors=True)
     net = load_tensors(path, build_net(card.arch, len(card.classes)), tensors)

@@ -1,4 +1,4 @@
-"""What finished runs say about methods: errors on the test images, over seeds, data set by data set."""
+"""Comparison of classifiers' finished runs: errors on the test images, over seeds, for each data set."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from kfrl.supervised.methods import get_method, method_names
 
 MIN_SEEDS = 3
 IDENTITY = {"data", "seed", "method", "teachers", "teacher_sha256"}
-"""Settings that the name of an arm or its place in a table says."""
+"""Settings that the name of an arm or its table shows."""
 BOOKKEEPING = {"run_dir", "data_dir", "device", "checkpoint_every", "memory_gb"}
-"""Settings that change nothing of what is learned."""
+"""Settings that do not change what is learned."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run."""
+    """A classifier's finished run."""
 
     path: Path
     config: SupervisedConfig
@@ -46,15 +46,15 @@ class Record:
     deployed: int
     trained: int
     group: str | None = None
-    """What the user called the arm that it belongs to."""
+    """The user's name for the run's arm."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What can make two runs of a method differ, by the name of the setting (`knowledge-flow.kl_coef`)."""
+        """The settings in which two runs of a method can differ, by name (`knowledge-flow.kl_coef`)."""
         held = asdict(self.config)
         held |= held.pop("methods")
         known = flat({name: value for name, value in held.items() if name not in IDENTITY | BOOKKEEPING})
-        # A teacher is its file, and images are their folder: others under the same name make another arm.
+        # Other teacher files, or another folder of images, make another arm also under the same name.
         known["teacher.file"] = "+".join(each[:8] for each in self.config.teacher_sha256) or self.config.teachers
         known["data.folder"] = self.config.data if "/" in self.config.data else ""
         return known
@@ -62,7 +62,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of one method under the same settings on one data set, by seed."""
+    """Classifiers' runs of one method under the same settings on one data set, by seed."""
 
     name: str
     data: str
@@ -70,28 +70,28 @@ class Arm:
 
     @property
     def errors(self) -> list[float]:
-        """In percent, seed by seed."""
+        """The test error of each seed, in percent."""
         return [run.test.error_percent for run in self.runs]
 
     @property
     def mean(self) -> float:
-        """Of the errors."""
+        """The mean error."""
         return statistics.fmean(self.errors)
 
     @property
     def std(self) -> float | None:
-        """The sample's standard deviation over seeds; None of a single run."""
+        """The sample standard deviation over seeds; None for a single run."""
         return statistics.stdev(self.errors) if len(self.runs) > 1 else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that `kfrl supervised compare` shows."""
+    """A comparison of classifiers' runs: everything that `kfrl supervised compare` shows."""
 
     arms: tuple[Arm, ...]
     data: tuple[str, ...]
     notes: tuple[str, ...]
-    """What has to be known beside the numbers, a sentence each."""
+    """Remarks on the numbers, one sentence each."""
 
 
 def read_run(path: Path, group: str | None = None) -> Record:
@@ -116,7 +116,7 @@ def read_run(path: Path, group: str | None = None) -> Record:
 
 
 def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Comparison:
-    """Sort runs into arms, and say what is not like for like.
+    """Group runs into arms, and note what differs between the arms.
 
     Raises:
         UserError: there is no run.
@@ -126,7 +126,7 @@ def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Compa
         raise UserError(" ".join(["No run is left to compare.", *left_out]))
     arms = [arm for data in sorted({run.card.data for run in records}) for arm in _arms(records, data)]
     notes = [
-        "Errors are those of the kept student, alone, on test images that nothing was chosen by. n counts runs; +- is "
+        "Errors are those of the kept student alone, on test images that were used for no choice. n counts runs; +- is "
         "the standard deviation over them.",
         *(note for data in dict.fromkeys(arm.data for arm in arms) for note in _notes(data, arms)),
         *left_out,
@@ -156,7 +156,7 @@ def _notes(data: str, arms: Sequence[Arm]) -> list[str]:
     notes = []
     few = [f"{arm.name} ({len(arm.runs)})" for arm in here if len(arm.runs) < MIN_SEEDS]
     if few:
-        notes.append(f"{data}: fewer than {MIN_SEEDS} seeds, so the spread says little: {', '.join(few)}.")
+        notes.append(f"{data}: fewer than {MIN_SEEDS} seeds, so the spread is not reliable: {', '.join(few)}.")
     for arm in here:
         seeds = [run.config.seed for run in arm.runs]
         if len(set(seeds)) < len(seeds):

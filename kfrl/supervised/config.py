@@ -20,47 +20,47 @@ class SupervisedConfig:
     """Train an image classifier, alone or with frozen teachers."""
 
     data: str = ""
-    """The images to learn: mnist, emnist-letters, fashion-mnist, cifar-10, ...; NAME-no-CLASS leaves one class out of
+    """The data set: mnist, emnist-letters, fashion-mnist, cifar-10, ...; NAME-no-CLASS leaves one class out of
     the training images, NAME-half keeps the first half of the classes, NAME-other-half the others; or a folder of
     images by class."""
     teachers: str = ""
     """Teachers, comma-separated: the data set of one of your runs, or the path of a run."""
     teacher_sha256: tuple[str, ...] = ()
-    """Checksums of the teachers' files, in their order, as a run's config.yaml has them: other files are refused. None:
-    the files are taken as they are."""
+    """SHA-256 of each teacher's file, in order, as a run's config.yaml has them; other files are refused. Empty: no
+    check."""
     answers: Path | None = None
     """A file of `kfrl supervised collect`: kd and mimic learn from it without the teachers, with --augment none."""
     method: str | None = None
-    """How to learn; docs/supervised.md has them all. Or a file of your own: path/to/file.py. Default:
-    knowledge-flow with teachers, kd with --answers alone, baseline without either."""
+    """The method, see docs/supervised.md, or a file of your own: path/to/file.py. Default: knowledge-flow with
+    teachers, kd with --answers alone, baseline without either."""
     net: str | None = None
-    """The student: mlp-800-800, cifar-conv-128, resnet-20, densenet-100-24, ... Default: what suits the images."""
+    """The student's net: mlp-800-800, cifar-conv-128, resnet-20, densenet-100-24, ... Default: by data or method."""
     train_images: Count | None = None
-    """Learn from so many training images only, the same share of every class, up to rounding, and the same ones for
-    every seed. Default: all."""
+    """Number of training images, the same share of every class, up to rounding, and the same ones for every seed.
+    Default: all."""
     epochs: Count = 20
     """Passes over the training images."""
     batch_size: Count = 128
-    """Images of an update."""
+    """Images in an update."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """sgd has Nesterov momentum."""
     lr: Positive = 0.05
-    """Learning rate at the start."""
+    """Initial learning rate."""
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     """How the learning rate falls: to 0 along a cosine, or to a tenth at each of --milestones."""
     milestones: tuple[Fraction, ...] = (0.5, 0.75)
-    """Shares of the epochs at which `steps` falls."""
+    """steps: shares of the epochs at which the learning rate falls."""
     momentum: Share = 0.9
-    """Of sgd."""
+    """Momentum of sgd."""
     weight_decay: NonNegative = 1e-4
     """L2 penalty on all weights."""
     augment: Augment = "auto"
-    """shift: a random crop after padding; crop-flip: that, and a flip at random; auto: what is usual for the images."""
+    """shift: a random crop after padding; crop-flip: shift and a random flip; auto: usual for the data set."""
     pad: Count = 4
     """Pixels of padding before the crop."""
     validation: Share = 0.1
-    """Share of the training images, the same of every class, that is kept back for choices. A folder with val/ and
-    test/ has validation images of its own, which are taken instead, unless this is 0."""
+    """Share of the training images, the same of every class, that is held back for validation. A folder with val/ and
+    test/ has validation images of its own, which are used instead, unless this is 0."""
     keep: Literal["best", "last"] = "best"
     """Which epoch's student is kept: the best on the validation images, or the last."""
     seed: Annotated[int, Ge(0)] = 1
@@ -72,19 +72,19 @@ class SupervisedConfig:
     image_size: Count | None = None
     """Resize the images to this height and width."""
     memory_gb: Positive = 8.0
-    """A folder of images that would take more stays in its files, which are decoded batch by batch."""
+    """A folder of images that needs more memory is not loaded; its files are decoded batch by batch."""
     run_dir: Path | None = None
     """The run's folder. Default: runs/<data>/<method>/<teachers>-s<seed>-<time>."""
     log_to: str = ""
-    """wandb, mlflow or both, comma-separated: rows of metrics.csv go there too."""
+    """wandb, mlflow or both, comma-separated: also log the rows of metrics.csv there."""
     checkpoint_every: Positive = 300.0
     """Seconds between checkpoints."""
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Settings of methods, by the method's name; `--method NAME` has them as flags."""
+    """Settings of methods, by the method's name; with `--method NAME` they are flags."""
 
     @staticmethod
     def renew(values: dict[str, Any]) -> dict[str, Any]:
-        """Settings as earlier versions wrote them, by the names that they have now."""
+        """Convert the settings of earlier versions to the present names."""
         own = {"own": (method_label(values.get("method") or ""),)} if values.get("own") else {"own": ()}
         return with_former_groups(values, {**_FORMER_GROUPS, **own})
 
@@ -95,12 +95,12 @@ class SupervisedConfig:
 
     @property
     def method_name(self) -> str:
-        """The method in force: its name, or the path of a file."""
+        """The method's name or the path of its file, with the default filled in."""
         return self.method or ("knowledge-flow" if self.teacher_names else "kd" if self.answers else "baseline")
 
     @property
     def label(self) -> str:
-        """What tables and folders call the method."""
+        """The method's name in tables and folder names."""
         return method_label(self.method_name)
 
 
@@ -114,4 +114,4 @@ _FORMER_GROUPS = {
     "born_again": ("born-again",),
     "growth": ("anti-distillation",),
 }
-"""Groups of settings in the files of earlier versions, and the methods that have them now."""
+"""Groups of settings in the files of earlier versions -> the methods that have them now."""

@@ -1,4 +1,4 @@
-"""How many images a classifier gets right."""
+"""Accuracy and loss of classifiers on images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kfrl.errors import UserError
+from kfrl.errors import UserError, shortened
 from kfrl.nets.memory_format import channels_last
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.data.batches import Loader, Normalisation
@@ -21,13 +21,13 @@ from kfrl.supervised.teachers import Adapter
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Right answers on a set of images."""
+class ImageEvaluation:
+    """A classifier's accuracy and loss on a set of images."""
 
     correct: int
     total: int
     per_class: tuple[float, ...]
-    """Accuracy on the images of each class; NaN without one."""
+    """Accuracy on the images of each class; NaN for a class without images."""
     loss: float
     """Mean cross-entropy, in nats."""
 
@@ -37,7 +37,7 @@ class Evaluation:
         return self.correct / self.total
 
     def to_dict(self, classes: Sequence[str] = ()) -> dict[str, Any]:
-        """For `eval.json`, in percent; with the classes' names their accuracies too, None without an image."""
+        """For `eval.json`, in percent; with class names also each class's accuracy, None for a class without images."""
         shares = [None if math.isnan(share) else 100 * share for share in self.per_class]
         per_class = {"per_class_percent": dict(zip(classes, shares, strict=True))} if classes else {}
         return {
@@ -51,10 +51,10 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(predict: Predictor, images: Loader, classes: int) -> Evaluation:
-    """Count right answers, and take the mean cross-entropy. The nets behind `predict` have to be in evaluation mode.
+def evaluate(predict: Predictor, images: Loader, classes: int) -> ImageEvaluation:
+    """Compute accuracy and mean cross-entropy. The nets behind `predict` have to be in evaluation mode.
 
-    Whatever `predict` draws at random leaves torch's generator as it was.
+    Random draws of `predict` do not change the state of torch's generator.
     """
     right, total = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
     loss = 0.0
@@ -67,25 +67,25 @@ def evaluate(predict: Predictor, images: Loader, classes: int) -> Evaluation:
             right += torch.bincount(batch.labels[hits], minlength=classes).cpu()
     right, total = images.ranks.total(right), images.ranks.total(total)
     loss = float(images.ranks.total(torch.tensor(loss, dtype=torch.float64)))
-    return Evaluation(int(right.sum()), int(total.sum()), tuple((right / total).tolist()), loss / int(total.sum()))
+    return ImageEvaluation(int(right.sum()), int(total.sum()), tuple((right / total).tolist()), loss / int(total.sum()))
 
 
-def score_classifier(classifier: Teacher, data: Data, batch_size: int) -> Evaluation:
-    """Evaluate a loaded classifier on the test images of a data set, made to fit if they are of another kind.
+def score_classifier(classifier: Teacher, data: Data, batch_size: int) -> ImageEvaluation:
+    """Evaluate a loaded classifier on the test images of a data set, converted if they have another shape.
 
     Args:
-        classifier: What is evaluated.
-        data: Whose test images.
-        batch_size: Images that go through the net at once.
+        classifier: The classifier.
+        data: The data set.
+        batch_size: Images in a forward pass.
 
     Raises:
-        UserError: it knows other classes.
+        UserError: the classifier has other classes.
     """
     if classifier.card.classes != data.classes:
         raise UserError(
-            f"{classifier.path} tells {len(classifier.card.classes)} classes apart "
-            f"({', '.join(classifier.card.classes[:4])}, ...), and {data.name} has {len(data.classes)} others "
-            f"({', '.join(data.classes[:4])}, ...): nothing to count."
+            f"{classifier.path} has {len(classifier.card.classes)} classes ({shortened(classifier.card.classes, 4)}), "
+            f"and {data.name} has {len(data.classes)} others ({shortened(data.classes, 4)}). Give --data with images "
+            "of the classifier's classes."
         )
     card, net = classifier.card, classifier.net
     if data.shape == card.input_shape:

@@ -15,27 +15,27 @@ from kfrl.errors import UserError
 from kfrl.runs.atomic import replacing, write_text
 
 LABELS = "labels"
-"""The source of an edge that is the cross-entropy."""
+"""The source of an edge whose loss is the cross-entropy with the labels."""
 ENSEMBLE = "ensemble"
-"""The `net` of a node that is the mean of those that train."""
+"""The `net` of a node that is the ensemble of the nodes that train."""
 COLOURS = {"through": "#1b6ca8", "linear": "#2e8b57", "negative-linear": "#b8860b", "correct": "#8e44ad"}
 _DASHES: dict[str, Any] = {"kl": "solid", "apart": "dotted", "attention": "dashed", "attention-apart": "dashdot"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """A net of a knowledge transfer graph."""
+    """A node of a knowledge transfer graph: a net, or an ensemble."""
 
     name: str
     net: str | None = None
-    """By name; the student's by default. `ensemble`: no net, but the mean logits of all nodes that train."""
+    """The net's name. Default: the student's net. `ensemble`: the mean logits of all nodes that train."""
     teacher: int | str | None = None
-    """One of --teachers, by its place (1 is the first) or by name: pre-trained and frozen; of this `net`, if given."""
+    """A pre-trained, frozen node: one of --teachers, by position (1 is the first) or name; of this `net`, if given."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """Knowledge that goes from one node to another."""
+    """An edge of a knowledge transfer graph: the source teaches the target."""
 
     source: str
     """A node's name, or `labels`."""
@@ -43,7 +43,7 @@ class Edge:
     gate: str = "through"
     """through, cutoff, linear, negative-linear or correct."""
     loss: Literal["kl", "apart", "attention", "attention-apart"] = "kl"
-    """What is alike: the outputs, or the attention maps of a layer; apart: pushed away from each other (+)."""
+    """kl: outputs become alike; attention: attention maps of a layer do; apart: pushed away from each other (+)."""
     source_layer: str | None = None
     """attention: the source's layer. Default: its last hidden one that gives maps."""
     target_layer: str | None = None
@@ -64,7 +64,7 @@ class Graph:
 
 
 def with_other_edges(graph: Graph) -> Graph:
-    """The graph with all of its edges listed."""
+    """The graph with the edges of `other_edges` in its list of edges."""
     if graph.other_edges == "cutoff":
         return graph
     listed = {(edge.source, edge.target) for edge in graph.edges}
@@ -82,21 +82,21 @@ def read_graph(path: Path) -> Graph:
     """
     graph = load_config(path.expanduser(), Graph)
     if not graph.nodes:
-        raise UserError(f"{path} holds no nodes, so no graph: docs/transfer-graphs.md says what makes one.")
+        raise UserError(f"{path} holds no nodes. docs/supervised-methods.md describes a graph, under collaborative.")
     return graph
 
 
 def plain_graph(graph: Graph) -> dict[str, Any]:
-    """A graph as plain values, without what is as it is by default."""
+    """A graph as plain values, without those that are the defaults."""
 
-    def said(entry: Node | Edge, default: Node | Edge) -> dict[str, Any]:
-        usual = asdict(default)
+    def plain_entry(entry: Node | Edge, default: Node | Edge) -> dict[str, Any]:
+        defaults = asdict(default)
         needed = ("name", "source", "target", "gate")
-        return {key: value for key, value in asdict(entry).items() if key in needed or value != usual[key]}
+        return {key: value for key, value in asdict(entry).items() if key in needed or value != defaults[key]}
 
     plain: dict[str, Any] = {
-        "nodes": [said(node, Node("")) for node in graph.nodes],
-        "edges": [said(edge, Edge("", "")) for edge in with_other_edges(graph).edges],
+        "nodes": [plain_entry(node, Node("")) for node in graph.nodes],
+        "edges": [plain_entry(edge, Edge("", "")) for edge in with_other_edges(graph).edges],
     }
     if graph.edge_temperature != Graph().edge_temperature:
         plain["edge_temperature"] = graph.edge_temperature
@@ -110,13 +110,13 @@ def write_graph(path: Path, graph: Graph, notes: Sequence[str] = ()) -> None:
 
 
 def draw_graph(path: Path, graph: Graph, student: str, title: str = "") -> None:
-    """Draw a graph as a PNG: nodes on a circle, an arrow for each open edge, what labels teach inside the node.
+    """Draw a graph as a PNG: nodes on a circle, an arrow for each open edge, and edges from labels inside the node.
 
     Args:
-        path: Where to.
+        path: The PNG file.
         graph: The graph.
         student: The net of nodes that name none.
-        title: Above the picture.
+        title: The picture's title.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -158,7 +158,7 @@ def draw_graph(path: Path, graph: Graph, student: str, title: str = "") -> None:
 
 
 def _places(names: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """The first on top, the others around clockwise."""
+    """The nodes' positions: the first on top, the others clockwise."""
     angles = [math.pi / 2 - 2 * math.pi * index / len(names) for index in range(len(names))]
     return {name: (math.cos(angle), math.sin(angle)) for name, angle in zip(names, angles, strict=True)}
 

@@ -1,4 +1,4 @@
-"""A run on images as a function: started or resumed, trained, and scored."""
+"""A classifier's run as a function: start or resume, train, and score."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kfrl.training.trainer import Display
 
 
 class Session(session.Session[Run, Trainer]):
-    """A run on images."""
+    """A classifier's run in this process."""
 
     command = "kfrl supervised train"
     settings = SupervisedConfig
@@ -36,12 +36,12 @@ class Session(session.Session[Run, Trainer]):
         return reopen(folder)
 
     def build(self, display: Display) -> Trainer:
-        """The loop of epochs."""
+        """The trainer of the run."""
         return Trainer(self.run, display, self.checkpoint)
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done and the test images are counted."""
+        """Whether all epochs are done and eval.json is written."""
         return self.trainer.finished and self.run.folder.evaluation.exists()
 
     def load_student(self) -> nn.Module:
@@ -57,13 +57,13 @@ class Session(session.Session[Run, Trainer]):
 
 
 def train(config: SupervisedConfig | Mapping[str, Any], display: Display | None = None) -> Result:
-    """Train a classifier and score it: all that `kfrl supervised train` does but flags and printing.
+    """Train a classifier and score it: all that `kfrl supervised train` does, except flags and printing.
 
     Works in any thread. On the main one, Ctrl-C and SIGTERM end the run between two updates, with a checkpoint.
 
     Args:
         config: The settings, or plain values by name: `{"data": "digits", "epochs": 3}`.
-        display: Gets `update(status)` and `say(text)` along the way.
+        display: Gets `update(status)` and `say(text)` during the run.
 
     Raises:
         UserError: settings that cannot be used. Nothing has been written.
@@ -73,10 +73,10 @@ def train(config: SupervisedConfig | Mapping[str, Any], display: Display | None 
 
 
 def resume(folder: Path | str, display: Display | None = None) -> Result:
-    """Go on with a run from its latest checkpoint, and score it; one that is finished is only read.
+    """Continue a run from its latest checkpoint, and score it; a finished run is only read.
 
     Raises:
-        UserError: no run's folder, or something that it needs is gone.
+        UserError: not a run's folder, or something that the run needs is missing.
         TrainingError: training failed.
     """
     return Session.resume(Path(folder)).complete(display or Silent())

@@ -1,4 +1,4 @@
-"""A few updates of a run that is not begun: how fast it would be."""
+"""A few updates of a classifier's run that is not started, to measure its speed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kfrl.supervised.trainer import Trainer
 from kfrl.training.trainer import Display
 
 MEASURED = 2.0
-"""Seconds of updates that a rate is measured over, at least; an epoch at most."""
+"""Seconds of updates that a rate is measured on, at least; at most an epoch."""
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def rehearsal(run: Run, display: Display) -> Iterator[Trainer]:
 
 
 def expected_rate(trainer: Trainer) -> float:
-    """Images a second, from a few updates, measured here and now."""
+    """Images a second, measured on a few updates."""
     images, started = 0, time.perf_counter()
     for index, batch in enumerate(trainer.images.epoch(trainer.config.seed, 0, 0)):
         if index == 1:  # The first update was for warming up.

@@ -1,4 +1,4 @@
-"""A run: what a config resolves to."""
+"""A classifier's run: a config resolved to data, method, teachers and folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from kfrl.training.run import MethodRun
 
 @dataclass(frozen=True)
 class Run(MethodRun[AnyMethod]):
-    """A config with everything that it names looked up and loaded. Nothing is written yet."""
+    """A classifier's run: a config, with its data and teachers loaded. Nothing is written yet."""
 
     config: SupervisedConfig
     data: Data
@@ -50,13 +50,13 @@ class Run(MethodRun[AnyMethod]):
         return get_method(self.config.method_name)(self.config)
 
     def build(self, method: AnyMethod) -> nn.Module:
-        """The module that trains, fresh, on the run's device."""
+        """A new module that trains, on the run's device."""
         net: nn.Module = method.build(self.task, self.teachers)
         return net.to(torch.device(self.config.device))
 
     @property
     def seed(self) -> int:
-        """The run's own."""
+        """The run's seed."""
         return self.config.seed
 
     def loader(self, images: Images, channels_last: bool, augmented: bool = False) -> Loader:
@@ -75,7 +75,7 @@ class Run(MethodRun[AnyMethod]):
     def save_student(
         self, net: nn.Module, name: str, epochs: int, validation: float | None, test: dict[str, Any]
     ) -> None:
-        """Write the student alone, called by the `name` of its net, as a teacher for the next run."""
+        """Write the student alone, with the `name` of its net in its card; it can teach another run."""
         card = Card(
             data=self.data.name,
             classes=self.task.classes,
@@ -97,7 +97,7 @@ class Run(MethodRun[AnyMethod]):
 
 
 def resolve(config: SupervisedConfig) -> Run:
-    """Look up the data, the method and the teachers, and see that they fit together.
+    """Look up the data, the method and the teachers, and check that they fit together.
 
     Raises:
         UserError: one of them does not exist, or they do not fit. Nothing has been written.
@@ -152,7 +152,7 @@ def resolve(config: SupervisedConfig) -> Run:
     try:
         run.built()
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"The student {config.net} and its teachers cannot be put together: {error}") from None
+        raise UserError(f"The student {config.net} and its teachers do not fit together: {error}") from None
     return run
 
 
@@ -162,9 +162,9 @@ def _check_pinned(teachers: Sequence[Teacher], config: SupervisedConfig) -> None
 
 
 def _answerers(config: SupervisedConfig, data: Data, path: Path) -> tuple[Teacher, ...]:
-    """The teachers whose answers are stored; those that are named have to be the same."""
+    """The teachers with stored answers; teachers that the config names have to be among them."""
     if (data.augment if config.augment == "auto" else config.augment) != "none":
-        raise UserError("--answers are for the images as they are, and the run would change them. Give --augment none.")
+        raise UserError("--answers are for images without augmentation, and this run has some. Give --augment none.")
     stored = read_answers(path.expanduser(), data)
     asked = {teacher.sha256: teacher.name for teacher in stored}
     if config.teacher_names not in ((), tuple(str(teacher.path) for teacher in stored)):
@@ -179,7 +179,7 @@ def _answerers(config: SupervisedConfig, data: Data, path: Path) -> tuple[Teache
 
 
 def _ready(teacher: Teacher, data: Data, normalisation: Normalisation, rows: Tensor, device: torch.device) -> Teacher:
-    """A teacher that takes the student's images, or its answers for the training images `rows` of the set."""
+    """A teacher that accepts the student's images, or has stored answers for the training images `rows`."""
     if teacher.answers is not None:
         return replace(teacher, answers=teacher.answers[rows].to(device))
     adapted = adapt(teacher, data.shape, normalisation)
@@ -188,7 +188,7 @@ def _ready(teacher: Teacher, data: Data, normalisation: Normalisation, rows: Ten
 
 
 def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images, Tensor]:
-    """The images to learn from, those for validation, which are the set's own if it has some, and the former's rows."""
+    """Training images, validation images (the data set's own if it has some), and the rows of the former."""
     images, count = data.train, config.train_images
     classes = len(set(images.labels.tolist()))
     if count is not None and not classes <= count <= len(images):
@@ -202,9 +202,9 @@ def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images, Tenso
     rows, kept_back = split_off(images.labels, config.validation, count=count)
     if config.validation and not len(kept_back):
         raise UserError(
-            f"--validation {config.validation:g} of {len(rows):,} training images in {classes} classes is no image "
+            f"--validation {config.validation:g} of {len(rows):,} training images in {classes} classes gives no image "
             f"of any class: a class needs {math.ceil(0.5 / config.validation + 1e-9)} images. Give a larger share, or "
-            "--validation 0 to do without."
+            "--validation 0 for no validation."
         )
     return images.take(rows), images.take(kept_back), rows
 
@@ -213,7 +213,8 @@ def _check_shares(batch: int, processes: int) -> None:
     if batch % processes:
         raise UserError(
             f"A batch of {batch} images cannot be shared evenly by {processes} processes. Give a --batch-size that is "
-            f"a multiple of {processes}, e.g. {processes * max(1, batch // processes)}, with as many training images."
+            f"a multiple of {processes}, e.g. {processes * max(1, batch // processes)}, and not above the number of "
+            "training images."
         )
 
 
@@ -224,10 +225,10 @@ def _default_folder(config: SupervisedConfig, data: str, teachers: Sequence[Teac
 
 
 def reopen(path: Path) -> Run:
-    """The run that an existing folder holds.
+    """The run in an existing folder.
 
     Raises:
-        UserError: not a run's folder, or something that it needs is gone.
+        UserError: not a run's folder, or something that the run needs is missing.
     """
     folder = RunFolder.of_run(path)
     return resolve(replace(folder.read_config(SupervisedConfig), run_dir=path))

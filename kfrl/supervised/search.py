@@ -1,7 +1,7 @@
-"""A search on validation images: which transfer graph, or which lambdas of Knowledge Flow. Imports no torch.
+"""Search for a transfer graph, or for the lambdas of Knowledge Flow, on validation images. Imports no torch.
 
-The trials of a search are those of a sweep. What is best on the validation images is trained again, with other seeds
-and on the validation images too, and tested once, beside the methods that it has to beat (Minami et al. 2019).
+The trials run as a sweep. The best trial on the validation images is trained again, with other seeds and also on the
+validation images, and tested once, beside the methods that it is compared with (Minami et al. 2019).
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ GATES = ("through", "cutoff", "linear", "negative-linear", "correct")
 LOSSES = ("kl", "apart", "attention", "attention-apart")
 STUDENT = "student"
 _TRIES = 2000
-"""Draws that are given up after: the space has no further graph."""
+"""Draws in a row without a new graph, after which the space counts as exhausted."""
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What is searched, and how."""
+    """The settings of a search."""
 
     space: Literal["graph", "flow"] = "graph"
-    """A transfer graph of --method collaborative; or lambda_1 and lambda_2 of Knowledge Flow from --teachers."""
+    """graph: a transfer graph of --method collaborative; flow: Knowledge Flow's lambda_1 and lambda_2."""
     trials: Count = 100
-    """Graphs that are drawn at random; of the lambdas at most all pairs."""
+    """graph: number of random graphs; flow: number of pairs of lambdas, at most all."""
     num_nodes: Annotated[int, Ge(2), Le(7)] = 3
     """Nets of a graph, the student included."""
     nets: str = ""
-    """What the other nodes may be, comma-separated. Default: the student's net."""
+    """Nets that the other nodes may have, comma-separated. Default: the student's net."""
     gates: str = ",".join(GATES)
     """Gates that edges may have, comma-separated."""
     edge_losses: str = "kl"
     """Losses that edges between nets may have, comma-separated: kl, apart, attention, attention-apart."""
     ensemble: bool = False
-    """The target is the mean of the nodes that train; it teaches none, and --num-nodes does not count it."""
+    """The target is the ensemble of the nodes that train; it teaches none, and --num-nodes does not count it."""
     frozen: bool = True
-    """Every second node but the student is pre-trained and frozen: one of --teachers, or else a net of its kind that
-    the search trains first."""
+    """With probability 1/2, each node but the student is pre-trained and frozen: one of --teachers, or else a net of
+    its kind that the search trains first."""
     dependence_coefs: tuple[NonNegative, ...] = (0.05, 0.1, 0.5)
     """flow: values of lambda_1; these are the paper's."""
     kl_coefs: tuple[NonNegative, ...] = (0.001, 0.01, 0.05)
@@ -58,19 +58,20 @@ class SearchConfig:
     grace: Annotated[float, Gt(0.0), Lt(1.0)] = 0.5
     """ASHA's first rung, as a share of a run."""
     factor: Annotated[float, Gt(1.0)] = 2.0
-    """ASHA goes on with the best 1/factor at each rung."""
+    """ASHA continues the best 1/factor of the trials at each rung."""
     prune: bool = True
-    """Whether ASHA ends graphs early. Flows always run to their end: what lambda does shows after the hand-over."""
+    """graph: ASHA stops trials early. Trials of flow always run to the end, as lambda's effect shows after the
+    hand-over."""
     retrainings: Count = 3
-    """Seeds that the winner, and what it is tested beside, are trained with; none of them is the search's."""
+    """Number of seeds for training the winner and the methods it is compared with; none of them is the search's."""
 
 
 def make_plan(search: SearchConfig, config: SupervisedConfig) -> Plan:
-    """All trials of a search; more of them do not change the first ones.
+    """All trials of a search; a larger number of trials keeps the first ones.
 
     Args:
-        search: What is searched.
-        config: The settings of every trial; its seed is that of the draws, too.
+        search: The settings of the search.
+        config: The settings of every trial; its seed is also the seed of the draws.
 
     Raises:
         UserError: no validation images, no student, an unknown gate or loss, or a space without a graph.
@@ -88,12 +89,12 @@ def make_plan(search: SearchConfig, config: SupervisedConfig) -> Plan:
 
 
 def changed(config: SupervisedConfig) -> dict[str, Any]:
-    """The settings that are not as by default, as plain values; folders as absolute paths."""
-    usual = asdict(SupervisedConfig())
+    """The settings that differ from the defaults, as plain values; folders as absolute paths."""
+    default = asdict(SupervisedConfig())
     found = {
         name: value
         for name, value in asdict(config).items()
-        if value != usual[name] and name not in ("run_dir", "teacher_sha256")
+        if value != default[name] and name not in ("run_dir", "teacher_sha256")
     }
     if config.data_dir is not None:
         found["data_dir"] = str(config.data_dir.expanduser().absolute())
@@ -103,7 +104,7 @@ def changed(config: SupervisedConfig) -> dict[str, Any]:
 
 
 def _method(base: Mapping[str, Any], name: str, **own: Any) -> dict[str, Any]:
-    """The settings of a run of a method, with some of its own and no other method's."""
+    """The settings of a run of method `name`, with its settings `own`, and without those of other methods."""
     given = base.get("methods", {}).get(name, {})
     mine = own if name == "collaborative" else {**given, **own}
     found = {**{key: value for key, value in base.items() if key != "methods"}, "method": name}
@@ -137,25 +138,25 @@ def _flows(search: SearchConfig, config: SupervisedConfig) -> Iterator[Trial]:
 
 @dataclass(frozen=True)
 class GraphSpace:
-    """Graphs with one target, as many as there are choices of nets, gates and losses."""
+    """The search space: graphs with one target, by the choices of nets, gates and losses."""
 
     student: str
     """The target's net."""
     nets: tuple[str, ...]
-    """Of the others."""
+    """Nets of the other nodes."""
     num_nodes: int
     gates: tuple[str, ...]
     losses: tuple[str, ...]
     ensemble: bool
     frozen: Mapping[str, tuple[str, ...]]
-    """Net -> what can stand for a node of it that nothing teaches: names of teachers."""
+    """Net -> names of the teachers that a frozen node with this net can be."""
     temperature: float = 1.0
 
     def draw(self, random: np.random.Generator) -> tuple[Graph, tuple[str, ...]] | None:
-        """A graph and the teachers that its frozen nodes are, in their order; None if it is none.
+        """Draw a graph and the teachers of its frozen nodes, in order; None if the graph is not valid.
 
-        That is where a node that trains learns from nothing, or an ensemble has fewer than two nets. In the paper a
-        node is frozen where all gates into it are drawn as cutoff; here every second one that can be.
+        A graph is not valid if a node that trains has no open edge into it, or an ensemble has fewer than two nets. In
+        the paper a node is frozen if all gates into it are drawn as cutoff; here with probability 1/2, if it can be.
         """
 
         def one(choices: Sequence[str]) -> str:
@@ -185,7 +186,7 @@ class GraphSpace:
 
 
 def _of_labels(gate: str) -> str:
-    """Labels are always right."""
+    """The gate of an edge from the labels, which are always right."""
     return "through" if gate == "correct" else gate
 
 
@@ -236,7 +237,7 @@ def _known(kind: str, given: Sequence[str], names: Sequence[str]) -> tuple[str, 
 
 
 def _frozen(search: SearchConfig, config: SupervisedConfig, nets: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Net -> the teachers that a node of it may be when it is frozen."""
+    """Net -> names of the teachers that a frozen node with this net can be."""
     if not search.frozen:
         return {}
     if not config.teacher_names:
@@ -254,7 +255,7 @@ def _frozen(search: SearchConfig, config: SupervisedConfig, nets: Sequence[str])
 
 
 def _distinct(space: GraphSpace, count: int, seed: int) -> Iterator[tuple[Graph, tuple[str, ...]]]:
-    """Graphs, each once, until there are `count` or no new one is found."""
+    """Distinct graphs, until there are `count` or no new one is found."""
     random, seen, tries = np.random.default_rng(seed), set[object](), 0
     while len(seen) < count and tries < _TRIES:
         found, tries = space.draw(random), tries + 1
@@ -265,7 +266,7 @@ def _distinct(space: GraphSpace, count: int, seed: int) -> Iterator[tuple[Graph,
 
 
 def describe(graph: Graph) -> str:
-    """A graph in one line: each node's net, and what it learns from."""
+    """A graph in one line: each node's net, and the sources that it learns from."""
 
     def source(edge: Edge) -> str:
         loss = "" if edge.loss == "kl" else f" {edge.loss}"
@@ -274,7 +275,13 @@ def describe(graph: Graph) -> str:
     parts = []
     for node in graph.nodes:
         into = [source(edge) for edge in graph.edges if edge.target == node.name and edge.gate != "cutoff"]
-        words = "all that train" if node.net == ENSEMBLE else "frozen" if node.teacher is not None else ", ".join(into)
+        words = (
+            "all nodes that train"
+            if node.net == ENSEMBLE
+            else "frozen"
+            if node.teacher is not None
+            else ", ".join(into)
+        )
         parts.append(f"{node.name} ({node.net}): {words}")
     return "; ".join(parts)
 
@@ -283,7 +290,7 @@ def describe(graph: Graph) -> str:
 
 
 def best_trial(plan: Plan, states: Mapping[str, State]) -> Trial | None:
-    """The trial that went to its end and is best on the validation images; of equal ones the first."""
+    """The finished trial that is best on the validation images; among equals the first."""
     done = [
         trial
         for trial in plan.trials
@@ -293,10 +300,10 @@ def best_trial(plan: Plan, states: Mapping[str, State]) -> Trial | None:
 
 
 def final_plan(search: SearchConfig, config: SupervisedConfig, folder: SweepFolder, winner: Trial) -> Plan:
-    """The winner and what it is tested beside, trained on as many images as training and validation had together.
+    """The winner and its rivals, trained on as many images as training and validation had together.
 
-    Beside a graph: the student alone, knowledge distillation from each pre-trained net, and mutual learning with a peer
-    of each kind. Beside a flow: the student alone, and the flow with the lambdas that the settings have.
+    Rivals of a graph: the student alone, knowledge distillation from each pre-trained net, and mutual learning with a
+    peer of each kind. Rivals of a flow: the student alone, and the flow with the lambdas of the settings.
     """
     plan = folder.read()
     whole = {key: value for key, value in folder.settings(winner, plan).items() if key != "run_dir"}
@@ -336,7 +343,7 @@ def graph_of(trial: Trial) -> Graph:
 
 
 def for_file(graph: Graph, student: str) -> Graph:
-    """The graph without the student's net by name, so that --net says it."""
+    """The graph without the name of the student's net, so that --net chooses it."""
     return replace(
         graph,
         nodes=tuple(

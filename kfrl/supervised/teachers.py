@@ -1,4 +1,4 @@
-"""Finding a teacher among earlier runs, and showing it images as it knows them."""
+"""Find a teacher among earlier runs, and convert the student's images to its input."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from kfrl.supervised.data.sets import SETS, is_data_set
 
 
 def find_classifier(reference: str, runs: Path) -> Path:
-    """The file that `reference` means: a path of a file or of a run, or a data set among the runs below `runs`.
+    """The file of a teacher; `reference` is the path of a file or of a run, or a data set of the runs below `runs`.
 
-    Of several runs on a data set, the one that is best on its validation images.
+    Of several runs on a data set, the one that is best on its validation images is chosen.
 
     Raises:
         UserError: nothing of that name; the message names the nearest.
@@ -65,7 +65,7 @@ def _classifiers(runs: Path) -> dict[Path, Card]:
 
 
 def load_classifiers(references: Iterable[str], runs: Path) -> tuple[Teacher, ...]:
-    """Load every teacher; of two of the same data set the second is called `<data>-2`, and so on."""
+    """Load every teacher; of two of the same data set the second is named `<data>-2`, and so on."""
     teachers: list[Teacher] = []
     for reference in references:
         loaded = load_classifier(find_classifier(reference, runs))
@@ -75,33 +75,33 @@ def load_classifiers(references: Iterable[str], runs: Path) -> tuple[Teacher, ..
 
 
 class Adapter:
-    """Turns a student's normalised images into what a teacher of other images takes; a forward pre-hook."""
+    """Converts a student's normalised images to the input of a teacher of other images; a forward pre-hook."""
 
     def __init__(self, shape: tuple[int, int, int], own: Normalisation, card: Card) -> None:
         """Prepare for student images of `shape` (C, H, W), normalised by `own`.
 
         Raises:
-            UserError: neither gray nor RGB on one side.
+            UserError: the numbers of channels differ, and are not 1 and 3.
         """
         self.name = card.data
         self.student_shape, self.shape = shape, card.input_shape
         if shape[0] != card.input_shape[0] and {shape[0], card.input_shape[0]} != {1, 3}:
             raise UserError(
-                f"Teacher {card.data!r} sees {card.input_shape[0]} channels and the student {shape[0]}: only gray (1) "
-                "and RGB (3) images are turned into each other."
+                f"Teacher {card.data!r} takes {card.input_shape[0]} channels and the student {shape[0]}: only gray (1) "
+                "and RGB (3) images can be converted into each other."
             )
         self._own, self._theirs = own, Normalisation(card.mean, card.std)
 
     @property
     def steps(self) -> list[str]:
-        """What is done to an image, in words; empty if it is the teacher's already."""
+        """The conversions of an image, as text; empty if none is needed."""
         words = []
         if self.student_shape[0] != self.shape[0]:
-            words.append("gray shown as RGB" if self.shape[0] == 3 else "RGB made gray")
+            words.append("gray to RGB" if self.shape[0] == 3 else "RGB to gray")
         if self.student_shape[1:] != self.shape[1:]:
             words.append("resized {}x{} -> {}x{}".format(*self.student_shape[1:], *self.shape[1:]))
         if words or self._own != self._theirs:
-            words.append("normalised anew")
+            words.append("normalised for the teacher")
         return words
 
     def __call__(self, net: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
@@ -124,7 +124,7 @@ def _affine(images: Tensor, scale: Iterable[float], shift: Iterable[float]) -> T
 
 
 def adapt(teacher: Teacher, shape: tuple[int, int, int], own: Normalisation) -> Teacher:
-    """Let a teacher's net take the student's images; a net that can already stays as it is."""
+    """Make a teacher's net accept the student's images, by a hook that converts them if they differ."""
     adapter = Adapter(shape, own, teacher.card)
     if adapter.steps:
         teacher.net.register_forward_pre_hook(adapter)
@@ -133,7 +133,7 @@ def adapt(teacher: Teacher, shape: tuple[int, int, int], own: Normalisation) -> 
 
 @torch.no_grad()
 def teacher_logits(teacher: Teacher, batch: Batch) -> Tensor:
-    """(B, classes) of a frozen teacher on the student's images: what is stored, or what it says now."""
+    """Logits (B, classes) of a frozen teacher on the student's images: stored, or by a forward pass."""
     if teacher.answers is not None:
         return teacher.answers[batch.rows]
     logits: Tensor = teacher.net(batch.images)

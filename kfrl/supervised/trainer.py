@@ -1,4 +1,4 @@
-"""The loop: stages of epochs of updates, logged, evaluated, checkpointed, and stopped on a signal."""
+"""The classifiers' training loop: stages, epochs and updates, with metrics, evaluation, checkpoints and signals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kfrl.runs.loggers import Loggers
 from kfrl.runs.metrics import MetricsWriter
 from kfrl.supervised.classifiers import Teacher, load_classifier, save_classifier
 from kfrl.supervised.data.batches import Batch
-from kfrl.supervised.evaluate import Evaluation, evaluate
+from kfrl.supervised.evaluate import ImageEvaluation, evaluate
 from kfrl.supervised.methods.base import AnyMethod, Predictor, Progress
 from kfrl.supervised.run import Run
 from kfrl.training import trainer as training
@@ -33,22 +33,21 @@ from kfrl.training.status import Status
 from kfrl.training.trainer import Display, Outcome
 
 CHECK_EVERY = 50
-"""Updates between two looks at whether the loss is still a number; each waits for the device."""
+"""Updates between two checks that the loss is finite; each check waits for the device."""
 
 SHOW_EVERY = 0.25
-"""Seconds."""
-
+"""Seconds between two updates of the display."""
 
 PREPARED_ON = 8_192
-"""Training images that a method sees before training, and that batch statistics are taken on anew."""
+"""Training images that a method's `prepare` gets, and that batch norm statistics are computed on again."""
 
 
 @dataclass(frozen=True)
 class ImageStatus(Status):
-    """Where a run on images stands."""
+    """The status of a classifier's run."""
 
     losses: dict[str, float]
-    """Means of the running epoch."""
+    """Means of the loss terms in the current epoch."""
     best: float | None
     """The best accuracy on validation images so far."""
 
@@ -57,7 +56,7 @@ class _Loss(nn.Module):
     """A method's loss as a module's forward pass, which DistributedDataParallel needs."""
 
     def __init__(self, method: AnyMethod, net: nn.Module) -> None:
-        """Hold both."""
+        """Hold the method and the net that it trains."""
         super().__init__()
         self.method, self.net = method, net
 
@@ -67,10 +66,10 @@ class _Loss(nn.Module):
 
 
 class Trainer(training.Trainer[Run]):
-    """One run of one method."""
+    """The trainer of a classifier's run."""
 
     def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
-        """Build what trains, from a checkpoint if there is one."""
+        """Build the net and its optimiser, from a checkpoint if there is one."""
         super().__init__(run, display)
         self.config = run.config
         self.ranks = ranks()
@@ -110,18 +109,18 @@ class Trainer(training.Trainer[Run]):
         return MetricsWriter(self.run.folder.path, resumed_at, self._loggers)
 
     def _prepare(self) -> None:
-        """Have the method fit its net to the training images: at most `PREPARED_ON` of them, as they are."""
-        batches = [batch.images for batch in self._unchanged()]
+        """Let the method prepare its net on at most `PREPARED_ON` training images."""
+        batches = [batch.images for batch in self._unaugmented()]
         self.net.eval()
         for line in self.method.prepare(self.net, batches):
             self.display.say(line)
         self.method.train_mode(self.net, self._stage)
 
-    # --- where it stands --------------------------------------------------------------------------------------
+    # --- progress ---------------------------------------------------------------------------------------------
 
     @property
     def _stage(self) -> int:
-        """The stage of the running epoch; the last one when all are done."""
+        """The stage of the current epoch; the last one when all are done."""
         return self._stage_of(self._epoch)
 
     def _stage_of(self, epoch: int) -> int:
@@ -129,7 +128,7 @@ class Trainer(training.Trainer[Run]):
         return next((index for index, end in enumerate(ends) if epoch < end), len(self.stages) - 1)
 
     def progress(self, updates: int | None = None) -> Progress:
-        """Where the next update stands, or the one after so many."""
+        """Progress before the next update, or after `updates` updates."""
         done = self.updates if updates is None else updates
         per_epoch = len(self.images)
         stage = self._stage_of(done // per_epoch)
@@ -145,7 +144,7 @@ class Trainer(training.Trainer[Run]):
     # --- training ---------------------------------------------------------------------------------------------
 
     def train(self) -> Outcome:
-        """Update until the epochs are done, a signal comes or the loss is no number; then save."""
+        """Train until all epochs are done, a signal comes or the loss is not finite; then save."""
         with noting_signals(self.stop):
             try:
                 while not self.finished and not self.stopping:
@@ -166,12 +165,12 @@ class Trainer(training.Trainer[Run]):
             self.signal = number
 
     def _lost(self, error: RuntimeError) -> str:
-        """What to say of an error that another process's end has caused; any other is raised again."""
+        """The message for an error that another process's end has caused; any other error is raised again."""
         words = str(error)
         if self.ranks.world == 1 or not (isinstance(error, dist.DistError) or "gloo" in words or "NCCL" in words):
             raise error
         return (
-            f"Another of the {self.ranks.world} processes of this run has ended, so process {self.ranks.rank} does too."
+            f"Another of the {self.ranks.world} processes of this run has ended, so process {self.ranks.rank} ends too."
         )
 
     def _run_epoch(self) -> None:
@@ -179,7 +178,7 @@ class Trainer(training.Trainer[Run]):
         for batch in self.images.epoch(self.config.seed, self._epoch, self._batch):
             self.update(batch)
             if self.ranks.world > 1:
-                # All stop after the same update.
+                # All processes stop after the same update.
                 self.signal = self.ranks.largest(self._noted) or None
             if self._batch % CHECK_EVERY == 0 or self._batch == len(self.images):
                 self._check_losses()
@@ -208,7 +207,7 @@ class Trainer(training.Trainer[Run]):
         self._batch += 1
 
     def _rate(self, in_stage: float) -> float:
-        """The learning rate as a share of the first."""
+        """The learning rate as a share of the initial one."""
         if self.config.schedule == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * in_stage))
         if self.config.schedule == "steps":
@@ -219,12 +218,12 @@ class Trainer(training.Trainer[Run]):
         wrong = [name for name, value in self._means(1).items() if not math.isfinite(value)]
         if wrong:
             self.fail(
-                f"The loss is no number any more ({', '.join(wrong)}), in epoch {self._epoch + 1}. A lower --lr than "
+                f"The loss is not finite ({', '.join(wrong)}) in epoch {self._epoch + 1}. A lower --lr than "
                 f"{self.config.lr:g} may help."
             )
 
     def _shared_loss(self) -> Callable[[Batch, Progress], dict[str, Tensor]]:
-        """The method's loss, after which several processes have the mean of their gradients."""
+        """The method's loss; with several processes, its backward pass averages their gradients."""
         if self.ranks.world == 1:
             return partial(self.method.losses, self.net)
         # The loss of a process is the mean over its share of the batch, and all shares are equal.
@@ -266,7 +265,7 @@ class Trainer(training.Trainer[Run]):
         if self._metrics is not None:
             self._metrics.log(self.updates, values | self.method.metrics(self.net))
         self._sums = {}
-        self._shown = 0.0  # what was found is shown at the next update
+        self._shown = 0.0  # the next update shows the new scores
         if self._stage != stage:
             if self.stages[stage].complete and self._kept:
                 self.net.load_state_dict(self._kept)
@@ -274,7 +273,7 @@ class Trainer(training.Trainer[Run]):
             self._optimiser = self._begin_stage(self._stage)
 
     def _means(self, updates: int) -> dict[str, float]:
-        """Of the terms of the loss, over so many updates and over all processes."""
+        """Means of the loss terms over `updates` updates and all processes."""
         if not self._sums:
             return {}
         sums = self.ranks.total(torch.stack([value.double() for value in self._sums.values()]))
@@ -284,7 +283,7 @@ class Trainer(training.Trainer[Run]):
         """Evaluate on the validation images, and keep the student if it is the best so far."""
         if not len(self.run.validation):
             return {}
-        # Each process has the batch statistics of its own share.
+        # Each process has the batch norm statistics of its own share.
         self.ranks.follow(self.net.buffers())
         values: dict[str, float] = {}
         for name, result in self.evaluate_on_validation().items():
@@ -302,7 +301,7 @@ class Trainer(training.Trainer[Run]):
         return self._stage == len(self.stages) - 1
 
     def _keep(self) -> None:
-        """Keep the student as it is, and all that is scored beside it, so that its scores are of one epoch."""
+        """Keep the student, and the nets that are scored beside it, so that all scores are of one epoch."""
         self._kept = {}
         beside = self.method.others(self.net, final=True) or self.method.further(self.net)
         if self.stages[self._stage].complete or beside:
@@ -312,8 +311,8 @@ class Trainer(training.Trainer[Run]):
 
     # --- evaluation -------------------------------------------------------------------------------------------
 
-    def evaluate_on_validation(self) -> dict[str, Evaluation]:
-        """Right answers of the student alone, under "", and of `Method.others` and `elsewhere` under their names."""
+    def evaluate_on_validation(self) -> dict[str, ImageEvaluation]:
+        """Scores of the student alone, under "", and of `Method.others` and `elsewhere`, under their names."""
         student = self._student().eval()
         self.net.eval()
         predictors: dict[str, Predictor] = {"": student, **self.method.others(self.net, final=False)}
@@ -321,19 +320,19 @@ class Trainer(training.Trainer[Run]):
         scores = {name: evaluate(predict, self.validation, classes) for name, predict in predictors.items()}
         return scores | self._elsewhere(final=False)
 
-    def _elsewhere(self, final: bool) -> dict[str, Evaluation]:
+    def _elsewhere(self, final: bool) -> dict[str, ImageEvaluation]:
         return {
             name: evaluate(other.predict, other.images, len(other.classes))
             for name, other in self.method.elsewhere(self.net, final).items()
         }
 
     def finish(self) -> dict[str, Any]:
-        """Touch the test images, once: evaluate the kept student, and others as they were then; write `eval.json`.
+        """Evaluate the kept student, and the others in its epoch, on the test images, once; write `eval.json`.
 
-        The net is left as it was in the kept epoch.
+        Afterwards the net has the weights of the kept epoch.
 
         Returns:
-            What `eval.json` holds.
+            The content of `eval.json`.
         """
         self.ranks.wait()
         self.ranks.follow(self.net.buffers())
@@ -367,7 +366,7 @@ class Trainer(training.Trainer[Run]):
         }
         if self.ranks.first:
             self._write_scores(kept, result)
-        # The first process to come here would end while the others still count.
+        # Without this, the first process to finish would end while the others still evaluate.
         self.ranks.wait()
         return result
 
@@ -381,7 +380,7 @@ class Trainer(training.Trainer[Run]):
         self.run.folder.write_evaluation(result)
 
     def _trained(self) -> int:
-        """Parameters that any stage moves."""
+        """Number of parameters that any stage trains."""
         moved = {id(p): p for stage in self.stages for group in stage.groups for p in group.parameters}
         return sum(parameter.numel() for parameter in moved.values())
 
@@ -396,20 +395,20 @@ class Trainer(training.Trainer[Run]):
         self.run.save_student(self._student(), name, epoch, validation, {})
 
     def _student(self) -> nn.Module:
-        """What the method exports, with batch statistics of its own."""
+        """The exported student, with batch norm statistics of its own."""
         student = self.method.export(self.net)
         if self.method.mixes_statistics(self.net):
-            # Dropout draws random numbers; the run goes on as if it had not.
+            # Dropout draws random numbers here, which must not change those of the run.
             with torch.random.fork_rng():
-                update_bn((batch.images for batch in self._unchanged() if len(batch.labels) > 1), student)
+                update_bn((batch.images for batch in self._unaugmented() if len(batch.labels) > 1), student)
         return student
 
-    def _unchanged(self) -> Iterator[Batch]:
-        """At most `PREPARED_ON` training images, as they are, in batches."""
+    def _unaugmented(self) -> Iterator[Batch]:
+        """At most `PREPARED_ON` training images in batches, without augmentation."""
         return islice(self.images.ordered(), -(-PREPARED_ON // self.config.batch_size))
 
     def save(self) -> None:
-        """Write a checkpoint, and the student as it is unless a better one is written already, as the first process."""
+        """Write a checkpoint, and the present student unless a better one is written; only in the first process."""
         if not self.ranks.first:
             return
         tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
@@ -439,10 +438,10 @@ class Trainer(training.Trainer[Run]):
         state = checkpoint.state
         processes = state.get("processes", 1)
         if processes != self.ranks.world:
+            launcher = "without torchrun" if processes == 1 else f"with torchrun --nproc-per-node {processes}"
             raise UserError(
-                f"{self.run.folder.path} was left by a run in {processes} process{'es' * (processes > 1)}, and this is "
-                f"one in {self.ranks.world}. Resume it "
-                + (f"with torchrun --nproc-per-node {processes}." if processes > 1 else "without torchrun.")
+                f"The number of processes of {self.run.folder.path} is {processes}, and now it is {self.ranks.world}. "
+                f"Resume the run {launcher}."
             )
         self._epoch, self._batch, self.updates = state["epoch"], state["batch"], state["updates"]
         self._best, self._best_epoch, self._elapsed = state["best"], state["best_epoch"], state["elapsed_sec"]
@@ -457,7 +456,7 @@ class Trainer(training.Trainer[Run]):
         for parameter, statistics in self._optimiser.state.items():
             for key, value in statistics.items():
                 if value.shape == parameter.shape:
-                    # The fused kernels go through memory in order, so it has to be the parameter's order.
+                    # Fused kernels read memory in order, so the statistics need the parameter's memory layout.
                     statistics[key] = torch.empty_like(parameter).copy_(value)
         self.method.load_state(self.net, checkpoint.prefixed("method."))
         self._sums = {name: tensor.to(self.device) for name, tensor in checkpoint.prefixed("sums.").items()}

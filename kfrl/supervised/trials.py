@@ -1,4 +1,4 @@
-"""What a sweep has to know of runs on images. Imports no torch."""
+"""Classifiers' runs as a domain of sweeps. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kfrl.training.method import check_settings
 VALIDATION, EPOCH = "val/accuracy", "charts/epoch"
 
 
-class Images(Domain):
-    """Runs of `kfrl supervised train`. They are chosen on validation images; test images only end up in tables."""
+class ImageDomain(Domain):
+    """Runs of `kfrl supervised train`. They are chosen on validation images; test images are only reported."""
 
     settings = SupervisedConfig
     subject, budget, unit = "data", "epochs", "images"
@@ -38,7 +38,7 @@ class Images(Domain):
             check_settings(config, method_names(), get_method)
 
     def processes(self, settings: Mapping[str, Any]) -> int:
-        """One."""
+        """One process."""
         return 1
 
     def resolve(self, settings: Mapping[str, Any]) -> None:
@@ -48,13 +48,13 @@ class Images(Domain):
         resolve(validated(dict(settings), SupervisedConfig))
 
     def start(self, settings: Mapping[str, Any]) -> Any:
-        """Begin a run."""
+        """Start a run."""
         from kfrl.supervised.launch import Session
 
         return Session.start(settings)
 
     def resume(self, folder: Path) -> Any:
-        """Go on with one."""
+        """Continue a run."""
         from kfrl.supervised.launch import Session
 
         return Session.resume(folder)
@@ -69,8 +69,8 @@ class Images(Domain):
         return float(evaluation["test"]["error_percent"]), evaluation["validation_accuracy"]
 
     def teacher(self, folder: Path) -> str:
-        """The run."""
+        """The path of the run's folder."""
         return str(folder)
 
 
-DOMAIN = Images()
+DOMAIN = ImageDomain()

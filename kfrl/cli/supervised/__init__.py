@@ -21,11 +21,11 @@ Transfer knowledge between image classifiers.
   train      train a classifier, alone or with frozen teachers
   search     choose a transfer graph, or Knowledge Flow's lambdas, on validation images
   eval       count a classifier's errors on test images
-  collect    store what teachers say of training images, for runs without them
+  collect    store the teachers' logits on training images, for runs without teachers
   compare    put runs side by side: methods over seeds and data sets
   data       list the data sets, the nets and the methods
 
-`kfrl supervised COMMAND --help` explains one. `kfrl plot RUN` draws a run. For example:
+`kfrl supervised COMMAND --help` explains a command. `kfrl plot RUN` draws a run. For example:
 
   kfrl supervised train --data emnist-digits
   kfrl supervised train --data emnist-letters --teachers emnist-digits

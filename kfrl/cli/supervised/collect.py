@@ -1,4 +1,4 @@
-"""`kfrl supervised collect`: what classifiers say of a set's training images, computed once and stored."""
+"""`kfrl supervised collect`: the logits of classifiers on a set's training images, computed once and stored."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CollectFlags:
     image_size: Count | None = None
     """Resize the images to this height and width."""
     memory_gb: Positive = 8.0
-    """A folder of images that would take more stays in its files."""
+    """A folder of images that needs more memory is not loaded; its files are decoded batch by batch."""
     device: str = "cpu"
     """cpu, cuda, cuda:1."""
     runs: Path = Path("runs")

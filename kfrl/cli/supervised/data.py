@@ -1,4 +1,4 @@
-"""`kfrl supervised data`: what can be learned, by what, and how."""
+"""`kfrl supervised data`: the data sets, the nets and the methods."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def main(argv: Sequence[str]) -> int:
     console = table_console()
     console.print(table)
     console.print("Also NAME-half, NAME-other-half, NAME-no-CLASS, and the path of a folder of images by class.")
-    console.print(f"--net: {', '.join(NAMES)}; the numbers in a name may be others.", soft_wrap=True)
+    console.print(f"--net: {', '.join(NAMES)}; other numbers in a name are possible.", soft_wrap=True)
     console.print(f"--method: {', '.join(method_names())}", soft_wrap=True)
     return 0

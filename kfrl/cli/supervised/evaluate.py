@@ -16,13 +16,13 @@ class EvalFlags:
     """Count a classifier's errors on the test images of its data set, or of another with the same classes."""
 
     classifier: tyro.conf.Positional[str]
-    """A run's folder, a file, or a data set: its best run."""
+    """A run's folder, a student's file, or a data set, whose best run is taken."""
     data: str | None = None
-    """Other images than those that it learned."""
+    """Another data set. Default: the classifier's own."""
     data_dir: Path | None = None
-    """Where the images are. Default: as the run has it, or else the user's cache folder."""
+    """Where the images are. Default: the run's --data-dir, or else the user's cache folder."""
     corrupt: tuple[float, ...] = ()
-    """Also with so many percent of the pixels of every image replaced by noise: --corrupt 10 20 30."""
+    """Evaluate also with these percentages of each image's pixels replaced by noise: --corrupt 10 20 30."""
     json: Path | None = None
     """Also write the result here."""
     runs: Path = Path("runs")

@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 PROG = "kfrl supervised search"
 STOPPED = 128
-"""Exit codes from here on are signals."""
+"""Exit codes from this one on mean a signal."""
 
 
 @dataclass(frozen=True)
 class SearchFlags(SearchConfig, RunFlags):
     """Search a transfer graph, or the lambdas of Knowledge Flow, on validation images; test the winner once.
 
-    The trials run on Ray Tune, as those of `kfrl sweep` do. The same command goes on with a search that was stopped.
+    The trials run on Ray Tune, as those of `kfrl sweep` do. The same command continues a search that was stopped.
     """
 
     resume: Annotated[Path | None, tyro.conf.Suppress] = None
     storage: Path | None = None
-    """The search's folder; on a cluster all nodes see it. Default: runs/searches/<data>-<space>."""
+    """The search's folder; on a cluster a folder that all nodes can access. Default: runs/searches/<data>-<space>."""
     address: str | None = None
     """A Ray cluster to join, HOST:PORT or auto. Default: Ray on this machine alone."""
     settings: Annotated[SupervisedConfig, tyro.conf.arg(name="")] = field(default_factory=SupervisedConfig)
@@ -96,7 +96,7 @@ def _report(
     states: Mapping[str, State],
     winner: Trial,
 ) -> dict[str, Any]:
-    """Say what was found, and write it: search.json, and a graph as graph.yaml and graph.png."""
+    """Print and write the result: search.json, and a graph as graph.yaml and graph.png."""
     from kfrl.cli.console import table_console
     from kfrl.runs.atomic import write_text
     from kfrl.supervised.graphs import draw_graph, write_graph
@@ -114,10 +114,10 @@ def _report(
     }
     write_text(storage / "search.json", json.dumps(found, indent=1) + "\n")
     console = table_console(markup=False)
-    said = ", ".join(value if key == "graph" else f"{key} {value}" for key, value in winner.drawn.items())
-    console.print(f"Best on validation images, {100 * (best or 0.0):.2f} %: {winner.name}: {said}", soft_wrap=True)
+    drawn = ", ".join(value if key == "graph" else f"{key} {value}" for key, value in winner.drawn.items())
+    console.print(f"Best on validation images, {100 * (best or 0.0):.2f} %: {winner.name}: {drawn}", soft_wrap=True)
     console.print(
-        f"{found['epochs_spent']:,} epochs were trained; all trials to their end would have been "
+        f"{found['epochs_spent']:,} epochs were trained; without early stopping it would have been "
         f"{found['epochs_without_pruning']:,}.",
         soft_wrap=True,
     )
@@ -125,7 +125,7 @@ def _report(
         assert config.net is not None
         graph = for_file(graph_of(winner), config.net)
         notes = [
-            f"Found by kfrl supervised search on {config.data}: {said}",
+            f"Found by kfrl supervised search on {config.data}: {drawn}",
             f"{100 * (best or 0.0):.2f} % of the validation images, best of {sum(counts.values())} trials.",
         ]
         write_graph(storage / "graph.yaml", graph, notes)
@@ -145,7 +145,7 @@ def _conclude(storage: Path, test: SweepFolder, config: SupervisedConfig, found:
         return
     graph = storage / "graph.yaml"
     if graph.is_file():
-        console.print(f"The graph: {graph}, drawn: {graph.with_suffix('.png')}", soft_wrap=True)
+        console.print(f"The graph: {graph}; as a picture: {graph.with_suffix('.png')}", soft_wrap=True)
         console.print(
             f"Use it elsewhere: kfrl supervised train --data NAME --net {config.net} --graph {graph}", soft_wrap=True
         )

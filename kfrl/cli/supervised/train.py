@@ -1,4 +1,4 @@
-"""`kfrl supervised train`: images, teachers, and a classifier that stands alone at the end."""
+"""`kfrl supervised train`: train an image classifier, alone or with frozen teachers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 PROG = "kfrl supervised train"
 STATISTICS_KEPT = 3
-"""Checkpoints on the disk while one replaces another; each holds a parameter and up to two moments, 12 bytes."""
+"""Checkpoints on the disk while one replaces another; each has 12 bytes a parameter, for up to two moments."""
 
 
 @dataclass(frozen=True)
 class TrainFlags(RunFlags):
     """Train an image classifier, alone or with frozen teachers.
 
-    The result is runs/<data>/<method>/...: the student, its learning curves, and its errors on the test images.
+    The result is in runs/<data>/<method>/...: the student, its learning curves, and its errors on the test images.
     """
 
     settings: Annotated[SupervisedConfig, tyro.conf.arg(name="")] = field(default_factory=SupervisedConfig)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _try(config: SupervisedConfig) -> int:
-    """Say what a run would do."""
+    """Print what a run would do."""
     from io import StringIO
 
     from rich.console import Console
@@ -71,7 +71,7 @@ def _try(config: SupervisedConfig) -> int:
         display.say(f"memory: {size(peak_memory())} were in use after a few updates")
         display.say(
             f"rate: about {rate:,.0f} images a second, measured now; {trainer.epochs} epochs take {duration(seconds)} "
-            "at that rate, beside the validation"
+            "at that rate, without validation"
         )
     display.say(f"Nothing was written. The folder would be {run.folder.path}")
     return 0
@@ -109,7 +109,7 @@ def _train(session: Session) -> int:
 
 
 def _follow(session: Session) -> int:
-    """A process of torchrun's other than the first: it trains along, and shows and writes nothing."""
+    """Run a torchrun process other than the first: it trains, but shows and writes nothing."""
     from kfrl.training.session import Silent
 
     session.prepare(Silent())
@@ -168,7 +168,7 @@ def _teacher_lines(run: Run) -> Iterator[str]:
 
 
 def view(status: ImageStatus) -> View:
-    """What of a status is shown."""
+    """The part of a status that is shown."""
     from kfrl.cli.display import View, duration, p_of
 
     facts = [
@@ -194,9 +194,9 @@ def _conclude(display: RunDisplay, run: Run, result: dict[str, Any]) -> None:
     if "with_links" in result["others"]:
         display.say(
             "Warning: this student is not independent. Its file holds the student alone, which has the first of these "
-            "errors; the second needs its teachers. --independence-at 0.4 lets go of them.",
+            "errors; the second needs its teachers. --independence-at 0.4 makes the student independent of them.",
             "bold red",
         )
     display.say(f"The student: {folder.student}")
     display.say(f"Curves: {folder.curves}, {folder.metrics.name} beside it, or: tensorboard --logdir {folder.path}")
-    display.say(f"Let it teach: kfrl supervised train --data NAME --teachers {folder.path}")
+    display.say(f"Use it as a teacher: kfrl supervised train --data NAME --teachers {folder.path}")

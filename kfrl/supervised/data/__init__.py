@@ -1,1 +1,1 @@
-"""Data sets: found, downloaded, read, batched and corrupted."""
+"""Data sets: download, read, make batches, corrupt."""

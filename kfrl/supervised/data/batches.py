@@ -1,4 +1,4 @@
-"""Batches out of images in memory: order, augmentation and normalisation on whole tensors, no worker processes."""
+"""Batches of images: order, augmentation and normalisation on whole tensors, without worker processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kfrl.seeding import stream
 from kfrl.training.ranks import ALONE, Ranks
 
 SAMPLED = 4096
-"""Images in files that stand for all where mean and deviation are taken."""
+"""Number of images that mean and deviation are computed on, for images in files."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class Images:
         return Images(self.pixels[rows], self.labels[rows])
 
     def to(self, device: torch.device) -> Images:
-        """The same on `device`."""
+        """The images on `device`."""
         return Images(self.pixels.to(device), self.labels.to(device))
 
     def ahead(self, rows: Tensor | slice) -> Callable[[], Tensor]:
-        """Begin to read some of the images; what it returns waits for them, (n, C, H, W) uint8."""
+        """Begin to read some of the images; the returned function waits for them, (n, C, H, W) uint8."""
         return lambda: self.pixels[rows.to(self.labels.device) if isinstance(rows, Tensor) else rows]
 
     def sample(self) -> Tensor:
-        """Pixels that stand for all, (n, C, H, W) uint8: here all of them."""
+        """The pixels that mean and deviation are computed on, (n, C, H, W) uint8: here all of them."""
         return self.pixels
 
     def decoded(self) -> Images:
-        """All of them in memory."""
+        """All images in memory."""
         return self
 
 
@@ -69,16 +69,16 @@ class FileImages(Images):
     """A file's image, (C, H, W) uint8."""
 
     def take(self, rows: Tensor) -> FileImages:
-        """Some of the images, (n,) int64 or (N,) bool; still in their files."""
+        """Some of the images, (n,) int64 or (N,) bool; they stay in their files."""
         chosen = torch.arange(len(self.files))[rows.cpu()].tolist()
         return replace(self, labels=self.labels[rows], files=tuple(self.files[row] for row in chosen))
 
     def to(self, device: torch.device) -> FileImages:
-        """The same, whose pixels will be on `device`."""
+        """The images, with pixels that will be decoded to `device`."""
         return replace(self, labels=self.labels.to(device))
 
     def ahead(self, rows: Tensor | slice) -> Callable[[], Tensor]:
-        """Begin to decode some of the images, in threads of their own."""
+        """Begin to decode some of the images in threads."""
         chosen = self.files[rows] if isinstance(rows, slice) else [self.files[row] for row in rows.tolist()]
         images = _decoders().map(self.decode, chosen)
         return lambda: torch.stack(list(images)).to(self.labels.device)
@@ -88,7 +88,7 @@ class FileImages(Images):
         return self.ahead(torch.arange(0, len(self), -(-len(self) // SAMPLED)))()
 
     def decoded(self) -> Images:
-        """All of them in memory."""
+        """All images in memory."""
         return Images(self.ahead(slice(None))(), self.labels)
 
 
@@ -99,14 +99,14 @@ def _decoders() -> ThreadPoolExecutor:
 
 @dataclass(frozen=True)
 class Batch:
-    """What an update learns from."""
+    """A batch of images for one update."""
 
     images: Tensor
     """(B, C, H, W) float, augmented and normalised."""
     labels: Tensor
     """(B,) int64"""
     rows: Tensor | None = None
-    """(B,) int64, which of the training images they are."""
+    """(B,) int64, indices of the images in the training images."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Normalisation:
 
     @classmethod
     def of(cls, pixels: Tensor) -> Normalisation:
-        """That of the images (N, C, H, W) uint8 themselves, exactly, from the counts of the 256 values."""
+        """The exact normalisation of images (N, C, H, W) uint8, from the counts of the 256 values."""
         levels = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
         for channel in pixels.unbind(1):
@@ -128,13 +128,13 @@ class Normalisation:
             weights = counts / channel.numel()
             average = (weights * levels).sum()
             mean.append(float(average))
-            # Images of one colour have nothing to scale.
+            # A channel of one value has the deviation 0.
             std.append(float((weights * (levels - average).square()).sum().sqrt()) or 1.0)
         return cls(tuple(mean), tuple(std))
 
     @classmethod
     def none(cls, channels: int) -> Normalisation:
-        """Leaves pixels in [0, 1]."""
+        """No normalisation: pixels stay in [0, 1]."""
         return cls((0.0,) * channels, (1.0,) * channels)
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -145,14 +145,14 @@ class Normalisation:
 
 
 def random_crop(pixels: Tensor, pad: int, flip: bool, kept: slice = slice(None), drawn: int | None = None) -> Tensor:
-    """Pad with black, cut a window of the old size at random, and flip half of the images if asked.
+    """Pad with black, crop a random window of the old size, and mirror half of the images if `flip`.
 
     Args:
         pixels: (B, C, H, W), any type.
         pad: Pixels on each side.
         flip: Mirror left and right, each image with chance 1/2.
-        kept: Which of a batch of `drawn` images these are; they get what they would get in that batch.
-        drawn: All images of the batch. Default: these.
+        kept: Positions of these images in a batch of `drawn` images; each gets the same crop as in that batch.
+        drawn: Number of images in the batch. Default: the number of these images.
     """
     _, _, height, width = pixels.shape
     count = len(pixels) if drawn is None else drawn
@@ -177,10 +177,10 @@ class Loader:
     """0: no random crop."""
     flip: bool = False
     ranks: Ranks = ALONE
-    """Each process takes its share of every batch of training, and every so many batches of an evaluation."""
+    """Each of n processes takes its share of every training batch, and every n-th batch of an evaluation."""
 
     def __len__(self) -> int:
-        """Batches of an epoch. An incomplete one is left out, unless it is the only one."""
+        """Number of batches in an epoch. An incomplete one is left out, unless it is the only one."""
         return max(1, len(self.images) // self.batch_size)
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -210,45 +210,45 @@ class Loader:
         return self.images.ahead(rows[self._own])
 
     def _augmented(self, rows: Tensor, pixels: Tensor) -> Batch:
-        """This process's share of the images of a batch, whose pixels are given."""
+        """This process's share of a batch, augmented and normalised; `pixels` are those of the share."""
         if self.pad:
             pixels = random_crop(pixels, self.pad, self.flip, self._own, len(rows))
         own = rows[self._own].to(self.images.labels.device)
         return Batch(self.normalised(pixels), self.images.labels[own], own)
 
     def ordered(self) -> Iterator[Batch]:
-        """All images as they are, for evaluation, in batches that are no larger than those of training."""
+        """All images in order and without augmentation, for evaluation, in batches of at most `batch_size`."""
         for start in range(0, len(self.images), self.batch_size):
             rows = slice(start, start + self.batch_size)
             yield Batch(self.normalised(self.images.ahead(rows)()), self.images.labels[rows])
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> what a net takes."""
+        """(B, C, H, W) uint8 -> the net's input."""
         images = self.normalise(pixels)
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
 
 Purpose = Literal["validation", "test"]
-"""What images are kept back for. Each has its own stream of random numbers."""
+"""The use of held-back images. Each has its own stream of random numbers."""
 
 
 def split_off(
     labels: Tensor, share: float, purpose: Purpose = "validation", count: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Rows to learn from and rows kept back: `share` of every class, always the same ones.
+    """Divide rows into training rows and held-back rows: `share` of every class, always the same ones.
 
-    Every class has one order of its rows, whatever other classes there are. Rows are kept back from its front and
-    learned from its back. So with fewer rows (`count`), and in a set that lacks a class, no row that is learned from
-    is one that is kept back elsewhere with the same share.
+    Every class has one order of its rows, independent of other classes. Held-back rows are taken from its front,
+    training rows from its back. So with fewer rows (`count`), or in a set that lacks a class, no training row is held
+    back elsewhere with the same share.
 
     Args:
         labels: (N,), not negative.
-        share: In [0, 1). A class keeps at least one row to learn from.
-        purpose: What the rows are kept back for.
-        count: Take so many rows in all, up to rounding in each class. Default: all.
+        share: In [0, 1). A class has at least one training row.
+        purpose: The use of the held-back rows.
+        count: Number of rows in all, up to rounding in each class. Default: all.
 
     Returns:
-        Two ascending tensors of rows, disjoint, and without `count` together all.
+        Two ascending, disjoint tensors of rows; without `count` they contain all rows together.
     """
     seed = get_args(Purpose).index(purpose)
     learned, kept_back = torch.zeros(2, len(labels), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What a classifier says of corrupted images: L_3, the quality criterion of Anti-Distillation (section 4)."""
+"""Corrupted images for L_3, the quality criterion of Anti-Distillation (section 4)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from kfrl.supervised.data.batches import Images
 
 
 def corrupted(images: Images, share: float, seed: int = 0) -> Images:
-    """The images with `share` of the pixels of each replaced by noise, drawn evenly from all values.
+    """Replace `share` of the pixels of each image by uniform noise.
 
-    The paper leaves the neighbourhood U_delta(x) open and draws quality over the "percentage of image corrupted"
+    The paper does not define the neighbourhood U_delta(x), and plots quality over the "percentage of image corrupted"
     (figure 2); delta is that share here.
 
     Args:
-        images: (N, C, H, W) uint8 with labels; they stay as they are.
+        images: (N, C, H, W) uint8 with labels; not modified.
         share: In [0, 1]; the same number of pixels in every image, all channels of each.
-        seed: Which pixels, and which noise.
+        seed: Of the choice of pixels, and of the noise.
     """
     images = images.decoded()
     count, _, height, width = images.pixels.shape

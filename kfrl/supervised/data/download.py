@@ -1,4 +1,4 @@
-"""Files of data sets: found, or downloaded; checked against their official checksums."""
+"""Files of data sets: find or download them, and check them against their official checksums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kfrl.errors import UserError
 
 @dataclass(frozen=True)
 class File:
-    """A file as its publisher offers it."""
+    """A file, as its publisher offers it."""
 
     name: str
     url: str
@@ -38,15 +38,15 @@ def fetch(
     Args:
         name: The data set.
         folder: Where its files are, below the data folder.
-        files: What is wanted.
+        files: The files to find.
         data_dir: The data folder; the user's cache folder by default.
 
     Returns:
-        The files by name, and a note on those that differ from the official ones: usable only if their content is
-        found to be whole.
+        The files by name, and a note on those that differ from the official ones: the caller has to check that their
+        content is complete.
 
     Raises:
-        UserError: a file is neither there nor to be had.
+        UserError: a file is missing and cannot be downloaded.
     """
     if not files:
         return {}, ()
@@ -64,13 +64,13 @@ def fetch(
     if not differing:
         return paths, ()
     return paths, (
-        f"{', '.join(differing)} in {here}: not the official files (another checksum), but whole: the right numbers of "
-        "images and labels, in the right shapes",
+        f"{', '.join(differing)} in {here}: not the official files (another checksum), but complete: the right numbers "
+        "of images and labels, in the right shapes",
     )
 
 
 def _found(path: Path) -> Path:
-    """The file, or what somebody unpacked from it with gunzip."""
+    """The file, or if it is missing the one that gunzip makes of it."""
     unpacked = path.with_suffix("")
     return unpacked if path.suffix == ".gz" and not path.is_file() and unpacked.is_file() else path
 
@@ -82,11 +82,11 @@ def _download(name: str, file: File, path: Path, missing: Sequence[str]) -> None
     try:
         pooch.retrieve(file.url, file.checksum, path.name, path.parent, progressbar=False)
     except (requests.RequestException, OSError, ValueError) as error:
-        # What requests says of a machine without a network is four lines about its connection pool.
+        # Without a network, the message of requests is four lines about its connection pool.
         unreachable = type(error) in (requests.ConnectionError, requests.ConnectTimeout)
         reason = f"{urlsplit(file.url).hostname} cannot be reached from here" if unreachable else error
         raise UserError(
             f"{file.name} of {name} is not in {path.parent} and could not be downloaded from {file.url}: {reason}. "
-            f"Copy {', '.join(missing)} there, or say with --data-dir where a folder {path.parent.name!r} with "
-            f"{'them' if len(missing) > 1 else 'it'} is."
+            f"Copy {', '.join(missing)} there, or set --data-dir to a folder whose subfolder {path.parent.name!r} has "
+            "all files."
         ) from None

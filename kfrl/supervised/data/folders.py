@@ -1,4 +1,4 @@
-"""Images by class in a folder or an archive: which file is what, and the pictures themselves."""
+"""Images by class in a folder or an archive: find each file's split and class, and decode it."""
 
 from __future__ import annotations
 
@@ -29,46 +29,47 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-"""What a folder on top of the class folders may be called."""
+"""Names of the folders above the class folders -> their split."""
 ANNOTATIONS = "val_annotations.txt"
-"""Tiny-ImageNet's: a line for each image in the folder `images` beside it, its name and its class first."""
+"""Tiny-ImageNet's list: a line for each image in the folder `images` beside it, which begins with name and class."""
 TEST_SHARE = 0.2
-"""Of a folder that has no test images of its own."""
+"""Share of the images that become the test, in a folder without test images."""
 
 
 @dataclass
 class _Layout:
-    """Which image is of which class and in which split."""
+    """The split and the class of each image."""
 
     placed: dict[str, list[tuple[PurePosixPath, str]]] = field(
         default_factory=lambda: {"train": [], "val": [], "test": []}
     )
     unlabelled: list[PurePosixPath] = field(default_factory=list)
-    """Images for validation or the test."""
+    """Validation or test images without a class."""
     loose: list[PurePosixPath] = field(default_factory=list)
-    """Other images in no class."""
+    """Other images without a class."""
 
 
 def read_folder(path: Path, image_size: int | None = None, memory: float = math.inf) -> Content:
-    """Images by class: a folder, or a .tar.gz or .zip of one.
+    """Read images by class from a folder, or from a .tar.gz or .zip of one.
 
     Layouts: `train/CLASS/...` with `test/CLASS/...`, `val/CLASS/...` or both; Tiny-ImageNet's, whose
     `val_annotations.txt` names the classes; or `CLASS/...` alone, of which a fifth of each class becomes the test.
-    Without labelled test images those for validation are the test. Folders in a class are of that class.
+    Without labelled test images, the validation images are the test images. Images in a subfolder of a class belong to
+    the class.
 
     Args:
         path: The folder or archive.
         image_size: Resize to this height and width; without it all images have to be of one size.
-        memory: Bytes. Images in a folder that would take more stay in their files, and are decoded batch by batch.
+        memory: Bytes. A folder of images that needs more is not loaded; its files are decoded batch by batch.
 
     Raises:
-        UserError: a file that is damaged or no image, other sizes, or no images by class.
+        UserError: a damaged file, images of different sizes, or no images by class.
     """
     with naming(path):
         held = {name: content for name, content in _entries(path) if not _is_side_file(name)}
     layout = _lay_out(path, sorted(filter(_is_picture, held)), _annotations(held))
     if not layout.placed["train"]:
-        found = f"images in no class ({layout.loose[0]}), and none in one" if layout.loose else "no images by class"
+        found = f"only images without a class (e.g. {layout.loose[0]})" if layout.loose else "no images by class"
         raise UserError(f"{path} holds {found}: expected train/CLASS/NAME.jpg, or CLASS/NAME.jpg.")
     notes = _left_out(held, layout)
     if path.is_dir():
@@ -84,11 +85,11 @@ def read_folder(path: Path, image_size: int | None = None, memory: float = math.
     return _assemble(path, decoded, notes)
 
 
-# --- which files there are ----------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def _entries(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Every file of a folder or archive by its path below the root; content of lists, and of images in archives."""
+    """Every file by its path below the root, with the content of lists, and of images in archives."""
     if path.is_dir():
         for file in _walk(path, frozenset({path.resolve()})):
             name = PurePosixPath(*file.relative_to(path).parts)
@@ -104,14 +105,14 @@ def _entries(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
 
 
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Every file below `folder`, behind links too; `above` are the folders that it is in."""
+    """Every file below `folder`, links followed; `above` are the folders that contain it."""
     for entry in sorted(folder.iterdir()):
         if not entry.is_dir():
             yield entry
         elif (real := entry.resolve()) not in above:
             yield from _walk(entry, above | {real})
         else:
-            raise UserError(f"{entry} is a link to a folder that it is in itself. Remove it.")
+            raise UserError(f"{entry} is a link to a folder that contains the link. Remove it.")
 
 
 def _tar_entries(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -127,7 +128,7 @@ def _tar_entries(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
 
 
 def _is_side_file(name: PurePosixPath) -> bool:
-    """Hidden files, and what macOS packs beside the files themselves."""
+    """Whether a file is hidden, or one of macOS's metadata files in archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
 
 
@@ -150,7 +151,7 @@ def _annotations(held: Mapping[PurePosixPath, bytes]) -> dict[PurePosixPath, str
     return {folder / first: rest[0] for folder, (first, *rest) in words if rest}
 
 
-# --- what they are ------------------------------------------------------------------------------------------
+# --- splits and classes -------------------------------------------------------------------------------------
 
 
 def _lay_out(path: Path, pictures: Sequence[PurePosixPath], annotations: Mapping[PurePosixPath, str]) -> _Layout:
@@ -169,7 +170,7 @@ def _lay_out(path: Path, pictures: Sequence[PurePosixPath], annotations: Mapping
 
 
 def _depth(pictures: Collection[PurePosixPath]) -> int:
-    """How many folders on top hold all others, and so say nothing."""
+    """Number of nested top folders that contain all images, and so are neither splits nor classes."""
     depth = 0
     while len({name.parts[depth] for name in pictures}) == 1 and any(len(name.parts) > depth + 2 for name in pictures):
         depth += 1
@@ -177,10 +178,10 @@ def _depth(pictures: Collection[PurePosixPath]) -> int:
 
 
 def _has_splits(path: Path, below: Iterable[Sequence[str]]) -> bool:
-    """Whether the folders on top are splits and no classes.
+    """Whether the top folders are splits, not classes.
 
     Raises:
-        UserError: that cannot be told, or there is nothing to train on.
+        UserError: the folders are ambiguous, or there are no training images.
     """
     paths = [parts for parts in below if len(parts) > 1]
     tops = {parts[0] for parts in paths}
@@ -188,7 +189,7 @@ def _has_splits(path: Path, below: Iterable[Sequence[str]]) -> bool:
     others = sorted(tops.difference(splits))
     training = any(SPLITS[top.casefold()] == "train" for top in splits)
     if splits and not others and not training:
-        raise UserError(f"{path} has images in {', '.join(splits)} and none to learn from: expected train/CLASS too.")
+        raise UserError(f"{path} has images in {', '.join(splits)} and no training images: expected train/CLASS too.")
     if training and others and any(len(parts) > 2 for parts in paths if parts[0] in splits):
         raise UserError(
             f"{path} has {', '.join(f'{top}/' for top in splits)} with folders in it, and beside it "
@@ -209,7 +210,7 @@ def _left_out(held: Mapping[PurePosixPath, bytes], layout: _Layout) -> tuple[str
         lines.append(f"left out, images in no class folder: {len(layout.loose):,}, e.g. {layout.loose[0]}")
     if no_pictures:
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in no_pictures.most_common(5))
-        lines.append(f"left out, as no images that are read ({' '.join(PICTURES)}): {counts}")
+        lines.append(f"left out, files of other formats than {' '.join(PICTURES)}: {counts}")
     return tuple(lines)
 
 
@@ -220,7 +221,7 @@ def _decode(content: bytes, source: str, size: int | None) -> Bytes:
     """(H, W) gray or (H, W, 3) BGR."""
     image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_ANYCOLOR) if content else None
     if image is None:
-        raise UserError(f"{source} is damaged, or no image that can be read.")
+        raise UserError(f"{source} is damaged, or not an image of a known format.")
     pixels = image.astype(np.uint8, copy=False)
     return pixels if size is None else _resize(pixels, size)
 
@@ -235,7 +236,7 @@ def _resize(image: Bytes, size: int) -> Bytes:
 
 
 def resized(images: Images, size: int) -> Images:
-    """The same images at another height and width."""
+    """The images at another height and width."""
     pixels = images.pixels.permute(0, 2, 3, 1).numpy()
     channels = pixels.shape[3]
     made = np.stack([_resize(np.ascontiguousarray(image), size).reshape(size, size, channels) for image in pixels])
@@ -252,14 +253,14 @@ def _content(path: Path) -> bytes:
 
 
 def _in_files(path: Path, layout: _Layout, first: Bytes, size: int | None, notes: tuple[str, ...]) -> Content:
-    """The images as files that are decoded when a batch needs them, all as large and as colourful as the first."""
+    """The images as files, decoded when a batch needs them; size and channels of all are those of the first."""
     colour, (height, width) = first.ndim == 3, first.shape[:2]
     classes = _classes(path, {split: [label for _, label in images] for split, images in layout.placed.items()})
 
     def decode(file: Path) -> torch.Tensor:
         picture = _decode_file(file, size)
         if picture.shape[:2] != (height, width):
-            raise UserError(f"{file} is of {picture.shape[:2]}, others of {(height, width)}: give --image-size N.")
+            raise UserError(f"{file} is of size {picture.shape[:2]}, others {(height, width)}: give --image-size N.")
         if picture.ndim == 3 and not colour:
             picture = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.uint8, copy=False)
         return torch.from_numpy(np.ascontiguousarray(_channels(picture, colour)))
@@ -279,10 +280,10 @@ def _in_files(path: Path, layout: _Layout, first: Bytes, size: int | None, notes
 
 
 def _classes(path: Path, labels: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """Those of the training images.
+    """The classes of the training images.
 
     Raises:
-        UserError: another split has others.
+        UserError: another split has other classes.
     """
     classes = tuple(sorted(set(labels["train"])))
     for split, held in labels.items():
@@ -320,7 +321,7 @@ def _divide(
     test: Images | None,
     notes: tuple[str, ...],
 ) -> Content:
-    """What there is for the test: the images for it, those for validation, or a fifth of all."""
+    """Choose the test images: those of the test split, those of the validation split, or a fifth of all."""
     if test is not None:
         return Content(train, test, classes, validation, notes)
     if validation is not None:

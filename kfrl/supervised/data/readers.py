@@ -1,4 +1,4 @@
-"""Readers of the official formats. Each gives whole, checked images or says which file is damaged; none unpickles."""
+"""Readers of the official formats. Each returns complete, checked images or names a damaged file; none unpickles."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ Bytes = NDArray[np.uint8]
 
 
 class Content(NamedTuple):
-    """What the files of a data set hold."""
+    """The content of a data set's files."""
 
     train: Images
     test: Images
     classes: tuple[str, ...]
-    """By name, in the order of the labels."""
+    """Names, in the order of the labels."""
     validation: Images | None = None
-    """Images that the set itself keeps for choices."""
+    """The data set's own validation images."""
     notes: tuple[str, ...] = ()
-    """What has to be known of them, a line each."""
+    """Remarks on the files, one line each."""
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in reading a file into an error that names it."""
+    """Turn exceptions while a file is read into an error that names the file."""
     from scipy.io.matlab import MatReadError
 
     damage = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zlib.error)
     try:
         yield
     except (*damage, zipfile.BadZipFile, tarfile.TarError, MatReadError) as error:
-        # tarfile goes on to list every compression that it has tried.
+        # tarfile's further lines list every compression that it has tried.
         reason = str(error).partition("\n")[0].rstrip(" .:")
         raise UserError(
             f"{path} is damaged or only half downloaded, and was not used: {reason}. Copy it here once more; a file of "
@@ -55,7 +55,7 @@ def as_images(pixels: NDArray[Any], labels: NDArray[Any]) -> Images:
     """Tensors of the pixels (N, C, H, W) and the labels (N,).
 
     Raises:
-        ValueError: they do not belong together.
+        ValueError: their types or shapes do not fit.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or labels.shape != pixels.shape[:1]:
         raise ValueError(f"{pixels.dtype} images of shape {pixels.shape} with labels of shape {labels.shape}")
@@ -76,7 +76,7 @@ def read_idx(file: Readable) -> Bytes:
     """An array of bytes in IDX format (http://yann.lecun.com/exdb/mnist).
 
     Raises:
-        ValueError: not IDX of unsigned bytes, or shorter or longer than its header says.
+        ValueError: not IDX of unsigned bytes, or of another length than its header says.
     """
     header = file.read(4)
     if len(header) < 4 or header[:3] != b"\0\0\x08":
@@ -99,7 +99,7 @@ def read_idx_pair(images: Path, labels: Path) -> Images:
 
 
 def read_emnist(path: Path, part: str, first_label: int) -> tuple[Images, Images]:
-    """Training and test images of `letters` or `digits` from NIST's gzip.zip, where they lie transposed."""
+    """Training and test images of `letters` or `digits` from NIST's gzip.zip, which has them transposed."""
     splits = []
     with naming(path), zipfile.ZipFile(path) as archive:
         for split in ("train", "test"):
@@ -116,7 +116,7 @@ def read_emnist(path: Path, part: str, first_label: int) -> tuple[Images, Images
 
 
 def _members(path: Path, names: Sequence[str]) -> dict[str, Bytes]:
-    """The named members of a tar archive, which is read no further than the last of them."""
+    """The named members of a tar archive; reading ends at the last of them."""
     found: dict[str, Bytes] = {}
     with tarfile.open(path) as archive:
         for member in archive:

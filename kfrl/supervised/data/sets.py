@@ -1,4 +1,4 @@
-"""The data sets: where their files are, what has to be in them, and what is usual in training on them."""
+"""The data sets: addresses, checksums and expected content of their files, and their usual training settings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One row of the table."""
+    """A data set that kfrl knows by name."""
 
     title: str
     folder: str
@@ -60,14 +60,14 @@ class ImageSet:
     counts: tuple[int, int]
     """Images for training and for the test."""
     augment: Augment
-    """What --augment auto is."""
+    """The augmentation of --augment auto."""
     net: str
-    """The student unless told otherwise."""
+    """The student's default net."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Images to learn and to be tested on, in memory."""
+    """A loaded data set."""
 
     name: str
     title: str
@@ -77,9 +77,9 @@ class Data:
     augment: Augment
     net: str
     validation: Images | None = None
-    """Images that the set itself keeps for choices."""
+    """The data set's own validation images."""
     notes: tuple[str, ...] = ()
-    """What has to be known of the files."""
+    """Remarks on the files."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -320,7 +320,7 @@ SETS: dict[str, ImageSet] = {
 
 
 def load_data(name: str, data_dir: Path | None = None, image_size: int | None = None, memory: float = math.inf) -> Data:
-    """Load a data set into memory; its files are downloaded unless they are there.
+    """Load a data set; missing files are downloaded.
 
     Args:
         name: A name of `SETS`, or the path of a folder or archive of images by class. With `-half` or
@@ -331,7 +331,7 @@ def load_data(name: str, data_dir: Path | None = None, image_size: int | None = 
         memory: Bytes; see `read_folder`.
 
     Raises:
-        UserError: no such data set, a file that cannot be had, or one that is damaged.
+        UserError: an unknown data set, a file that cannot be downloaded, or a damaged file.
     """
     base, half, missing = _parse(name)
     data = _load_set(base, data_dir, image_size) if base in SETS else _load_folder(user_path(base), image_size, memory)
@@ -341,13 +341,13 @@ def load_data(name: str, data_dir: Path | None = None, image_size: int | None = 
 
 
 def absolute(name: str) -> str:
-    """The same data set, whatever the working folder is: a path becomes absolute."""
+    """The name of a data set for any working folder: a path becomes absolute."""
     base, _, _ = _parse(name)
     return name.casefold() if base in SETS else f"{user_path(base).absolute()}{name[len(base) :]}"
 
 
 def _parse(name: str) -> tuple[str, str, str]:
-    """The set or path that is meant, which half of it, and the class that is left out."""
+    """Divide a name into the set or path, the half, and the class that is left out."""
     for base, half, missing in _readings(name):
         if base.casefold() in SETS:
             return base.casefold(), half, missing
@@ -381,7 +381,7 @@ def _check(name: str, known: ImageSet, split: Images, count: int, files: Files) 
     held = ", ".join(map(str, files.values()))
     if len(split) != count or split.shape != known.shape:
         raise UserError(
-            f"The files of {name} are not whole, and were not used: expected {count:,} images of {known.shape}, found "
+            f"The files of {name} are incomplete, and were not used: expected {count:,} images of {known.shape}, found "
             f"{len(split):,} of {split.shape} in {held}. Delete them, and they will be downloaded again."
         )
     wrong = split.labels[(split.labels < 0) | (split.labels >= known.num_classes)]
@@ -436,7 +436,7 @@ def _without(data: Data, missing: str) -> Data:
         raise unknown(f"class of {data.title}", missing, data.classes)
     label = folded.index(missing.casefold())
     train = data.train.take(data.train.labels != label)
-    note = f"no training image shows {data.classes[label]}; {len(train):,} are left"
+    note = f"no training image is of class {data.classes[label]}; {len(train):,} training images are left"
     return replace(
         data,
         name=f"{data.name}-no-{data.classes[label]}",

@@ -1,4 +1,4 @@
-"""One file a method. The file's name is the method's: `--method fine-tune` is `fine_tune.py`, its class is `METHOD`."""
+"""One file for each method. `--method fine-tune` is `fine_tune.py`; its class is `METHOD`."""
 
 from __future__ import annotations
 

@@ -20,19 +20,19 @@ class Settings:
     """Anti-distillation: a trained net grown wider."""
 
     extension: Literal["zero", "uniform"] = "zero"
-    """What the new weights start from."""
+    """Initial values of the new weights: zero, or uniform in [0, theta]."""
     theta: Positive = 0.01
-    """uniform: U[0, theta]."""
+    """uniform: the upper bound of U[0, theta]."""
 
 
 class AntiDistillation(Method):
-    """The student starts as its teacher, grown; then it learns from the labels alone."""
+    """The student starts as its grown teacher, and then learns from the labels alone."""
 
     takes_teachers = "one"
     Settings = Settings
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
-        """A net as large as --net, with all of the teacher's weights in it, its head's too (section 4: w[u] = u).
+        """A net of the size of --net with all of the teacher's weights, the head's too (section 4: w[u] = u).
 
         Raises:
             UserError: a teacher that does not fit into --net.

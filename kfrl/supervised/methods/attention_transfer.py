@@ -24,7 +24,7 @@ class Settings:
     """Attention transfer."""
 
     attention_weight: NonNegative = 1000.0
-    """beta; half of it weighs the distance of two maps, a mean over their positions (the paper: 1000)."""
+    """beta; beta / 2 is the weight of the distance of two maps, a mean over positions (paper: 1000)."""
 
 
 class AttentionTransfer(Method):
@@ -34,10 +34,10 @@ class AttentionTransfer(Method):
     Settings = Settings
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
-        """A plain student. The teacher may have other classes: its logits are not read.
+        """A plain student. The teacher may have other classes: its logits are not used.
 
         Raises:
-            UserError: no size of maps that both nets have.
+            UserError: the two nets have no maps of equal size.
         """
         student = super().build(task, teachers).to(self.config.device)
         (teacher,) = teachers
@@ -48,7 +48,7 @@ class AttentionTransfer(Method):
             raise UserError(
                 f"attention-transfer compares maps of one size, and {task.net} and teacher {teacher.name!r} "
                 f"({teacher.card.net}) have none in common (student: {_words(own)}; teacher: {_words(theirs)}). "
-                "Take convolutional nets that make their maps smaller alike, e.g. ResNets."
+                "Take convolutional nets with maps of equal sizes, e.g. ResNets."
             )
         return student
 

@@ -1,4 +1,4 @@
-"""What a method is: a module that trains, in stages, by a loss of named terms."""
+"""The interface of methods for classifiers: a module that trains, its stages, and a loss of named terms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from kfrl.config import Direction, NonNegative, Positive
-from kfrl.errors import UserError
+from kfrl.errors import UserError, shortened
 from kfrl.losses.distillation import soft_target_loss
 from kfrl.nets.images.registry import make_net
 from kfrl.optim.groups import ParameterGroup
@@ -24,7 +24,7 @@ from kfrl.supervised.data.batches import Batch, Loader, Normalisation
 from kfrl.training.method import OwnSettings
 
 Net = TypeVar("Net", bound=nn.Module, default=nn.Module)
-"""What a method's `build` returns, and every other hook gets; a method that reads more than its output names it."""
+"""The type that `build` returns and every other hook gets; a method that needs more than the output names its type."""
 
 Predictor = Callable[[Tensor], Tensor]
 """Images (B, C, H, W), normalised -> logits (B, K)."""
@@ -32,7 +32,7 @@ Predictor = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Task:
-    """What the student must fit."""
+    """A classifier's task: data set, classes, image shape, normalisation and the student's net."""
 
     data: str
     """The data set's name."""
@@ -41,34 +41,34 @@ class Task:
     shape: tuple[int, int, int]
     """(C, H, W)"""
     normalisation: Normalisation
-    """Of the student's images."""
+    """The normalisation of the student's images."""
     net: str
     """The student's net, by name."""
 
     def make_net(self, name: str | None = None) -> nn.Module:
-        """A fresh net for this task: the student's, or another by name."""
+        """A new net for this task: the student's, or another by name."""
         return make_net(name or self.net, self.shape, len(self.classes))
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """What is worth scoring on other images than the run's."""
+    """A predictor that is scored on images of its own, not on the run's."""
 
     predict: Predictor
     images: Loader
     classes: tuple[str, ...]
-    """Of the images, in the order of the logits."""
+    """The classes of these images, in the order of the logits."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands."""
+    """The progress of a run."""
 
     stage: int
     in_stage: float
     """Share of the stage's updates that are done, in [0, 1]."""
     in_run: float
-    """Share of the run's, in [0, 1]."""
+    """Share of the run's updates that are done, in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -78,35 +78,35 @@ class Stage:
     name: str
     epochs: int
     groups: tuple[ParameterGroup, ...]
-    """What trains; everything else has no gradient while the stage lasts."""
+    """The parameters that train; all others are frozen during the stage."""
     complete: bool = False
-    """Whether it ends with a student like the shipped one, which is kept as --keep says; the last stage always does."""
+    """Whether the stage ends with a whole student, of which --keep chooses the epoch; the last stage always does."""
 
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """Soft targets: what every method that imitates a teacher's logits reads."""
+    """Soft targets: settings of every method that imitates a teacher's logits."""
 
     temperature: Positive = 4.0
     """T of softmax(logits / T)."""
     soft_weight: NonNegative = 0.9
     """Weight of T^2 KL[teacher || student]."""
     kl_direction: Direction = "forward"
-    """forward: that, as in the papers; reverse: KL[student || teacher]; mixed: the mean of both."""
+    """forward: KL[teacher || student], as in the papers; reverse: KL[student || teacher]; mixed: the mean of both."""
     hard_weight: NonNegative = 0.1
     """Weight of the cross-entropy with the labels."""
 
 
 class Method(OwnSettings, Generic[Net]):
-    """A method with nothing to add: the base that the others override, and all that a baseline needs.
+    """A method for classifiers. This base trains the student on the labels alone; methods override its hooks.
 
-    Build returns one module, which may hold several nets. Frozen teachers stay out of it, as attributes of the method.
+    `build` returns one module, which may hold several nets. Frozen teachers are attributes of the method, not in it.
     """
 
     takes_teachers = "none"
     """`none`, `one`, `some` (at least one) or `any` (also none)."""
     takes_answers = False
-    """Whether stored logits (--answers) may stand for its teachers."""
+    """Whether stored logits (--answers) may replace its teachers."""
     former_hooks = (("loss", "losses"), ("before_update", "schedule"))
 
     def __init__(self, config: SupervisedConfig) -> None:
@@ -116,17 +116,17 @@ class Method(OwnSettings, Generic[Net]):
 
     @classmethod
     def default_net(cls, data_net: str, teachers: Sequence[Teacher]) -> str:
-        """The student where nobody says which: by default what suits the images."""
+        """The student's net if --net is not given: by default the data set's usual net."""
         return data_net
 
     @classmethod
     def normalisation(cls, own: Normalisation, teachers: Sequence[Teacher]) -> Normalisation:
-        """Of the student's images: by default that of its own training images."""
+        """The normalisation of the student's images: by default that of its training images."""
         return own
 
     @classmethod
     def with_files(cls, config: SupervisedConfig) -> SupervisedConfig:
-        """The settings, with what the files that they name hold.
+        """The settings, with the content of the files that they name.
 
         Raises:
             UserError: a file that cannot be read.
@@ -134,7 +134,7 @@ class Method(OwnSettings, Generic[Net]):
         return config
 
     def shipped_net(self, task: Task) -> str:
-        """What cards call the net that `export` gives."""
+        """The name, in cards, of the net that `export` returns."""
         return task.net
 
     @classmethod
@@ -145,7 +145,9 @@ class Method(OwnSettings, Generic[Net]):
             UserError: saying how many it takes.
         """
         if cls.takes_teachers == "none" and count:
-            raise UserError(f"Method {name} takes no teachers, got {count}. Use --method knowledge-flow, for one.")
+            raise UserError(
+                f"Method {name} takes no teachers, got {count}. Leave --teachers out, or use --method knowledge-flow."
+            )
         if cls.takes_teachers == "one" and count != 1:
             raise UserError(f"Method {name} takes exactly one teacher (--teachers NAME), got {count}.")
         if cls.takes_teachers == "some" and not count:
@@ -156,7 +158,7 @@ class Method(OwnSettings, Generic[Net]):
 
     @classmethod
     def check_answers(cls, name: str, given: bool) -> None:
-        """Refuse stored answers that the method would not read.
+        """Refuse stored answers if the method does not use them.
 
         Raises:
             UserError: saying which methods do.
@@ -165,24 +167,24 @@ class Method(OwnSettings, Generic[Net]):
             raise UserError(f"Method {name} does not learn from --answers alone. --method kd and mimic do.")
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> Net:
-        """The module that trains. Teachers take the student's images: `adapt` has seen to that."""
+        """The module that trains. The teachers accept the student's images, see `adapt`."""
         self.teachers = tuple(teachers)
         return cast(Net, task.make_net())
 
     def prepare(self, net: Net, batches: Sequence[Tensor]) -> Iterable[str]:
-        """Fit a new run's net, as `build` made it, to its training images, once.
+        """Prepare the net of a new run on training images, once, before the first update.
 
         Args:
-            net: In evaluation mode.
-            batches: (B, C, H, W) each, as the net takes them.
+            net: The module of `build`, in evaluation mode.
+            batches: Normalised images, (B, C, H, W) each.
 
         Returns:
-            Sentences for whoever watches the run, as they come.
+            Lines for the display.
         """
         return ()
 
     def stages(self, net: Net) -> Sequence[Stage]:
-        """What trains when; by default everything, for all of the run's epochs."""
+        """The stages of the run; by default one, in which all parameters train for all epochs."""
         return (Stage("train", self.config.epochs, (ParameterGroup(tuple(net.parameters())),)),)
 
     def train_mode(self, net: Net, stage: int) -> None:
@@ -190,51 +192,51 @@ class Method(OwnSettings, Generic[Net]):
         net.train()
 
     def schedule(self, net: Net, progress: Progress) -> None:
-        """Bring the schedules that live in the net up to date."""
+        """Update the schedules inside the net, before each update."""
 
     def losses(self, net: Net, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The named terms of the loss: scalars, already weighted; their sum is minimised."""
         return {"task": F.cross_entropy(net(batch.images), batch.labels)}
 
     def after_update(self, net: Net, progress: Progress) -> None:
-        """Put parameters back where they belong."""
+        """Bring parameters back into their constraints, e.g. onto the simplex."""
 
     def export(self, net: Net) -> nn.Module:
         """The net to save, evaluate and ship: a copy that depends on no teacher and has an `arch`."""
         return copy.deepcopy(net)
 
     def mixes_statistics(self, net: Net) -> bool:
-        """Whether batch norms of what `export` gives have averaged over passes that are not its own.
+        """Whether batch norm statistics of the exported net include forward passes other than its own.
 
-        They are then taken anew, on training images, before the exported net is scored or saved.
+        They are then computed again, on training images, before the exported net is scored or saved.
         """
         return False
 
     def others(self, net: Net, final: bool) -> Mapping[str, Predictor]:
-        """What is worth evaluating beside the exported net, by name: peers, ensembles, the student with its links.
+        """Predictors to evaluate beside the exported net, by name: peers, ensembles, the student with its links.
 
-        On the validation images after every epoch, and once on the test images (`final`) when the run is over.
+        They are evaluated on the validation images after every epoch, and once on the test images (`final`) at the end.
         """
         return {}
 
     def elsewhere(self, net: Net, final: bool) -> Mapping[str, Elsewhere]:
-        """What is worth evaluating on images of its own, by name: an old task, for one. When: as `others`."""
+        """Predictors to evaluate on images of their own, by name, e.g. on an old task; evaluated when `others` are."""
         return {}
 
     def further(self, net: Net) -> Mapping[str, tuple[nn.Module, Card]]:
-        """Classifiers that are saved beside the student when the run is over, as NAME.safetensors in its folder."""
+        """Classifiers to save beside the student at the end of the run, as NAME.safetensors in its folder."""
         return {}
 
     def metrics(self, net: Net) -> dict[str, float]:
-        """What to log beside the losses."""
+        """Metrics to log beside the losses."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs beyond the net's own tensors, by name."""
+        """Tensors that a resumed run needs beside those of the net, by name."""
         return {}
 
     def load_state(self, net: Net, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave, beside the `net` that was restored."""
+        """Restore the tensors of `state`; `net` is already restored."""
 
 
 AnyMethod: TypeAlias = Method[Any]
@@ -271,7 +273,7 @@ def first_stage_epochs(method: str, epochs: int, share: float) -> int:
 
 
 def ensemble(nets: Sequence[nn.Module]) -> Predictor:
-    """The log of the mean of what `nets` give as probabilities."""
+    """A predictor of the log of the nets' mean probabilities."""
 
     def predict(images: Tensor) -> Tensor:
         return torch.stack([net(images).log_softmax(1) for net in nets]).logsumexp(0) - math.log(len(nets))
@@ -289,7 +291,7 @@ def check_same_classes(method: str, task: Task, teachers: Sequence[Teacher]) -> 
         if teacher.card.classes != task.classes:
             raise UserError(
                 f"Method {method} compares logits, so a teacher needs the student's classes: {task.data} has "
-                f"{len(task.classes)} ({', '.join(task.classes[:4])}, ...), teacher {teacher.name!r} "
-                f"{len(teacher.card.classes)} ({', '.join(teacher.card.classes[:4])}, ...). "
+                f"{len(task.classes)} ({shortened(task.classes, 4)}), teacher {teacher.name!r} "
+                f"{len(teacher.card.classes)} ({shortened(teacher.card.classes, 4)}). "
                 "--method knowledge-flow and fine-tune take teachers of any classes."
             )

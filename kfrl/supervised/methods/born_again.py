@@ -24,7 +24,7 @@ class Settings:
     """Born-again nets."""
 
     generations: Count = 3
-    """Students after the first net, each the pupil of the one before; each takes --epochs epochs."""
+    """Number of students after the first net. Each learns from the one before, for --epochs epochs."""
 
 
 class BornAgain(Method[nn.ModuleList]):
@@ -42,7 +42,7 @@ class BornAgain(Method[nn.ModuleList]):
         return nn.ModuleList(task.make_net() for _ in range(self.own.generations + 1))
 
     def stages(self, net: nn.ModuleList) -> Sequence[Stage]:
-        """A generation after the other, `epochs` each; what --keep keeps of it teaches the next."""
+        """One generation after another, `epochs` each; the epoch that --keep chooses teaches the next."""
         return tuple(
             Stage(
                 f"generation {index}", self.config.epochs, (ParameterGroup(tuple(member.parameters())),), complete=True
@@ -57,7 +57,7 @@ class BornAgain(Method[nn.ModuleList]):
         net[stage].train()
 
     def losses(self, net: nn.ModuleList, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """L(y, f_k) + L(f_{k-1}, f_k); the second up to a constant, the teacher's entropy."""
+        """L(y, f_k) + L(f_{k-1}, f_k); the second term is without the teacher's entropy, a constant."""
         logits = net[progress.stage](batch.images)
         terms = {"task": F.cross_entropy(logits, batch.labels)}
         if progress.stage > 0:
@@ -67,7 +67,7 @@ class BornAgain(Method[nn.ModuleList]):
         return terms
 
     def export(self, net: nn.ModuleList) -> nn.Module:
-        """The running generation, in the end the last."""
+        """The generation that trains; at the end of the run the last."""
         return copy.deepcopy(net[self._generation])
 
     def others(self, net: nn.ModuleList, final: bool) -> Mapping[str, Predictor]:

@@ -32,15 +32,15 @@ class Settings(Graph):
     """Deep collaborative learning. The graph is given in YAML."""
 
     graph: Path | None = None
-    """A YAML file of nodes, edges and edge_temperature, such as `kfrl supervised search` writes; in the place of those
-    of --config."""
+    """A YAML file of nodes, edges and edge_temperature, e.g. from `kfrl supervised search`; it replaces the graph of
+    --config."""
 
 
 class Collaborative(Method[nn.ModuleDict]):
     """L_t = sum over the edges s -> t of the mean over the batch of G_st(KL[p_s || p_t]); p of the labels is one-hot.
 
     Frozen nodes are teachers; the others train together. The first node is the student. An ensemble has the mean logits
-    of the nodes that train, learns nothing itself, and teaches as any other node (Okamoto et al. 2022 have their sum).
+    of the nodes that train, learns nothing itself, and teaches as any other node (Okamoto et al. 2022 use the sum).
     """
 
     takes_teachers = "any"
@@ -48,17 +48,17 @@ class Collaborative(Method[nn.ModuleDict]):
 
     @classmethod
     def with_files(cls, config: SupervisedConfig) -> SupervisedConfig:
-        """The graph of `--graph` in the place of the config's own."""
+        """The settings, with the graph of `--graph` instead of the config's."""
         path = cls.read_settings(config).graph
         if path is None:
             return config
         return replace(config, methods={**config.methods, cls.section(): asdict(read_graph(path))})
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.ModuleDict:
-        """A fresh net for every node that trains.
+        """A new net for every node that trains.
 
         Raises:
-            UserError: a graph that cannot be, see `check_graph`; an unknown net; teachers of other classes.
+            UserError: a graph that is not valid, see `check_graph`; an unknown net; teachers of other classes.
         """
         self.teachers = tuple(teachers)
         self.graph = with_other_edges(self.own)
@@ -78,31 +78,33 @@ class Collaborative(Method[nn.ModuleDict]):
         return made
 
     def losses(self, net: nn.ModuleDict, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """A term an edge. What a source says is a constant."""
-        said = {name: self._ask(name, teacher.net, batch.images) for name, teacher in self.frozen.items()}
-        said |= {name: self._ask(name, net[key], batch.images) for name, key in self.trained.items()}
+        """One term for each edge; the source's outputs are constants."""
+        outputs = {name: self._forward(name, teacher.net, batch.images) for name, teacher in self.frozen.items()}
+        outputs |= {name: self._forward(name, net[key], batch.images) for name, key in self.trained.items()}
         for name in self.ensembles:
-            said[name] = mean_logits([said[member][0].detach() for member in self.trained]), {}
+            outputs[name] = mean_logits([outputs[member][0].detach() for member in self.trained]), {}
         return {
-            _term(edge): self._edge(edge, said, batch.labels, progress.in_run)
+            _term(edge): self._edge(edge, outputs, batch.labels, progress.in_run)
             for edge in self.graph.edges
             if edge.gate != "cutoff"
         }
 
-    def _ask(self, name: str, net: nn.Module, images: Tensor) -> tuple[Tensor, Features]:
-        """The logits of a node, and its layers that edges read."""
+    def _forward(self, name: str, net: nn.Module, images: Tensor) -> tuple[Tensor, Features]:
+        """The logits of a node, and the features that edges compare."""
         layers = {pair[0] for edge, pair in self._layers.items() if edge.source == name}
         layers |= {pair[1] for edge, pair in self._layers.items() if edge.target == name}
         with torch.set_grad_enabled(name in self.trained):
             logits, features = with_features(net, sorted(layers), images)
         return logits, features
 
-    def _edge(self, edge: Edge, said: Mapping[str, tuple[Tensor, Features]], labels: Tensor, progress: float) -> Tensor:
-        target, own = said[edge.target]
+    def _edge(
+        self, edge: Edge, outputs: Mapping[str, tuple[Tensor, Features]], labels: Tensor, progress: float
+    ) -> Tensor:
+        target, own = outputs[edge.target]
         if edge.source == LABELS:
             loss, right = F.cross_entropy(target, labels, reduction="none"), torch.ones_like(labels, dtype=torch.bool)
         else:
-            source, theirs = said[edge.source]
+            source, theirs = outputs[edge.source]
             right = source.argmax(1) == labels
             if edge.loss in MAPS:
                 source_layer, target_layer = self._layers[edge]
@@ -114,13 +116,13 @@ class Collaborative(Method[nn.ModuleDict]):
         return GATES[edge.gate](loss, progress, right).mean()
 
     def export(self, net: nn.ModuleDict) -> nn.Module:
-        """The target node's net; of an ensemble all that train, as one."""
+        """The target node's net; for an ensemble all nets that train, as one."""
         if self.target.name in self.ensembles:
             return EnsembleNet.of(list(net.values()))
         return copy.deepcopy(net[self.trained[self.target.name]])
 
     def shipped_net(self, task: Task) -> str:
-        """The target node's."""
+        """The target node's net."""
         return self.target.net or task.net
 
     def others(self, net: nn.ModuleDict, final: bool) -> Mapping[str, Predictor]:
@@ -132,7 +134,7 @@ def _teacher_of(node: Node, teachers: Sequence[Teacher]) -> Teacher:
     """The frozen net of a node.
 
     Raises:
-        UserError: a net of another kind than the graph has there.
+        UserError: the teacher's net is not that of the node.
     """
     by_name = {teacher.name: teacher for teacher in teachers}
     found = teachers[node.teacher - 1] if isinstance(node.teacher, int) else by_name[str(node.teacher)]
@@ -145,7 +147,7 @@ def _teacher_of(node: Node, teachers: Sequence[Teacher]) -> Teacher:
 
 
 def _term(edge: Edge) -> str:
-    """What an edge's loss is called: several edges may lead from one node to another."""
+    """The name of an edge's loss term; several edges may lead from one node to another."""
     return f"{edge.source}_to_{edge.target}" + ("" if edge.loss == "kl" else f"_{edge.loss}".replace("-", "_"))
 
 
@@ -153,11 +155,11 @@ def _layers_of(edge: Edge, nets: Mapping[str, nn.Module], task: Task) -> tuple[s
     """The layers of an edge's source and target whose attention maps it compares.
 
     Raises:
-        UserError: a layer that is not there, or gives no maps.
+        UserError: a layer that does not exist, or whose output is not a map.
     """
     if edge.source not in nets:
         raise UserError(
-            f"The edge {edge.source} -> {edge.target} has no attention maps: only nets have. Give it loss: kl."
+            f"The edge {edge.source} -> {edge.target} has no attention maps: its source is not a net. Give it loss: kl."
         )
     source = _map_layer(edge.source, nets[edge.source], edge.source_layer, task)
     return source, _map_layer(edge.target, nets[edge.target], edge.target_layer, task)
@@ -172,14 +174,14 @@ def _map_layer(node: str, net: nn.Module, named: str | None, task: Task) -> str:
     maps = [layer for layer, shape in shapes.items() if len(shape) == 3]
     if not maps:
         raise UserError(
-            f"Node {node!r} has no attention maps: {', '.join(layers)} {'gives' if named else 'give'} vectors. Take a "
-            "convolutional layer, or loss: kl."
+            f"Node {node!r} has no attention maps: the output of {', '.join(layers)} is a vector. Take a convolutional "
+            "layer, or loss: kl."
         )
     return maps[-1]
 
 
 def check_graph(graph: Graph, teachers: Sequence[str]) -> None:
-    """Refuse a graph along which nothing can be learned.
+    """Refuse a graph that is not valid.
 
     Raises:
         UserError: no graph; a name given twice; an unknown teacher, gate, source or target; a frozen target; an edge
@@ -208,9 +210,7 @@ def check_graph(graph: Graph, teachers: Sequence[str]) -> None:
     taught = {edge.target for edge in graph.edges if edge.gate != "cutoff"}
     trained = [name for name in names if name not in frozen | ensembles]
     if ensembles and len(trained) < 2:
-        raise UserError(
-            f"The ensemble {min(ensembles)!r} is of the nodes that train, at least two; got {len(trained)}."
-        )
+        raise UserError(f"The ensemble {min(ensembles)!r} needs at least two nodes that train, got {len(trained)}.")
     idle = [name for name in trained if name not in taught]
     if idle:
         raise UserError(
@@ -227,8 +227,7 @@ def _check_teacher(node: Node, teachers: Sequence[str]) -> None:
         if not 1 <= node.teacher <= len(teachers):
             raise UserError(
                 f"Node {node.name!r} of the graph is teacher number {node.teacher}, and --teachers names "
-                f"{len(teachers)}: {', '.join(teachers) or 'none'}. Its trained net"
-                f"{'' if node.net is None else f', a {node.net},'} has to be there."
+                f"{len(teachers)}: {', '.join(teachers) or 'none'}. Add a trained {node.net or 'net'} to --teachers."
             )
     elif node.teacher not in teachers:
         raise unknown(f"teacher of node {node.name!r}", node.teacher, teachers, "Name it in --teachers.")
@@ -242,7 +241,7 @@ def _check_edge(edge: Edge, names: Sequence[str], frozen: set[str], ensembles: s
     if edge.target not in names:
         raise unknown(f"target of an edge from {edge.source!r}", edge.target, names)
     if edge.source == edge.target:
-        raise UserError(f"The edge {edge.source} -> {edge.target} leads nowhere: a node teaches others, not itself.")
+        raise UserError(f"The edge {edge.source} -> {edge.target} is not possible: a node teaches others, not itself.")
     if edge.target in frozen and edge.gate != "cutoff":
         raise UserError(f"Node {edge.target!r} is frozen: the edge from {edge.source!r} can teach it nothing.")
     if edge.target in ensembles and edge.gate != "cutoff":

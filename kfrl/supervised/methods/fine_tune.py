@@ -13,13 +13,13 @@ from kfrl.supervised.methods.base import Method, Task
 
 
 class FineTune(Method):
-    """Copies every tensor of the teacher but those of its head."""
+    """The student starts with every tensor of the teacher except those of its head."""
 
     takes_teachers = "one"
 
     @classmethod
     def default_net(cls, data_net: str, teachers: Sequence[Teacher]) -> str:
-        """The teacher's."""
+        """The teacher's net."""
         return teachers[0].card.net
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
@@ -39,9 +39,9 @@ class FineTune(Method):
         if differing:
             raise UserError(
                 f"The layers of teacher {teacher.name!r} ({teacher.card.net}, on images of {teacher.card.input_shape}) "
-                f"go over to the student ({task.net}, {task.shape}), and these do not fit: "
+                f"are copied to the student ({task.net}, {task.shape}), and these do not fit: "
                 f"{shortened(differing, 4)}. Take the teacher's net "
-                f"(--net {teacher.card.net}) and images of its size, or --method knowledge-flow, which takes any."
+                f"(--net {teacher.card.net}) and images of its size, or --method knowledge-flow, which takes any net."
             )
         net.load_state_dict(theirs, strict=False)
         return net

@@ -46,7 +46,7 @@ class Settings:
     soft_start: NonNegative = 4.0
     """lambda, the weight of the soft targets, when the second stage begins; it falls linearly."""
     soft_end: NonNegative = 1.0
-    """lambda when it ends."""
+    """lambda when the second stage ends."""
     temperature: Positive = 4.0
     """T of the soft targets, softmax(logits / T)."""
 
@@ -55,7 +55,7 @@ class FitNet(nn.Module):
     """A student, and the regressor of its guided layer."""
 
     def __init__(self, student: nn.Module, regressor: nn.Module) -> None:
-        """Put them together."""
+        """Hold both modules."""
         super().__init__()
         self.student, self.regressor = student, regressor
 
@@ -71,7 +71,7 @@ class FitNets(Method[FitNet]):
         """The student and a regressor from its guided layer to the teacher's hint.
 
         Raises:
-            UserError: other classes, a layer that does not exist, or layers that no regressor of the paper joins.
+            UserError: other classes, a layer that does not exist, or layers that the paper's regressor cannot connect.
         """
         check_same_classes("fitnets", task, teachers)
         self.teachers = (teacher,) = tuple(teachers)
@@ -101,7 +101,7 @@ class FitNets(Method[FitNet]):
         with torch.no_grad():
             _, taught = with_features(self.teachers[0].net, [self.hint], batch.images)
         _, own = with_features(net.student, [self.guided], batch.images)
-        # Both sides behind the same non-linearity, as the paper asks.
+        # Both sides have the same non-linearity, as in the paper.
         guided = F.relu(net.regressor(F.relu(own[self.guided])))
         return {"hint": self.own.hint_weight * hint_loss(guided, F.relu(taught[self.hint])).mean()}
 
@@ -143,8 +143,8 @@ def _regressor(link: str, guided: Shape, hint: Shape) -> nn.Module:
     kernel = [own - theirs + 1 for own, theirs in zip(guided[1:], hint[1:], strict=False)]
     if len(guided) != 3 or len(hint) != 3 or min(kernel) < 1:
         raise UserError(
-            f"The regressor of fitnets is a convolution that makes a map no larger, or a matrix between vectors: it "
-            f"cannot turn {guided} into {hint} ({link}). Name other layers with --guided-layer and --hint-layer."
+            "The regressor of fitnets is a convolution without padding, or a matrix between vectors: it cannot turn "
+            f"{guided} into {hint} ({link}). Name other layers with --guided-layer and --hint-layer."
         )
     return nn.Conv2d(guided[0], hint[0], (kernel[0], kernel[1]))
 

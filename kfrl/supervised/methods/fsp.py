@@ -39,18 +39,18 @@ class Settings:
     fsp_weight: Positive = 1.0
     """Weight of the FSP loss, a mean over a matrix."""
     fsp_pool: Literal["max", "avg", "none"] = "max"
-    """What brings the larger of two maps to the size of the smaller: max pooling (paper), average pooling, or nothing,
-    which refuses such maps."""
+    """Pooling of the larger of two maps to the size of the smaller: max (paper), avg, or none, which refuses such
+    maps."""
 
 
 class Fsp(Method):
-    """Stage 1: FSP matrices between consecutive maps of the student meet the teacher's; stage 2: cross-entropy."""
+    """Stage 1: FSP matrices of the student's consecutive maps imitate the teacher's; stage 2: cross-entropy."""
 
     takes_teachers = "one"
     Settings = Settings
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
-        """A plain student. The teacher may have other classes: its logits are not read.
+        """A plain student. The teacher may have other classes: its logits are not used.
 
         Raises:
             UserError: nets whose matrices cannot be compared, or maps of different size and no pooling.
@@ -64,14 +64,14 @@ class Fsp(Method):
             raise UserError(
                 f"fsp compares the flow between maps, and {task.net} and teacher {teacher.name!r} ({teacher.card.net}) "
                 f"have fewer than two layers with maps of the same size (student: {_words(own)}; teacher: "
-                f"{_words(theirs)}). Take convolutional nets that make their maps smaller alike."
+                f"{_words(theirs)}). Take convolutional nets with maps of equal sizes, e.g. ResNets."
             )
         for (layer, channels), (other, as_many) in pairs:
             if channels != as_many:
                 raise UserError(
-                    f"fsp compares matrices of channels by channels, so layers that correspond need as many: {layer} "
-                    f"of the student has {channels}, {other} of teacher {teacher.name!r} {as_many}. Take a student of "
-                    "the teacher's width, e.g. ResNets."
+                    "fsp compares matrices of channels by channels, so corresponding layers need equal numbers of "
+                    f"channels: {layer} of the student has {channels}, {other} of teacher {teacher.name!r} {as_many}. "
+                    "Take a student of the teacher's width, e.g. ResNets."
                 )
         self.layers = [layer for (layer, _), _ in pairs]
         self.teacher_layers = [layer for _, (layer, _) in pairs]
@@ -96,12 +96,12 @@ class Fsp(Method):
             if sizes[first] != sizes[second]:
                 one, other = ("x".join(map(str, sizes[layer])) for layer in (first, second))
                 raise UserError(
-                    f"An FSP matrix joins maps of one size, but {first} is {one} and {second} {other}. --fsp-pool max "
-                    "(the paper's) or avg brings them together."
+                    f"An FSP matrix needs maps of one size, but {first} is {one} and {second} {other}. --fsp-pool max "
+                    "(the paper's) or avg makes them equal."
                 )
 
     def stages(self, net: nn.Module) -> Sequence[Stage]:
-        """The flow, then the labels."""
+        """The FSP matrices, then the labels."""
         epochs = first_stage_epochs("fsp", self.config.epochs, self.own.fsp_share)
         below = parameters_before(net, self.layers, self.example)
         return (
@@ -132,7 +132,7 @@ class Fsp(Method):
 
 
 def _by_depth(own: Sequence[L], theirs: Sequence[L]) -> list[tuple[L, L]]:
-    """As many pairs as the shorter side has, each of layers at the same relative depth."""
+    """Pairs of layers at the same relative depth, as many as the shorter side has."""
     count = min(len(own), len(theirs))
     at = [[round(j * len(side) / count) - 1 for j in range(1, count + 1)] for side in (own, theirs)]
     return [(own[one], theirs[other]) for one, other in zip(*at, strict=True)]

@@ -19,12 +19,12 @@ from kfrl.supervised.methods.base import Method, Stage, Task
 
 @dataclass(frozen=True)
 class Settings:
-    """How a net grows."""
+    """Growing a brain: new units for a trained net."""
 
     grow: Literal["width", "depth", "both"] = "width"
     """New units beside the last hidden layer, a new layer above it, or both."""
     new_units: Count | None = None
-    """S, how many beside the last hidden layer. Default: half as many as it has."""
+    """S, number of new units beside the last hidden layer. Default: half as many as the layer has."""
     new_layer: Count | None = None
     """Units of the new layer. Default: as many as the last hidden layer has."""
     scale: Positive = 10.0
@@ -32,20 +32,20 @@ class Settings:
     normalise: bool = True
     """Normalise the old units and the new ones, each by their norm."""
     new_lr: Positive = 10.0
-    """Learning rate of what is new, as a multiple of --lr."""
+    """Learning rate of the new parameters, as a multiple of --lr."""
     only_new: bool = False
-    """Leave what the teacher has learned as it is."""
+    """Train the new parameters only; the teacher's are frozen."""
 
 
 class Growing(Method[GrownNet]):
-    """Starts as the teacher without its head; new units and a new head learn at a rate of their own."""
+    """The student starts as the teacher without its head; new units and a new head have their own learning rate."""
 
     takes_teachers = "one"
     Settings = Settings
 
     @classmethod
     def default_net(cls, data_net: str, teachers: Sequence[Teacher]) -> str:
-        """The teacher's, to which units are added."""
+        """The teacher's net, to which units are added."""
         return teachers[0].card.net
 
     @classmethod
@@ -62,13 +62,13 @@ class Growing(Method[GrownNet]):
         (teacher,) = teachers
         if task.net != teacher.card.net:
             raise UserError(
-                f"growing adds to teacher {teacher.name!r}, a {teacher.card.net}, and takes nothing away, so the "
-                f"student cannot be {task.net}. Leave --net out; --new-units and --new-layer say how much it grows."
+                f"growing only adds units to teacher {teacher.name!r}, a {teacher.card.net}, so the student cannot be "
+                f"{task.net}. Leave --net out; --new-units and --new-layer set the number of units."
             )
         if task.shape != teacher.card.input_shape:
             raise UserError(
-                f"Teacher {teacher.name!r} has learned images of {teacher.card.input_shape}, and those of {task.data} "
-                f"are {task.shape}. A net that grows keeps its input; --image-size resizes images."
+                f"Teacher {teacher.name!r} was trained on images of {teacher.card.input_shape}, and those of "
+                f"{task.data} are {task.shape}. A grown net keeps its input shape; --image-size resizes images."
             )
         base, own = cast(Classifier, teacher.net), self.own
         top = base.head.in_features
@@ -84,7 +84,7 @@ class Growing(Method[GrownNet]):
         return net
 
     def stages(self, net: GrownNet) -> Sequence[Stage]:
-        """One: the old layers at --lr, the new ones at --new-lr times that."""
+        """One stage: old layers at --lr, new ones at --new-lr times --lr."""
         old = net.old_parameters()
         known = set(map(id, old))
         new = ParameterGroup(tuple(p for p in net.parameters() if id(p) not in known), self.own.new_lr)
@@ -92,7 +92,7 @@ class Growing(Method[GrownNet]):
         return (Stage("train", self.config.epochs, groups),)
 
     def train_mode(self, net: GrownNet, stage: int) -> None:
-        """A body that does not learn is as in evaluation: its batch statistics stay too."""
+        """A frozen body is in evaluation mode, so that its batch norm statistics are frozen too."""
         net.train()
         if self.own.only_new:
             net.body.eval()

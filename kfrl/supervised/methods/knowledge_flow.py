@@ -37,7 +37,7 @@ from kfrl.supervised.methods.base import (
 from kfrl.supervised.teachers import teacher_logits
 
 SAMPLES = 32
-"""At most so many images of a batch, drawn at random, estimate l_KL and the hand-over: each needs a further pass."""
+"""Number of images, drawn at random from a batch, for l_KL and the hand-over, which each need a further pass."""
 
 
 @dataclass(frozen=True)
@@ -45,34 +45,34 @@ class Settings(FlowSettings, SoftTargets):
     """Knowledge Flow between classifiers. Settings marked (+) go beyond the paper."""
 
     kl_coef: NonNegative = 0.01
-    """lambda_2, holds the classifier near the previous iteration's."""
+    """lambda_2, weight of the KL divergence from the previous iteration's classifier."""
     dependence_schedule: Literal["linear", "constant"] = "linear"
-    """lambda_1 over the run: from 0 up (paper), or --dependence-coef all the time (reproduction)."""
+    """lambda_1 over the run: rises linearly from 0 (paper), or is constant at --dependence-coef (reproduction)."""
     layer_weights_lr: Positive = 1.0
     """Learning rate of w as a multiple of --lr (+)."""
     handover_coef: NonNegative = 1.0
     """Weight of the distillation of the linked net into the student alone, until independence (+)."""
     fold: bool = True
-    """Start the student's linked layers as what its teachers' most useful channels bring, by ridge regression on the
-    training images (+), where a layer is a convolution or fully connected."""
+    """Initialise the student's linked layers from its teachers' most useful channels, by ridge regression on the
+    training images (+), if a layer is a convolution or fully connected."""
     independence_at: Fraction | None = 0.4
     """Share of the run at which p of the student is exactly 1 (+). None leaves p to the losses, as the paper does."""
     handover_start: Fraction = 0.0
-    """Share of the run at which p of the student begins its forced way to 1 (+)."""
+    """Share of the run at which p of the student begins its forced rise to 1 (+)."""
     link_heads: Literal["never", "expert", "always"] = "expert"
-    """Link the logits too (+): of teachers of the same classes (expert), of all, or of none."""
+    """Link the logits too (+): to teachers of the same classes (expert), to all (always), or to none (never)."""
     soft_targets: bool = False
     """Learn from the soft targets of the teachers of the same classes too, with the weights of kd (Table 4)."""
 
 
 class KnowledgeFlowMethod(Method[KnowledgeFlow]):
-    """total = cross-entropy + lambda_1(t) l_dep + lambda_2 l_KL (eq. 3), and a deliberate hand-over to the student."""
+    """total = cross-entropy + lambda_1(t) l_dep + lambda_2 l_KL (eq. 3), and a forced hand-over to the student."""
 
     takes_teachers = "some"
     Settings = Settings
 
     def __init__(self, config: SupervisedConfig) -> None:
-        """Keep the settings; theta_old is taken in the first update."""
+        """Keep the settings; theta_old is stored in the first update."""
         super().__init__(config)
         self.flow: Settings = self.own
         self.hand_over = HandOver(self.flow.handover_start, self.flow.independence_at)
@@ -100,9 +100,9 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         return flow.to(device)
 
     def prepare(self, net: KnowledgeFlow, batches: Sequence[Tensor]) -> Iterator[str]:
-        """Choose the teachers' channels, and fold what they bring into the student's own linked layers.
+        """Choose the teachers' channels, and fold the links into the student's own layers.
 
-        The student's own pre-activation is then the teachers' mixture, so p may go to 1 without a loss.
+        The student's own pre-activation then equals the teachers' mixture, so p may rise to 1 without a loss.
         """
         if not self.flow.fold:
             return
@@ -111,7 +111,7 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         others = [layer for layer in net.layers if layer not in used]
         if others:
             kind = type(net.student.get_submodule(others[0])).__name__
-            yield f"Not folded: {', '.join(others)}. A {kind} is no linear map of its input."
+            yield f"Not folded: {', '.join(others)}. A {kind} is not a linear map of its input."
         plain = net.export()
         layers = [layer for layer in used if layer in net.layers]
         needed = max(observations_needed(plain, layers).values(), default=0)
@@ -131,7 +131,7 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         ]
 
     def stages(self, net: KnowledgeFlow) -> Sequence[Stage]:
-        """One, with student and Q at the run's rate, and w at its own, without weight decay, which would even p out."""
+        """One stage: student and Q at the run's rate, w at its own, without weight decay, which would even p out."""
         # The reproduction's Q is constant.
         trained = [net.student] if self.flow.mixing == "simplex" else [net.student, net.transforms]
         body = tuple(parameter for part in trained for parameter in part.parameters())
@@ -139,15 +139,15 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         return (Stage("train", self.config.epochs, (ParameterGroup(body), weights)),)
 
     def schedule(self, net: KnowledgeFlow, progress: Progress) -> None:
-        """Move the forced hand-over on."""
+        """Advance the forced hand-over."""
         net.handover = self.hand_over(progress.in_run)
 
     def losses(self, net: KnowledgeFlow, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The task, lambda_1(t) l_dep (eq. 5), lambda_2 l_KL (eq. 6) and, until independence, the hand-over."""
-        said: dict[str, Any] = {}
-        features = net.teacher_features(batch.images, said)
+        outputs: dict[str, Any] = {}
+        features = net.teacher_features(batch.images, outputs)
         logits = net(batch.images, features)
-        terms = self._task(logits, batch, said)
+        terms = self._task(logits, batch, outputs)
         rows = torch.randperm(len(batch.labels))[:SAMPLES].to(logits.device)
         if self.flow.kl_coef:
             kl = self._kl(net, batch.images[rows], tuple(part[rows] for part in features))
@@ -162,17 +162,17 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
             terms["handover"] = self.flow.handover_coef * kl_divergence(logits[rows].detach(), alone).mean()
         return terms
 
-    def _task(self, logits: Tensor, batch: Batch, said: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _task(self, logits: Tensor, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
         if not self.flow.soft_targets:
             return {"task": F.cross_entropy(logits, batch.labels)}
-        # Once the student is independent, nothing has asked the teachers.
-        targets = [said[t.name] if t.name in said else teacher_logits(t, batch) for t in self._experts]
+        # The forward pass of an independent student does not run the teachers.
+        targets = [outputs[t.name] if t.name in outputs else teacher_logits(t, batch) for t in self._experts]
         return distillation_terms(self.flow, logits, batch.labels, targets)
 
     def _kl(self, net: KnowledgeFlow, images: Tensor, features: tuple[Tensor, ...]) -> Tensor:
         """l_KL against the previous iteration's parameters, both without dropout and with running batch statistics.
 
-        Both sides in one mode, because what dropout and a batch's own statistics change is no change of the classifier.
+        Both nets are in one mode, because a difference by dropout or batch statistics is no change of the classifier.
         """
         now = dict(net.named_parameters())
         if not self._previous:
@@ -202,11 +202,11 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         return net.export()
 
     def mixes_statistics(self, net: KnowledgeFlow) -> bool:
-        """While it is linked, passes with links and passes alone take turns."""
+        """True while the student is linked, because passes with links and without alternate."""
         return not net.independent
 
     def others(self, net: KnowledgeFlow, final: bool) -> Mapping[str, Predictor]:
-        """The student with its teachers' help, while it has any."""
+        """The student with its links, until it is independent."""
         return {} if net.independent else {"with_links": net}
 
     def metrics(self, net: KnowledgeFlow) -> dict[str, float]:
@@ -218,7 +218,7 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         return dict(self._previous)
 
     def load_state(self, net: KnowledgeFlow, state: Mapping[str, Tensor]) -> None:
-        """Take theta_old up, laid out in memory as the parameters are: the layout decides how sums are rounded."""
+        """Restore theta_old in the memory layout of the parameters, because the layout decides how sums are rounded."""
         own = dict(net.named_parameters())
         self._previous = {name: torch.empty_like(own[name]).copy_(old).detach() for name, old in state.items()}
 

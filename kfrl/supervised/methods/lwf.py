@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.config import Fraction, NonNegative, Positive
-from kfrl.errors import UserError
+from kfrl.errors import UserError, shortened
 from kfrl.losses.distillation import cross_entropy
 from kfrl.nets.images.classifier import Classifier
 from kfrl.nets.memory_format import channels_last
@@ -39,20 +39,20 @@ NOT_COUNTED = "none"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run of learning without forgetting adds."""
+    """Learning without forgetting."""
 
     variant: Literal["lwf", "fine-tuning", "feature-extraction", "joint-training"] = "lwf"
-    """lwf; or one of the paper's baselines, from the same start: nothing holds the old task; the body stays as it is;
-    the old task's images are learned too."""
+    """lwf, or a baseline of the paper: fine-tuning (no loss on the old task), feature-extraction (the body is frozen),
+    joint-training (also trains on the old task's images)."""
     old_weight: NonNegative = 1.0
     """lambda_o, weight of the old task's loss (lwf, joint-training)."""
     old_temperature: Positive = 2.0
     """T of lwf's old loss."""
     warm_up: Fraction = 0.5
-    """Share of the epochs in which the new head trains alone, at least one; 0: no such epochs."""
+    """Share of the epochs in which only the new head trains, at least one epoch; 0: none."""
     old_data: str = ""
-    """The old task's images, on which the old head is scored, and which joint-training learns: a data set or a folder.
-    none: they are not there, and only the new task is scored. Default: the teacher's data set."""
+    """The old task's images, a data set or a folder, on which the old head is scored, and joint-training trains. none:
+    only the new task is scored. Default: the teacher's data set."""
 
 
 class Heads(nn.Module):
@@ -70,7 +70,7 @@ class Heads(nn.Module):
 
 @dataclass(frozen=True)
 class OldTask:
-    """The images of what the teacher has learned."""
+    """The images of the old task, which the teacher has learned."""
 
     train: Loader
     validation: Loader
@@ -80,7 +80,7 @@ class OldTask:
 class LearningWithoutForgetting(FineTune):
     """L = L_new + lambda_o L_old, with L_old = -sum_i y'_i log yhat'_i at temperature T, on the new task's images.
 
-    y' is what the untouched net says of the same image. There is no T^2 before L_old, as in the authors' code.
+    y' is the frozen teacher's output for the same image. There is no T^2 before L_old, as in the authors' code.
     """
 
     Settings = Settings
@@ -92,14 +92,14 @@ class LearningWithoutForgetting(FineTune):
 
     @classmethod
     def normalisation(cls, own: Normalisation, teachers: Sequence[Teacher]) -> Normalisation:
-        """That of the old task's images: the net goes on as it is."""
+        """That of the old task's images, which the net was trained with."""
         return Normalisation(teachers[0].card.mean, teachers[0].card.std)
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> nn.Module:
         """The teacher's net with both heads.
 
         Raises:
-            UserError: a net or images of another shape, or an old task whose images cannot be had.
+            UserError: a net or images of another shape, or an old task whose images cannot be loaded.
         """
         net = super().build(task, teachers)
         (teacher,) = teachers
@@ -115,7 +115,9 @@ class LearningWithoutForgetting(FineTune):
         name = self.own.old_data or card.data
         if name == NOT_COUNTED:
             if self.own.variant == "joint-training":
-                raise UserError("joint-training learns the old task's images too: --old-data none leaves it without.")
+                raise UserError(
+                    "joint-training trains on the old task's images, and --old-data is none. Give --old-data FOLDER."
+                )
             return None
         if not self.own.old_data and not is_data_set(name):
             raise UserError(
@@ -136,7 +138,7 @@ class LearningWithoutForgetting(FineTune):
         return OldTask(replace(train, pad=pad, flip=flip), validation, test)
 
     def stages(self, net: nn.Module) -> Sequence[Stage]:
-        """The new head alone, then all; the body stays as it is in feature extraction."""
+        """The new head alone, then all parameters; in feature extraction the new head alone."""
         heads = _heads(net)
         new = ParameterGroup(tuple(heads.new.parameters()))
         if self.own.variant == "feature-extraction":
@@ -149,11 +151,11 @@ class LearningWithoutForgetting(FineTune):
         return (Stage("new head", first, (new,)), Stage("train", self.config.epochs - first, (everything,)))
 
     def train_mode(self, net: nn.Module, stage: int) -> None:
-        """While only the new head trains, the body is as in evaluation: its batch statistics do not move either."""
+        """While only the new head trains, the net is in evaluation mode, so that batch norm statistics are frozen."""
         net.train(self.stages(net)[stage].name != "new head")
 
     def losses(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The new task, and what holds the old one once the body trains."""
+        """The new task's loss, and once the body trains the old task's."""
         if self.stages(net)[progress.stage].name == "new head":
             return {"task": F.cross_entropy(_split(net, batch.images)[1], batch.labels)}
         if self.own.variant == "joint-training":
@@ -166,7 +168,7 @@ class LearningWithoutForgetting(FineTune):
         return terms
 
     def _joint(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Both tasks, each on its own images, in one pass: as many of the old ones, drawn at random."""
+        """Both tasks' losses in one pass: the batch, and as many images of the old task, drawn at random."""
         assert self._old is not None
         drawn, count = self._old.train.random(len(batch.labels)), len(batch.labels)
         old, new = _split(net, torch.cat([batch.images, drawn.images]))
@@ -189,7 +191,7 @@ class LearningWithoutForgetting(FineTune):
         return {"old": Elsewhere(_with_head(net, "old").eval(), images, self.teachers[0].card.classes)}
 
     def further(self, net: nn.Module) -> Mapping[str, tuple[nn.Module, Card]]:
-        """The old task's classifier as it is now."""
+        """The old task's classifier."""
         card = self.teachers[0].card
         made = replace(
             card,
@@ -207,16 +209,16 @@ class LearningWithoutForgetting(FineTune):
 def _old_images(
     name: str, data_dir: Path | None, size: int | None, memory: float, share: float, classes: tuple[str, ...]
 ) -> tuple[Images, Images, Images]:
-    """The old task's images for training, validation and test, divided as the teacher's run divided them.
+    """The old task's images for training, validation and test, divided as in the teacher's run.
 
     Raises:
-        UserError: they cannot be had, or are of other classes.
+        UserError: they cannot be loaded, or have other classes.
     """
     data = load_data(name, data_dir, size, memory)
     if data.classes != classes:
         raise UserError(
-            f"The teacher knows {len(classes)} classes ({', '.join(classes[:4])}, ...), and {name} has "
-            f"{len(data.classes)} others ({', '.join(data.classes[:4])}, ...). Give the old task's images: --old-data."
+            f"The teacher has {len(classes)} classes ({shortened(classes, 4)}), and {name} has {len(data.classes)} "
+            f"others ({shortened(data.classes, 4)}). Give the old task's images: --old-data."
         )
     rows, kept_back = split_off(data.train.labels, 0.0 if data.validation is not None else share)
     validation = data.train.take(kept_back) if data.validation is None else data.validation

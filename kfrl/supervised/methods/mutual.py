@@ -21,7 +21,7 @@ class Settings:
     """Deep mutual learning."""
 
     peers: str = ""
-    """The nets that learn beside the student, by name, comma-separated. Default: one like it."""
+    """Nets that learn together with the student, by name, comma-separated. Default: one net like it."""
     kl_direction: Direction = "forward"
     """forward: KL[peer || own], as in the paper; reverse: KL[own || peer]; mixed: the mean of both."""
 
@@ -41,14 +41,14 @@ class Mutual(Method[nn.ModuleList]):
         return nn.ModuleList(task.make_net(name) for name in (task.net, *peers))
 
     def losses(self, net: nn.ModuleList, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Eq. 8 of the paper for every net; what the others say is a constant."""
+        """Eq. 8 of the paper for every net; the peers' logits are constants."""
         logits = [member(batch.images) for member in net]
-        said = [one.detach() for one in logits]
+        targets = [one.detach() for one in logits]
         terms = {}
         for index, own in enumerate(logits):
             suffix = f"_{index + 1}" if index else ""
             terms[f"task{suffix}"] = F.cross_entropy(own, batch.labels)
-            peers = said[:index] + said[index + 1 :]
+            peers = targets[:index] + targets[index + 1 :]
             terms[f"mutual{suffix}"] = mutual_loss(own, peers, self.own.kl_direction).mean()
         return terms
 

@@ -52,7 +52,7 @@ def test_the_file_has_the_logits_of_every_training_image(answers: Path, teacher:
     assert asked.answers is not None
     torch.testing.assert_close(asked.answers, load_classifier(teacher).net((pixels - 0.25) / 0.5), atol=1e-4, rtol=1e-4)
     assert asked.sha256 == load_classifier(teacher).sha256
-    with pytest.raises(UserError, match="not the teacher"):
+    with pytest.raises(UserError, match="stored answers and no net"):
         asked.net(pixels)
 
 
@@ -87,11 +87,11 @@ def test_answers_of_another_teacher_are_refused(tmp_path: Path, answers: Path, t
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"augment": "shift"}, "answers are for the images as they are.* Give --augment none"),
+        ({"augment": "shift"}, "answers are for images without augmentation.* Give --augment none"),
         ({"method": "knowledge-flow"}, "knowledge-flow does not learn from --answers alone. --method kd and mimic do"),
-        ({"data": "digits-half"}, "has answers for the .* training images of digits; the .* of digits-half are others"),
-        ({"image_size": 10}, "or of another --image-size"),
-        ({"answers": Path("teacher.safetensors")}, "Files of answers are what `kfrl supervised collect` writes"),
+        ({"data": "digits-half"}, "has answers for the .* training images of digits; the .* of digits-half differ"),
+        ({"image_size": 10}, "or have another --image-size"),
+        ({"answers": Path("teacher.safetensors")}, "`kfrl supervised collect` writes files of answers"),
         ({"answers": Path("nowhere")}, "There is no file nowhere"),
     ],
 )

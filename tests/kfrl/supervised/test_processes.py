@@ -62,7 +62,9 @@ def test_two_processes_give_the_numbers_of_one_up_to_rounding(two: Path, tmp_pat
 def test_another_number_of_processes_cannot_go_on(two: Path) -> None:
     assert latest_checkpoint(two / "checkpoint").state["processes"] == 2
     session = Session.resume(two)
-    with pytest.raises(UserError, match=r"left by a run in 2 processes.*in 1\. Resume it with torchrun"):
+    with pytest.raises(
+        UserError, match=r"number of processes of .* is 2, and now it is 1\. Resume the run with torchrun"
+    ):
         session.prepare(Silent())
 
 
@@ -73,7 +75,7 @@ def test_if_another_process_ends_this_one_says_so_and_any_other_error_stays_one(
     trainer.ranks = Ranks(0, 2)
     gone = RuntimeError("[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1771")
     monkeypatch.setattr(Trainer, "_run_epoch", Mock(side_effect=gone))
-    assert trainer.train().failure == "Another of the 2 processes of this run has ended, so process 0 does too."
+    assert trainer.train().failure == "Another of the 2 processes of this run has ended, so process 0 ends too."
     monkeypatch.setattr(Trainer, "_run_epoch", Mock(side_effect=RuntimeError("shapes cannot be multiplied")))
     trainer.failure = None
     with pytest.raises(RuntimeError, match="multiplied"):

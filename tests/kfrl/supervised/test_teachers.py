@@ -73,13 +73,13 @@ def test_a_teacher_of_the_same_images_is_left_alone_and_another_says_what_is_don
     other = adapt(
         replace(same, card=card(mean=OWN.mean, std=OWN.std)), (3, 8, 8), Normalisation((0.0,) * 3, (1.0,) * 3)
     )
-    assert other.adapted == ("RGB made gray", "resized 8x8 -> 4x4", "normalised anew")
+    assert other.adapted == ("RGB to gray", "resized 8x8 -> 4x4", "normalised for the teacher")
     batch = Batch(torch.rand(5, 3, 8, 8), torch.zeros(5, dtype=torch.int64))
     assert teacher_logits(other, batch).shape == (5, 2)
 
 
 def test_channels_that_nobody_can_match_are_refused() -> None:
-    with pytest.raises(UserError, match="sees 1 channels and the student 2"):
+    with pytest.raises(UserError, match="takes 1 channels and the student 2"):
         Adapter((2, 4, 4), Normalisation.none(2), card())
 
 

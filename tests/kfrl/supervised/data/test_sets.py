@@ -114,7 +114,7 @@ def test_unpacked_files_are_found_and_noted(mnist: Write) -> None:
         path.unlink()
     loaded = load_data("mnist", root)
     assert torch.equal(loaded.train.pixels[:, 0], torch.tensor(random_bytes(40, 28, 28)))
-    assert "t10k-labels-idx1-ubyte in" in loaded.notes[0] and "but whole" in loaded.notes[0]
+    assert "t10k-labels-idx1-ubyte in" in loaded.notes[0] and "but complete" in loaded.notes[0]
 
 
 @pytest.mark.parametrize("part", ["train-images-idx3", "t10k-labels-idx1"])

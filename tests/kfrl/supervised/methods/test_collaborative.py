@@ -113,7 +113,7 @@ def test_distillation_is_a_graph_of_two_nodes(task, taught, batch, says) -> None
         ((A, A, LEARNS), "a name of its own"),
         ((Node("labels"), Edge("labels", "labels")), "not 'labels'"),
         ((A, LEARNS, Node("z", teacher=2)), "is teacher number 2, and --teachers names 1: pets"),
-        ((ALL, A, LEARNS), "'all' is of the nodes that train, at least two; got 1"),
+        ((ALL, A, LEARNS), "'all' needs at least two nodes that train, got 1"),
         ((ALL, A, B, LEARNS, Edge("labels", "b"), Edge("a", "all")), "'all' is an ensemble: the edge"),
         ((A, LEARNS, Node("z", net="ensemble", teacher=1)), "is an ensemble of the other nodes"),
     ],
@@ -177,7 +177,7 @@ def test_an_edge_between_layers_compares_attention_maps_and_an_edge_apart_output
     ("edge", "words"),
     [
         (Edge("old", "a", loss="attention", source_layer="layer9"), "Unknown layer of node 'old' 'layer9'"),
-        (Edge("old", "b", loss="attention"), "Node 'b' has no attention maps: fc1 give vectors"),
+        (Edge("old", "b", loss="attention"), "Node 'b' has no attention maps: the output of fc1 is a vector"),
         (Edge("labels", "a", loss="attention"), "The edge labels -> a has no attention maps"),
     ],
 )
