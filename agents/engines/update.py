@@ -13,10 +13,9 @@ from agents.batch import Batch
 from agents.engines.shared import SharedModel
 from agents.methods.base import AnyMethod
 from envs.atari import Episode
+from kfrl.training.proof import Proof
 
 MAX_CONSECUTIVE_DROPS = 50
-PROOF_UPDATES = 100
-"""Updates within which each term of a method has to show a gradient."""
 ALGORITHM_TERMS = {"policy", "value", "entropy"}
 """Names of the actor-critic's own terms."""
 
@@ -76,8 +75,7 @@ class Updater:
         self._method, self._net, self._shared, self._grads = method, net, shared, grads
         self._optimiser, self._rank = optimiser, rank
         self._drops = 0
-        self._unproven: dict[str, int] = {}
-        self._proven = set(ALGORITHM_TERMS)
+        self._proof = Proof(ALGORITHM_TERMS)
 
     def update(self, batch: Batch, terms: Mapping[str, Tensor], lr: float, progress: float, report: Report) -> None:
         """Make one update and report it.
@@ -93,7 +91,8 @@ class Updater:
             NonFiniteError: too many in a row had to be dropped.
             SilentTermError: a term of the method has had no gradient since the start.
         """
-        self._prove(terms)
+        if complaint := self._proof.complaint(terms, self._has_gradient):
+            raise SilentTermError(complaint)
         self._grads.zero_()
         measured = self._method.measure(batch, terms)
         losses = torch.stack(list(terms.values()))
@@ -111,21 +110,10 @@ class Updater:
         losses_by_name = {f"losses/{name}": value for name, value in values.items()}
         report.add(losses_by_name | measured | {"charts/grad_norm": norm})
 
-    def _prove(self, terms: Mapping[str, Tensor]) -> None:
-        """See that each term of the method has a gradient, by a backward pass of its own until it has shown one."""
-        for name in [name for name in terms if name not in self._proven]:
-            self._grads.zero_()
-            if terms[name].requires_grad:
-                terms[name].backward(retain_graph=True)
-            if self._grads.any():
-                self._proven.add(name)
-                continue
-            self._unproven[name] = self._unproven.get(name, 0) + 1
-            if self._unproven[name] >= PROOF_UPDATES:
-                raise SilentTermError(
-                    f"The term losses/{name} had no gradient in its first {PROOF_UPDATES} updates: what was asked for "
-                    "does nothing. Give it a weight and something to act on, or a weight of 0, which leaves it out."
-                )
+    def _has_gradient(self, term: Tensor) -> bool:
+        self._grads.zero_()
+        term.backward(retain_graph=True)
+        return bool(self._grads.any())
 
     def _refuse_endless_drops(self, values: Mapping[str, float]) -> None:
         if self._drops < MAX_CONSECUTIVE_DROPS:

@@ -27,6 +27,7 @@ from kfrl.supervised.evaluate import ImageEvaluation, evaluate
 from kfrl.supervised.methods.base import AnyMethod, Predictor, Progress
 from kfrl.supervised.run import Run
 from kfrl.training import trainer as training
+from kfrl.training.proof import Proof
 from kfrl.training.ranks import ranks
 from kfrl.training.signals import noting_signals
 from kfrl.training.status import Status
@@ -86,6 +87,7 @@ class Trainer(training.Trainer[Run]):
         self.epochs = sum(stage.epochs for stage in self.stages)
         self.updates, self._epoch, self._batch = 0, 0, 0
         self._sums: dict[str, Tensor] = {}
+        self._proof = Proof()
         self._best: float | None = None
         self._last_validation: float | None = None
         self._best_epoch = 0
@@ -196,6 +198,7 @@ class Trainer(training.Trainer[Run]):
             group["lr"] = group["base_lr"] * self._rate(progress.in_stage)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             terms = self._loss(batch, progress)
+        self.fail(self._proof.complaint(terms, self._has_gradient))
         total = torch.stack([term.float() for term in terms.values()]).sum()
         self._optimiser.zero_grad()
         total.backward()
@@ -205,6 +208,11 @@ class Trainer(training.Trainer[Run]):
             self._sums[name] = self._sums.get(name, 0.0) + term.detach().double()
         self.updates += 1
         self._batch += 1
+
+    def _has_gradient(self, term: Tensor) -> bool:
+        trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
+        gradients = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
+        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
     def _rate(self, in_stage: float) -> float:
         """The learning rate as a share of the initial one."""

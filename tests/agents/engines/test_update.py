@@ -7,6 +7,7 @@ import pytest
 import agents
 from agents.engines import update
 from kfrl.runs.metrics import read_metrics
+from kfrl.training import proof
 from kfrl.training.session import TrainingError
 
 METHOD = """
@@ -36,7 +37,7 @@ def train(folder: Path, term: str, algo: str = "a2c") -> Path:
 def test_a_term_without_a_gradient_ends_the_run_and_is_named(
     term: str, algo: str, tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(update, "PROOF_UPDATES", 3)
+    monkeypatch.setattr(proof, "PROOF_UPDATES", 3)
     with pytest.raises(TrainingError, match="losses/mine had no gradient in its first 3 updates: what was asked for"):
         train(tmp_path, term, algo)
 
@@ -45,7 +46,7 @@ def test_a_term_without_a_gradient_ends_the_run_and_is_named(
 def test_a_term_that_acts_or_begins_to_is_logged_as_ever(
     term: str, tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(update, "PROOF_UPDATES", 3)
+    monkeypatch.setattr(proof, "PROOF_UPDATES", 3)
     assert "losses/mine" in read_metrics(train(tmp_path, term) / "metrics.csv")[-1]
 
 

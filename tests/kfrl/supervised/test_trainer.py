@@ -21,6 +21,7 @@ from kfrl.supervised.launch import Session
 from kfrl.supervised.methods.base import Method, Stage
 from kfrl.supervised.run import Run, reopen
 from kfrl.supervised.trainer import Trainer
+from kfrl.training import proof
 from kfrl.training.session import Silent
 from kfrl.training.trainer import Outcome
 
@@ -73,6 +74,44 @@ def test_a_baseline_learns_and_its_student_is_the_best_epoch(run: Callable[..., 
     assert result["test"]["images"] == 359
     assert result["test"]["accuracy_percent"] > 90
     assert result["deployed_parameters"] == 64 * 64 + 64 + 64 * 10 + 10
+
+
+@pytest.mark.parametrize("term", ["0.0 * logits.sum()", "logits.detach().sum()"])
+def test_a_term_without_a_gradient_ends_the_run_and_is_named(
+    term: str, run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "PROOF_UPDATES", 3)
+    _, outcome = train(run(method=own_method(tmp_path, term)))
+    assert outcome.failure is not None
+    assert "losses/mine had no gradient in its first 3 updates: what was asked for does" in outcome.failure
+    assert outcome.step == 0
+
+
+def test_looking_for_a_gradient_changes_no_weight(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, unasked = (
+        run(name, method=own_method(tmp_path, "progress.in_run * logits.square().mean()")) for name in ("1", "2")
+    )
+    assert train(looked)[1].failure is None
+    monkeypatch.setattr(proof.Proof, "complaint", lambda *_: None)
+    train(unasked)
+    for name, tensor in learned(looked).items():
+        assert torch.equal(tensor, learned(unasked)[name])
+
+
+def own_method(folder: Path, term: str) -> str:
+    """A method in a file, whose loss has one more term: an expression of `logits` and `progress`."""
+    (folder / "mine.py").write_text(
+        "import torch.nn.functional as F\n"
+        "from kfrl.supervised.methods.base import Method\n"
+        "class Mine(Method):\n"
+        "    def losses(self, net, batch, progress):\n"
+        "        logits = net(batch.images)\n"
+        f"        return {{'task': F.cross_entropy(logits, batch.labels), 'mine': {term}}}\n"
+        "METHOD = Mine\n"
+    )
+    return str(folder / "mine.py")
 
 
 def test_the_last_epoch_is_kept_if_asked(run: Callable[..., Run]) -> None:
