@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -211,7 +211,7 @@ class Trainer(training.Trainer[Run]):
 
     def _has_gradient(self, term: Tensor) -> bool:
         trained = [parameter for group in self._optimiser.param_groups for parameter in group["params"]]
-        gradients = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(term, trained, retain_graph=True, allow_unused=True)
         return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
 
     def _rate(self, in_stage: float) -> float:
