@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -165,6 +166,12 @@ class Session(ABC, Generic[R, T]):
         if outcome.failure is not None:
             raise TrainingError(f"{outcome.failure}\nThe run is in {folder.path}. Resume it: {self.resume_command}")
         evaluation = {} if outcome.stopped_by is not None else self.finish()
+        if "with_links" in {**evaluation, **evaluation.get("others", {})}:
+            warnings.warn(
+                f"The student of {folder.path} is not independent: its file holds the student alone, "
+                "and its score with links needs its teachers.",
+                stacklevel=3,
+            )
         return Result(folder.path, self.load_student(), evaluation, outcome.stopped_by)
 
 

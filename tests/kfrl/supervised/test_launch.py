@@ -1,4 +1,5 @@
 import json
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,3 +29,15 @@ def test_settings_that_do_not_exist_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Unknown key epoch. Did you mean epochs\?"):
         supervised.train({**TINY, "epoch": 1, "run_dir": tmp_path / "run"})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("independence_at", [None, 0.5])
+def test_a_student_that_needs_its_teachers_comes_with_a_warning(tmp_path: Path, independence_at: float | None) -> None:
+    teacher = supervised.train({**TINY, "run_dir": tmp_path / "teacher"}).folder
+    flow = {"methods": {"knowledge-flow": {"independence_at": independence_at}}, "method": "knowledge-flow"}
+    settings = {**TINY, **flow, "epochs": 2, "teachers": str(teacher), "run_dir": tmp_path / "student"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        supervised.train(settings)
+    about = [str(one.message) for one in caught if "is not independent" in str(one.message)]
+    assert len(about) == (independence_at is None)
