@@ -28,7 +28,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Answerer:
-    """A teacher with stored answers."""
+    """A classifier whose answers are stored."""
 
     name: str
     file: str
@@ -39,7 +39,7 @@ class Answerer:
 
 @dataclass(frozen=True)
 class AnswersCard:
-    """The card of stored answers: the header of their file."""
+    """The card of classifiers' stored answers: the header of their file."""
 
     data: str
     count: int
@@ -98,7 +98,7 @@ def collect(path: Path, data: Data, teachers: Sequence[Teacher], device: str = "
 
 
 class Absent(nn.Module):
-    """Takes the place of a teacher's net if only its stored answers are given."""
+    """Takes the place of a classifier's net if only its stored answers are given."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Refuse, because there is no net.

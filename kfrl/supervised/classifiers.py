@@ -39,7 +39,7 @@ class Card(ModelCard):
 
 @dataclass(frozen=True)
 class Teacher(SavedModel[Card]):
-    """A loaded classifier."""
+    """A classifier loaded from a file."""
 
     adapted: tuple[str, ...] = ()
     """The conversions of the student's images to the teacher's input, as text."""

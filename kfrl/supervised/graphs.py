@@ -43,11 +43,11 @@ class Edge:
     gate: str = "through"
     """through, cutoff, linear, negative-linear or correct."""
     loss: Literal["kl", "apart", "attention", "attention-apart"] = "kl"
-    """kl: outputs become alike; attention: attention maps of a layer do; apart: pushed away from each other (+)."""
+    """kl: match outputs; attention: match the attention maps of a layer; apart, attention-apart: push apart (+)."""
     source_layer: str | None = None
-    """attention: the source's layer. Default: its last hidden one that gives maps."""
+    """attention: the source's layer. Default: its last hidden layer with maps."""
     target_layer: str | None = None
-    """attention: the target's layer, likewise."""
+    """attention: the target's layer. Default: its last hidden layer with maps."""
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _check_pinned(teachers: Sequence[Teacher], config: SupervisedConfig) -> None
 def _answerers(config: SupervisedConfig, data: Data, path: Path) -> tuple[Teacher, ...]:
     """The teachers with stored answers; teachers that the config names have to be among them."""
     if (data.augment if config.augment == "auto" else config.augment) != "none":
-        raise UserError("--answers are for images without augmentation, and this run has some. Give --augment none.")
+        raise UserError("--answers are for images without augmentation, and this run has it. Give --augment none.")
     stored = read_answers(path.expanduser(), data)
     asked = {teacher.sha256: teacher.name for teacher in stored}
     if config.teacher_names not in ((), tuple(str(teacher.path) for teacher in stored)):

@@ -186,7 +186,7 @@ class GraphSpace:
 
 
 def _of_labels(gate: str) -> str:
-    """The gate of an edge from the labels, which are always right."""
+    """The gate of an edge from labels, which are always right: `through` instead of `correct`."""
     return "through" if gate == "correct" else gate
 
 

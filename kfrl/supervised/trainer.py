@@ -40,7 +40,7 @@ SHOW_EVERY = 0.25
 """Seconds between two updates of the display."""
 
 PREPARED_ON = 8_192
-"""Training images that a method's `prepare` gets, and that batch norm statistics are computed on again."""
+"""Number of training images for a method's `prepare`, and for new batch norm statistics."""
 
 
 @dataclass(frozen=True)
@@ -416,7 +416,7 @@ class Trainer(training.Trainer[Run]):
         return islice(self.images.ordered(), -(-PREPARED_ON // self.config.batch_size))
 
     def save(self) -> None:
-        """Write a checkpoint, and the present student unless a better one is written; only in the first process."""
+        """Write a checkpoint, and the current student unless a better one is written; only in the first process."""
         if not self.ranks.first:
             return
         tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}

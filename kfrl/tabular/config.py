@@ -37,7 +37,7 @@ class EnsembleConfig:
     trees: Count = 50
     """Number of trees in bagging and arcing."""
     selection_steps: Count = 200
-    """library: steps of ensemble selection. Each adds one model, maybe again."""
+    """library: steps of ensemble selection. Each adds one model, with replacement."""
     validation: Share = 0.2
     """Share of the training cases held back for validation: to select the library's ensemble and the best mimic."""
 

@@ -58,7 +58,7 @@ class Mixture:
 
 
 def maximise(cases: Cases, nominal: NDArray[np.bool_], categories: NDArray[np.int64], resp: Numbers) -> Mixture:
-    """The M step: the mixture for responsibilities (n, components). Each category's count starts from one case."""
+    """The M step: the mixture for responsibilities (n, components). Each category's count starts at one."""
     mass = resp.sum(axis=0) + 1e-10
     means = resp.T @ cases / mass[:, None]
     variances = resp.T @ cases**2 / mass[:, None] - means**2
@@ -93,7 +93,7 @@ def fit_mixture(cases: Cases, nominal: NDArray[np.bool_], components: int, gener
 
 
 def estimate(cases: Cases, nominal: NDArray[np.bool_], most: int, generator: np.random.Generator) -> Mixture:
-    """Choose 1, 2, 4, ... up to `most` components by the likelihood of a held-back tenth; fit these to all cases."""
+    """Fit a mixture to all cases; a held-back tenth chooses 1, 2, 4, ... up to `most` components by likelihood."""
     held = generator.permutation(len(cases)) < max(1, len(cases) // 10)
     best, likeliest, components = 1, -np.inf, 1
     while components <= most and components < (~held).sum():

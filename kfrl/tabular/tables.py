@@ -64,7 +64,7 @@ class Known:
     """The name of its CSV file, without the suffix."""
     nominal: str = ""
     positive: tuple[str, ...] = ()
-    """Classes that are joined, against the rest. Empty: all classes are kept."""
+    """Classes that are joined into one, against the rest. Empty: all classes are kept."""
 
 
 SETS = {

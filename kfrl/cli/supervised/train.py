@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from kfrl.training.method import OwnSettings
 
 PROG = "kfrl supervised train"
-STATISTICS_KEPT = 3
-"""Checkpoints on the disk while one replaces another; each has 12 bytes a parameter, for up to two moments."""
+CHECKPOINTS_ON_DISK = 3
+"""While one checkpoint replaces another."""
+BYTES_OF_PARAMETER = 12.0
+"""In a checkpoint: the parameter and at most two moments, in float32."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _train(session: Session) -> int:
         outcome = session.trainer.train()
         display.close()
         if outcome.failure is not None:
-            again = f" Its last checkpoint: {session.resume_command}" if any(folder.checkpoints.glob("*")) else ""
+            again = f" Resume it: {session.resume_command}" if any(folder.checkpoints.glob("*")) else ""
             display.fail(f"{outcome.failure}{again}")
             return 1
         if outcome.stopped_by is not None:
@@ -155,7 +157,7 @@ def _introduce(display: RunDisplay, run: Run, trainer: Trainer) -> None:
     taken = carried(trainer.net, parts) if trainer.updates == 0 else []
     for line in (["student:"] if taken else []) + [f"  {one}" for one in taken]:
         display.say(line)
-    for warning in warnings(run.folder.path, shared=0.0, written=12.0 * STATISTICS_KEPT * parameters):
+    for warning in warnings(run.folder.path, shared=0.0, written=CHECKPOINTS_ON_DISK * BYTES_OF_PARAMETER * parameters):
         display.say(f"Warning: {warning}", "yellow")
 
 

@@ -128,7 +128,7 @@ def _members(path: Path, names: Sequence[str]) -> dict[str, Bytes]:
 
 
 def read_cifar(path: Path, train: Sequence[str], test: str, labels: int) -> tuple[Images, Images]:
-    """CIFAR's binary version: records of `labels` label bytes, the last of which counts, and 3 x 32 x 32 pixels."""
+    """CIFAR's binary version: records of `labels` label bytes, of which the last is used, and 3 x 32 x 32 pixels."""
     with naming(path):
         members = _members(path, [*train, test])
         splits = []

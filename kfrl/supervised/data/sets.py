@@ -51,7 +51,7 @@ class ImageSet:
 
     title: str
     folder: str
-    """Below the data folder."""
+    """Its folder below the data folder."""
     files: tuple[File, ...]
     read: Callable[[Files], Content]
     shape: tuple[int, int, int]

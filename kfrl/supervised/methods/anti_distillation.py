@@ -1,4 +1,4 @@
-"""Anti-Distillation (Petrushina et al. 2022): a trained net, grown wider, learns on."""
+"""Anti-Distillation (Petrushina et al. 2022): a trained net is grown wider and trained further."""
 
 from __future__ import annotations
 

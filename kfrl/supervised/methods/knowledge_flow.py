@@ -37,7 +37,7 @@ from kfrl.supervised.methods.base import (
 from kfrl.supervised.teachers import teacher_logits
 
 SAMPLES = 32
-"""Number of images, drawn at random from a batch, for l_KL and the hand-over, which each need a further pass."""
+"""Images, at most, that are drawn from a batch for l_KL and the hand-over: each needs a further forward pass."""
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,10 @@ class LearningWithoutForgetting(FineTune):
         places = (config.data_dir, config.image_size, 1e9 * config.memory_gb)
         parts = _old_images(name, *places, config.validation, card.classes)
         if parts[0].shape != task.shape:
-            raise UserError(f"The images of {name} are of {parts[0].shape}, and those of {task.data} of {task.shape}.")
+            raise UserError(
+                f"The images of {name} are of shape {parts[0].shape}, and those of {task.data} of {task.shape}. "
+                "--image-size N resizes both."
+            )
         device = torch.device(self.config.device)
         train, validation, test = (
             Loader(part.to(device), self.config.batch_size, task.normalisation, maps, ranks=ranks()) for part in parts

@@ -22,8 +22,8 @@ def learn(task: SplitTask, teacher: Teacher | None) -> Learned:
 def cart(columns: Numbers, labels: Labels, classes: int, folds: int, seed: int) -> Tree:
     """Grow a tree on cases (n, m), and prune it.
 
-    Subtree k of the pruning sequence is that of all alpha in [alpha_k, alpha_k+1). Its errors are counted by the trees
-    of the folds, pruned at the geometric mean of the two. The subtree with the fewest errors is chosen, among equals
+    Subtree k of the pruning sequence belongs to all alpha in [alpha_k, alpha_k+1). Its errors are counted on the folds,
+    by their trees pruned at the geometric mean of the two. The subtree with the fewest errors is chosen, among equals
     the smallest.
     """
     tree, collapse = _grown(columns, labels, classes, seed)
