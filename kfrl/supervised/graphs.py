@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -18,8 +18,13 @@ LABELS = "labels"
 """The source of an edge whose loss is the cross-entropy with the labels."""
 ENSEMBLE = "ensemble"
 """The `net` of a node that is the ensemble of the nodes that train."""
+EdgeLoss = Literal["kl", "apart", "attention", "attention-apart", "features"]
+LOSSES: tuple[str, ...] = get_args(EdgeLoss)
+FEATURES = "features"
+"""The loss of an edge from hidden features, by a regressor that trains with the target."""
 COLOURS = {"through": "#1b6ca8", "linear": "#2e8b57", "negative-linear": "#b8860b", "correct": "#8e44ad"}
 _DASHES: dict[str, Any] = {"kl": "solid", "apart": "dotted", "attention": "dashed", "attention-apart": "dashdot"}
+_DASHES[FEATURES] = (0, (6, 2, 1, 2, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,13 @@ class Edge:
     target: str
     gate: str = "through"
     """through, cutoff, linear, negative-linear or correct."""
-    loss: Literal["kl", "apart", "attention", "attention-apart"] = "kl"
-    """kl: match outputs; attention: match the attention maps of a layer; apart, attention-apart: push apart (+)."""
+    loss: EdgeLoss = "kl"
+    """kl: match outputs; attention: match the attention maps of a layer; features: match hidden features through a
+    regressor; apart, attention-apart: push apart (+)."""
     source_layer: str | None = None
-    """attention: the source's layer. Default: its last hidden layer with maps."""
+    """attention, features: the source's layer. Default: its last hidden layer; for attention its last one with maps."""
     target_layer: str | None = None
-    """attention: the target's layer. Default: its last hidden layer with maps."""
+    """attention, features: the target's layer. Default: likewise."""
 
 
 @dataclass(frozen=True)

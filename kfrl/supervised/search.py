@@ -18,13 +18,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from kfrl.config import Count, NonNegative, split_names, validated
 from kfrl.errors import UserError, unknown
 from kfrl.supervised.config import SupervisedConfig
-from kfrl.supervised.graphs import ENSEMBLE, LABELS, Edge, Graph, Node, plain_graph
+from kfrl.supervised.graphs import ENSEMBLE, LABELS, LOSSES, Edge, Graph, Node, plain_graph
 from kfrl.sweep.space import TEACHER, EarlyStopping, Trial
 from kfrl.sweep.trials import FINISHED, Plan, State, SweepFolder
 
 DOMAIN = "kfrl.supervised.trials"
 GATES = ("through", "cutoff", "linear", "negative-linear", "correct")
-LOSSES = ("kl", "apart", "attention", "attention-apart")
 STUDENT = "student"
 _TRIES = 2000
 """Draws in a row without a new graph, after which the space counts as exhausted."""
@@ -45,7 +44,7 @@ class SearchConfig:
     gates: str = ",".join(GATES)
     """Gates that edges may have, comma-separated."""
     edge_losses: str = "kl"
-    """Losses that edges between nets may have, comma-separated: kl, apart, attention, attention-apart."""
+    """Losses that edges between nets may have, comma-separated: kl, apart, attention, attention-apart, features."""
     ensemble: bool = False
     """The target is the ensemble of the nodes that train; it teaches none, and --num-nodes does not count it."""
     frozen: bool = True

@@ -13,14 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.errors import UserError, unknown
-from kfrl.losses.distillation import GATES, attention_loss, attention_similarity, similarity, soft_target_loss
+from kfrl.losses.distillation import (
+    GATES,
+    attention_loss,
+    attention_similarity,
+    hint_loss,
+    similarity,
+    soft_target_loss,
+)
+from kfrl.nets.adapters import build_transform
 from kfrl.nets.hooks import Features, layer_shapes, with_features
 from kfrl.nets.images.classifier import Classifier
 from kfrl.nets.images.ensemble import EnsembleNet, mean_logits
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch
-from kfrl.supervised.graphs import ENSEMBLE, LABELS, Edge, Graph, Node, read_graph, with_other_edges
+from kfrl.supervised.graphs import ENSEMBLE, FEATURES, LABELS, Edge, Graph, Node, read_graph, with_other_edges
 from kfrl.supervised.methods.base import Method, Predictor, Progress, Task, check_same_classes
 
 MAPS = {"attention": attention_loss, "attention-apart": attention_similarity}
@@ -74,7 +82,13 @@ class Collaborative(Method[nn.ModuleDict]):
         made = nn.ModuleDict({self.trained[node.name]: task.make_net(node.net) for _, node in fresh})
         nets = {name: teacher.net for name, teacher in self.frozen.items()}
         nets |= {name: made[key] for name, key in self.trained.items()}
-        self._layers = {edge: _layers_of(edge, nets, task) for edge in self.graph.edges if edge.loss in MAPS}
+        inner = [edge for edge in self.graph.edges if edge.loss in (*MAPS, FEATURES) and edge.gate != "cutoff"]
+        layers = {edge: _layers_of(edge, nets, task) for edge in inner}
+        self._layers = {edge: (source.layer, target.layer) for edge, (source, target) in layers.items()}
+        self._regressors = {edge: f"regressor_{i}" for i, edge in enumerate(inner) if edge.loss == FEATURES}
+        for edge, key in self._regressors.items():
+            source, target = layers[edge]
+            made[key] = build_transform("conv1x1", target.shape, source.shape)
         return made
 
     def losses(self, net: nn.ModuleDict, batch: Batch, progress: Progress) -> dict[str, Tensor]:
@@ -84,7 +98,7 @@ class Collaborative(Method[nn.ModuleDict]):
         for name in self.ensembles:
             outputs[name] = mean_logits([outputs[member][0].detach() for member in self.trained]), {}
         return {
-            _term(edge): self._edge(edge, outputs, batch.labels, progress.in_run)
+            _term(edge): self._edge(net, edge, outputs, batch.labels, progress.in_run)
             for edge in self.graph.edges
             if edge.gate != "cutoff"
         }
@@ -98,7 +112,12 @@ class Collaborative(Method[nn.ModuleDict]):
         return logits, features
 
     def _edge(
-        self, edge: Edge, outputs: Mapping[str, tuple[Tensor, Features]], labels: Tensor, progress: float
+        self,
+        net: nn.ModuleDict,
+        edge: Edge,
+        outputs: Mapping[str, tuple[Tensor, Features]],
+        labels: Tensor,
+        progress: float,
     ) -> Tensor:
         target, own = outputs[edge.target]
         if edge.source == LABELS:
@@ -106,9 +125,14 @@ class Collaborative(Method[nn.ModuleDict]):
         else:
             source, theirs = outputs[edge.source]
             right = source.argmax(1) == labels
-            if edge.loss in MAPS:
+            if edge in self._layers:
                 source_layer, target_layer = self._layers[edge]
-                loss = MAPS[edge.loss](own[target_layer], theirs[source_layer].detach())
+                own_features, features = own[target_layer], theirs[source_layer].detach()
+            if edge.loss in MAPS:
+                loss = MAPS[edge.loss](own_features, features)
+            elif edge.loss == FEATURES:
+                guided = net[self._regressors[edge]](F.relu(own_features), torch.ones((), device=features.device))
+                loss = hint_loss(F.relu(guided), F.relu(features))
             elif edge.loss == "apart":
                 loss = similarity(target, source.detach())
             else:
@@ -118,7 +142,7 @@ class Collaborative(Method[nn.ModuleDict]):
     def export(self, net: nn.ModuleDict) -> nn.Module:
         """The target node's net; for an ensemble all nets that train, as one."""
         if self.target.name in self.ensembles:
-            return EnsembleNet.of(list(net.values()))
+            return EnsembleNet.of([net[key] for key in self.trained.values()])
         return copy.deepcopy(net[self.trained[self.target.name]])
 
     def shipped_net(self, task: Task) -> str:
@@ -151,33 +175,43 @@ def _term(edge: Edge) -> str:
     return f"{edge.source}_to_{edge.target}" + ("" if edge.loss == "kl" else f"_{edge.loss}".replace("-", "_"))
 
 
-def _layers_of(edge: Edge, nets: Mapping[str, nn.Module], task: Task) -> tuple[str, str]:
-    """The layers of an edge's source and target whose attention maps it compares.
+@dataclass(frozen=True)
+class _Layer:
+    """A layer that an edge reads, and the shape of its features without the batch dimension."""
+
+    layer: str
+    shape: tuple[int, ...]
+
+
+def _layers_of(edge: Edge, nets: Mapping[str, nn.Module], task: Task) -> tuple[_Layer, _Layer]:
+    """The layers of an edge's source and target whose attention maps or features it compares.
 
     Raises:
-        UserError: a layer that does not exist, or whose output is not a map.
+        UserError: a layer that does not exist, or one without a map where attention maps are compared.
     """
     if edge.source not in nets:
+        kind = "features" if edge.loss == FEATURES else "attention maps"
         raise UserError(
-            f"The edge {edge.source} -> {edge.target} has no attention maps: its source is not a net. Give it loss: kl."
+            f"The edge {edge.source} -> {edge.target} has no {kind}: its source is not a net. Give it loss: kl."
         )
-    source = _map_layer(edge.source, nets[edge.source], edge.source_layer, task)
-    return source, _map_layer(edge.target, nets[edge.target], edge.target_layer, task)
+    maps = edge.loss != FEATURES
+    source = _layer_of(edge.source, nets[edge.source], edge.source_layer, task, maps)
+    return source, _layer_of(edge.target, nets[edge.target], edge.target_layer, task, maps)
 
 
-def _map_layer(node: str, net: nn.Module, named: str | None, task: Task) -> str:
+def _layer_of(node: str, net: nn.Module, named: str | None, task: Task, maps: bool) -> _Layer:
     hidden = tuple(cast(Classifier, net).hidden_layers)
     layers = (named,) if named else hidden
     if named and named not in dict(net.named_modules()):
         raise unknown(f"layer of node {node!r}", named, hidden)
     shapes = layer_shapes(net, layers, torch.zeros(2, *task.shape, device=next(net.parameters()).device))
-    maps = [layer for layer, shape in shapes.items() if len(shape) == 3]
-    if not maps:
+    suitable = [_Layer(layer, shape) for layer, shape in shapes.items() if len(shape) == 3 or not maps]
+    if not suitable:
         raise UserError(
             f"Node {node!r} has no attention maps: the output of {', '.join(layers)} is a vector. Take a convolutional "
             "layer, or loss: kl."
         )
-    return maps[-1]
+    return suitable[-1]
 
 
 def check_graph(graph: Graph, teachers: Sequence[str]) -> None:

@@ -173,9 +173,46 @@ def test_an_edge_between_layers_compares_attention_maps_and_an_edge_apart_output
     assert b.stem[0].weight.grad is None and a.head.weight.grad is not None
 
 
+def test_an_edge_of_features_fits_a_regressor_to_the_source_which_nobody_ships(task, taught, batch) -> None:
+    old = taught("conv-5-7")
+    method, net = collaborative(
+        task,
+        [old],
+        Node("a", net="conv-4"),
+        B,
+        OLD,
+        LEARNS,
+        Edge("labels", "b"),
+        Edge("old", "a", loss="features", source_layer="layer1", gate="linear"),
+        Edge("old", "b", loss="features", source_layer="layer2"),
+        Edge("a", "b", loss="features", target_layer="fc1"),
+    )
+    terms = method.losses(net, batch, Progress(0, 0.5, 0.5))
+    assert set(terms) == {"labels_to_a", "labels_to_b", "old_to_a_features", "old_to_b_features", "a_to_b_features"}
+    own = with_features(net["node_0"], ["layer1"], batch.images)[1]["layer1"].clamp(min=0)
+    theirs = with_features(old.net, ["layer1"], batch.images)[1]["layer1"].clamp(min=0)
+    q = net["regressor_0"].weight[:, :, 0, 0]
+    guided = torch.einsum("oc,bchw->bohw", q, own).clamp(min=0)
+    torch.testing.assert_close(terms["old_to_a_features"], 0.5 * 0.5 * (theirs - guided).square().mean())
+    terms["a_to_b_features"].backward()
+    assert net["regressor_2"].weight.grad.abs().sum() > 0
+    assert net["node_1"].fc1.weight.grad.abs().sum() > 0
+    assert net["node_0"].layer1[0].weight.grad is None, "the source's features are constants"
+    assert not [name for name, _ in method.export(net).named_parameters() if "regressor" in name]
+    assert set(method.others(net, final=True)) == {"b"}
+
+
+def test_an_ensemble_ships_no_regressor(task, taught) -> None:
+    method, net = collaborative(
+        task, [taught("conv-5")], ALL, A, B, OLD, LEARNS, Edge("labels", "b"), Edge("old", "a", loss="features")
+    )
+    assert len(method.export(net).members) == 2
+
+
 @pytest.mark.parametrize(
     ("edge", "words"),
     [
+        (Edge("labels", "a", loss="features"), "The edge labels -> a has no features: its source is not a net"),
         (Edge("old", "a", loss="attention", source_layer="layer9"), "Unknown layer of node 'old' 'layer9'"),
         (Edge("old", "b", loss="attention"), "Node 'b' has no attention maps: the output of fc1 is a vector"),
         (Edge("labels", "a", loss="attention"), "The edge labels -> a has no attention maps"),
