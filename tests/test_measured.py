@@ -1,0 +1,48 @@
+"""The tables of the pages against the committed results of the runs."""
+
+import csv
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MARK = re.compile(r"<!-- measured: (\S+) -->\n+((?:\|.*\n)+)")
+"""A comment that names the file of results, and the table below it."""
+CODE = re.compile(r"`[^`]*`")
+NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*\.\d+(?![\w.-])")
+
+
+def tables(page: Path) -> Iterator[tuple[Path, str]]:
+    for name, table in MARK.findall(page.read_text(encoding="utf-8")):
+        yield ROOT / name, table
+
+
+def known(path: Path) -> set[str]:
+    """Every score, its spread and its interval as a page prints them; of several seeds also their mean and spread."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    values = [float(row[name]) for row in rows for name in ("mean", "std", "ci_low", "ci_high") if row[name]]
+    names = ("arm", "game", "teachers", "steps")
+    rows.sort(key=lambda row: [row[name] for name in names])
+    for _, arm in itertools.groupby(rows, key=lambda row: [row[name] for name in names]):
+        means = [float(row["mean"]) for row in arm]
+        values += [float(np.mean(means))] + ([float(np.std(means, ddof=1))] if len(means) > 1 else [])
+    return {f"{value:,.1f}" for value in values}
+
+
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if list(tables(page))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_score_of_a_table_is_that_of_a_run(page: Path) -> None:
+    for results, table in tables(page):
+        strange = [number for number in NUMBER.findall(CODE.sub("", table)) if number not in known(results)]
+        assert not strange, f"{page.name} has numbers that {results.name} has not"
+
+
+def test_the_readme_s_results_are_among_them() -> None:
+    assert ROOT / "README.md" in PAGES
