@@ -31,7 +31,7 @@ from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.loggers import check_loggers
 from kfrl.runs.provenance import check_pinned, commit
 from kfrl.seeding import EVALUATION, stream
-from kfrl.training.method import check_settings
+from kfrl.training.method import check_settings, written_settings
 from kfrl.training.run import MethodRun
 
 
@@ -299,4 +299,8 @@ def reopen(path: Path) -> Run:
         UserError: not a run's folder, or something that it needs is gone.
     """
     folder = RunFolder.of_run(path)
-    return resolve(replace(folder.read_config(TrainConfig), run_dir=path))
+    config = folder.read_config(TrainConfig)
+    method = get_method(config.method_name)
+    with folder.naming_version():
+        methods = written_settings(config, method)
+    return resolve(replace(config, run_dir=path, methods=methods))

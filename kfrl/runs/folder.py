@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -87,8 +88,14 @@ class RunFolder:
         Raises:
             UserError: they are not what this version knows; the message names the version that began the run.
         """
-        try:
+        with self.naming_version():
             return load_config(self.config, kind)
+
+    @contextmanager
+    def naming_version(self) -> Iterator[None]:
+        """Add to an error about the run's settings which version began the run."""
+        try:
+            yield
         except UserError as error:
             # Checkpoints need torch, which a sweep's own processes do without.
             from kfrl.runs.checkpoint import this_version, version_of

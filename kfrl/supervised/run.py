@@ -28,7 +28,7 @@ from kfrl.supervised.data.sets import Data, absolute, load_data
 from kfrl.supervised.methods import get_method, method_names
 from kfrl.supervised.methods.base import AnyMethod, Task
 from kfrl.supervised.teachers import adapt, load_classifiers
-from kfrl.training.method import check_settings
+from kfrl.training.method import check_settings, written_settings
 from kfrl.training.ranks import join, ranks
 from kfrl.training.run import MethodRun
 
@@ -231,4 +231,8 @@ def reopen(path: Path) -> Run:
         UserError: not a run's folder, or something that the run needs is missing.
     """
     folder = RunFolder.of_run(path)
-    return resolve(replace(folder.read_config(SupervisedConfig), run_dir=path))
+    config = folder.read_config(SupervisedConfig)
+    method = get_method(config.method_name)
+    with folder.naming_version():
+        methods = written_settings(config, method)
+    return resolve(replace(config, run_dir=path, methods=methods))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -104,3 +104,14 @@ def check_settings(config: Any, methods: Collection[str], find: Callable[[str], 
     """
     for name in config.methods.keys() & set(methods):
         find(name).read_settings(config)
+
+
+def written_settings(config: Any, method: type[OwnSettings]) -> dict[str, dict[str, Any]]:
+    """`methods` of a run's config.yaml, without settings of other methods, which earlier versions wrote too.
+
+    Raises:
+        UserError: as `OwnSettings.read_settings`.
+    """
+    own = {name: settings for name, settings in config.methods.items() if name == method.section()}
+    method.read_settings(replace(config, methods=own))
+    return own

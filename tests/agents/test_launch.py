@@ -1,6 +1,7 @@
 """Runs that Python starts: from any thread, from plain values, with a result as an object."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,6 +130,29 @@ def test_settings_of_another_version_are_refused_by_the_names_of_both(tmp_path: 
     with (tmp_path / "run" / "config.yaml").open("a") as file:
         file.write("handover_start: 0.5\n")
     with pytest.raises(UserError, match=r"handover_start.*another version began the run \(an earlier.*this one is"):
+        Session.resume(tmp_path / "run")
+
+
+FORMER = "flow:\n  dependence_coef: 0.1\n  handover_coef: 1.0\nfine_tune:\n  heads_only: false\n"
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_its_method_can(tmp_path: Path, noise_games: None) -> None:
+    session = Session.start({**TINY, "run_dir": tmp_path / "run"})
+    session.prepare(Silent())
+    session.trainer.save()
+    config = tmp_path / "run" / "config.yaml"
+    # Earlier versions wrote the settings of all methods.
+    config.write_text(re.sub(r"methods: {}\n", FORMER, config.read_text()))
+    assert "handover_coef" in config.read_text()
+    assert Session.resume(tmp_path / "run").complete(Silent()).stopped_by is None
+
+
+def test_a_flow_of_an_earlier_version_is_refused_by_the_names_of_both(tmp_path: Path) -> None:
+    settings = {**TINY, "method": "knowledge-flow", "teachers": "seaquest", "steps": 100_000}
+    Session.start({**settings, "run_dir": tmp_path / "run"})
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("dependence_coef:", "handover_coef: 1.0\n    dependence_coef:"))
+    with pytest.raises(UserError, match=r"handover_coef.*another version began the run \(an earlier.*this one is"):
         Session.resume(tmp_path / "run")
 
 
