@@ -22,7 +22,7 @@ train: $(INSTALLED) ## train a student by CONFIG, the quick start unless told ot
 
 # One thread a process: on two busy cores PyTorch's default, a thread a core in each, made the tests three times slower.
 test: $(INSTALLED) ## run the tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: format-check lint types layers house spelling ## run every check that needs no training: what must pass before a commit
 

@@ -45,6 +45,7 @@ def commands(page: str = "README.md") -> list[list[str]]:
     return [words[1:] for words in lines if words and words[0] == "kfrl"]
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_works(
     tmp_path: Path, short_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +76,7 @@ def test_every_command_of_the_readme_works(
     assert (tmp_path / "alien.mp4").exists()
 
 
+@pytest.mark.slow
 def test_every_command_of_the_tutorial_works(
     tmp_path: Path, short_games: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_saved_config_runs_the_same_run_again(finished: tuple[Path, str], tmp_pa
     assert second == {key: value for key, value in first.items() if key in second}
 
 
+@pytest.mark.slow
 def test_a_runs_student_teaches_the_next_run_by_its_game(finished: tuple[Path, str]) -> None:
     cwd, _ = finished
     teacher = only_run(cwd, "breakout/a3c/*")
