@@ -184,10 +184,10 @@ class FlowNet(nn.Module):
         layers = [name for name, _ in self.fold_r2.named_buffers()]
         size = max(1, min(FOLD_BATCH, len(observations) // 10))
         batches = observations.split(size)
-        said = dict(zip(map(id, batches), zip(*(part.split(size) for part in features), strict=True), strict=False))
+        stored = dict(zip(map(id, batches), zip(*(part.split(size) for part in features), strict=True), strict=False))
 
         def mixture(layer: str, obs: Tensor) -> Tensor:
-            return self.flow.mixture(layer, obs, said.get(id(obs)))
+            return self.flow.mixture(layer, obs, stored.get(id(obs)))
 
         for folded in fold(self.alone, layers, mixture, batches):
             self.fold_r2.get_buffer(tensor_name(folded.layer)).fill_(folded.r2)
@@ -270,12 +270,12 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return IMITATION in self._stages and self._policy_r2(net) >= NEARLY_EXACT
 
     def _policy_r2(self, net: FlowNet) -> float:
-        """Of the fold; 0 before it, or where no head is linked."""
+        """R2 of the fold of the policy head; 0 before the fold, or where no head is linked."""
         r2 = dict(net.fold_r2.named_buffers()).get("policy")
         return 0.0 if r2 is None or r2.isnan() else float(r2)
 
     def _imitates(self, spec: NetSpec, teachers: Sequence[Teacher]) -> bool:
-        """From non-experts come features: what their linked net plays is nothing to imitate."""
+        """Whether the linked net is imitated. That of non-experts plays too badly for it."""
         imitate = self.flow_config.imitate
         return imitate == "always" or (imitate == "expert" and _expert(spec, teachers) is not None)
 
@@ -318,7 +318,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return net
 
     def _open_answers(self, spec: NetSpec, flow: KnowledgeFlow) -> None:
-        """See that stored answers, where there are some, are of this game and of all links."""
+        """Open the stored answers, if there are any, and check that they are of this game and of all links."""
         if not self.config.answers:
             return
         if self.flow_config.fold_at is None:
@@ -339,15 +339,18 @@ class KnowledgeFlowMethod(Method[FlowNet]):
                 f"{len(names)}: {', '.join(names)}. Name more (--teachers all is the whole zoo), or link fewer."
             )
         if self.config.answers:
-            raise UserError("--answers are of teachers that all are linked. Leave them or --linked-teachers out.")
+            raise UserError(
+                "--answers hold the features of teachers that are all linked at once. Leave out --answers or "
+                "--linked-teachers."
+            )
         linked = self.config.steps if self._stages[0] == LINKED else 0
         if self.flow_config.fold_at is not None:
             linked = round(self.flow_config.fold_at * linked)
         if linked <= self.flow_config.review_every:
             raise UserError(
-                f"--linked-teachers {places} is for a linked phase with reviews in it; this run's has {linked:,} steps "
-                f"and a review comes every {self.flow_config.review_every:,}. Give --fold-at 0.5, or None for a run "
-                "that stays linked, or a smaller --review-every."
+                f"--linked-teachers {places} needs a linked phase with at least one review; this run's has {linked:,} "
+                f"steps and a review comes every {self.flow_config.review_every:,}. Give --fold-at 0.5, or None for a "
+                "run that stays linked, or a smaller --review-every."
             )
         return TeacherPool(names, places)
 
@@ -368,9 +371,9 @@ class KnowledgeFlowMethod(Method[FlowNet]):
                 )
 
     def prepare(self, net: FlowNet, play: Play) -> Iterator[str]:
-        """Choose the teachers' channels, and have their hidden features arrive at the fresh student's own scale.
+        """Choose the teachers' channels, and scale their hidden features to the fresh student's own.
 
-        Logits and values keep theirs, which says how sure the teacher is. Without a linked phase the fold is here.
+        Logits and values keep their scale, which says how sure the teacher is. Without a linked phase, fold here.
         """
         config, flow = self.flow_config, net.flow
         if self._answers is not None:
@@ -393,7 +396,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return lambda obs: in_order(net(obs)[0], card.actions, self._actions)
 
     def notes(self, net: FlowNet) -> Sequence[str]:
-        """Which value heads are not linked; what the imitation takes, or why there is none."""
+        """Which value heads are not linked; the size of the imitation's memory, or why there is no imitation."""
         unlinked = [
             f"Teacher {name}'s value head was never trained, so it is not linked." for name in self._without_value
         ]
@@ -407,7 +410,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
                 f"{config.imitation_memory:,} in memory ({config.imitation_memory * SAMPLE_BYTES / 2**30:.1f} GiB).",
             )
         if config.imitate == "expert" and config.fold_at is not None:
-            return ("No teacher plays this game, so the lone student imitates nobody; --imitate always has it do so.",)
+            return ("No teacher plays this game, so there is no imitation; --imitate always turns it on.",)
         return ()
 
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
@@ -534,7 +537,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     def _behind(self) -> float:
         """How far this learner's latest games are below the teacher's score, as a share of what is above random play.
 
-        QDagger's 1 - G_student / G_teacher (Agarwal et al. 2022), in [0, 1]; 1 while nobody knows.
+        QDagger's 1 - G_student / G_teacher (Agarwal et al. 2022), in [0, 1]; 1 as long as one of the scores is unknown.
         """
         score = None if self._expert is None else self._expert.card.mean_score
         if score is None or not self._scores:
@@ -547,7 +550,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return min(1.0, max(0.0, (score - own) / (score - floor)))
 
     def features(self, net: FlowNet, obs: Tensor) -> Context:
-        """While linked the teachers' pre-activations; while it is followed the linked net's logits and values."""
+        """While linked, the teachers' pre-activations; while the linked net is followed, its logits and values."""
         if self.stage == LINKED:
             return net.flow.teacher_features(screens(obs))
         if self.stage == IMITATION or self._kickstart:
@@ -562,7 +565,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             return Output(*(net.flow(obs, context) if self.stage == LINKED else net.alone(obs)))
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
-        """In the imitation the linked net's in some games: it shows what it does, and the lone net its own mistakes."""
+        """In the imitation, the linked net's logits in some of the games: samples come from both policies."""
         if self.stage != IMITATION:
             return logits
         fresh = torch.rand(len(logits)) < self._guide_share

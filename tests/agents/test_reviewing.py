@@ -196,7 +196,7 @@ def test_the_statistics_of_a_newcomer_begin_at_0(files: str, tmp_path: Path, noi
     ("more", "message"),
     [
         ({"own": {"linked_teachers": 4}}, r"--linked-teachers 4 needs a pool of 4 .* --teachers names 3: pong, break"),
-        ({"own": {"fold_at": 0.0}}, r"is for a linked phase with reviews in it; this run's has 0 steps"),
+        ({"own": {"fold_at": 0.0}}, r"needs a linked phase with at least one review; this run's has 0 steps"),
         ({"steps": 40}, r"this run's has 40 steps and a review comes every 40"),
     ],
 )
