@@ -34,6 +34,8 @@ from kfrl.training.trainer import Display, Outcome
 
 ROWS = 500
 """How many rows a run's metrics.csv gets."""
+PACE = 2.0
+"""Seconds over which the rate is measured: in a shorter time reports that have waited may come all at once."""
 RECENT = 100
 """Games in the running mean of the raw return."""
 
@@ -58,7 +60,6 @@ class _Window:
     report: Report = field(default_factory=Report)
     scores: dict[str, list[float]] = field(default_factory=dict)
     """Of the games that ended, by ROM."""
-    since: float = field(default_factory=time.monotonic)
 
 
 class Trainer(training.Trainer[Run]):
@@ -119,7 +120,7 @@ class Trainer(training.Trainer[Run]):
             step if resumed or (self.on_target and self._own_steps_before) else None,
             self._loggers if self.on_target else None,
         )
-        self._window = _Window(step)
+        self._window, self._pace = _Window(step), (time.monotonic(), step)
         self._row = _Every(steps, ROWS, step)
         self._curve = _Every(steps, self.run.config.curve_points if self.on_target else 0, step - 1)
 
@@ -381,7 +382,9 @@ class Trainer(training.Trainer[Run]):
         window, step, now = self._window, self._logged_step, time.monotonic()
         if step == window.step:
             return
-        self._rate = (step - window.step) / (now - window.since)
+        since, earlier = self._pace
+        if now - since > PACE or not self._rate:
+            self._rate, self._pace = (step - earlier) / (now - since), (now, step)
         report = window.report
         values = {name: value / report.updates for name, value in report.sums.items()}
         for task in self.phase.games:
