@@ -68,10 +68,6 @@ class Batch:
     """K. Losses are summed over time and averaged over environments: `loss.sum() / num_envs`."""
     previous_logits: Tensor | None = None
     """(n, A) of the previous iteration's policy on the first n samples; there is none in the first iteration."""
-    advantages: Tensor | None = None
-    """(B,) of the actor-critic's policy loss, in `Method.losses`."""
-    returns: Tensor | None = None
-    """(B,) of its value loss, in `Method.losses`."""
 
     @property
     def context(self) -> Context:

@@ -62,9 +62,7 @@ def a3c_terms(
         "value": config.shape.value_loss_coef * value_loss(values, returns).sum() / num_envs,
         "entropy": -config.entropy_coef * entropy(logits).sum() / num_envs,
     }
-    return method.rl_terms(terms) | method.losses(
-        net, replace(rollout, advantages=advantages, returns=returns), progress
-    )
+    return method.rl_terms(terms) | method.losses(net, rollout, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,4 +140,4 @@ def ppo_terms(
         "value": config.shape.value_loss_coef * value_loss(values, samples.returns).mean(),
         "entropy": -config.entropy_coef * entropy(logits).mean(),
     }
-    return method.rl_terms(terms) | method.losses(net, replace(samples, advantages=advantages), progress)
+    return method.rl_terms(terms) | method.losses(net, samples, progress)

@@ -42,7 +42,6 @@ from kfrl.flow.fold import fold, foldable_layers, observations_needed
 from kfrl.flow.mixing import tensor_name
 from kfrl.flow.pool import TeacherPool
 from kfrl.flow.settings import FlowSettings
-from kfrl.losses.actor_critic import entropy, log_prob, policy_loss, value_loss
 from kfrl.losses.distillation import directed_kl
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.machine import total_memory
@@ -86,9 +85,6 @@ class Settings(FlowSettings):
     match_scales: bool = False
     """Bring the teachers' hidden features to the scale of the fresh student's own (+), once, before training. For runs
     that stay linked: what is folded trains best at the teachers' own scale."""
-    lone_coef: NonNegative = 0.0
-    """Weight of the actor-critic loss of the student without its links, on the linked student's play (+): the rule by
-    which A2T trains its base net (Rajendran et al. 2017)."""
     link_heads: Literal["never", "expert", "always"] = "expert"
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
     meaning."""
@@ -594,8 +590,6 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if self._kickstart:
             guide = directed_kl(batch.logits, batch.context[0], self.flow_config.kl_direction).sum() / batch.num_envs
             terms["kickstart"] = self._kickstart * guide
-        if self.stage == LINKED and config.lone_coef:
-            terms["lone"] = config.lone_coef * self._lone(net.flow.student, batch)
         if self.stage == LINKED and config.dependence_coef:
             p_student = [net.flow.layer_weights(layer)[0] for layer in net.flow.layers]
             # Like the other terms a sum over the rollout's steps, in each of which eq. 4 has it once.
@@ -626,24 +620,6 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             old_logits = batch.previous_logits
         steps = len(batch.values) / batch.num_envs
         return steps * policy_kl_loss(batch.logits[: len(old_logits)], old_logits).mean()
-
-    def _lone(self, student: nn.Module, batch: Batch) -> Tensor:
-        """The actor-critic loss of the student without its links, off-policy, summed over the batch's steps.
-
-        -rho log pi_alone(a|s) A - beta H(pi_alone) + c (R - V_alone)^2, with the linked student's A and R, and
-        rho = min(1, pi_alone(a|s) / pi_linked(a|s)), held constant.
-
-        Args:
-            student: Called outside of `KnowledgeFlow.forward`, its links bring nothing.
-            batch: What the linked student played.
-        """
-        assert batch.advantages is not None and batch.returns is not None
-        logits, values = student(screens(batch.obs))
-        ratio = (log_prob(logits, batch.actions) - log_prob(batch.logits, batch.actions)).detach().exp()
-        policy = ratio.clamp(max=1.0) * policy_loss(logits, batch.actions, batch.advantages)
-        value = self.config.shape.value_loss_coef * value_loss(values, batch.returns)
-        loss: Tensor = policy + value - self.config.entropy_coef * entropy(logits)
-        return loss.sum() / batch.num_envs
 
     def _imitation(self, alone: nn.Module, batch: Batch) -> Tensor:
         """KL[pi_linked || pi_alone] + c (V_linked - V_alone)^2, the mean over samples from memory."""

@@ -460,54 +460,6 @@ def test_dependence_moves_nothing_but_w(expert: Teacher, obs: Tensor) -> None:
     assert gradients(term, others) == [None] * len(others)
 
 
-def test_the_student_without_links_learns_from_the_linked_play(expert: Teacher, obs: Tensor) -> None:
-    method = make_method(lone_coef=0.7)
-    net = staged(method, expert, 0)
-    batch = play(method, net, obs)
-    logits, values = net.flow.export()(obs)
-    alone, linked = softmax(logits), softmax(batch.logits)
-    # The first action is likelier for the student alone, so its ratio is cut off at 1; the second is less likely.
-    actions = np.array([(alone / linked)[0].argmax(), (alone / linked)[1].argmin()])
-    ratio = np.minimum((alone / linked)[range(2), actions], 1.0)
-    assert ratio[1] < ratio[0] == 1.0
-    advantages, returns = torch.tensor([-1.0, 2.0]), torch.tensor([3.0, -1.0])
-    batch = replace(batch, actions=torch.from_numpy(actions), advantages=advantages, returns=returns)
-    term = method.losses(net, batch, 0.5)["lone"]
-    entropy = -(alone * np.log(alone)).sum(1)
-    policy = -ratio * np.log(alone[range(2), actions]) * advantages.numpy()
-    error = returns.numpy() - values.detach().numpy()
-    config = method.config
-    each = policy - config.entropy_coef * entropy + config.shape.value_loss_coef * 0.5 * error**2
-    assert term.item() == pytest.approx(0.7 * each.sum() / ENVS, rel=1e-4)
-    # By the logits: rho A (pi - 1_a) + beta pi (log pi + H); rho is held constant.
-    slope = (ratio * advantages.numpy())[:, None] * (alone - np.eye(4)[actions])
-    slope += config.entropy_coef * alone * (np.log(alone) + entropy[:, None])
-    (gradient,) = gradients(term, [net.flow.student.get_parameter("policy.bias")])
-    assert gradient is not None
-    np.testing.assert_allclose(gradient.numpy(), 0.7 * slope.sum(0) / ENVS, rtol=1e-3, atol=1e-5)
-    links = [*net.flow.transforms.parameters(), *net.flow.mixing.parameters()]
-    assert gradients(term, links) == [None] * len(links)
-
-
-@pytest.mark.parametrize("ppo", [False, True])
-def test_where_nothing_is_linked_the_rule_doubles_the_gradient(expert: Teacher, ppo: bool) -> None:
-    method = make_method(lone_coef=1.0, policy_kl_coef=0.0, dependence_coef=0.0)
-    net = staged(method, expert, 0)
-    net.flow.absent = frozenset({"breakout"})
-    rollout = play_on(method, net, keep_graph=not ppo).collect()
-    if ppo:
-        samples = with_gradient(method, net, Samples.of(rollout, rollout.rewards, method.config).pick(torch.arange(6)))
-        terms = ppo_terms(method, net, samples, 0.0, method.config)
-    else:
-        terms = terms_of(method, net, rollout, 0.0)
-    lone = terms.pop("lone")
-    own = list(net.flow.student.parameters())
-    pairs = list(zip(gradients(lone, own), gradients(sum(terms.values(), torch.zeros(())), own), strict=True))
-    assert max(float(plain.abs().max()) for _, plain in pairs if plain is not None) > 1e-4
-    for doubled, plain in pairs:
-        torch.testing.assert_close(doubled, plain, rtol=1e-4, atol=1e-6)
-
-
 # --- the phases of a run ------------------------------------------------------------------------------------
 
 
