@@ -24,7 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.teachers.store import load_teachers
+from envs.atari import identify
 from kfrl.compare.plots import TRAINING, draw_arms, smooth
+from kfrl.runs.folder import RUNS
 from kfrl.runs.metrics import read_metrics
 from kfrl.training.signals import noting_signals
 
@@ -49,7 +51,7 @@ class Arm:
 
 def arms(expert: str, non_expert: str, random: str) -> tuple[Arm, ...]:
     """What is compared: the method, and it without each of its parts."""
-    heads_alone = NO_HIDDEN.format(teacher=load_teachers([expert])[0].name if expert else "")
+    heads_alone = NO_HIDDEN.format(teacher=load_teachers([expert], RUNS, identify)[0][0].name if expert else "")
     taught = ("--teachers", expert)
     return (
         Arm("scratch", "scratch A3C", ()),
