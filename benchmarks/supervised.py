@@ -103,7 +103,8 @@ def _update(run: Run) -> Callable[[], None]:
         epoch = 0
         while True:
             for batch in trainer.images.epoch(1, epoch):
-                yield trainer.update(batch)
+                trainer.update(batch)
+                yield
             epoch += 1
 
     endless = batches()

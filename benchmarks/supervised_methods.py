@@ -30,8 +30,8 @@ from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.corrupt import corrupted
 from kfrl.supervised.evaluate import evaluate
+from kfrl.supervised.graphs import Edge, Node
 from kfrl.supervised.launch import Session
-from kfrl.supervised.methods.collaborative import Edge, Node
 from kfrl.supervised.run import Run
 from kfrl.training.session import Silent
 
@@ -45,7 +45,8 @@ def train(config: SupervisedConfig, corruption: Iterable[int] = ()) -> dict[str,
     assert folder is not None
     record = folder / "study.json"
     if record.exists():
-        return json.loads(record.read_text())
+        known: dict[str, Any] = json.loads(record.read_text())
+        return known
     session = Session.start(config)
     started = time.process_time()
     trained = session.complete(Silent())
@@ -206,7 +207,7 @@ def _corrupted(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> tuple[list[flo
     return list(map(float, CORRUPTION)), accuracy, loss
 
 
-def _draw(axes: Sequence[Any], name: str, x: list[float], accuracy: np.ndarray, loss: np.ndarray) -> None:
+def _draw(axes: np.ndarray, name: str, x: list[float], accuracy: np.ndarray, loss: np.ndarray) -> None:
     for axis, values in zip(axes, (accuracy, loss), strict=True):
         mean, spread = values.mean(0), values.std(0)
         axis.plot(x, mean, label=name)

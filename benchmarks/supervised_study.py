@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -120,7 +120,7 @@ class Study:
                 run_dir=self.out / f"{data}/flow-s{seed}",
             )
 
-    def _config(self, folder: str, **settings: object) -> SupervisedConfig:
+    def _config(self, folder: str, **settings: Any) -> SupervisedConfig:
         return SupervisedConfig(data_dir=self.data_dir, run_dir=self.out / folder, **settings)
 
     def all(self) -> Iterator[SupervisedConfig]:

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,9 @@ def kills(options: Options, sweep: Sweep) -> Iterator[dict[str, object]]:
         kind = KINDS[number % len(KINDS)]
         wait = moments.uniform(0.0, options.longest)
         sweep.ensure()
-        _await(lambda kind=kind: sweep.ensure() and sweep.find(kind))
+        _await(partial(_running, sweep, kind))
         time.sleep(wait)
-        victim = moments.choice(_await(lambda kind=kind: sweep.ensure() and sweep.find(kind)))
+        victim = moments.choice(_await(partial(_running, sweep, kind)))
         whole = kind in ("command", "driver", "raylet")
         doomed = sweep.marked() if whole else {victim, *descendants(victim)}
         with suppress(ProcessLookupError):
@@ -154,6 +155,11 @@ def kills(options: Options, sweep: Sweep) -> Iterator[dict[str, object]]:
         }
         print(row, flush=True)
         yield row
+
+
+def _running(sweep: Sweep, kind: str) -> list[int]:
+    sweep.ensure()
+    return sweep.find(kind)
 
 
 def _await(condition: Callable[[], Any], seconds: float = 600.0) -> Any:

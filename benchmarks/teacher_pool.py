@@ -25,6 +25,7 @@ from agents.engines.settings import PPOConfig
 from agents.teachers.formats import Card, save_agent
 from envs.atari import Episode, Transition
 from envs.protocols import Protocol
+from kfrl.nets import arch_of
 from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.history import read
 from kfrl.runs.metrics import read_metrics
@@ -110,7 +111,7 @@ def train_teachers(folder: Path, steps: int) -> dict[str, Path]:
         if not files[game].exists():
             with playing(game):
                 result = agents.train(settings(folder / game, 100, steps))
-            save_agent(files[game], result.student, Card(game, ACTIONS, result.student.arch))
+            save_agent(files[game], result.student, Card(game, ACTIONS, arch_of(result.student)))
             print(
                 game, [row.get("charts/episodic_return") for row in read_metrics(result.folder / "metrics.csv")][::100]
             )

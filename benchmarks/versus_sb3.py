@@ -67,6 +67,7 @@ class Options:
 def sb3_rate(arm: str, game: str, seconds: float) -> float:
     """Agent steps a second of SB3."""
     import torch
+    from gymnasium import Space
     from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_atari_env
@@ -77,13 +78,14 @@ def sb3_rate(arm: str, game: str, seconds: float) -> float:
     from envs.games import find_game
 
     class PaperNet(BaseFeaturesExtractor):
-        def __init__(self, observation_space: object) -> None:
+        def __init__(self, observation_space: Space[Any]) -> None:
             super().__init__(observation_space, 256)
             convs = (nn.Conv2d(4, 16, 8, 4), nn.ReLU(), nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.Flatten())
             self.layers = nn.Sequential(*convs, nn.Linear(2592, 256), nn.ReLU())
 
         def forward(self, observations: torch.Tensor) -> torch.Tensor:
-            return self.layers(observations)
+            features: torch.Tensor = self.layers(observations)
+            return features
 
     class Clock(BaseCallback):
         first = start = end = (0.0, 0)
@@ -103,7 +105,9 @@ def sb3_rate(arm: str, game: str, seconds: float) -> float:
     num_envs = A2C_ENVS if a2c else PPO_ENVS
     envs = make_atari_env(name, n_envs=num_envs, seed=1, env_kwargs=rules, vec_env_cls=SubprocVecEnv)
     policy = {"features_extractor_class": PaperNet, "net_arch": []}
-    shape = {"n_steps": A2C_STEPS} if a2c else {"n_steps": PPO_STEPS, "batch_size": PPO_BATCH, "n_epochs": PPO_EPOCHS}
+    shape: dict[str, Any] = (
+        {"n_steps": A2C_STEPS} if a2c else {"n_steps": PPO_STEPS, "batch_size": PPO_BATCH, "n_epochs": PPO_EPOCHS}
+    )
     kind = A2C if a2c else PPO
     model = kind("CnnPolicy", VecFrameStack(envs, 4), policy_kwargs=policy, device="cpu", **shape)
     clock = Clock()
@@ -198,7 +202,8 @@ def pfrl_rate(game: str, seconds: float) -> float:
             random_seeds=list(range(A2C_ENVS)),  # its own default is of a type that Python no longer takes
             use_tensorboard=False,
         )
-    return (counts[2] - counts[1]) / (times[2] - times[1])
+    rate: float = (counts[2] - counts[1]) / (times[2] - times[1])
+    return rate
 
 
 def kfrl_rate(arm: str, game: str, seconds: float) -> float:
@@ -207,7 +212,7 @@ def kfrl_rate(arm: str, game: str, seconds: float) -> float:
 
     with TemporaryDirectory() as folder:
         benchmark = Benchmark(game, Path(folder))
-        shapes = {"a2c": {"envs_per_worker": A2C_ENVS}, "ppo": {"envs_per_worker": PPO_ENVS}}
+        shapes: dict[str, dict[str, Any]] = {"a2c": {"envs_per_worker": A2C_ENVS}, "ppo": {"envs_per_worker": PPO_ENVS}}
         return benchmark.training(arm, **shapes.get(arm, {})).measure(seconds).steps_per_sec
 
 

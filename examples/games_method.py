@@ -6,6 +6,7 @@ kfrl train --method examples/games_method.py --help
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from agents.batch import Batch, Context
 from agents.methods.base import Method, NetSpec
 from agents.teachers.formats import Teacher
 from kfrl.config import Fraction, NonNegative
+from kfrl.nets.atari.net import AtariNet
 
 
 class Kickstarting(Method):
@@ -31,7 +33,7 @@ class Kickstarting(Method):
         ends_at: Fraction = 0.5
         """Share of the run after which the weight is 0."""
 
-    def build(self, spec: NetSpec, teachers: list[Teacher]) -> nn.Module:
+    def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> AtariNet:
         """The net that trains."""
         self.teacher, self.actions = teachers[0], spec.actions
         return super().build(spec, teachers)
