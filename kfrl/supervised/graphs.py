@@ -53,7 +53,7 @@ class Edge:
     source_layer: str | None = None
     """attention, features: the source's layer. Default: its last hidden layer; for attention its last one with maps."""
     target_layer: str | None = None
-    """attention, features: the target's layer. Default: likewise."""
+    """attention, features: the target's layer. Default: as for the source."""
 
 
 @dataclass(frozen=True)
