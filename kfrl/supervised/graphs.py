@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from kfrl.config import Positive, load_config
+from kfrl.config import Direction, Positive, load_config
 from kfrl.errors import UserError
 from kfrl.runs.atomic import replacing, write_text
 
@@ -67,6 +67,9 @@ class Graph:
     """Gate of the edges that are not listed, from labels and from every node to every node that can learn."""
     edge_temperature: Positive = 1.0
     """T of the edges between nets."""
+    kl_direction: Direction = "forward"
+    """Of the edges by kl. forward: KL[source || target], as in the paper; reverse: KL[target || source]; mixed: their
+    mean."""
 
 
 def with_other_edges(graph: Graph) -> Graph:
@@ -104,8 +107,9 @@ def plain_graph(graph: Graph) -> dict[str, Any]:
         "nodes": [plain_entry(node, Node("")) for node in graph.nodes],
         "edges": [plain_entry(edge, Edge("", "")) for edge in with_other_edges(graph).edges],
     }
-    if graph.edge_temperature != Graph().edge_temperature:
-        plain["edge_temperature"] = graph.edge_temperature
+    for name in ("edge_temperature", "kl_direction"):
+        if getattr(graph, name) != getattr(Graph(), name):
+            plain[name] = getattr(graph, name)
     return plain
 
 

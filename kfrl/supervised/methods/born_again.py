@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kfrl.config import Count
+from kfrl.config import Count, Direction
 from kfrl.losses.distillation import soft_target_loss
 from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Teacher
@@ -25,6 +25,9 @@ class Settings:
 
     generations: Count = 3
     """Number of students after the first net. Each learns from the one before, for --epochs epochs."""
+    kl_direction: Direction = "forward"
+    """forward: KL[earlier generation || student], as in the paper; reverse: KL[student || earlier generation]; mixed:
+    the mean of both."""
 
 
 class BornAgain(Method[nn.ModuleList]):
@@ -63,7 +66,7 @@ class BornAgain(Method[nn.ModuleList]):
         if progress.stage > 0:
             with torch.no_grad():
                 taught = net[progress.stage - 1](batch.images)
-            terms["born_again"] = soft_target_loss(logits, taught, 1.0).mean()
+            terms["born_again"] = soft_target_loss(logits, taught, 1.0, self.own.kl_direction).mean()
         return terms
 
     def export(self, net: nn.ModuleList) -> nn.Module:

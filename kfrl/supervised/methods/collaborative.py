@@ -136,7 +136,7 @@ class Collaborative(Method[nn.ModuleDict]):
             elif edge.loss == "apart":
                 loss = similarity(target, source.detach())
             else:
-                loss = soft_target_loss(target, source, self.graph.edge_temperature)
+                loss = soft_target_loss(target, source, self.graph.edge_temperature, self.graph.kl_direction)
         return GATES[edge.gate](loss, progress, right).mean()
 
     def export(self, net: nn.ModuleDict) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kfrl.config import Fraction, NonNegative, Positive
+from kfrl.config import Direction, Fraction, NonNegative, Positive
 from kfrl.errors import UserError, unknown
 from kfrl.flow import hidden_layers
 from kfrl.losses.distillation import hint_loss, soft_target_loss
@@ -49,6 +49,8 @@ class Settings:
     """lambda when the second stage ends."""
     temperature: Positive = 4.0
     """T of the soft targets, softmax(logits / T)."""
+    kl_direction: Direction = "forward"
+    """forward: KL[teacher || student], as in the paper; reverse: KL[student || teacher]; mixed: the mean of both."""
 
 
 class FitNet(nn.Module):
@@ -108,7 +110,7 @@ class FitNets(Method[FitNet]):
     def _soft(self, student: nn.Module, batch: Batch, in_stage: float) -> dict[str, Tensor]:
         config, temperature = self.own, self.own.temperature
         logits = student(batch.images)
-        soft = soft_target_loss(logits, teacher_logits(self.teachers[0], batch), temperature)
+        soft = soft_target_loss(logits, teacher_logits(self.teachers[0], batch), temperature, config.kl_direction)
         weight = config.soft_start + in_stage * (config.soft_end - config.soft_start)
         return {
             "task": F.cross_entropy(logits, batch.labels),

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kfrl.config import Fraction, NonNegative, Positive
+from kfrl.config import Direction, Fraction, NonNegative, Positive
 from kfrl.errors import UserError, shortened
-from kfrl.losses.distillation import cross_entropy
+from kfrl.losses.distillation import cross_entropy, directed_kl
 from kfrl.nets.images.classifier import Classifier
 from kfrl.nets.memory_format import channels_last
 from kfrl.optim.groups import ParameterGroup
@@ -48,6 +48,9 @@ class Settings:
     """lambda_o, weight of the old task's loss (lwf, joint-training)."""
     old_temperature: Positive = 2.0
     """T of lwf's old loss."""
+    kl_direction: Direction = "forward"
+    """Of lwf's old loss. forward: KL[recorded || student], as in the paper; reverse: KL[student || recorded]; mixed:
+    their mean."""
     warm_up: Fraction = 0.5
     """Share of the epochs in which only the new head trains, at least one epoch; 0: none."""
     old_data: str = ""
@@ -167,7 +170,11 @@ class LearningWithoutForgetting(FineTune):
         terms = {"task": F.cross_entropy(new, batch.labels)}
         if self.own.variant == "lwf":
             recorded, temperature = teacher_logits(self.teachers[0], batch), self.own.old_temperature
-            terms["old"] = self.own.old_weight * cross_entropy(old / temperature, recorded / temperature).mean()
+            sides = old / temperature, recorded / temperature
+            # Without the entropy of the recorded outputs, a constant, as in the paper.
+            forward = self.own.kl_direction == "forward"
+            loss = cross_entropy(*sides) if forward else directed_kl(*sides, self.own.kl_direction)
+            terms["old"] = self.own.old_weight * loss.mean()
         return terms
 
     def _joint(self, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
