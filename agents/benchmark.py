@@ -48,7 +48,7 @@ COLUMNS = ("", "steps/s", "frames/s", "of the ceiling", "of fast", "memory")
 
 
 @dataclass
-class Arm:
+class BenchmarkArm:
     """Something that makes agent steps."""
 
     name: str
@@ -90,8 +90,8 @@ class Benchmark:
         self._game, self._teachers = find_game(game).title, [self._teacher(index) for index in (1, 2)]
         fast = TrainConfig(preset="fast").shape
         arms = [
-            Arm("ceiling", f"emulator alone, {cores()} threads", self._ceiling),
-            Arm("random", "random policy, our environments", self._random),
+            BenchmarkArm("ceiling", f"emulator alone, {cores()} threads", self._ceiling),
+            BenchmarkArm("random", "random policy, our environments", self._random),
             self.training("paper", "a3c, the paper's shape: 16 workers x 1 game"),
             self.training("fast", f"a3c, --preset fast: {fast.workers} x {fast.envs_per_worker}"),
             self.training("flow-1", "the same, flow from one teacher, as published"),
@@ -99,8 +99,10 @@ class Benchmark:
             self.training("flow-imitation", "imitation of a linked net with one teacher"),
             self.training("a2c", "a2c, --preset fast"),
             self.training("ppo", "ppo, --preset fast"),
-            Arm("evaluation", f"evaluation, {SIDE_BY_SIDE} games side by side", self._evaluation),
-            Arm("evaluation-1", "evaluation, one game after the other", lambda s: self._evaluation(s, num_envs=1)),
+            BenchmarkArm("evaluation", f"evaluation, {SIDE_BY_SIDE} games side by side", self._evaluation),
+            BenchmarkArm(
+                "evaluation-1", "evaluation, one game after the other", lambda s: self._evaluation(s, num_envs=1)
+            ),
         ]
         self.arms = {arm.name: arm for arm in arms}
 
@@ -115,21 +117,21 @@ class Benchmark:
                 raise unknown("benchmark", name, self.arms)
         self.arms = {name: arm for name, arm in self.arms.items() if name in names}
 
-    def run(self, rounds: int, seconds: float) -> Iterator[tuple[int, Arm]]:
+    def run(self, rounds: int, seconds: float) -> Iterator[tuple[int, BenchmarkArm]]:
         """Measure every arm `rounds` times, in turns; yields (round, arm) before each measurement."""
         for index in range(rounds):
             for arm in self.arms.values():
                 yield index, arm
                 arm.samples.append(arm.measure(seconds))
 
-    def share(self, arm: Arm, of: str) -> str:
+    def share(self, arm: BenchmarkArm, of: str) -> str:
         """The arm's rate over another's, as text: the median over the rounds of the ratio within a round."""
         if of not in self.arms or arm.name == of:
             return ""
         pairs = zip(arm.samples, self.arms[of].samples, strict=True)
         return f"{statistics.median(one.steps_per_sec / other.steps_per_sec for one, other in pairs):.2f}"
 
-    def row(self, arm: Arm) -> tuple[str, ...]:
+    def row(self, arm: BenchmarkArm) -> tuple[str, ...]:
         """What a table says of an arm, under `COLUMNS`; memory is that at the end of its last measurement."""
         low, high = arm.spread
         pss = arm.samples[-1].pss_mb
@@ -152,7 +154,7 @@ class Benchmark:
         save_agent(path, net, Card(game="alien", actions=actions, arch=net.arch))
         return str(path)
 
-    def training(self, name: str, title: str = "", **settings: Any) -> Arm:
+    def training(self, name: str, title: str = "", **settings: Any) -> BenchmarkArm:
         """One way to train: paper, fast, flow-1, flow-2, flow-imitation, a2c or ppo; `settings` override its own."""
         one, two = self._teachers[0], ",".join(self._teachers)
         published = {"choose_channels": False, "match_scales": False, "fold_at": None, "link_heads": "never"}
@@ -177,7 +179,7 @@ class Benchmark:
             session.trainer.train()
             return clock.sample()
 
-        return Arm(name, title, measure)
+        return BenchmarkArm(name, title, measure)
 
     def _ceiling(self, seconds: float) -> Sample:
         envs = self._all_games()

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import tyro
 
+from kfrl.sweep.descendants import descendants
 from kfrl.sweep.estimate import memory_mb
-from kfrl.sweep.processes import descendants
 
 KFRL = [sys.executable, "-m", "kfrl.cli.main"]
 AT_ONCE = 2

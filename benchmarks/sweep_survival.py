@@ -26,7 +26,7 @@ from typing import Any
 
 import tyro
 
-from kfrl.sweep.processes import alive, descendants
+from kfrl.sweep.descendants import alive, descendants
 
 KINDS = ("command", "driver", "raylet", "trial", "worker")
 MARK = "KFRL_SURVIVAL"

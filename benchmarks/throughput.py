@@ -18,7 +18,7 @@ from tabulate import tabulate
 # As `kfrl` itself has it, before PyTorch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from agents.benchmark import COLUMNS, Arm, Benchmark
+from agents.benchmark import COLUMNS, Benchmark, BenchmarkArm
 from kfrl.cli.bench import machine
 from kfrl.machine import cores
 
@@ -39,7 +39,7 @@ class Options:
     """Comma-separated arms, as `kfrl bench` names them, and scaling; default: all."""
 
 
-def scaling(benchmark: Benchmark) -> dict[str, Arm]:
+def scaling(benchmark: Benchmark) -> dict[str, BenchmarkArm]:
     """The fast shape with 1, 2, 4, ... workers, as many as there are cores."""
     counts = [2**power for power in range(cores().bit_length()) if 2**power <= cores()]
     arms = (benchmark.training("fast", f"a3c, {count} x 32", workers=count) for count in counts)

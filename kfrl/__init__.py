@@ -1,3 +1,3 @@
-"""kfrl: Knowledge Flow and the methods that it is compared with."""
+"""kfrl: Knowledge Flow and other methods of knowledge transfer."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Configs: typed dataclasses, YAML files under them, every key and value checked."""
+"""Configs: typed dataclasses, read from YAML files, with every key and value checked."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ Positive = Annotated[float, Gt(0.0)]
 NonNegative = Annotated[float, Ge(0.0)]
 Count = Annotated[int, Ge(1)]
 Init = Literal["orthogonal", "torch", "xavier", "he"]
-"""What a net's weights start from; `kfrl.nets.init` has them."""
+"""Initialisation of a net's weights; see `kfrl.nets.init`."""
 Direction = Literal["forward", "reverse", "mixed"]
-"""Which way a KL divergence between teacher T and student S is taken: KL[T || S], KL[S || T], or their mean."""
+"""Direction of a KL divergence between teacher T and student S: KL[T || S], KL[S || T], or their mean."""
 
 NAME_LISTS = ("teachers", "source_games", "answers", "log_to")
-"""Settings that are names between commas; a YAML list of names is taken too."""
+"""Settings with comma-separated names; in YAML also a list of names."""
 
 
 def split_names(text: str) -> tuple[str, ...]:
-    """Names that stand between commas; the path of a file that is there may have commas itself."""
+    """Split comma-separated names. The path of an existing file may contain commas."""
     parts, names = text.split(","), []
     while parts:
         count = next((n for n in range(len(parts), 1, -1) if _is_path(",".join(parts[:n]))), 1)
@@ -47,7 +47,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def _is_path(text: str) -> bool:
-    """Whether it means a file that is there: [FORMAT:]PATH[@GAME]."""
+    """Whether the text, [FORMAT:]PATH[@GAME], refers to an existing file."""
     whole = text.strip()
     places = (whole, re.sub(r"@[^@/,]+$", "", whole), re.sub(r"^\w+:|@[^@/,]+$", "", whole))
     try:
@@ -57,22 +57,22 @@ def _is_path(text: str) -> bool:
 
 
 PlainLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Of YAML without objects: the one in C where there is one, ten times as fast."""
+"""The loader of plain YAML: the one in C if PyYAML has it, which is ten times as fast."""
 
 
 class _Loader(PlainLoader):  # type: ignore[misc, valid-type]
-    """YAML in which 1e3 is a number, and no key stands twice."""
+    """A YAML loader that reads 1e3 as a number and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping.
+        """Build a mapping.
 
         Raises:
-            ConstructorError: a key stands twice.
+            ConstructorError: a key occurs twice.
         """
         held = [key.value for key, _ in node.value]
         for index, name in enumerate(held):
             if name in held[:index]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name} occurs twice", node.start_mark)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
@@ -83,16 +83,16 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: Path, kind: type[T]) -> T:
-    """Read a YAML file into the dataclass `kind`; what the file leaves out keeps its default.
+    """Read a YAML file into the dataclass `kind`; fields that the file leaves out keep their defaults.
 
     Raises:
-        UserError: no such file, not YAML, an unknown key (with the nearest valid one) or a value of another type.
+        UserError: no such file, not YAML, an unknown key (with the nearest valid one) or a wrong value.
     """
     return validated(joined_names(read_yaml(path)), kind, source=str(path))
 
 
 def shipped(path: Path) -> Path:
-    """The file that `configs/...` means: the one in this folder, else the one that kfrl comes with."""
+    """The file at `path`; if it does not exist and is below `configs`, the file of that name that kfrl ships."""
     if path.exists() or path.parts[:1] != ("configs",):
         return path
     checkout, installed = Path(__file__).parents[1], Path(sysconfig.get_path("data"), "share", "kfrl")
@@ -100,10 +100,10 @@ def shipped(path: Path) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The `key: value` lines of a YAML file; none of an empty one.
+    """The mapping in a YAML file; empty for an empty file.
 
     Raises:
-        UserError: no such file, not YAML, or something else than such lines.
+        UserError: no such file, not YAML, or not a mapping.
     """
     try:
         text = shipped(path).read_text()
@@ -116,20 +116,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise UserError(f"{path} should hold `key: value` lines, got a {type(values).__name__}.")
-    # Keys x-... hold YAML anchors for the other keys, as in Docker's files.
+        raise UserError(f"{path}: expected `key: value` lines, got a {type(values).__name__}.")
+    # Keys x-... only define YAML anchors for other keys, as in Docker Compose files.
     return {key: value for key, value in values.items() if not str(key).startswith("x-")}
 
 
 def with_former_groups(values: dict[str, Any], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Settings as earlier versions wrote them, `{flow: {...}}`, as `{methods: {knowledge-flow: {...}}}`.
+    """Convert the groups of earlier versions, `{flow: {...}}`, to `{methods: {knowledge-flow: {...}}}`.
 
     Args:
         values: Settings by name.
         groups: Former group -> the methods that read it.
 
     Raises:
-        UserError: a group that holds no settings, or a method's settings under both names.
+        UserError: a group is not a mapping, or a method's settings are given under both names.
     """
     former = {group: values[group] for group in groups if group in values}
     if not former:
@@ -150,7 +150,7 @@ def validated(values: dict[str, Any], kind: type[T], source: str = "The settings
     """Build `kind` from plain values, checking keys, types and ranges.
 
     Raises:
-        UserError: naming every value that is wrong, what was expected, and for a key the nearest valid one.
+        UserError: the message names every wrong value, what was expected, and for a key the nearest valid one.
     """
     from pydantic import ValidationError
 
@@ -177,17 +177,17 @@ def _hints(kind: type) -> dict[str, Any]:
 
 @functools.cache
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    """The checker of a dataclass, kept because building it takes far longer than a check."""
+    """The validator of a dataclass, cached because building it takes much longer than using it."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
 
 
 def checked(config: T) -> T:
-    """Check the ranges of a dataclass that was built without them, e.g. from flags.
+    """Check the ranges of a dataclass that was built without checks, e.g. from flags.
 
     Raises:
-        UserError: as `validated`.
+        UserError: see `validated`.
     """
     return validated(asdict(config), type(config))
 
@@ -220,7 +220,7 @@ def _unknown_keys(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
 
 
 def joined_names(values: dict[str, Any]) -> dict[str, Any]:
-    """The values, where lists of names are written as the text that is split at its commas."""
+    """The values, with lists of names (`NAME_LISTS`) joined into comma-separated text."""
 
     def joined(value: Any) -> Any:
         names = isinstance(value, list) and all(isinstance(item, str) for item in value)
@@ -230,7 +230,7 @@ def joined_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _strange_values(values: dict[str, Any], kind: type, prefix: str) -> list[str]:
-    """Values that pydantic would accept by mistake: `yes` for a number, and infinite numbers."""
+    """Messages on values that pydantic accepts by mistake: `yes` for a number, and infinite numbers."""
     known = _hints(kind)
     problems = []
     for key, value in values.items():
@@ -240,7 +240,7 @@ def _strange_values(values: dict[str, Any], kind: type, prefix: str) -> list[str
             problems += _strange_values(value, inner[0], f"{prefix}{key}.")
         elif isinstance(value, bool) and not {bool, Any} & {*kinds, *(get_args(kinds[0]) or ())}:
             problems.append(
-                f"{prefix}{key}: {'yes' if value else 'no'} (or on, true; off, false) is not its kind of value."
+                f"{prefix}{key}: {'yes' if value else 'no'} (or on, true; off, false) is not a value of its type."
             )
         elif isinstance(value, float) and not math.isfinite(value):
             problems.append(f"{prefix}{key}: expected a finite number, got {value}.")
@@ -248,7 +248,7 @@ def _strange_values(values: dict[str, Any], kind: type, prefix: str) -> list[str
 
 
 def dump_config(config: Any) -> str:
-    """A dataclass as YAML, every field, in the order of its definition."""
+    """A dataclass as YAML: every field, in the order of the definition."""
     text: str = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
     return text
 

@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Devices for tensors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from kfrl.errors import UserError
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that is not here.
+    """Refuse a device that this machine does not have.
 
     Raises:
-        UserError: listing those that are.
+        UserError: the message lists the devices of this machine.
     """
     try:
         device = torch.device(name)

@@ -1,4 +1,4 @@
-"""Errors that are meant for people: one sentence, no traceback, exit code 2."""
+"""Errors in the user's input: shown as a sentence without traceback, with exit code 2."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -6,14 +6,14 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """What was given cannot be used; the message says what was expected and what to do next."""
+    """An input cannot be used; the message says what was expected and what to do next."""
 
 
 def unknown(kind: str, given: str, choices: Iterable[str], hint: str = "") -> UserError:
     """Build the error for a name that is not among `choices`, with the nearest valid one.
 
     Args:
-        kind: What the name stands for, as the user would say it ("game", "teacher").
+        kind: The kind of thing that is named, in the user's words ("game", "teacher").
         given: The name that was given.
         choices: The valid names.
         hint: What to do next, a sentence.
@@ -32,10 +32,10 @@ def unknown(kind: str, given: str, choices: Iterable[str], hint: str = "") -> Us
 
 
 def user_path(text: str) -> Path:
-    """The path that a user means, `~` expanded.
+    """The path in a text from the user, with `~` expanded.
 
     Raises:
-        UserError: no system could have it.
+        UserError: the text cannot be a path.
     """
     try:
         path = Path(text).expanduser()
@@ -52,7 +52,7 @@ def shortened(names: Sequence[str], most: int) -> str:
 
 
 def missing_file(path: Path) -> UserError:
-    """Build the error for a file that is not there, with the nearest name beside it."""
+    """Build the error for a missing file, with the nearest name in its folder."""
     there = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     near = get_close_matches(path.name, there, n=1)
     return UserError(f"There is no file {path}." + (f" Did you mean {str(path.parent / near[0])!r}?" if near else ""))

@@ -1,4 +1,4 @@
-"""What this machine has, what a run needs of it, and the line that mends what is missing."""
+"""Resources of this machine, the needs of a run, and the command that fixes a problem."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from kfrl.runs.provenance import commit
 SHARED_MEMORY = Path("/dev/shm")
 CGROUP = Path("/sys/fs/cgroup")
 SHARED_NEEDED = 64e6
-"""Bytes that a run of the paper's shape with one teacher of its size shares between its processes, rounded up."""
+"""Bytes of shared memory of a run of the paper's shape with one teacher of the student's size, rounded up."""
 DISK_NEEDED = 1e9
-"""Bytes for a few runs of the paper's shape."""
+"""Bytes on disk of a few runs of the paper's shape."""
 PACKAGES = ("torch", "gymnasium", "ale-py", "numpy", "opencv-python-headless", "safetensors", "tensorboard", "scipy")
 EXTRAS = {
     "huggingface-hub": "teachers from the Hub (hub:owner/repo/file) and kfrl push",
@@ -32,28 +32,28 @@ EXTRAS = {
     "mlflow-skinny": "--log-to mlflow",
     "onnx": "kfrl export --to onnx, with onnxscript and onnxruntime",
 }
-"""Packages that kfrl can do without, and what needs them."""
+"""Optional packages, and the features that need them."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact of a machine."""
+    """A fact about this machine, with the problem that it causes, if any."""
 
     name: str
     value: str
     problem: str = ""
-    """What does not work, a sentence; empty if all is well."""
-    mend: str = ""
-    """What to do about it."""
+    """A sentence on what does not work; empty if there is no problem."""
+    fix: str = ""
+    """The fix, a sentence or a command."""
 
     @property
     def warning(self) -> str:
-        """The problem and its remedy, as a line."""
-        return f"{self.name}: {self.value}. {self.problem} {self.mend}"
+        """The problem and its fix as one line."""
+        return f"{self.name}: {self.value}. {self.problem} {self.fix}"
 
 
 def cores() -> int:
-    """The cores that this process may keep busy: its affinity, or the quota of its container where that is less."""
+    """The number of cores that this process may use: its affinity, or the quota of its container if that is lower."""
     return max(1, int(min(_seen_cores(), _quota())))
 
 
@@ -62,7 +62,7 @@ def _seen_cores() -> int:
 
 
 def _quota() -> float:
-    """A container's share of processor time, in cores; without a limit infinity."""
+    """The container's quota of processor time, in cores; infinite without a limit."""
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()
         return float(quota) / float(period)
@@ -71,7 +71,7 @@ def _quota() -> float:
 
 
 def total_memory() -> float | None:
-    """Bytes of memory that this process may have; None where the system does not say."""
+    """Bytes of memory that this process may use; None if the system does not tell."""
     try:
         whole = float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -83,19 +83,19 @@ def total_memory() -> float | None:
 
 
 def peak_memory() -> float:
-    """The most bytes that this process has had in memory."""
+    """The largest number of bytes that this process has had in memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
 def versions() -> Iterator[Finding]:
-    """Python, kfrl, and the packages under it."""
+    """Versions of Python, of kfrl and of the packages that it uses."""
     yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     source = commit()
     yield Finding("kfrl", kfrl.__version__ + ("" if source == kfrl.__version__ else f", commit {source[:12]}"))
     for name in PACKAGES:
         found = _version(name)
-        lost = ("It is not installed.", f"pip install {name}") if found is None else ()
-        yield Finding(name, found or "missing", *lost)
+        problem = ("It is not installed.", f"pip install {name}") if found is None else ()
+        yield Finding(name, found or "missing", *problem)
     for name, use in EXTRAS.items():
         yield Finding(name, _version(name) or f"not installed; only for {use}: pip install {name}")
 
@@ -108,13 +108,13 @@ def _version(name: str) -> str | None:
 
 
 def processor() -> Finding:
-    """The cores that are used."""
+    """The number of cores that are used."""
     seen, used = _seen_cores(), cores()
-    return Finding("cores", str(used) if used == seen else f"{used}; {seen} are seen, a quota allows {_quota():g}")
+    return Finding("cores", str(used) if used == seen else f"{used} of {seen}, because a quota allows {_quota():g}")
 
 
 def threads() -> Finding:
-    """Threads of PyTorch in this process; a worker of a3c takes one, whatever this says."""
+    """Threads of PyTorch in this process; a worker of a3c always uses one."""
     import torch
 
     held = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
@@ -125,53 +125,53 @@ def threads() -> Finding:
     return Finding(
         "threads",
         value,
-        f"That is more than the cores, {cores()}: a2c, ppo and image runs lose time.",
+        f"There are only {cores()} cores, so a2c, ppo and image runs are slower than with {cores()} threads.",
         f"export OMP_NUM_THREADS={cores()}",
     )
 
 
 def memory() -> Finding:
-    """What this process may have."""
+    """Memory that this process may use."""
     total = total_memory()
     return Finding("memory", "unknown" if total is None else size(total))
 
 
 def shared_memory(needed: float = SHARED_NEEDED) -> Finding:
-    """What processes can share, for a run that shares `needed` bytes."""
+    """Shared memory, for a run that needs `needed` bytes of it."""
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:
-        return Finding("shared memory", f"no {SHARED_MEMORY} on this system, its own kind is used")
+        return Finding("shared memory", f"this system has no {SHARED_MEMORY}; its own kind is used")
     value = f"{size(free)} free in {SHARED_MEMORY}"
     if free >= needed:
         return Finding("shared memory", value)
     return Finding(
         "shared memory",
         value,
-        f"The workers of a run share about {size(needed)} and would die of a bus error.",
+        f"The workers of a run share about {size(needed)}; they would end with a bus error.",
         "Docker: docker run --shm-size=2g. Else, as root: mount -o remount,size=2G /dev/shm",
     )
 
 
 def allow_open_files(needed: int, advice: str) -> None:
-    """Let this process open so many files, as far as its user may say so.
+    """Raise this process's limit of open files to `needed`, if its user may.
 
     Raises:
-        UserError: naming both numbers and how to allow more; `advice` is what needs fewer.
+        UserError: the user may not; `advice` is a sentence part that tells how to need fewer files.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UserError(
-            f"This run opens about {needed} files, and this session may open {hard}. Allow more before you start it "
+            f"This run opens about {needed} files, and this session may open {hard}. Raise the limit before the start "
             f"(ulimit -n {needed}, or nofile in /etc/security/limits.conf), or {advice}."
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def disk(folder: Path, needed: float = DISK_NEEDED) -> Finding:
-    """What is free where runs are written, for one that writes `needed` bytes."""
+    """Free disk space for `folder`, for a run that writes `needed` bytes."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     value = f"{size(free)} free for {folder}"
@@ -196,20 +196,20 @@ def gpus() -> Finding:
     if torch.version.cuda is None:
         return Finding(
             "GPU",
-            f"a driver is there, PyTorch {torch.__version__} is built for the CPU alone",
+            f"there is a driver, but PyTorch {torch.__version__} is built for the CPU only",
             "--device cuda does not work.",
             "Install the build for your driver: https://pytorch.org/get-started/locally",
         )
     return Finding(
         "GPU",
-        f"a driver is there, PyTorch {torch.__version__} finds no device",
-        f"--device cuda does not work with a driver that is older than CUDA {torch.version.cuda} asks for.",
-        "See `nvidia-smi`: is a card listed, and which CUDA does its driver have?",
+        f"there is a driver, but PyTorch {torch.__version__} finds no device",
+        f"--device cuda needs a driver for CUDA {torch.version.cuda} or later.",
+        "Run `nvidia-smi` to see whether it lists a GPU, and the driver's CUDA version.",
     )
 
 
 def findings(folder: Path) -> Iterator[Finding]:
-    """All about this machine, for runs below `folder`; the games are no part of it."""
+    """All facts about this machine, for runs below `folder`, except those about the games."""
     yield from versions()
     yield processor()
     yield threads()
@@ -220,19 +220,19 @@ def findings(folder: Path) -> Iterator[Finding]:
 
 
 def warnings(folder: Path, *, shared: float, written: float) -> list[str]:
-    """What stands in the way of a run, a line each.
+    """A line for each problem that this machine has with a run.
 
     Args:
-        folder: Of the run.
-        shared: Bytes that its processes share; 0 for a run of one process.
-        written: Bytes that it writes.
+        folder: The run's folder.
+        shared: Bytes of memory that its processes share; 0 for a run of one process.
+        written: Bytes that it writes to disk.
     """
     checks = [threads(), *([shared_memory(shared)] if shared else []), disk(folder, written)]
     return [finding.warning for finding in checks if finding.problem]
 
 
 def size(amount: float) -> str:
-    """Bytes, as people say them."""
+    """A number of bytes in GB, MB or KB."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if amount >= factor:
             return f"{amount / factor:,.1f} {unit}"

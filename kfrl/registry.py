@@ -1,4 +1,4 @@
-"""Methods by name, `fine-tune` for `fine_tune.py` of a package, or by the path of a file; its `METHOD` is the class."""
+"""Methods by name, `fine-tune` for `fine_tune.py` of a package, or by path; the class is the module's `METHOD`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from kfrl.errors import UserError, missing_file, unknown, user_path
 
 M = TypeVar("M")
 SUFFIX = ".py"
-"""What tells a file from a name."""
+"""The ending that distinguishes the path of a file from a name."""
 
 
 def names_in(path: Iterable[str]) -> tuple[str, ...]:
-    """The methods of the package whose `__path__` is given."""
+    """The names of the methods in the package with the given `__path__`."""
     files = (module.name for module in pkgutil.iter_modules(path))
     return tuple(sorted(name.replace("_", "-") for name in files if name != "base"))
 
@@ -30,13 +30,13 @@ def method_in(package: str, name: str, base: type[M]) -> type[M]:
     """The class of a method of a package, or of a user's own file.
 
     Args:
-        package: Where the methods with names are.
+        package: The package of the named methods.
         name: Name or path.
-        base: What a method in a file has to be derived from.
+        base: The base class that a method in a file must have.
 
     Raises:
-        UserError: no such method, with the nearest name; or a file that is missing, cannot be
-            imported or has no method.
+        UserError: there is no such method (with the nearest name), or the file is missing, cannot be imported or has
+            no method.
     """
     if name.endswith(SUFFIX):
         return _method_of(user_path(name).absolute(), base)
@@ -48,12 +48,12 @@ def method_in(package: str, name: str, base: type[M]) -> type[M]:
 
 
 def method_label(name: str) -> str:
-    """What folders and tables call a method: its name, or that of its file."""
+    """The name of a method in folders and tables: its own, or that of its file."""
     return Path(name).stem.replace("_", "-") if name.endswith(SUFFIX) else name
 
 
 def exact_method(name: str) -> str:
-    """The method in a form that any working directory understands."""
+    """The method's name, or the absolute path of its file, which is valid in any working directory."""
     return str(user_path(name).absolute()) if name.endswith(SUFFIX) else name
 
 
@@ -64,21 +64,19 @@ def _method_of(path: Path, base: type[M]) -> type[M]:
     method = getattr(module, "METHOD", None)
     wanted = f"{base.__module__}.{base.__qualname__}"
     if method is None:
-        raise UserError(
-            f"{path} defines no method. Derive a class from {wanted} and name it at the end: METHOD = MyMethod"
-        )
+        raise UserError(f"{path} defines no method. Derive a class from {wanted} and add at the end: METHOD = MyMethod")
     if not (isinstance(method, type) and issubclass(method, base)):
-        raise UserError(f"METHOD of {path} should be a class derived from {wanted}, got {method!r}.")
+        raise UserError(f"METHOD of {path}: expected a class derived from {wanted}, got {method!r}.")
     return method
 
 
 @functools.cache
 def _imported(path: Path) -> ModuleType:
-    """The module in a file, imported once a process."""
+    """The module in a file, imported once per process."""
     name = f"kfrl_method_{abs(hash(path))}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no Python file.")
+        raise UserError(f"{path} is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -90,7 +88,7 @@ def _imported(path: Path) -> ModuleType:
 
 
 def _line(error: Exception, path: Path) -> str:
-    """Where in the file it happened."""
+    """The line of the file that raised the error, as a part of the message."""
     if isinstance(error, SyntaxError):
         return f", line {error.lineno}" if error.lineno else ""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]

@@ -1,4 +1,4 @@
-"""One seed a run, a different stream for every process of it."""
+"""Random seeds: one seed per run, a different stream for each of its processes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 REVIEW, EVALUATION, PLAY, CURVE = 999_996, 999_997, 999_998, 999_999
-"""Streams beside those of the processes: reviews of teachers (counted down), the final games and a later fold's, play
-before a phase, the curve's games."""
+"""Further streams of a run: reviews of teachers (counted down from it), the final games and a later fold's games,
+observations before a phase, games of the learning curve."""
 
 
 def stream(seed: int, index: int) -> int:

@@ -21,7 +21,7 @@ from kfrl.errors import UserError
 from kfrl.losses.actor_critic import entropy
 from kfrl.losses.distillation import kl_divergence
 from kfrl.nets.atari.net import AtariNet
-from kfrl.nets.atari.two_column import Column, ColumnNet
+from kfrl.nets.atari.two_column import BodyColumn, ColumnNet
 from kfrl.nets.init import HEAD_GAINS, orthogonal
 from kfrl.optim.groups import ParameterGroup
 
@@ -98,7 +98,7 @@ class DistralNet(GamesNet):
         """
         super().__init__(specs)
         self.alpha = alpha
-        self.distilled = Column(convs, hidden)
+        self.distilled = BodyColumn(convs, hidden)
         self.h = nn.Linear(hidden, len(self.actions))
         orthogonal(self.h, {"": HEAD_GAINS["policy"]})
         self.games = nn.ModuleDict({spec.game: AtariNet(len(spec.actions), convs, hidden) for spec in specs})

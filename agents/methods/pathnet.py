@@ -98,10 +98,10 @@ class EvolvingPathNet(PathNet):
     """() int64: earlier games whose frozen path no tournament chose."""
 
 
-class Trial:
-    """The games that a genotype plays to be scored, as many in each of a worker's environments.
+class FitnessGames:
+    """The games from which a genotype's fitness is computed, equally many in each of a worker's environments.
 
-    Taking the first games to end would favour short ones, which in most games are the bad ones.
+    Taking the first games to end would prefer short games, which usually have low scores.
     """
 
     def __init__(self, episodes: int, num_envs: int, t_max: int) -> None:
@@ -224,11 +224,11 @@ class PathNetMethod(Method[EvolvingPathNet]):
         for module in net.free_modules():
             module.requires_grad_(True)
         self._rank, self._index = rank, int(net.population.turns[rank])
-        self._start_trial()
+        self._start_games()
 
-    def _start_trial(self) -> None:
+    def _start_games(self) -> None:
         shape = self.config.shape
-        self._trial = Trial(self.own.tournament_episodes, shape.envs_per_worker, shape.t_max)
+        self._games = FitnessGames(self.own.tournament_episodes, shape.envs_per_worker, shape.t_max)
 
     def end_phase(self, net: EvolvingPathNet, play: Play) -> Iterable[str]:
         """Freeze the best path, re-initialise the other modules, and draw a new population; a control goes on."""
@@ -245,8 +245,8 @@ class PathNetMethod(Method[EvolvingPathNet]):
         if self.fixed or not phases:
             return ""
         return (
-            f"In {phases} of {self.phase + 1} games no path has been played to the end of its trial, so the path that "
-            "counts as its best is a random one. It takes more steps, fewer --tournament-episodes or --envs-per-worker."
+            f"In {phases} of {self.phase + 1} games no path has finished the games for its fitness, so the path taken as "
+            "the best is a random one. Give more steps, fewer --tournament-episodes or fewer --envs-per-worker."
         )
 
     def parameter_groups(self, net: EvolvingPathNet) -> list[ParameterGroup]:
@@ -264,18 +264,18 @@ class PathNetMethod(Method[EvolvingPathNet]):
 
     def after_rollout(self, rollout: Rollout) -> None:
         """Count the games that ended."""
-        self._trial.add(rollout)
+        self._games.add(rollout)
 
     def after_update(self, net: EvolvingPathNet, progress: float) -> None:
         """When the genotype has played its games: the tournament, and the next of this worker's share."""
-        fitness = self._trial.fitness
+        fitness = self._games.fitness
         if fitness is None or self.fixed:
             return
         net.population.compete(self._index, fitness, self.own.rivals)
         share = range(self._rank, self.own.population, self.workers)
         self._index = share[(share.index(self._index) + 1) % len(share)]
         net.population.turns[self._rank] = self._index
-        self._start_trial()
+        self._start_games()
 
     def export(self, net: EvolvingPathNet) -> ModularNet:
         """The best path, and nothing but its modules."""

@@ -1,1 +1,1 @@
-"""The command line: the outermost layer, which alone may import everything."""
+"""The command line, the outermost layer: only it may import every other package."""

@@ -1,4 +1,4 @@
-"""`kfrl bench`: how fast this machine emulates, trains and evaluates."""
+"""`kfrl bench`: the speed of emulation, training and evaluation on this machine."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class BenchArgs:
     """Measure steps a second of the emulator, of training and of evaluation on this machine, in turns."""
 
     game: str = "Seaquest"
-    """The game; they differ in speed."""
+    """The game to measure on; games differ in speed."""
     only: str = ""
     """Comma-separated: ceiling, random, paper, fast, flow-1, flow-2, flow-imitation, a2c, ppo, evaluation,
     evaluation-1. Default: all."""
     rounds: Annotated[int, Ge(1)] = 5
-    """How often each is measured; the table shows medians."""
+    """Measurements of each arm; the table shows medians."""
     seconds: Annotated[float, Gt(0.0)] = 8.0
-    """Length of a measurement, after a warm-up."""
+    """Seconds of a measurement, after a warm-up."""
     device: str = "cpu"
-    """Where a2c and ppo learn."""
+    """The device on which a2c and ppo learn."""
     json: Path | None = None
     """Also write every measurement to this file."""
 
@@ -90,7 +90,7 @@ def _answer(benchmark: Benchmark, args: BenchArgs) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What a rate depends on."""
+    """The hardware and the versions that rates depend on."""
     import platform
 
     import ale_py

@@ -1,4 +1,4 @@
-"""`kfrl collect`: what teachers say of a game's observations, computed once and stored."""
+"""`kfrl collect`: compute teachers' outputs on a game's observations once, and store them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CollectFlags:
-    """Play a game and store what teachers say of its observations: logits, values, features.
+    """Play a game and store the teachers' outputs on its observations: logits, values, features.
 
-    `kfrl train --answers FILE` then learns from the file, as often as it likes, without the teachers' play.
+    Any number of runs can then learn from the file (`kfrl train --answers FILE`), without playing the teachers.
     """
 
     teachers: str
     """Teachers, comma-separated, as `kfrl train --teachers` takes them."""
     output: Path
-    """The file, e.g. seaquest.answers."""
+    """The file to write, e.g. seaquest.answers."""
     game: str = ""
     """The game to play. Default: the first teacher's."""
     observations: Annotated[int, Ge(1)] = 16_384
-    """How many; every fourth step of the play is one, and takes 28 KB."""
+    """Number of observations to store; every fourth step of the play is stored, and takes 28 KB."""
     features: Literal["none", "last", "all"] = "last"
-    """Pre-activations to store: of no layer, of each teacher's last hidden one (actor-mimic), or of all (a fold)."""
+    """Layers whose pre-activations are stored: none, each teacher's last hidden layer (for actor-mimic), or all (for
+    fold)."""
     actor: str | None = None
-    """Who plays: `random`, or a teacher's game, whose actions are random one time in ten. Default: the teacher of the
-    game, else random."""
+    """The policy that plays: `random`, or a teacher by its game, with one action in ten random. Default: the teacher
+    of the game, else random."""
     protocol: str = "paper"
-    """The rules of play, as of `kfrl train`."""
+    """The protocol, as for `kfrl train`."""
     seed: Annotated[int, Ge(0)] = 0
-    """Of the games and the actions."""
+    """Seed of the games and the actions."""
     runs: Path = Path("runs")
-    """Where your runs are."""
+    """The folder of your runs."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{flags.output} exists. Give another --output.")
     teachers, references = load_teachers(split_names(flags.teachers), flags.runs, identify)
     if not teachers:
-        raise UserError("Whose answers? Give --teachers NAME[,NAME...]; `kfrl teachers list` shows what there is.")
+        raise UserError("No teacher is given. Give --teachers NAME[,NAME...]; `kfrl teachers list` lists them.")
     game = find_game(flags.game or teachers[0].card.game)
     protocol = get_protocol(flags.protocol, game.name)
     actor = _actor(flags.actor, game.name, teachers)
@@ -98,4 +99,4 @@ def _actor(asked: str | None, game: str, teachers: Sequence[Teacher]) -> str | N
         return next((teacher.name for teacher in teachers if teacher.card.game == game), None)
     if asked in ("random", *names):
         return None if asked == "random" else asked
-    raise UserError(f"--actor {asked} does not play here. Expected random, or a teacher's name: {', '.join(names)}.")
+    raise UserError(f"--actor {asked} is none of the teachers. Expected random, or one of {', '.join(names)}.")

@@ -1,4 +1,4 @@
-"""`kfrl compare`: methods side by side, over seeds and games."""
+"""`kfrl compare`: compare methods over seeds and games."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OURS = (
     "training-*.tex",
     "curves-*.png",
 )
-"""What `--output` holds, but for what every comparison writes."""
+"""The files in `--output` that only some comparisons write."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,27 @@ class CompareFlags:
     """Compare finished runs: scores over seeds, against scratch and across games, with 95 % intervals."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Folders of runs, or folders that hold them at any depth. `name=FOLDER` makes all runs there one arm of that
-    name."""
+    """Folders of runs, or folders that contain them at any depth. `name=FOLDER` puts all runs there into one arm with
+    that name."""
     baseline: str | None = None
-    """The arm or method that others are measured by. Default: scratch."""
+    """The arm or method that the others are compared with. Default: scratch."""
     output: Path | None = None
-    """Also write Markdown, CSV, LaTeX and pictures of the learning curves into this folder."""
+    """Also write Markdown, CSV, LaTeX and plots of the learning curves into this folder."""
     allow_mixed: bool = False
-    """Accept runs of different budgets, protocols or games; they are told apart, and a note says so."""
+    """Accept runs of different budgets, protocols or games; they become separate arms, and a note says so."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     flags = tyro.cli(CompareFlags, prog="kfrl compare", args=list(argv))
     if not flags.runs:
-        raise UserError("Which runs? Give their folders, or folders that hold them: kfrl compare runs")
+        raise UserError("No run is given. Give folders of runs, or folders that contain them: kfrl compare runs")
     if flags.output is not None and flags.output.exists() and not flags.output.is_dir():
-        raise UserError(f"--output is a folder, and {flags.output} is a file.")
+        raise UserError(f"--output expects a folder, and {flags.output} is a file. Give another --output.")
     from agents.compare.comparison import compare
     from agents.compare.records import read_run
     from kfrl.runs.folder import collect
-    from kfrl.sweep.trials import member_of_sweep
+    from kfrl.sweep.folder import member_of_sweep
 
     records, skipped = collect(flags.runs, lambda path, group: read_run(path, group or member_of_sweep(path)))
     comparison = compare(records, skipped, flags.baseline, flags.allow_mixed)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"\nWrote {flags.output}: {', '.join(written)}")
         others = sorted({path.name for pattern in OURS for path in flags.output.glob(pattern)} - set(written))
         if others:
-            print(f"Also there, and not written now: {', '.join(others)}")
+            print(f"The folder also holds files of an earlier comparison: {', '.join(others)}")
     return 0
 
 
@@ -97,7 +97,7 @@ def _tops(comparison: Comparison, game: str) -> tuple[Sheet, Sheet]:
 
 
 def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
-    """Write every file, each of them whole or not at all; yields their names."""
+    """Write every file atomically; yields their names."""
     from envs.games import Game
     from kfrl.cli.sheets import (
         aggregate_rows,
@@ -137,9 +137,9 @@ def _write(comparison: Comparison, directory: Path) -> Iterator[str]:
 
 
 def curves_by_arm(comparison: Comparison, game: str) -> dict[str, list[Sequence[Mapping[str, float]]]]:
-    """The metrics of each arm's runs in a game, by what to call the arm."""
+    """The metrics of each arm's runs in a game, by the arm's name in the legend."""
     return {
-        f"{arm.name}, {len(arm.runs[game])} seed{'s' if len(arm.runs[game]) > 1 else ''}": [
+        f"{arm.name}, {len(arm.runs[game])} {'seeds' if len(arm.runs[game]) > 1 else 'seed'}": [
             run.rows for run in arm.runs[game]
         ]
         for arm in comparison.arms

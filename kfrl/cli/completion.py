@@ -1,4 +1,4 @@
-"""`kfrl completion`: what the shell needs to complete commands and flags."""
+"""`kfrl completion`: a script with which the shell completes commands and flags."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal
 import tyro
 
 GROUPS = ("supervised", "tabular")
-"""Commands that have commands of their own, which tyro does not parse."""
+"""Commands with subcommands that tyro does not parse."""
 
-# tyro writes a script for each command; it is asked for once, when the command is first completed. Word 0 is then what
-# that script knows as the program.
+# tyro writes a script for each command. It is generated once, when the command is first completed, and gets the words
+# without the command, because tyro's script knows only one program name.
 BASH = Template("""\
 # bash completion of kfrl. In ~/.bashrc: eval "$$(kfrl completion bash)"
 _kfrl() {
@@ -64,13 +64,13 @@ compdef _kfrl kfrl
 
 @dataclass(frozen=True)
 class CompletionFlags:
-    """Print a script that has the shell complete commands, flags and their values.
+    """Print a script with which the shell completes commands, flags and their values.
 
     In ~/.bashrc: eval "$(kfrl completion bash)"; in ~/.zshrc, after compinit: eval "$(kfrl completion zsh)".
     """
 
     shell: tyro.conf.Positional[Literal["bash", "zsh"]]
-    """Which shell."""
+    """The shell."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""The console that tables are printed on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH = 160
-"""Columns where there is no terminal to ask: in a file or a pipe nothing has to be cut to fit."""
+"""Width in characters when the output is a file or a pipe."""
 
 
 class TableConsole(Console):
-    """Prints a table that would have to cut words as a few lines for each row: nothing of it is lost."""
+    """A console that prints a table too wide for it as a few lines for each row, so that no text is cut."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich does, with tables that fit."""
+        """Print as rich does, with tables made to fit."""
         super().print(*(self._fitted(each) if isinstance(each, Table) else each for each in objects), **options)
 
     def _fitted(self, table: Table) -> RenderableType:
@@ -42,7 +42,7 @@ class TableConsole(Console):
 
 
 def table_console(markup: bool = True) -> TableConsole:
-    """Standard output, wide enough for a table where it is no terminal; with or without rich's markup."""
+    """A console on standard output, `WIDTH` wide if that is not a terminal; with or without rich's markup."""
     console = TableConsole(highlight=False, markup=markup)
     if not console.is_terminal:
         console.width = WIDTH

@@ -1,4 +1,4 @@
-"""What a run shows: one live panel in a terminal, plain lines elsewhere, and a log file in both cases."""
+"""The display of a run: a live panel in a terminal, plain lines elsewhere, and a log file in both cases."""
 
 from __future__ import annotations
 
@@ -29,46 +29,46 @@ P_STUDENT = "flow/p_student/"
 
 @dataclass(frozen=True)
 class View:
-    """A run's status as it is shown."""
+    """The parts of a run's status that are shown."""
 
     done: float
     total: float
     facts: Sequence[tuple[str, str]]
-    """Names and values, a line each."""
+    """Names and values; the panel has a line for each."""
     p: Mapping[str, float] = field(default_factory=dict)
     """p of the student by layer."""
 
 
 class Terminal(Console):
-    """Standard output, which may go away before the run ends: a closed pipe, or a terminal that was shut."""
+    """Standard output that may be closed before the run ends, because a pipe or a terminal was closed."""
 
     def on_broken_pipe(self) -> None:
-        """Raise the error where something is printed; rich by itself would end the process."""
+        """Raise the error to the caller of print; rich's default would end the process."""
         raise BrokenPipeError
 
 
 class RunDisplay:
-    """Shows statuses as they come; every line also goes to the run's log."""
+    """Shows each new status; every printed line also goes to the run's log."""
 
     def __init__(self, console: Console, log: IO[str], view: Callable[[Any], View]) -> None:
-        """Show on `console`, and write lines to `log`; `view` says what of a status is shown."""
+        """Show on `console`, and write lines to `log`; `view` selects the parts of a status that are shown."""
         self.console = console
         self.title = ""
-        """Of the panel."""
+        """Title of the panel."""
         self._log = Console(file=log, width=140)
         self._view = view
         self._live: Live | None = None
         self._printed = 0.0
 
     def say(self, text: RenderableType, style: str = "") -> None:
-        """Print a line, or anything rich can render. Brackets in it, of paths and names, are nothing but brackets."""
+        """Print a line, or anything that rich can render. Square brackets are printed as they are, not as markup."""
         for console in (self._log, self.console):
             with self._going_on_alone(sys.stdout):
                 console.print(text, style=style, soft_wrap=isinstance(text, str), highlight=False, markup=False)
 
     @contextmanager
     def _going_on_alone(self, stream: TextIO) -> Iterator[None]:
-        """Inside, nobody has to read what goes to `stream`; the log says so when it is gone."""
+        """A context in which a closed `stream` is not an error: it becomes /dev/null, and the log says so."""
         try:
             yield
         except OSError as error:
@@ -78,16 +78,16 @@ class RunDisplay:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-            self._log.print(f"Nobody reads {stream.name} any more; the run goes on, and writes to this file.")
+            self._log.print(f"{stream.name} was closed; the run continues, and writes to this file only.")
 
     def fail(self, text: str) -> None:
-        """Print what went wrong to standard error."""
+        """Print an error to standard error."""
         self._log.print(text, soft_wrap=True, highlight=False, markup=False)
         with self._going_on_alone(sys.stderr):
             Terminal(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"kfrl: {text}")
 
     def update(self, status: Any) -> None:
-        """Show where the run stands."""
+        """Show the run's status."""
         if self.console.is_terminal:
             with self._going_on_alone(sys.stdout):
                 if self._live is None:
@@ -99,7 +99,7 @@ class RunDisplay:
             self.say(plain_line(view))
 
     def close(self) -> None:
-        """Take the live panel down."""
+        """Remove the live panel."""
         live, self._live = self._live, None
         if live is not None:
             with self._going_on_alone(sys.stdout):
@@ -118,17 +118,17 @@ def open_display(log: Path, view: Callable[[Any], View]) -> Iterator[RunDisplay]
 
 
 def p_of(metrics: Mapping[str, float]) -> dict[str, float]:
-    """P of the student by layer, out of a run's metrics."""
+    """P of the student by layer, from a run's metrics."""
     return {name.removeprefix(P_STUDENT): p for name, p in metrics.items() if name.startswith(P_STUDENT)}
 
 
 def duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds."""
+    """A duration as H:MM:SS, with the days before it if there are any."""
     return "..." if seconds is None else str(timedelta(seconds=int(max(0.0, seconds))))
 
 
 def link_table(net: KnowledgeFlow) -> Table:
-    """Every link with its shapes, transform and parameters."""
+    """A table of all links with their shapes, transforms and parameters."""
     table = Table(title="Links")
     for name in ("student", "shape", "teacher", "layer", "shape", "Q", "weights", "MB"):
         table.add_column(name, overflow="fold")
@@ -151,11 +151,11 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def panel(title: str, view: View) -> Panel:
-    """For a terminal."""
+    """The live panel for a terminal."""
     facts = Table.grid(padding=(0, 2))
     for name, value in view.facts:
         facts.add_row(Text(name, style="dim"), value)
-    bar = Table.grid(expand=True)  # a bare bar does not end its line
+    bar = Table.grid(expand=True)  # in a grid, because a bar alone prints no line break
     bar.add_row(ProgressBar(total=view.total, completed=min(view.done, view.total)))
     return Panel(Group(bar, facts, *_weights(view.p)), title=title, title_align="left")
 
@@ -172,7 +172,7 @@ def _weights(p: Mapping[str, float]) -> list[RenderableType]:
 
 
 def plain_line(view: View) -> str:
-    """The same in one plain line."""
+    """The content of the panel as one plain line."""
     parts = [f"{name} {value}" for name, value in view.facts]
     if view.p:
         parts.append("p " + " ".join(f"{value:.2f}" for value in view.p.values()))

@@ -1,4 +1,4 @@
-"""`kfrl doctor`: what this machine has, what is missing, and the line that mends it."""
+"""`kfrl doctor`: check this machine; for each problem print the command that fixes it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DoctorFlags:
-    """Look at versions, cores, threads, memory, /dev/shm, disk, GPU and ROMs; say what is missing and what mends it.
+    """Check versions, cores, threads, memory, /dev/shm, disk, GPU and ROMs; say what is missing and how to fix it.
 
-    The exit code is 1 if something does not work.
+    The exit code is 1 if there is a problem.
     """
 
     runs: Path = Path("runs")
-    """Where runs will be written: the disk that is asked how much is free."""
+    """The folder for runs; the free space of its disk is checked."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_roms() -> Finding:
-    """The ROMs that ale-py ships, which are all that kfrl plays."""
+    """Check the ROMs that ale-py ships; kfrl uses no others."""
     from envs.games import all_games
     from kfrl.machine import Finding
 
@@ -60,4 +60,4 @@ def check_roms() -> Finding:
         return Finding("ROMs", f"none ({error})", "ale-py does not load.", "pip install --force-reinstall ale-py")
     if count:
         return Finding("ROMs", f"{count} games")
-    return Finding("ROMs", "none", "ale-py came without them.", "pip install --force-reinstall ale-py")
+    return Finding("ROMs", "none", "This ale-py has no ROMs.", "pip install --force-reinstall ale-py")

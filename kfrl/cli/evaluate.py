@@ -26,7 +26,7 @@ class EvalFlags:
     """Score an agent: 30 games from no-op starts, raw scores, the student alone."""
 
     agent: tyro.conf.Positional[str]
-    """A run's folder, or whatever `--teachers` takes."""
+    """A run's folder, or anything else that `--teachers` accepts."""
     episodes: Annotated[int, Ge(1)] = 30
     """Games to play."""
     seed: Annotated[int, Ge(0)] = 0
@@ -36,13 +36,13 @@ class EvalFlags:
     protocol: str | None = None
     """paper, nature, machado or sb3. Default: the rules that the agent was trained under."""
     flavours: str = ""
-    """Flavours of the game to play as well, comma-separated: m1d0,m2d0; or all that its ROM has."""
+    """Other flavours of the game to play too, comma-separated: m1d0,m2d0; or `all` flavours of its ROM."""
     json: Path | None = None
     """Also write the result here."""
     video: Path | None = None
-    """Also write what the agent plays, one game more: .mp4 or .gif."""
+    """Also write a video of one more game: .mp4 or .gif."""
     runs: Path = Path("runs")
-    """Where your runs are."""
+    """The folder of your runs."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         answer["with_links"] = play(student.linked, "with its teachers' links").to_dict()
     elif agent.card.teachers and student.independent:
         numbers = sum(tensor.numel() for tensor in agent.net.state_dict().values())
-        console.print(f"It needs no teacher: the {numbers:,} numbers in its file are all that plays.")
+        console.print(f"It needs no teacher: the {numbers:,} numbers in its file are the whole net.")
     answer |= _in_flavours(result, [play(alone, "alone", rules) for rules in others], console.print)
     if flags.json is not None:
         write_text(flags.json, dump_json(answer))
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _flavours(protocol: Protocol, wanted: str) -> list[Protocol]:
-    """The same rules in the flavours that `--flavours` names; the agent's own is played anyway.
+    """The protocol in each other flavour that `--flavours` names; the agent's own flavour is played in any case.
 
     Raises:
         UserError: the ROM has no such flavour.
@@ -119,7 +119,7 @@ def _flavours(protocol: Protocol, wanted: str) -> list[Protocol]:
 
 
 def _in_flavours(own: Evaluation, others: Sequence[Evaluation], say: Say) -> dict[str, Any]:
-    """What to write of an agent's scores by flavour, after printing them; nothing where it played its own alone."""
+    """Print an agent's scores by flavour and return them for the JSON file; empty if it played only its own flavour."""
     from rich.table import Table
 
     from envs.games import Game
@@ -139,7 +139,7 @@ def _in_flavours(own: Evaluation, others: Sequence[Evaluation], say: Say) -> dic
 
 
 def _other_rules(trained: dict[str, Any], protocol: Protocol) -> str:
-    """What to say where an agent learned under other rules than it plays by now."""
+    """A note if the agent was trained under other rules than it plays now; else empty."""
     if not trained or trained.get("fingerprint") == protocol.fingerprint:
         return ""
     return (
@@ -149,7 +149,7 @@ def _other_rules(trained: dict[str, Any], protocol: Protocol) -> str:
 
 
 def dump_json(answer: dict[str, Any]) -> str:
-    """Indented, one line at the end."""
+    """Indented JSON with a line break at the end."""
     import json
 
     return json.dumps(answer, indent=1) + "\n"
@@ -165,7 +165,7 @@ def play_games(
     say: Say,
     preprocessing: Preprocessing | None = None,
 ) -> Evaluation:
-    """Play under a progress bar and print the table; without preprocessing on ale-py's own pictures."""
+    """Play with a progress bar and print the table of scores; the default preprocessing is ale-py's."""
     import os
 
     from rich.console import Console
@@ -198,7 +198,7 @@ def play_games(
 
 
 def protocol_of(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
-    """The preset called `name`; without a name the rules that an agent's card has saved, or else the paper's."""
+    """The preset `name`; without a name the protocol saved in an agent's card, or else the paper's."""
     from envs.protocols import Protocol, get_protocol
 
     if name is not None or not saved:
@@ -208,11 +208,11 @@ def protocol_of(name: str | None, game: str, saved: dict[str, Any]) -> Protocol:
 
 @dataclass(frozen=True)
 class _Student:
-    """What a run's folder says of its student beyond the agent file.
+    """Facts about a student that are in its run's folder and not in the agent file.
 
     Attributes:
-        linked: the policy with the links that it still leans on; None if there are none.
-        independent: it is known to need no teacher.
+        linked: the policy with the links that it still depends on; None if there are none.
+        independent: whether it is known to need no teacher.
         remarks: sentences for the reader, printed before the games.
     """
 
@@ -222,7 +222,7 @@ class _Student:
 
 
 def _student_of_run(path: Path, steps: int) -> _Student:
-    """How far the run at `path` has come and what it leans on; nothing of it if `path` is no run's folder."""
+    """The facts about the student of the run at `path`; the defaults if `path` is not a run's folder."""
     from kfrl.errors import UserError
 
     remarks = []
@@ -234,12 +234,12 @@ def _student_of_run(path: Path, steps: int) -> _Student:
         linked = _with_links(path, settings)
         return _Student(linked, independent=linked is None, remarks=tuple(remarks))
     except UserError as error:
-        remarks.append(f"What it scores with its teachers' links is left out: {error}")
+        remarks.append(f"Its score with its teachers' links is left out: {error}")
         return _Student(independent=False, remarks=tuple(remarks))
 
 
 def _settings(path: Path) -> TrainConfig | None:
-    """The settings of a run; None if `path` is no run's folder."""
+    """The settings of a run; None if `path` is not a run's folder."""
     from agents.config import TrainConfig
     from kfrl.config import load_config
     from kfrl.runs.folder import RunFolder
@@ -249,15 +249,15 @@ def _settings(path: Path) -> TrainConfig | None:
 
 
 def _half_trained(settings: TrainConfig, steps: int) -> str:
-    """What to say of a student after `steps` of its run; nothing if they are all."""
+    """A note on a student after only `steps` of its run; empty if the run is complete."""
     return f"It is half-trained: {steps:,} of {settings.steps:,} steps." if steps < settings.steps else ""
 
 
 def _with_links(path: Path, settings: TrainConfig) -> Policy | None:
-    """The policy of a run with the links that it still leans on; None if there are none.
+    """The policy of a run with the links that it still depends on; None if there are none.
 
     Raises:
-        UserError: the teachers or the checkpoint are gone. The student plays without them.
+        UserError: the teachers or the checkpoint are missing. The student plays without them.
     """
     from agents.launch import linked_policy
     from agents.methods import get_method

@@ -1,4 +1,4 @@
-"""`kfrl export`: the student alone, for other programs."""
+"""`kfrl export`: write the student alone for other programs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from kfrl.errors import UserError
 
 @dataclass(frozen=True)
 class ExportFlags:
-    """Write the student of a run for other programs, with its preprocessing in the file and as JSON beside it.
+    """Write the student of a run for other programs; its preprocessing is in the file, and as JSON beside it.
 
-    The written net's outputs are compared with the student's before the file is kept.
+    The outputs of the written net are compared with the student's before the file is kept.
     """
 
     run: tyro.conf.Positional[str]
-    """The folder of a run on a game or on images, or whatever `--teachers` takes."""
+    """The folder of a run on a game or on images, or anything else that `--teachers` accepts."""
     to: Literal["onnx", "torchscript", "safetensors"] = "onnx"
-    """onnx: for onnxruntime, no PyTorch needed. torchscript: for torch.jit.load. safetensors: the tensors by name."""
+    """onnx: for onnxruntime, without PyTorch. torchscript: for torch.jit.load. safetensors: the tensors by name."""
     output: Path | None = None
-    """The file. Default: exported.onnx, exported.pt or exported.safetensors in the run's folder."""
+    """The file to write. Default: exported.onnx, exported.pt or exported.safetensors in the run's folder."""
     runs: Path = Path("runs")
-    """Where your runs are."""
+    """The folder of your runs."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,12 +42,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{output} exists. Give another --output.")
     found = exportable(flags.run, flags.runs)
     worst = found.write(flags.to, output)
-    print(f"Wrote {output}, {output.stat().st_size / 1e6:.1f} MB, and what to know of it: {output.name}.json")
+    print(f"Wrote {output}, {output.stat().st_size / 1e6:.1f} MB, and its description, {output.name}.json")
     print(f"On {len(found.example)} inputs its outputs are within {worst:.1g} of the student's.")
     if found.about.get("provenance", {}).get("caveat"):
         print(found.about["provenance"]["caveat"])
     if found.about.get("gymnasium", ...) is None:
-        print("It learned under rules that press FIRE for it, which gymnasium does not have: press it yourself.")
+        print("Its training rules press FIRE at the start of a life. Gymnasium has no such rule: press FIRE yourself.")
     elif flags.to == "onnx" and found.about["kind"] == "agent":
         print(f"Watch it play without kfrl or PyTorch: python examples/play_onnx.py {output}")
     return 0

@@ -1,4 +1,4 @@
-"""What flags take beyond tyro's own rules."""
+"""Rules for flags that tyro does not have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 
 def whole_numbers() -> ConstructorRegistry:
-    """Rules for tyro, as a context: 5e5 is a whole number, as it is in YAML."""
+    """A context in which tyro accepts 5e5 as a whole number, as in YAML."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -27,10 +27,10 @@ def whole_numbers() -> ConstructorRegistry:
 
 
 def whole_number(text: str) -> int:
-    """The number that a text means.
+    """The whole number that a text denotes.
 
     Raises:
-        ValueError: it is none, or not a whole one.
+        ValueError: the text is not a number, or not a whole one.
     """
     if "e" not in text.lower():
         return int(text)

@@ -1,4 +1,4 @@
-"""`kfrl fold`: the student of a run that is still linked, as a plain net."""
+"""`kfrl fold`: turn a student that still has links into a plain net."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from annotated_types import Ge
 
 @dataclass(frozen=True)
 class FoldFlags:
-    """Fold what the links of a finished or interrupted run bring into its student's own weights.
+    """Fold the links of a finished or interrupted run into the weights of its student.
 
-    Layer after layer, by ridge regression on the linked student's own play; prints R2 of each layer, and what the
-    student scores with its links and folded, alone.
+    Folds one layer after the other, by ridge regression on observations of the linked student's play. Prints R2 of
+    each layer, and the scores of the linked and of the folded student.
     """
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     output: Path | None = None
-    """Where the folded student goes. Default: folded.safetensors in the run's folder."""
+    """The file of the folded student. Default: folded.safetensors in the run's folder."""
     observations: Annotated[int, Ge(1)] = 8_192
-    """Observations of the linked student's play, every fourth step of it."""
+    """Number of observations, from every fourth step of the linked student's play."""
     answers: Path | None = None
-    """Fold on observations and teachers' features of this file instead (`kfrl collect --features all`)."""
+    """Instead use the observations and the teachers' features in this file (`kfrl collect --features all`)."""
     episodes: Annotated[int, Ge(0)] = 10
-    """Games that each of the two then plays; 0: none."""
+    """Games that the linked and the folded student each play afterwards; may be 0."""
     seed: Annotated[int, Ge(0)] = 0
-    """Seed of these games."""
+    """Seed of those games."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""`kfrl games`: the games that can be played, and the scores that theirs are measured by."""
+"""`kfrl games`: list the games, with the reference scores of Atari-57."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kfrl.errors import unknown
 
 @dataclass(frozen=True)
 class GamesArgs:
-    """List the games, with the random and the human score of Atari-57, and the flavours of those that are asked for."""
+    """List the games with their random and human scores of Atari-57; with a filter, their flavours too."""
 
     filter: tyro.conf.Positional[str] = ""
-    """Only the games whose name contains this, whatever the case and punctuation."""
+    """List only games whose name contains this text; case and punctuation are ignored."""
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""`kfrl`: finds the command, shows its errors as sentences."""
+"""`kfrl`: run the command that is asked for, and print its errors as sentences."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COMMANDS = {
 }
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where a disk or a quota is full."""
+"""Error numbers of a full disk, an exceeded quota and a file over the size limit."""
 
 USAGE = """\
 usage: kfrl COMMAND [OPTIONS]
@@ -42,11 +42,11 @@ Transfer knowledge between deep nets in reinforcement and supervised learning.
 
   train       train a student on a game, alone or with frozen teachers
   eval        score a run or an agent file: 30 no-op episodes
-  compare     put runs side by side: methods over seeds and games, intervals
-  report      put runs on one HTML page: curves, comparison, games, settings
+  compare     compare runs: methods over seeds and games, with intervals
+  report      write one HTML page on runs: curves, comparison, games, settings
   plot        draw a run: returns, and p of student and teachers per layer
   teachers    list, show, check and import agents that can teach
-  collect     store what teachers say of a game, for runs without their play
+  collect     store teachers' outputs on a game, to train from the file
   fold        turn a student that still has links into a plain net
   export      write a student for other programs: ONNX, TorchScript, tensors
   push        upload a student to the Hugging Face Hub, with its scores
@@ -55,16 +55,16 @@ Transfer knowledge between deep nets in reinforcement and supervised learning.
   supervised  train, eval and compare image classifiers
   tabular     train, eval and compare small models of tables
   bench       measure how fast this machine emulates, trains and evaluates
-  doctor      say what this machine has, what is missing, and what mends it
-  completion  print what bash or zsh needs to complete commands and flags
+  doctor      check this machine; say what is missing and how to fix it
+  completion  print a script for bash or zsh that completes commands and flags
 
-`kfrl COMMAND --help` explains one.
+`kfrl COMMAND --help` explains a command.
 For example: kfrl train --game Alien --teachers seaquest
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (it failed), 2 (bad input), 130/143 (stopped)."""
+    """Run one command; returns the exit code: 0, 1 (failed), 2 (bad input), 130/143 (stopped)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -72,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"kfrl {kfrl.__version__}")
         return 0
-    # Pictures go to files. A notebook's backend, which its `!kfrl` inherits, may not be installed here.
+    # Plots go to files. `!kfrl` in a notebook inherits the notebook's backend, which may not be installed here.
     os.environ["MPLBACKEND"] = "agg"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    # Read when PyTorch is imported. Threads that spin while they wait would take the emulator's cores.
+    # PyTorch reads this when it is imported. Waiting threads that spin would take cores from the emulator.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         from kfrl.cli.flags import whole_numbers
@@ -100,10 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(arguments: Sequence[str], commands: Mapping[str, str]) -> int:
-    """Run the module of `commands` that the first argument names, with the others; returns its exit code.
+    """Run the command that the first argument names, with the other arguments; returns its exit code.
 
     Raises:
-        UserError: no such command, with the nearest one.
+        UserError: there is no such command; the message names the nearest one.
     """
     command, *rest = arguments
     if command not in commands:

@@ -1,4 +1,4 @@
-"""What `kfrl train` shows of a run."""
+"""The texts that `kfrl train` prints about a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kfrl.runs.checkpoint import Checkpoint
 
 
 def introduce(display: RunDisplay, run: Run) -> Plan:
-    """Say what is about to run: rules, sizes, teachers, weights and links; and what stands in its way."""
+    """Print the run's rules, sizes, teachers, weights and links, and warnings about this machine."""
     config, protocol = run.config, run.protocol
     names = ", ".join(
         [_teacher_line(run, index) for index in range(len(run.teachers))]
@@ -49,17 +49,17 @@ def introduce(display: RunDisplay, run: Run) -> Plan:
 
 
 def say_where(display: RunDisplay, run: Run, checkpoint: Checkpoint | None) -> None:
-    """Say where the run goes on from and what it writes to."""
+    """Print the checkpoint that the run continues from and the folder that it writes to."""
     if checkpoint is not None:
         state = checkpoint.state
         phase = f" of phase {state['phase'] + 1}" if len(run.phases) > 1 else ""
         step = state.get("phase_step", state["global_step"])
-        display.say(f"Going on from step {step:,}{phase} ({checkpoint.path.name}).")
+        display.say(f"Continuing from step {step:,}{phase} ({checkpoint.path.name}).")
     display.say(f"Writing to {run.folder.path}")
 
 
 def foretell(display: RunDisplay, run: Run, plan: Plan) -> None:
-    """Say what a run would take, and that nothing was written."""
+    """Print the estimated memory, disk and time of a run, and that nothing was written."""
     rate = expected_rate(run, plan)
     memory, have = expected_memory(run, plan), total_memory()
     of = "" if have is None else f" of this machine's {size(have)}"
@@ -72,13 +72,13 @@ def foretell(display: RunDisplay, run: Run, plan: Plan) -> None:
     )
     if have is not None and memory > have:
         display.say(
-            "Warning: that is more memory than there is. Fewer --workers or smaller memories need less.", "yellow"
+            "Warning: that is more memory than there is. Use fewer --workers or a smaller replay memory.", "yellow"
         )
     display.say(f"Nothing was written. The folder would be {run.folder.path}")
 
 
 def _loaded_lines(run: Run, plan: Plan) -> Iterator[str]:
-    """What became of weights that were made elsewhere or for another net."""
+    """How weights of another program or of another net were loaded, a line each."""
     for teacher in run.teachers:
         if teacher.loaded:
             yield f"teacher {teacher.name}, {teacher.path.name}:"
@@ -99,13 +99,13 @@ def _engine_lines(config: TrainConfig) -> Iterator[str]:
     if shape.workers > cores():
         yield (
             f"{shape.workers} workers with one thread each share {cores()} cores: "
-            f"{shape.workers / cores():.0f} wait for every one that runs. That is the published shape; --preset fast "
+            f"{shape.workers / cores():.0f} workers share a core. That is the published shape; --preset fast "
             f"({cores()} workers x {FAST_ENVS} games) makes more steps a second here."
         )
 
 
 def _phase_lines(run: Run) -> Iterator[str]:
-    """What is learned when, where that is not one game from start to end."""
+    """The games and the steps of each phase, for a run with source games."""
     if not run.spec.sources:
         return
     for index, phase in enumerate(run.phases):
@@ -120,7 +120,7 @@ def _teacher_line(run: Run, index: int) -> str:
 
 
 def view(status: GameStatus) -> View:
-    """What of a status is shown."""
+    """The parts of a status that are shown."""
     facts = [("phase", status.part)] if status.part else []
     facts += [
         ("steps", f"{status.done:,} of {status.total:,}"),

@@ -1,4 +1,4 @@
-"""`kfrl plot`: a run's curves as a picture."""
+"""`kfrl plot`: plot a run's curves."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kfrl.errors import UserError
 
 @dataclass(frozen=True)
 class PlotFlags:
-    """Draw a run: raw returns with links and alone, and p of student and teachers per layer over training."""
+    """Plot a run over training: raw returns with links and alone, and p of student and teachers per layer."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     output: Path | None = None
-    """The picture: .png, .svg or .pdf. Default: curves.png in the run's folder."""
+    """The file to write: .png, .svg or .pdf. Default: curves.png in the run's folder."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     flags = tyro.cli(PlotFlags, prog="kfrl plot", args=list(argv))
     target = flags.output or flags.run / "curves.png"
     if target.suffix not in (".png", ".svg", ".pdf"):
-        raise UserError(f"A picture ends in .png, .svg or .pdf, got {target.name!r}.")
+        raise UserError(f"--output expects a file that ends in .png, .svg or .pdf, got {target.name!r}.")
     from kfrl.compare.plots import draw_run
 
     draw_run(flags.run, target)

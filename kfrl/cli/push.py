@@ -1,4 +1,4 @@
-"""`kfrl push`: a run's student on the Hugging Face Hub, with its scores."""
+"""`kfrl push`: upload a run's student to the Hugging Face Hub, with its scores."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from kfrl.errors import UserError
 class PushFlags:
     """Upload the student of a run to the Hugging Face Hub, with a model card of its scores, rules and teachers.
 
-    Says what it will upload, and asks.
+    Prints the files and asks before it uploads them.
     """
 
     run: tyro.conf.Positional[Path]
     """The folder of a run on a game or on images."""
     place: tyro.conf.Positional[str]
-    """hub:OWNER/REPO; the repository is made if it is not there."""
+    """The repository, hub:OWNER/REPO; it is created if it does not exist."""
     private: bool = False
     """Make a new repository private."""
     license: str | None = None
-    """As the Hub names it, e.g. mit; for the model card."""
+    """License for the model card, by its name on the Hub, e.g. mit."""
     yes: bool = False
     """Do not ask."""
     dry_run: bool = False
-    """Print the model card and what would be uploaded, ask the Hub nothing, and send nothing."""
+    """Print the model card and the files; do not contact the Hub."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,22 +54,22 @@ def main(argv: Sequence[str]) -> int:
     for name, length in sizes:
         print(f"  {name:<24} {size(length):>9}")
     if flags.dry_run:
-        print(f"Nothing was sent. hub:{upload.repo} would get these files.")
+        print(f"Nothing was sent. These files would go to hub:{upload.repo}.")
         return 0
     user, exists = check_access(upload.repo)
     kind = "private" if flags.private else "public"
-    where = "is there, and gets another commit" if exists else f"will be made, {kind}"
+    where = "exists and gets a new commit" if exists else f"will be created, {kind}"
     total = size(sum(length for _, length in sizes))
     print(f"{len(sizes)} files, {total}, to hub:{upload.repo}, which {where}; as {user}.")
     if not flags.yes and not _agreed():
         print("Nothing was sent.")
         return 1
     print(f"Uploaded: {send(upload, private=flags.private)}")
-    print(f"Anyone who may see it can use it: --teachers hub:{upload.repo}/student.safetensors")
+    print(f"Anyone with access can use it: --teachers hub:{upload.repo}/student.safetensors")
     return 0
 
 
 def _agreed() -> bool:
     if not sys.stdin.isatty():
-        raise UserError("There is no terminal to ask whether to upload this. Give --yes.")
+        raise UserError("kfrl push asks before it uploads, and there is no terminal to ask on. Give --yes.")
     return input("Upload them? [y/N] ").strip().casefold() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""`kfrl report`: runs on one page that opens from a disk."""
+"""`kfrl report`: write one HTML page about runs."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 class ReportFlags:
     """Write one HTML page about runs: curves, p per layer, links, final games, comparison, settings, provenance.
 
-    It needs no network and no server: open it in a browser. Runs on games and on images may stand on one page; a run
-    that is broken or half-written is shown as far as it can be read.
+    It needs no network and no server: open it in a browser. One page can show runs on games and on images. Of a
+    damaged or incomplete run it shows what can be read.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Folders of runs, or folders that hold them at any depth. `name=FOLDER` makes all runs there one arm of that
-    name. A video in a run's folder (kfrl eval RUN --video RUN/play.mp4) is put into the page."""
+    """Folders of runs, or folders that contain them at any depth. `name=FOLDER` puts all runs there into one arm with
+    that name. The page includes a video in a run's folder (kfrl eval RUN --video RUN/play.mp4)."""
     output: Path = Path("report.html")
-    """The page."""
+    """The file of the page."""
     baseline: str | None = None
-    """The arm or method that others are measured by. Default: scratch."""
+    """The arm or method that the others are compared with. Default: scratch."""
     allow_mixed: bool = False
-    """Compare runs of different budgets, protocols or games; they are told apart, and a note says so."""
+    """Compare runs of different budgets, protocols or games; they become separate arms, and a note says so."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     flags = tyro.cli(ReportFlags, prog="kfrl report", args=list(argv))
     if not flags.runs:
-        raise UserError("Which runs? Give their folders, or folders that hold them: kfrl report runs")
+        raise UserError("No run is given. Give folders of runs, or folders that contain them: kfrl report runs")
     if flags.output.suffix not in (".html", ".htm"):
-        raise UserError(f"A report ends in .html, got {flags.output.name!r}.")
+        raise UserError(f"--output expects a file that ends in .html, got {flags.output.name!r}.")
     if flags.output.is_dir():
-        raise UserError(f"--output is a file, and {flags.output} is a folder.")
+        raise UserError(f"--output expects a file, and {flags.output} is a folder.")
     from kfrl.compare.report import Section as Part
     from kfrl.compare.report import differing_table, read_files, render, run_section
     from kfrl.runs.atomic import write_text
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     found, skipped = find_runs(flags.runs)
     runs = [read_files(path) for path, _ in found]
     if all(run.empty for run in runs):
-        raise UserError(f"No run in {', '.join(flags.runs)} that can be read. A run's folder holds a config.yaml.")
+        raise UserError(f"{', '.join(flags.runs)}: no run can be read. A run's folder holds a config.yaml.")
     sections = list(_comparisons(flags, runs))
     differing = differing_table(runs)
     if differing:
@@ -63,13 +63,13 @@ def main(argv: Sequence[str]) -> int:
     text = render(f"kfrl report: {title}", sections)
     write_text(flags.output, text)
     broken = sum(bool(run.problems) for run in runs)
-    told = f", {broken} of them not whole" if broken else ""
+    told = f", {broken} of them incomplete" if broken else ""
     print(f"Wrote {flags.output}: {len(runs)} runs{told}, {len(text.encode()) / 1e6:.1f} MB. Open it in a browser.")
     return 0
 
 
 def _comparisons(flags: ReportFlags, runs: Sequence[RunFiles]) -> list[Section]:
-    """What `kfrl compare` and `kfrl supervised compare` say of the runs of each domain that are finished."""
+    """The results of `kfrl compare` and `kfrl supervised compare` for the finished runs of each domain."""
     found = []
     if any("game" in run.config for run in runs):
         found += _games(flags)
@@ -116,7 +116,7 @@ def _games(flags: ReportFlags) -> list[Section]:
     quoted = quoted_sheet(comparison.games)
     if quoted.rows:
         sections.append(Part("Quoted, not run here", notes=[quoted_note(comparison)], tables=[quoted]))
-    return [*sections, Part("What the numbers of the games do not say", notes=comparison.notes)]
+    return [*sections, Part("Limits of the comparison of games", notes=comparison.notes)]
 
 
 def _images(flags: ReportFlags) -> list[Section]:
@@ -130,4 +130,4 @@ def _images(flags: ReportFlags) -> list[Section]:
     except UserError as error:
         return [Part("Images: not compared", notes=str(error).splitlines())]
     sections = [Part(data, tables=[data_sheet(comparison, data)]) for data in comparison.data]
-    return [*sections, Part("What the numbers of the images do not say", notes=comparison.notes)]
+    return [*sections, Part("Limits of the comparison of images", notes=comparison.notes)]

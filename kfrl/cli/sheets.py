@@ -15,41 +15,41 @@ from kfrl.compare.sheet import Sheet
 from kfrl.compare.stats import human_normalised, top_of
 
 QUOTED = (
-    "Quoted scores are others' own, under others' protocols and budgets; no number above contains them. ~ marks what \
-the Knowledge Flow paper read off plots."
+    "Quoted scores were published by others, under their protocols and budgets; no number above uses them. ~ marks \
+scores that the Knowledge Flow paper read off plots."
 )
 FEW = 5
-"""Up to this many seeds, each one's score is shown."""
+"""Up to this many seeds, the table shows the score of each."""
 NONE = "-"
 
 Row = Mapping[str, Any]
 
 
 TOP = 3
-"""Runs that papers report of many."""
+"""Number of best runs that papers report."""
 
 
 def top_sheet(what: str, scores: Mapping[str, Sequence[float]], higher_is_better: bool = True) -> Sheet:
-    """The best `TOP` runs of each arm that has more; by chance, as much from equal runs of this mean and deviation."""
+    """For each arm with more than `TOP` runs, the mean of the best `TOP`, and its expected value if all are equal."""
     columns = ["arm", "n", "all, mean +- std", f"top {TOP} of n", "by chance"]
     tops = {name: top_of(held, TOP, higher_is_better) for name, held in scores.items() if len(held) > TOP}
     rows = [
         [name, str(top.n), f"{top.mean:,.2f} +- {top.std:,.2f}", f"{top.top:,.2f}", f"{top.by_chance:,.2f}"]
         for name, top in tops.items()
     ]
-    title = f"{what}: the top {TOP} as papers report them, and what they would be of n equal runs by chance"
+    title = f"{what}: mean of the top {TOP} runs, as papers report it, and its expectation for n equal runs (by chance)"
     return Sheet(title, columns, rows)
 
 
 def game_sheets(comparison: Comparison, game: str) -> tuple[Sheet, Sheet, Sheet]:
-    """A game's scores; and how they were learned, at what cost."""
+    """A game's sheets: final scores; learning and cost; training games."""
     cells = [cell for cell in comparison.cells if cell.game == game]
     base = comparison.baseline.name if comparison.baseline and game in comparison.baseline.runs else None
     return _score_sheet(cells, base), _learning_sheet(cells, base), _training_sheet(cells)
 
 
 def _training_sheet(cells: Sequence[Cell]) -> Sheet:
-    """The last 100 training games, at the frames that any run has a report of."""
+    """The mean of the last 100 training games, at each number of frames that a run has a report for."""
     budgets = sorted({report.frames for cell in cells for run in cell.runs for report in run.final.training[:-1]})
     means = [[_last_games(cell.runs, budget) for budget in (*budgets, None)] for cell in cells]
     rows = [
@@ -64,7 +64,10 @@ def _training_sheet(cells: Sequence[Cell]) -> Sheet:
 
 
 def _last_games(runs: Sequence[RunRecord], budget: int | None) -> str:
-    """Mean over the runs of their last training games at `budget` frames, or at the end; of how many of them."""
+    """Mean over the runs of their last training games at `budget` frames, or at the end if None.
+
+    With the number of runs, if some have no report.
+    """
     reports = [
         [r for r in run.final.training if r.frames == budget] if budget else run.final.training[-1:] for run in runs
     ]
@@ -156,11 +159,11 @@ def _measures(found: Aggregate) -> dict[str, Estimate]:
 
 
 def quoted_note(comparison: Comparison) -> str:
-    """What has to be known beside quoted scores: whose they are, and which have the frame cap of these runs."""
+    """The note on quoted scores: their origin, and the frame caps of these runs."""
     caps = sorted({run.protocol.max_frames for arm in comparison.arms for run in arm.all_runs})
     return (
         f"{QUOTED} Games of these runs end after {' or '.join(f'{cap:,}' for cap in caps)} frames: do not compare them "
-        "with quoted scores under another cap, or one that is not known (-)."
+        "with quoted scores under another cap or an unknown cap (-)."
     )
 
 
@@ -217,7 +220,7 @@ def p_of(value: float | None) -> str:
 
 
 def number(values: Iterable[int | None]) -> str:
-    """A count that runs share, or its range."""
+    """A count: one number if all runs have the same, else its range."""
     held = sorted({value for value in values if value is not None})
     if not held:
         return NONE
@@ -225,7 +228,7 @@ def number(values: Iterable[int | None]) -> str:
 
 
 def frames(runs: Sequence[RunRecord]) -> str:
-    """What the teachers of a run were trained on."""
+    """The frames that the teachers of the runs were trained on."""
     counts = [run.teacher_frames for run in runs]
     return "unknown" if None in counts else number(counts)
 
@@ -234,7 +237,7 @@ def frames(runs: Sequence[RunRecord]) -> str:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Everything on one page, with the pictures beside it."""
+    """The whole comparison as Markdown, which includes the plots from files in its folder."""
     parts = ["# Comparison"]
     for game in comparison.games:
         parts.append(f"## {Game(game).title}")
@@ -252,7 +255,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def csv_text(rows: Iterable[Row]) -> str:
-    """Rows as CSV; what is not known is an empty cell."""
+    """Rows as CSV; unknown values are empty cells."""
     held = list(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(held[0]), lineterminator="\n")
@@ -298,7 +301,7 @@ def cell_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def number_cell(values: Iterable[int | None]) -> int | None:
-    """A count that all runs share, else None."""
+    """The count if all runs have the same, else None."""
     held = set(values)
     return held.pop() if len(held) == 1 else None
 

@@ -1,4 +1,4 @@
-"""`kfrl sweep`: many runs from one file, on this machine or a cluster."""
+"""`kfrl sweep`: run many trainings from one file, on this machine or a cluster."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from kfrl.training.signals import noting_signals
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kfrl.sweep.trials import Plan, State, SweepFolder
+    from kfrl.sweep.folder import SweepFolder, SweepPlan, TrialState
 
 DOMAINS = {"games": "agents.trials", "images": "kfrl.supervised.trials"}
 MACHINES = (64, 256, 1024)
-"""Cores that --dry-run computes the time on, beside this machine's."""
+"""Numbers of cores for which --dry-run computes the time, besides this machine's."""
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_MB = 50
-"""Shared memory of a run: its model, its gradients, its teachers."""
+"""Shared memory of a run, in MB: its model, its gradients, its teachers."""
 LINE_SECONDS = 10.0
 STOP_SECONDS = 7.0
-"""Seconds that all of a sweep's processes have to end after a signal."""
+"""Seconds that the sweep's processes have to end after a signal."""
 
 
 @dataclass(frozen=True)
 class SweepFlags:
     """Run many trainings from one file: games x methods x teachers x seeds, grids and draws.
 
-    A trial is an ordinary run folder. Started again, the sweep goes on with what is not finished.
+    Each trial writes an ordinary run folder. The same command continues an unfinished sweep.
     """
 
     spec: tyro.conf.Positional[Path]
-    """The sweep's file (docs/sweeps.md; configs/tables has the papers')."""
+    """The sweep's file (docs/sweeps.md; configs/tables holds those of the papers)."""
     storage: Path | None = None
-    """The sweep's folder; on a cluster all nodes see it. Default: runs/sweeps/<the file's name>."""
+    """The sweep's folder; on a cluster all nodes need access to it. Default: runs/sweeps/<the file's name>."""
     scale: Annotated[float, Gt(0.0), Le(1.0)] = 1.0
-    """Share of each budget and of the number of seeds that is really run."""
+    """Factor on each budget and on the number of seeds."""
     address: str | None = None
-    """A Ray cluster to join, HOST:PORT or auto (docs/cluster.md). Default: Ray on this machine alone."""
+    """A Ray cluster to join, HOST:PORT or auto (docs/cluster.md). Default: Ray on this machine only."""
     dry_run: bool = False
-    """Say what there is to run, train one run of each kind for a few seconds, and say what all would take."""
+    """List the runs, train one run of each kind for a few seconds, and print the estimated time of all."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     if not flags.spec.is_file():
         raise missing_file(flags.spec)
     from kfrl.sweep.estimate import in_fresh_process, resolve_all
-    from kfrl.sweep.trials import SweepFolder
+    from kfrl.sweep.folder import SweepFolder
 
     plan = _plan(flags)
     check_machine(plan, flags.address)
@@ -80,9 +80,9 @@ def main(argv: Sequence[str]) -> int:
     return run_sweep(folder, flags.address)
 
 
-def _plan(flags: SweepFlags) -> Plan:
+def _plan(flags: SweepFlags) -> SweepPlan:
+    from kfrl.sweep.folder import SweepPlan
     from kfrl.sweep.space import load_spec, make_trials
-    from kfrl.sweep.trials import Plan
 
     spec = load_spec(flags.spec)
     domain = importlib.import_module(DOMAINS[spec.runs]).DOMAIN
@@ -90,7 +90,7 @@ def _plan(flags: SweepFlags) -> Plan:
         trials = make_trials(spec, domain, flags.scale, flags.spec.parent)
     except UserError as error:
         raise UserError(f"{flags.spec}: {error}") from None
-    return Plan(DOMAINS[spec.runs], tuple(trials), flags.scale, spec.early_stopping, spec.paper)
+    return SweepPlan(DOMAINS[spec.runs], tuple(trials), flags.scale, spec.early_stopping, spec.paper)
 
 
 def _default_folder(flags: SweepFlags) -> Path:
@@ -98,14 +98,14 @@ def _default_folder(flags: SweepFlags) -> Path:
     return Path("runs", "sweeps", f"{flags.spec.stem}{scaled}")
 
 
-# --- what is refused before anything starts -------------------------------------------------------------------
+# --- checks before anything starts ----------------------------------------------------------------------------
 
 
-def check_machine(plan: Plan, address: str | None) -> None:
-    """Refuse runs that this machine has too few cores or too little shared memory for.
+def check_machine(plan: SweepPlan, address: str | None) -> None:
+    """Check that this machine has enough cores and shared memory for the runs.
 
     Raises:
-        UserError: saying what is missing.
+        UserError: it does not.
     """
     from kfrl.machine import cores
 
@@ -114,9 +114,9 @@ def check_machine(plan: Plan, address: str | None) -> None:
     most = max(plan.trials, key=lambda trial: trial.cpu)
     if most.cpu > cores():
         raise UserError(
-            f"A run of {most.group!r} takes {most.cpu:g} cpus, one for each of its processes, and this machine has "
-            f"{cores()}. Give the settings fewer workers (workers: {cores()}), count them as less (resources: {{cpu: "
-            f"{cores()}}}), or join a cluster with --address."
+            f"A run of {most.group!r} needs {most.cpu:g} CPUs, one for each of its processes, and this machine has "
+            f"{cores()}. Use fewer workers (workers: {cores()}), reserve fewer CPUs (resources: {{cpu: {cores()}}}), "
+            "or join a cluster with --address."
         )
     if SHARED_MEMORY.is_dir():
         from kfrl.sweep.estimate import OBJECT_STORE
@@ -132,10 +132,10 @@ def check_machine(plan: Plan, address: str | None) -> None:
 
 
 def check_ray(address: str | None) -> None:
-    """Refuse a machine without Ray, and a cluster where nobody answers.
+    """Check that Ray is installed and that the cluster, if one is given, answers.
 
     Raises:
-        UserError: saying what is missing.
+        UserError: Ray is missing, or the cluster does not answer.
     """
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
         raise UserError("kfrl sweep needs Ray Tune, which is not installed: pip install 'kfrl[sweep]'")
@@ -143,12 +143,12 @@ def check_ray(address: str | None) -> None:
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
-        raise UserError(f"--address is HOST:PORT or auto, got {address!r}.")
+        raise UserError(f"--address expects HOST:PORT or auto, got {address!r}.")
     try:
         socket.create_connection((host, int(port)), timeout=5.0).close()
     except OSError as error:
         raise UserError(
-            f"Nobody answers at {address} ({error}). Start the cluster first: ray start --head --port {port}"
+            f"No cluster answers at {address} ({error}). Start it first: ray start --head --port {port}"
         ) from None
 
 
@@ -156,9 +156,9 @@ def check_ray(address: str | None) -> None:
 
 
 def run_sweep(folder: SweepFolder, address: str | None) -> int:
-    """Run what is left of a prepared sweep and show how it goes; returns the exit code."""
-    from kfrl.sweep.processes import adopt_orphans, end_descendants
-    from kfrl.sweep.trials import FAILED, FINISHED
+    """Run the unfinished trials of a prepared sweep and show their progress; returns the exit code."""
+    from kfrl.sweep.descendants import adopt_orphans, end_descendants
+    from kfrl.sweep.folder import FAILED, FINISHED
 
     plan = folder.read()
     stopped: list[int] = []
@@ -177,7 +177,7 @@ def run_sweep(folder: SweepFolder, address: str | None) -> int:
     if stopped:
         return 128 + stopped[0]
     if driver.returncode not in (0, 1) or counts[FAILED] + counts[FINISHED] == 0:
-        print(f"kfrl: Ray ended early; what it said is in {folder.log}.", file=sys.stderr)
+        print(f"kfrl: Ray ended early; its output is in {folder.log}.", file=sys.stderr)
         return 1
     return 1 if counts[FAILED] else 0
 
@@ -194,7 +194,7 @@ def _start_driver(folder: SweepFolder, address: str | None, lock: int) -> subpro
             stdout=log,
             stderr=log,
             env={**os.environ, **ENVIRONMENT},
-            start_new_session=True,  # Ctrl-C is for this process, which tells the driver
+            start_new_session=True,  # Ctrl-C goes to this process only, which then stops the driver
             pass_fds=[lock],
         )
 
@@ -208,11 +208,11 @@ ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
-"""Of the driver and, through it, of Ray: no telemetry, no files and handlers beside ours."""
+"""Environment of the driver and of Ray: no telemetry, no logs and signal handlers of Ray's own."""
 
 
-def _watch(driver: subprocess.Popen[bytes], folder: SweepFolder, plan: Plan, stopped: Sequence[int]) -> None:
-    """Show the CSV until the driver ends; after a signal it has `STOP_SECONDS`."""
+def _watch(driver: subprocess.Popen[bytes], folder: SweepFolder, plan: SweepPlan, stopped: Sequence[int]) -> None:
+    """Show the trials' states until the driver ends, or until `STOP_SECONDS` after a signal."""
     screen, told = _Screen(plan), 0.0
     with screen:
         while driver.poll() is None:
@@ -227,9 +227,9 @@ def _watch(driver: subprocess.Popen[bytes], folder: SweepFolder, plan: Plan, sto
 
 
 class _Screen:
-    """One table in a terminal, a line now and then elsewhere."""
+    """The display of a sweep: a live table in a terminal, a line every `LINE_SECONDS` elsewhere."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SweepPlan) -> None:
         from rich.live import Live
 
         from kfrl.cli.console import table_console
@@ -251,7 +251,7 @@ class _Screen:
     def say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
 
-    def show(self, states: Mapping[str, State]) -> None:
+    def show(self, states: Mapping[str, TrialState]) -> None:
         share = _share(states)
         if self._first is None and states:
             self._first = share
@@ -269,17 +269,17 @@ class _Screen:
         return (time.monotonic() - self._began) * (1.0 - share) / gained
 
 
-def _share(states: Mapping[str, State]) -> float:
-    """How much of the sweep is done; what is pruned or failed has nothing left to do."""
-    from kfrl.sweep.trials import FAILED, PRUNED
+def _share(states: Mapping[str, TrialState]) -> float:
+    """The share of the sweep that is done; a pruned or failed trial counts as done."""
+    from kfrl.sweep.folder import FAILED, PRUNED
 
     parts = [1.0 if state.state in (FAILED, PRUNED) else state.share for state in states.values()]
     return sum(parts) / len(parts)
 
 
-def _best(plan: Plan, states: Mapping[str, State]) -> tuple[str, float] | None:
-    """The run with the highest objective; scores of several games have none in common."""
-    from kfrl.sweep.trials import domain_of
+def _best(plan: SweepPlan, states: Mapping[str, TrialState]) -> tuple[str, float] | None:
+    """The run with the highest objective; None if the runs have several subjects, whose objectives do not compare."""
+    from kfrl.sweep.folder import domain_of
 
     subject = domain_of(plan).subject
     if len({trial.settings.get(subject) for trial in plan.trials}) > 1:
@@ -288,10 +288,10 @@ def _best(plan: Plan, states: Mapping[str, State]) -> tuple[str, float] | None:
     return max(known, key=lambda pair: pair[1], default=None)
 
 
-def progress_line(plan: Plan, states: Mapping[str, State], eta: float | None) -> str:
-    """How a sweep stands, in one line."""
+def progress_line(plan: SweepPlan, states: Mapping[str, TrialState], eta: float | None) -> str:
+    """The progress of a sweep in one line."""
     from kfrl.cli.display import duration
-    from kfrl.sweep.trials import RUNNING, STATES, domain_of
+    from kfrl.sweep.folder import RUNNING, STATES, domain_of
 
     counts = Counter(state.state for state in states.values())
     parts = [f"{counts[name]} {name}" for name in STATES if counts[name]]
@@ -303,11 +303,11 @@ def progress_line(plan: Plan, states: Mapping[str, State], eta: float | None) ->
     return " · ".join(parts)
 
 
-def progress_table(plan: Plan, states: Mapping[str, State], eta: float | None, most: int = 20) -> Table:
-    """The same as a table: a row for each run that is on, and the latest others as far as there is room."""
+def progress_table(plan: SweepPlan, states: Mapping[str, TrialState], eta: float | None, most: int = 20) -> Table:
+    """The progress of a sweep as a table of at most `most` trials, the running ones first."""
     from rich.table import Table
 
-    from kfrl.sweep.trials import FAILED, FINISHED, PRUNED, RUNNING, STATES
+    from kfrl.sweep.folder import FAILED, FINISHED, PRUNED, RUNNING, STATES
 
     order = [RUNNING, FAILED, FINISHED, PRUNED, *STATES]
     shown = sorted(states, key=lambda name: order.index(states[name].state))[:most]
@@ -334,11 +334,11 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,.4g}"
 
 
-def _conclude(folder: SweepFolder, plan: Plan, states: Mapping[str, State]) -> None:
-    """What came out, and what to type next."""
+def _conclude(folder: SweepFolder, plan: SweepPlan, states: Mapping[str, TrialState]) -> None:
+    """Print the results and the next commands."""
     from kfrl.cli.console import table_console
-    from kfrl.sweep.ranks import agreement_lines
-    from kfrl.sweep.trials import FAILED, FINISHED, PRUNED, domain_of
+    from kfrl.sweep.agreement import agreement_lines
+    from kfrl.sweep.folder import FAILED, FINISHED, PRUNED, domain_of
 
     console, domain = table_console(markup=False), domain_of(plan)
     counts = Counter(state.state for state in states.values())
@@ -349,13 +349,13 @@ def _conclude(folder: SweepFolder, plan: Plan, states: Mapping[str, State]) -> N
     done = counts[FINISHED] + counts[PRUNED]
     if done < len(states):
         console.print(
-            f"{len(states) - done} of {len(states)} runs are not finished. The same command goes on with them.",
+            f"{len(states) - done} of {len(states)} runs are not finished. The same command continues them.",
             soft_wrap=True,
         )
     if plan.scale != 1.0:
         console.print(
-            f"Scale {plan.scale:g}: every run had {100 * plan.scale:g} % of the {domain.budget} of the file, and arms "
-            "as much of their seeds. These are not the file's results.",
+            f"Scale {plan.scale:g}: every run had {100 * plan.scale:g} % of the {domain.budget} in the file, and every "
+            f"arm {100 * plan.scale:g} % of its seeds. These are not the results of the whole file.",
             style="bold",
             soft_wrap=True,
         )
@@ -363,22 +363,22 @@ def _conclude(folder: SweepFolder, plan: Plan, states: Mapping[str, State]) -> N
         console.print(line, soft_wrap=True)
     for line in plan.paper:
         console.print(f"Paper: {line}", soft_wrap=True)
-    console.print(f"Every run, one line each: {folder.table}", soft_wrap=True)
-    console.print(f"Side by side: {domain.compare_command} {folder.path}", soft_wrap=True)
+    console.print(f"All runs, a line each: {folder.table}", soft_wrap=True)
+    console.print(f"Compare them: {domain.compare_command} {folder.path}", soft_wrap=True)
     console.print(f"Curves: tensorboard --logdir {folder.path}", soft_wrap=True)
 
 
 # --- --dry-run --------------------------------------------------------------------------------------------------
 
 
-def print_estimate(plan: Plan) -> None:
-    """Train one run of each kind for a few seconds, and print what all would take."""
+def print_estimate(plan: SweepPlan) -> None:
+    """Train one run of each kind for a few seconds, and print the estimated time and memory of all runs."""
     from rich.table import Table
 
     from kfrl.cli.console import table_console
     from kfrl.machine import cores
     from kfrl.sweep.estimate import in_fresh_process, measure_all, need
-    from kfrl.sweep.trials import domain_of
+    from kfrl.sweep.folder import domain_of
 
     console, domain = table_console(markup=False), domain_of(plan)
     total = sum(float(trial.settings[domain.budget]) for trial in plan.trials)
@@ -403,7 +403,7 @@ def print_estimate(plan: Plan) -> None:
         name = f"{count} (this machine)" if count == cores() else f"{count} like these"
         whole.add_row(name, str(needed.at_once), _time(needed.hours), f"{needed.memory_gb:,.1f} GB")
     console.print(whole)
-    console.print("Time is of training; final games and Ray's own 0.5 GB come on top.")
+    console.print("The final games add to the time, and Ray adds 0.5 GB to the memory.")
 
 
 def _time(hours: float) -> str:

@@ -1,4 +1,4 @@
-"""`kfrl teachers`: list, show, check, import and pack agents that can teach."""
+"""`kfrl teachers`: list, show, check, import and pack teachers."""
 
 from __future__ import annotations
 
@@ -20,75 +20,76 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class List:
-    """List the agents of your own runs and of the zoo."""
+    """List the agents of your runs and of the zoo."""
 
     runs: Path = Path("runs")
-    """Where your runs are."""
+    """The folder of your runs."""
 
 
 @dataclass(frozen=True)
 class Show:
-    """Print one agent's card: where it comes from, its rules, its scores."""
+    """Print one agent's card: its origin, its rules, its scores."""
 
     name: tyro.conf.Positional[str]
-    """Whatever --teachers takes: a file, a run's folder, a game, or zoo:NAME."""
+    """Anything that --teachers accepts: a file, a run's folder, a game, or zoo:NAME."""
     runs: Path = Path("runs")
-    """Where your runs are."""
+    """The folder of your runs."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """Play an agent by its own rules, on its own pictures and on ale-py's, and compare with what its card claims."""
+    """Play an agent under its own rules, with its own and with ale-py's preprocessing; compare with its card's score."""
 
     name: tyro.conf.Positional[str]
-    """Whatever --teachers takes: a file, a run's folder, a game, or zoo:NAME."""
+    """Anything that --teachers accepts: a file, a run's folder, a game, or zoo:NAME."""
     episodes: Annotated[int, Ge(1)] = 30
     """Games to play."""
     seed: Annotated[int, Ge(0)] = 1
-    """Seed of the games and of the sampled actions; 0 is what runs score themselves with."""
+    """Seed of the games and of the sampled actions; the final games of runs use 0."""
     greedy: bool = False
     """Take the most probable action instead of sampling."""
     json: Path | None = None
     """Also write the results here."""
     runs: Path = Path("runs")
-    """Where your runs are."""
+    """The folder of your runs."""
 
 
 @dataclass(frozen=True)
 class Import:
-    """Convert an agent of another program into an agent file. Only tensors are read; nothing in the file can run."""
+    """Convert an agent of another program into an agent file. Only tensors are read; no code in the file is run."""
 
     file: tyro.conf.Positional[str]
     """A Stable-Baselines3 zip, a state dict (.pth, .safetensors), a YAML layer table, or hub:owner/repo/file."""
     game: str = ""
-    """The game that it plays; a YAML file may say it."""
+    """The game that it plays. Default: the game in the YAML file."""
     output: Path | None = None
-    """The agent file to write. Default: the file's name with .safetensors, in this folder."""
+    """The agent file to write. Default: the file's name with .safetensors, in the current folder."""
     format: str = ""
-    """sb3, cleanrl, ikostrikov or plain. Default: recognised."""
+    """sb3, cleanrl, ikostrikov or plain. Default: recognised from the file."""
     preprocessing: str = ""
-    """The pictures that it was trained on: ale, baselines or async-rl. Default: its format's, or the YAML file's."""
+    """The preprocessing that it was trained with: ale, baselines or async-rl. Default: that of its format or YAML
+    file."""
     score: float | None = None
-    """What its authors report, for its card."""
+    """The score that its authors report, for its card."""
     notes: str = ""
-    """Where it comes from, for its card."""
+    """Its origin, for its card."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Make a small file of a finished run to share, as the zoo's are: half precision, learning curve on its card.
+    """Make a small agent file of a finished run to share: in half precision, with the learning curve on its card.
 
-    The games of its card are played with the packed weights.
+    The scores on its card are from games of the packed weights.
     """
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     output: Path | None = None
-    """The agent file to write. Default: the game's name with .safetensors, in this folder."""
+    """The agent file to write. Default: the game's name with .safetensors, in the current folder."""
     episodes: Annotated[int, Ge(2)] = 30
     """Games to play."""
     seed: Annotated[int, Ge(0)] = 0
-    """Seed of the games and of the sampled actions; 0 is what runs score themselves with."""
+    """Seed of the games and of the sampled actions; the final games of runs use 0."""
     notes: str = ""
     """How it was trained, for its card."""
 
@@ -151,7 +152,7 @@ def _list(command: List) -> None:
 
 
 def net_name(arch: dict[str, Any]) -> str:
-    """An architecture in a few characters: the filters of its convolutions and its units, `16-32-256`."""
+    """A short name of an architecture: filters of its convolutions and units of its hidden layer, `16-32-256`."""
     sizes = [filters for filters, *_ in arch.get("convs", ((16,), (32,)))]
     name = "-".join(str(size) for size in (*sizes, arch.get("hidden", 256)))
     columns = "".join(f" + {net_name(column['arch'])}" for column in arch.get("columns", ()))
@@ -195,8 +196,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-OWN = "on its own pictures"
-ALE_SCREENS = "on ale-py's pictures, as a student's teacher sees them"
+OWN = "with its own preprocessing"
+ALE_SCREENS = "with ale-py's preprocessing, as a student's teacher sees the screens"
 
 
 def _check(command: Check) -> None:
@@ -237,14 +238,14 @@ def _check(command: Check) -> None:
 
 
 CHANCE = 0.01
-"""How often a good agent may be told that its card claims too much or too little."""
+"""Probability of reporting a difference for an agent whose card is right."""
 
 
 def verdict(card: Card, result: Evaluation) -> str:
-    """Whether what the card claims lies within the interval of what was played.
+    """A sentence on whether the score on the card agrees with the games just played.
 
-    Where the card tells its games one by one, they are a sample too, and both are held against each other by a
-    permutation test, which one very bad game does not mislead.
+    If the card lists the score of each game, a permutation test compares the two samples; it is robust to one very
+    bad game. Otherwise the card's score is compared with the interval of the games.
     """
     from scipy.stats import permutation_test
 
@@ -264,12 +265,12 @@ def verdict(card: Card, result: Evaluation) -> str:
         ).pvalue
         place = "more than chance" if p < CHANCE else "within chance"
         return (
-            f"Its card claims {mean(claimed):,.1f}, over {len(claimed)} games. These games' mean less that: "
+            f"Its card claims {mean(claimed):,.1f}, over {len(claimed)} games. The mean of these games differs by "
             f"{found.mean - mean(claimed):+,.1f}, {place} (permutation test, p = {p:.3f} against {CHANCE:g})."
         )
     if found.ci_low is None or found.ci_high is None:
-        games = "one game has" if found.n == 1 else "games that all end alike have"
-        return f"Its card claims {score:,.1f}; {games} no interval to hold that against."
+        games = "one game has" if found.n == 1 else "games with equal scores have"
+        return f"Its card claims {score:,.1f}; {games} no interval to compare it with."
     place = "within" if found.ci_low <= score <= found.ci_high else "outside"
     return f"Its card claims {score:,.1f}: {place} the interval, {found.ci_low:,.1f} to {found.ci_high:,.1f}."
 
@@ -291,7 +292,7 @@ def _import(command: Import) -> None:
     own = get_preprocessing(command.preprocessing) if command.preprocessing else None
     agent, _ = load_teacher(asked, Path(), identify)
     if is_native(agent.path):
-        raise UserError(f"{agent.path} is an agent file of kfrl already: use it as it is.")
+        raise UserError(f"{agent.path} is already an agent file of kfrl: use it as it is.")
     card = replace(
         agent.card,
         preprocessing=own or agent.card.preprocessing,

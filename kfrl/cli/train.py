@@ -1,4 +1,4 @@
-"""`kfrl train`: a game, teachers, and a student that stands alone at the end."""
+"""`kfrl train`: train a student on a game, alone or with teachers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from agents.config import TrainConfig
-from kfrl.cli.runs import RunFlags, read_flags
+from kfrl.cli.run_flags import RunFlags, read_flags
 
 if TYPE_CHECKING:
     from agents.launch import Session
@@ -47,12 +47,12 @@ def main(argv: Sequence[str]) -> int:
         return _train(Session.start(flags.settings))
     session = Session.resume(flags.resume)
     if session.checkpoint is None:
-        print(f"{flags.resume} was stopped before its first checkpoint; it begins anew.")
+        print(f"{flags.resume} was stopped before its first checkpoint; it starts from the beginning.")
     return _train(session)
 
 
 def _try(config: TrainConfig) -> int:
-    """Say what a run would do."""
+    """Print the plan and the cost of a run (--dry-run)."""
     from io import StringIO
 
     from rich.console import Console
@@ -78,8 +78,8 @@ def _train(session: Session) -> int:
             scores = (
                 f"Its scores: {run.folder.evaluation}"
                 if run.config.eval_episodes
-                else "It was made without final games; to have them played, write their number (eval_episodes) into "
-                f"{run.folder.config} and resume it again."
+                else "It has played no final games. To play them, set eval_episodes in "
+                f"{run.folder.config} to their number and resume it again."
             )
             display.say(f"{run.folder.path} is finished. {scores}")
             return 0
@@ -101,14 +101,14 @@ def _train(session: Session) -> int:
             _finish(session, display)
         except KeyboardInterrupt:
             display.say(
-                f"Stopped before the scores were in. Training is done and saved; play on with: {session.resume_command}"
+                f"Stopped during the final games. Training is done and saved. Play them with: {session.resume_command}"
             )
             return 130
     return 0
 
 
 def _finish(session: Session, display: RunDisplay) -> None:
-    """Play the final games and say what to type next."""
+    """Play the final games and print the next commands."""
     from kfrl.cli.evaluate import play_games
 
     run, trainer = session.run, session.trainer

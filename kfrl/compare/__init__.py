@@ -1,1 +1,1 @@
-"""Groups of runs, statistics and plots."""
+"""Comparison of runs: statistics, tables, plots and reports."""

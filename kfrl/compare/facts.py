@@ -1,4 +1,4 @@
-"""Settings that tell runs apart, and short names made of them."""
+"""Settings in which runs differ, and short names made from them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def varying(facts: Sequence[Facts]) -> list[str]:
-    """The keys of facts that do not all have the same value; a key that some lack is no difference."""
+    """The keys with more than one value among `facts`; a missing key does not count as a value."""
     names = dict.fromkeys(name for fact in facts for name in fact)
     return [name for name in names if len({repr(fact[name]) for fact in facts if name in fact}) > 1]
 
 
 def unique_names(names: Sequence[str], facts: Sequence[Facts]) -> list[str]:
-    """Add to each name that several share the fewest differing facts that tell it from its namesakes."""
+    """Make equal names unique: append the fewest facts that distinguish their owners."""
     unique = list(names)
     for name in {name for name in names if list(names).count(name) > 1}:
         namesakes = [index for index, other in enumerate(names) if other == name]
@@ -35,14 +35,14 @@ def unique_names(names: Sequence[str], facts: Sequence[Facts]) -> list[str]:
 
 
 def add_words(name: str, words: str) -> str:
-    """`name (words)`, within the brackets that a name may have."""
+    """`name (words)`; if the name ends in brackets already, `words` go into them."""
     if not words:
         return name
     return f"{name[:-1]}, {words})" if name.endswith(")") else f"{name} ({words})"
 
 
 def _telling_words(facts: Sequence[Facts]) -> list[str]:
-    """The fewest differing settings that tell all of `facts` apart, as words."""
+    """For each of `facts` the values of the fewest keys that distinguish all of them, as text."""
     names = varying(facts)
     for size in range(1, len(names) + 1):
         for chosen in itertools.combinations(names, size):
@@ -53,7 +53,7 @@ def _telling_words(facts: Sequence[Facts]) -> list[str]:
 
 
 def show(value: Any) -> str:
-    """A setting's value, short."""
+    """A setting's value as short text."""
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn from their own metrics."""
+"""Plots of runs, drawn from their metrics."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ STUDENT = "eval/mean_return"
 P_STUDENT = "flow/p_student/"
 P_TEACHER = "flow/p_teacher/"
 LEGEND_COLUMNS = 3
-"""Of the legend below the curves of several arms."""
+"""Columns of the legend below the curves of several arms."""
 
 
 @dataclass(frozen=True)
 class Time:
-    """What a run's length is drawn in."""
+    """The unit of a plot's time axis."""
 
     label: str
     scale: float = 1.0
 
 
 def series(rows: Rows, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps and values of one metric, by step; rows without it are left out."""
+    """Steps and values of one metric, sorted by step; rows without the metric are left out."""
     points = sorted((row[STEP], row[name]) for row in rows if name in row)
     steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
 
 
 def smooth(rows: Rows, name: str, grid: NDArray[np.float64], weight: str | None = None) -> NDArray[np.float64]:
-    """One metric averaged over the bins that end at each step of `grid`; empty bins take their neighbours' line.
+    """One metric averaged over the bins that end at each step of `grid`; empty bins are interpolated.
 
     Args:
         rows: A run's metrics.
         name: The metric.
         grid: Right ends of the bins, ascending.
-        weight: A metric to weigh the rows by, e.g. how many games a row's mean return is of.
+        weight: A metric to weight the rows by, e.g. the number of games in a row's mean return.
 
     Returns:
         (len(grid),)
@@ -72,16 +72,16 @@ def smooth(rows: Rows, name: str, grid: NDArray[np.float64], weight: str | None 
 def draw_run(directory: Path, target: Path) -> None:
     """Draw one run: its returns or its accuracy, and p of the student and of each teacher per layer (Figure 1(c)).
 
-    Where teachers come and go (history.csv), a line with the teacher's name says when.
+    A vertical line with the teacher's name marks each step at which a teacher was linked or removed (history.csv).
 
     Raises:
         UserError: the folder holds no metrics.
     """
-    from matplotlib.figure import Figure  # here, because curves are read without it
+    from matplotlib.figure import Figure  # imported here: reading curves does not need it
 
     rows = read_metrics(directory / "metrics.csv")
     if not rows:
-        raise UserError(f"{directory} holds no metrics.csv with a row in it: nothing to draw.")
+        raise UserError(f"{directory} has no metrics.csv with at least one row: there is nothing to draw.")
     layers = layer_names(rows, P_STUDENT)
     figure = Figure(figsize=(4.4 + 2.3 * len(layers), 3.2), layout="constrained")
     axes = figure.subplots(1, 1 + len(layers), squeeze=False)
@@ -99,7 +99,7 @@ def draw_run(directory: Path, target: Path) -> None:
 
 
 def _draw_accuracies(axis: Any, rows: Rows) -> None:
-    """Of the student alone and of whatever else was evaluated beside it."""
+    """Draw the accuracy of the student alone, and of every other net that was evaluated."""
     names = [
         VALIDATION,
         *sorted(name for name in {n for row in rows for n in row} if name.startswith(f"{VALIDATION}_")),
@@ -126,14 +126,14 @@ def _draw_returns(axis: Any, rows: Rows, with_links: bool) -> None:
 
 @dataclass(frozen=True)
 class ArmCurves:
-    """Curves of an arm's runs over the steps that all of them made; a run without one has no row."""
+    """Curves of an arm's runs over the steps that all runs reached; a run without a curve has no row."""
 
     grid: NDArray[np.float64]
     """(points,) steps."""
     training: NDArray[np.float64]
-    """(runs, points) returns while training."""
+    """(runs, points) returns of the training games."""
     alone: NDArray[np.float64]
-    """(runs, points) of the student alone."""
+    """(runs, points) returns of the student alone."""
 
 
 def arm_curves(runs: Sequence[Rows], points: int = 25) -> ArmCurves:
@@ -149,12 +149,12 @@ def arm_curves(runs: Sequence[Rows], points: int = 25) -> ArmCurves:
 
 
 def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25) -> None:
-    """Draw what arms learned: the mean of each arm's runs and their range, in training and by the student alone.
+    """Draw the learning curves of arms: mean and range over the runs, in training and of the student alone.
 
     Args:
-        arms: Metrics of each run, by what to call the arm.
-        target: The picture.
-        points: Of each curve.
+        arms: The metrics of each run, by the arm's name in the legend.
+        target: The file of the plot.
+        points: Points of each curve.
     """
     from matplotlib.figure import Figure
 
@@ -164,7 +164,7 @@ def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25
     for index, (name, runs) in enumerate(arms.items()):
         curves = arm_curves(runs, points)
         grid, training, alone = curves.grid, curves.training, curves.alone
-        # A dollar would begin a formula.
+        # A dollar sign would start a formula.
         label = name.replace("$", r"\$") + _missing(len(runs), training=len(training), alone=len(alone))
         color = f"C{index}"
         for axis, held in zip(axes, (training, alone), strict=True):
@@ -178,7 +178,7 @@ def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25
 
 
 def _missing(runs: int, **curves: int) -> str:
-    """What to add to the name of an arm some of whose runs have no curve."""
+    """A suffix for the arm's name that says how many of its runs have a curve; empty if all have."""
     fewer = [f"{count} of {runs} {name}" for name, count in curves.items() if count < runs]
     return f" ({', '.join(fewer)})" if fewer else ""
 
@@ -201,7 +201,7 @@ def _draw_weights(axis: Any, rows: Rows, layer: str, time: Time) -> None:
 
 
 def _draw_changes(axis: Any, rows: Sequence[Mapping[str, str]], time: Time) -> None:
-    """A line for each teacher that came (+) or went (-)."""
+    """Draw a vertical line where a teacher was linked (+) or removed (-)."""
     changes: dict[float, list[str]] = {}
     for row in rows:
         if row.get("event"):

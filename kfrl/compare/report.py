@@ -1,7 +1,7 @@
-"""A page about runs that opens from a disk, without a network: what their files hold, drawn and in tables.
+"""One HTML page about runs, with charts and tables from their files; it needs no network.
 
-Names and texts out of those files are data here: the template escapes all of them, and the page loads nothing. BokehJS
-draws the charts in the browser, each when its section is opened.
+The template escapes every name and text from those files, and the page loads nothing. BokehJS draws a chart in the
+browser when its section is opened.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import STEP, read_metrics
 
 POINTS = 150
-"""Of a curve, at most."""
+"""Most points of a curve."""
 RETURNS = 60
-"""Points of the curve of training returns, each the mean of the games in its part of the run."""
+"""Points of the curve of training returns. Each is the mean over the games in its part of the run."""
 R2 = "fold/r2/"
 VIDEOS = {".mp4": "video/mp4", ".webm": "video/webm", ".gif": "image/gif"}
 VIDEO_BYTES = 8e6
-"""A larger video is named and not put into the page."""
+"""A larger video is not put into the page; the page names it."""
 OPEN = 3
-"""With more runs than this their sections begin closed."""
+"""With more runs than this, the sections of runs are closed at first."""
 UNTOLD = {"run_dir", "teacher_sha256", "data_dir", "checkpoint_every", "worker_timeout"}
-"""Settings that tell runs apart and mean nothing."""
+"""Settings that differ between runs without an effect on the results."""
 COLORS = ("#1f77b4", "#d95f02", "#2ca02c", "#c2185b", "#8e6bbf", "#8c564b", "#0097a7", "#7f7f7f", "#9e9d24", "#e377c2")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line, and the range around it if it is of several runs."""
+    """A curve, with its range if it is the mean of several runs."""
 
     name: str
     x: Sequence[float]
@@ -69,7 +69,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one axis."""
+    """A chart of curves with a common x axis."""
 
     title: str
     x: str
@@ -79,17 +79,17 @@ class Chart:
 
 @dataclass(frozen=True)
 class Video:
-    """A game that was filmed."""
+    """A video of a game."""
 
     name: str
     kind: str
     data: str
-    """As a data URI."""
+    """The file as a data URI."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A section of the page."""
 
     title: str
     facts: Sequence[tuple[str, str]] = ()
@@ -98,7 +98,7 @@ class Section:
     notes: Sequence[str] = ()
     videos: Sequence[Video] = ()
     of_run: bool = False
-    """It can be closed."""
+    """Whether it is about one run; such a section can be closed."""
 
 
 # --- one run ------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class Section:
 
 @dataclass
 class RunFiles:
-    """What can be read of a run's folder, whole or not."""
+    """The readable content of a run's folder, which may be incomplete or damaged."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)
@@ -114,26 +114,26 @@ class RunFiles:
     evaluation: dict[str, Any] = field(default_factory=dict)
     rows: Rows = ()
     problems: list[str] = field(default_factory=list)
-    """What is missing or damaged, a sentence each."""
+    """A sentence for each file that is missing or damaged."""
 
     @property
     def name(self) -> str:
-        """The last parts of its path."""
+        """The last three parts of its path."""
         return "/".join(self.path.parts[-3:])
 
     @property
     def empty(self) -> bool:
-        """Whether nothing in the folder is of a run."""
+        """Whether no file of a run was found."""
         return not (self.config or self.card or self.evaluation or self.rows)
 
     @property
     def task(self) -> str:
-        """The game or the images."""
+        """The game or the data set."""
         return str(self.config.get("game") or self.config.get("data") or "unknown")
 
 
 def read_files(path: Path) -> RunFiles:
-    """Read what is there of a run; nothing that is damaged stops it."""
+    """Read the files of a run; missing and damaged files become `problems`."""
     run, folder = RunFiles(path), RunFolder(path)
     run.config = _mapping(run, folder.config, lambda text: yaml.load(text, PlainLoader))
     run.evaluation = _mapping(run, folder.evaluation, json.loads)
@@ -169,7 +169,7 @@ def _mapping(run: RunFiles, file: Path, parse: Any) -> dict[str, Any]:
 
 
 def run_section(run: RunFiles) -> Section:
-    """All about one run."""
+    """The section about one run."""
     videos = list(_videos(run))
     return Section(
         f"{run.task}: {run.name}",
@@ -309,7 +309,7 @@ def _caveats(run: RunFiles) -> Iterator[str]:
     if run.card.get("caveat"):
         yield str(run.card["caveat"])
     if run.evaluation.get("scores"):
-        yield "These games are of one student: what another seed would have come to they do not say."
+        yield "These games are of one student: they do not tell how students of other seeds differ."
 
 
 def _videos(run: RunFiles) -> Iterator[Video]:
@@ -324,7 +324,7 @@ def _videos(run: RunFiles) -> Iterator[Video]:
 
 
 def differing_table(runs: Sequence[RunFiles]) -> Sheet | None:
-    """The settings in which runs differ, a row for each run; None where there are none."""
+    """The settings in which runs differ, a row for each run; None if they do not differ."""
     facts = [{k: v for k, v in flat(run.config).items() if k not in UNTOLD} for run in runs]
     names = varying(facts)
     if len(runs) < 2 or not names:
@@ -340,7 +340,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     """The page as HTML.
 
     Raises:
-        UserError: the library that draws is not installed.
+        UserError: bokeh is not installed.
     """
     charts = {
         f"chart-{index}-{number}": {
@@ -359,14 +359,14 @@ def render(title: str, sections: Sequence[Section]) -> str:
         title=title,
         sections=sections,
         library=_library() if charts else "",
-        # A name of a run could end the element that holds the data.
+        # A run's name may contain </script>, which would end the element that holds the data.
         data=json.dumps({"charts": charts, "colors": COLORS}).replace("<", "\\u003c"),
         closed=sum(section.of_run for section in sections) > OPEN,
     )
 
 
 def _library() -> str:
-    """BokehJS, as the Python package ships it."""
+    """The source of BokehJS, from the Python package."""
     package = importlib.util.find_spec("bokeh")
     if package is None or not package.submodule_search_locations:
         raise UserError(
@@ -378,6 +378,6 @@ def _library() -> str:
 
 
 def _numbers(curve: Curve) -> dict[str, list[float]]:
-    """The curve's numbers to five digits, which is finer than any screen."""
+    """The curve's numbers, rounded to five digits, which a screen cannot distinguish from the full ones."""
     held = {"x": curve.x, "y": curve.y, "low": curve.low, "high": curve.high}
     return {name: [float(f"{value:.5g}") for value in values] for name, values in held.items()}

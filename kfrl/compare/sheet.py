@@ -1,4 +1,4 @@
-"""A table of words, for the terminal, Markdown, LaTeX and a page."""
+"""A table of text cells, for the terminal, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tabulate import tabulate
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of words: the first column says of what, the others are right-aligned."""
+    """A table of text cells; the first `left` columns are left-aligned, the others right-aligned."""
 
     title: str
     columns: Sequence[str]
-    """A line break in a name is one in the terminal alone."""
+    """Names of the columns. A line break in a name is kept in the terminal; elsewhere it becomes a space."""
     rows: Sequence[Sequence[str]]
     left: int = 1
-    """How many columns are left-aligned."""
+    """Number of left-aligned columns."""
 
     def rich(self) -> Table:
-        """For the terminal."""
+        """The table for the terminal."""
         table = Table(title=Text(self.title), title_justify="left")
         for index, column in enumerate(self.columns):
             table.add_column(Text(column), justify="left" if index < self.left else "right")
@@ -31,12 +31,12 @@ class Sheet:
         return table
 
     def markdown(self) -> str:
-        """A pipe table."""
+        """The table in Markdown."""
         escaped = [[cell.replace("|", r"\|") for cell in row] for row in (self.columns, *self.rows)]
         return self._tabulate(escaped[0], escaped[1:], "pipe")
 
     def latex(self, notes: Iterable[str]) -> str:
-        """A booktabs tabular to be included, under comments that say what it shows."""
+        """The table as a booktabs tabular to include; the title and the notes come first, as comments."""
         comments = "".join(f"% {line}\n" for text in (self.title, *notes) for line in text.splitlines())
         return comments + self._tabulate(self.columns, self.rows, "latex_booktabs") + "\n"
 

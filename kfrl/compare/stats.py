@@ -14,41 +14,42 @@ from numpy.typing import ArrayLike, NDArray
 
 Scores = NDArray[np.float64]
 Strata = Sequence[ArrayLike]
-"""Scores by game, (..., runs) each. Games need not have equally many runs."""
+"""Scores by game, (..., runs) each. The number of runs may differ between games."""
 
 REFERENCE_FRAMES = 108_000
-"""The frame cap of the games that the random and human scores are of."""
+"""The frame cap of the games behind the random and human scores."""
 REFERENCE_SOURCE = f"dqn_zoo atari_data.py (google-deepmind, Apache-2.0): no-op starts, {REFERENCE_FRAMES:,}-frame cap"
-"""Where the random and human scores come from."""
+"""The source of the random and human scores."""
 EXACT = 100_000
-"""So many ways to divide runs over two arms are all tried, for an exact p; of more, this many at random."""
+"""Most ways to divide the runs over two arms that are all tried, for an exact p; if there are more, this many are
+sampled."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What a game's scores are normalised by, raw points."""
+class ReferenceScores:
+    """The random and the human score of a game, raw points, for human-normalised scores."""
 
     random: float
-    """A uniformly random agent."""
+    """Score of a uniformly random agent."""
     human: float
-    """A professional human tester."""
+    """Score of a professional human tester."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A sample of raw scores in numbers. What a single score cannot tell is None."""
+    """Statistics of a sample of raw scores; those that need two scores are None for a single score."""
 
     n: int
     mean: float
     std: float | None
-    """Of the sample, n - 1 in the denominator."""
+    """Standard deviation, n - 1 in the denominator."""
     standard_error: float | None
-    """Of the mean."""
+    """Standard error of the mean."""
     median: float
     min: float
     max: float
     ci_low: float | None
-    """Lower end of the mean's bootstrap interval; None where every score is the same, too."""
+    """Lower end of the mean's bootstrap interval; None also if all scores are equal."""
     ci_high: float | None
     iqm: float
 
@@ -61,8 +62,8 @@ def mean(scores: ArrayLike) -> Scores:
 def iqm(scores: ArrayLike) -> Scores:
     """Interquartile mean over the last axis: the mean without the lowest and the highest quarter.
 
-    A quarter that is not whole is rounded down, as in Agarwal et al. 2021 and their rliable, who take it over
-    all runs and games at once: flatten first.
+    The size of a quarter is rounded down, as in Agarwal et al. 2021 and their rliable. They take the mean over all
+    runs and games at once: flatten the scores first.
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64), axis=-1)
     cut = ordered.shape[-1] // 4
@@ -81,12 +82,12 @@ def bootstrap_interval(
     Args:
         scores: (n,), n >= 2.
         statistic: (reps, n) resampled scores to (reps,).
-        reps: How often the scores are drawn anew, with replacement.
+        reps: Number of resamples, drawn with replacement.
         confidence: Between 0 and 1.
-        seed: Of the draws.
+        seed: Seed of the resamples.
 
     Raises:
-        ValueError: fewer than two scores, which have no interval.
+        ValueError: fewer than two scores.
     """
     return stratified_interval([scores], lambda drawn: statistic(drawn[0]), reps, confidence, seed)
 
@@ -98,19 +99,19 @@ def stratified_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic of several samples, each of which is drawn anew by itself.
+    """Percentile bootstrap interval of a statistic of several samples, each resampled by itself.
 
     With a game's runs as a stratum it is the interval of Agarwal et al. 2021 and their rliable.
 
     Args:
         strata: (n_i,) each, n_i >= 2.
         statistic: One (reps, n_i) of resampled scores for each stratum, to (reps,).
-        reps: How often the scores are drawn anew, with replacement.
+        reps: Number of resamples, drawn with replacement.
         confidence: Between 0 and 1.
-        seed: Of the draws.
+        seed: Seed of the resamples.
 
     Raises:
-        ValueError: a stratum of fewer than two scores, which have no interval.
+        ValueError: a stratum has fewer than two scores.
     """
     samples = [np.asarray(stratum, dtype=np.float64) for stratum in strata]
     for sample in samples:
@@ -124,7 +125,7 @@ def stratified_interval(
 
 
 def _game_means(strata: Strata) -> Scores:
-    """A row a game."""
+    """Mean over the runs of each game, (games, ...)."""
     return np.stack([mean(stratum) for stratum in strata])
 
 
@@ -144,7 +145,7 @@ def iqm_over_games(strata: Strata) -> Scores:
 
 
 def optimality_gap(strata: Strata, target: float = 1.0) -> Scores:
-    """`target` minus the mean over games of min(score, target): what is missing to `target` in every game."""
+    """`target` minus the mean over games of min(score, target), the mean shortfall below `target`."""
     capped = [np.minimum(np.asarray(stratum, dtype=np.float64), target) for stratum in strata]
     return np.asarray(target - mean_over_games(capped))
 
@@ -165,14 +166,14 @@ def probability_of_improvement(ours: Strata, theirs: Strata) -> Scores:
 
 
 def permutation_p(ours: ArrayLike, theirs: ArrayLike) -> float:
-    """Two-sided p of the difference of two means if the arms were drawn by lot (Fisher's permutation test).
+    """Two-sided p value of the difference of two means, by Fisher's permutation test.
 
     Scores (n,) and (m,), at least 2 each.
 
-    The share of the ways to divide all scores over the two arms whose difference is as extreme; exact up to `EXACT`
-    ways. Of 3 against 3 scores the least is 2 / 20.
+    p is the share, among all ways to divide the scores over the two arms, of those with a difference at least as
+    extreme; exact up to `EXACT` ways. The smallest p of 3 against 3 scores is 2 / 20.
     """
-    # Imported here because it takes longer than all else that a worker imports but torch.
+    # Imported here, because workers import this module and scipy.stats loads slowly.
     from scipy.stats import permutation_test
 
     found = permutation_test(
@@ -188,22 +189,22 @@ def permutation_p(ours: ArrayLike, theirs: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Top:
-    """The best few of many runs, as papers report them, and what chance alone makes of as many equal runs."""
+    """The mean of the best k of n runs, as papers report it, and its expected value for n runs of equal quality."""
 
     n: int
     k: int
     mean: float
-    """Of all."""
+    """Mean of all runs."""
     std: float
-    """Of all, n - 1 in the denominator."""
+    """Standard deviation of all runs, n - 1 in the denominator."""
     top: float
     """Mean of the best k."""
     by_chance: float
-    """What `top` is on average if all n runs are draws of one normal distribution with this mean and deviation."""
+    """Expected value of `top` if all n runs are draws from one normal distribution with this mean and deviation."""
 
 
 def top_of(scores: ArrayLike, k: int = 3, higher_is_better: bool = True) -> Top:
-    """The best `k` of (n,) scores, n > k."""
+    """The statistics of the best `k` of (n,) scores, n > k."""
     sign = 1.0 if higher_is_better else -1.0
     ordered = np.sort(sign * np.asarray(scores, dtype=np.float64))
     n, middle, std = len(ordered), float(ordered.mean()), float(ordered.std(ddof=1))
@@ -215,7 +216,7 @@ def top_of(scores: ArrayLike, k: int = 3, higher_is_better: bool = True) -> Top:
 def chance_of_top(n: int, k: int) -> float:
     """Expected mean of the `k` largest of `n` standard normal draws: 1.58 for 3 of 25.
 
-    A draw at x is among them if fewer than k of the n - 1 others are above it.
+    A draw x is among the k largest if fewer than k of the n - 1 other draws are above x.
     """
     from scipy.integrate import quad
     from scipy.stats import binom, norm
@@ -227,12 +228,12 @@ def chance_of_top(n: int, k: int) -> float:
 
 
 def curve_height(steps: ArrayLike, values: ArrayLike, end: float) -> float:
-    """Area under the straight lines between a curve's points, from its first step to `end`, over that length.
+    """Mean height of a curve: the area under its piecewise linear graph from its first step to `end`, over the length.
 
     Args:
         steps: (n,) ascending, not all at or beyond `end`.
         values: (n,)
-        end: Where the area ends; beyond its last point a curve is level.
+        end: The step at which the area ends; after its last point the curve is constant.
     """
     at, height = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     inside = at < end
@@ -248,7 +249,7 @@ def first_reached(steps: ArrayLike, values: ArrayLike, threshold: float) -> floa
 
 
 def summarise(scores: ArrayLike, *, reps: int = 10_000, confidence: float = 0.95, seed: int = 0) -> Summary:
-    """Describe scores (n,); see `bootstrap_interval` for the rest.
+    """Statistics of scores (n,); see `bootstrap_interval` for the other arguments.
 
     Raises:
         ValueError: no scores.
@@ -275,20 +276,20 @@ def summarise(scores: ArrayLike, *, reps: int = 10_000, confidence: float = 0.95
 
 
 @functools.cache
-def reference_scores() -> Mapping[str, Reference]:
-    """The 57 games that have random and human scores, by ROM name."""
+def reference_scores() -> Mapping[str, ReferenceScores]:
+    """The random and human scores of the 57 games of Atari-57, by ROM name."""
     lines = Path(__file__).with_name("atari57.csv").read_text(encoding="utf-8").splitlines()
     rows = csv.DictReader(line for line in lines if not line.startswith("#"))
-    return MappingProxyType({row["rom"]: Reference(float(row["random"]), float(row["human"])) for row in rows})
+    return MappingProxyType({row["rom"]: ReferenceScores(float(row["random"]), float(row["human"])) for row in rows})
 
 
-def reference_of(rom: str, max_frames: int) -> Reference | None:
-    """What scores of a game are held against; None for a game without an entry, or under another frame cap."""
+def reference_of(rom: str, max_frames: int) -> ReferenceScores | None:
+    """The reference scores of a game; None for a game without an entry, or under another frame cap."""
     return reference_scores().get(rom) if max_frames == REFERENCE_FRAMES else None
 
 
 def human_normalised(score: float, rom: str, max_frames: int = REFERENCE_FRAMES) -> float | None:
-    """(score - random) / (human - random): 0 is chance, 1 the human. None where `reference_of` is."""
+    """(score - random) / (human - random): 0 is a random agent, 1 the human. None where `reference_of` is None."""
     reference = reference_of(rom, max_frames)
     if reference is None:
         return None

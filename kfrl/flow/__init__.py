@@ -1,4 +1,4 @@
-"""Knowledge Flow for any two modules (Knowledge Flow, section 3)."""
+"""Knowledge Flow between any PyTorch modules (Knowledge Flow, section 3)."""
 
 from kfrl.flow.module import KnowledgeFlow
 from kfrl.flow.schedule import HandOver, dependence_weight

@@ -1,12 +1,12 @@
-"""Fold: the student's own layers take over what their links bring, by ridge regression, layer after layer.
+"""Fold: ridge regression of the linked student's features onto the student's own layers, one layer after the other.
 
-For each layer j from the input on, with x the input of layer j in the student that is already folded before j, and y
-what the linked net had at j (the mixture of its links, or the student's own output where nothing is linked):
+For each layer j, starting at the input: x is the input of layer j in the student whose layers before j are already
+folded, and y is the feature of the linked net at j (the mixture, or the student's own output without links):
 
     [W, b] = argmin  sum |y - W x - b|^2 + mu |W|^2        ("asymmetric" regression, He et al. 2017, section 3.2)
 
-The cases of a convolution are the patches of its input. Where y is a linear map of x, as at a first convolution that
-sees what its teachers see with the same kernel and stride, the fold is exact up to mu.
+The cases of a convolution are the patches of its input. If y is a linear map of x, the fold is exact up to mu; so it
+is at a first convolution with the same input, kernel and stride as its teachers'.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from kfrl.errors import UserError
 from kfrl.nets.hooks import layers_in_use
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
-"""mu as shares of the mean diagonal of X^T X. The largest is taken whose held-out error is nearly the least: of two
-solutions that are as good, the one with smaller weights is the better start for training."""
+"""mu as shares of the mean diagonal of X^T X. The fold takes the largest mu whose held-out error is close to the
+smallest: of two equally good solutions, the one with smaller weights is the better start for training."""
 HELD_OUT = 5
-"""Every fifth batch of observations is left out of the regression; it chooses mu and gives R2."""
+"""Every fifth batch of observations is held out of the regression, to choose mu and to measure R2."""
 POSITIONS = 64
-"""About so many patches of each observation are cases; which ones changes from batch to batch."""
+"""Approximate number of patches of each observation that are cases; the choice changes from batch to batch."""
 
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """What the regression of one layer gave."""
+    """The result of the regression of one layer."""
 
     layer: str
     r2: float
     """1 - squared error / variance of the targets, all outputs together, on held-out observations; at most 1."""
     cases: int
-    """Observations, times patches."""
+    """Number of cases: observations, times patches of a convolution."""
     ridge: float
     """mu as a share of the mean diagonal of X^T X."""
 
     def __str__(self) -> str:
-        """A line for logs."""
+        """The result as a line for logs."""
         return f"{self.layer} R2 {self.r2:.3f} ({self.cases:,} cases, ridge {self.ridge:g})"
 
 
 class Moments:
-    """Sums of a regression of y (n, m) on x (n, d) with an intercept, streamed in 64 bits."""
+    """Sums of products for a regression of y (n, m) on x (n, d) with an intercept, accumulated in 64 bits."""
 
     def __init__(self, inputs: int, outputs: int, *, intercept: bool = True) -> None:
-        """Begin at zero, for d inputs and m outputs; without an intercept, it is 0."""
+        """Start with sums of zero, for d inputs and m outputs; without an intercept, it is 0."""
         self.inputs, self.cases, self._one = inputs, 0, float(intercept)
         self.y = torch.zeros(outputs, dtype=torch.float64)
         self.xx = torch.zeros(inputs + 1, inputs + 1, dtype=torch.float64)
@@ -59,7 +59,7 @@ class Moments:
         self.yy = torch.zeros(outputs, dtype=torch.float64)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Count cases: x (n, d), y (n, m). The last input of `xx` and `xy` is the constant 1."""
+        """Add cases: x (n, d), y (n, m). The last input of `xx` and `xy` is the constant 1."""
         x, y = F.pad(x.double(), (0, 1), value=self._one), y.double()
         self.xx.addmm_(x.T, x)
         self.xy.addmm_(x.T, y)
@@ -68,7 +68,7 @@ class Moments:
         self.cases += len(x)
 
     def solve(self, ridge: float) -> Tensor:
-        """(d + 1, m): weights, and the intercept in the last row, which is not damped."""
+        """The solution (d + 1, m): weights, and in the last row the intercept, which has no ridge."""
         damped = self.xx.clone()
         damped.diagonal()[:-1] += ridge * self.xx.diagonal()[:-1].mean()
         # Inputs that are always 0 make X^T X singular.
@@ -76,17 +76,17 @@ class Moments:
         return torch.cholesky_solve(self.xy, torch.linalg.cholesky(damped))
 
     def r2(self, solution: Tensor) -> float:
-        """Of `solution` (d + 1, m) on these cases; 1 where y is constant and met."""
+        """R2 of `solution` (d + 1, m) on these cases; 1 if y is constant and predicted exactly."""
         errors = self.yy - 2 * (solution * self.xy).sum(0) + (solution * (self.xx @ solution)).sum(0)
         deviations = self.yy - self.y.square() / max(self.cases, 1)
         return float(1.0 - errors.sum() / deviations.sum().clamp_min(1e-12))
 
 
 def foldable_layers(student: nn.Module, linked: Sequence[str], example: Tensor) -> list[str]:
-    """The layers that a fold changes: from the first linked one on, in the order of the forward pass.
+    """The layers that a fold changes: the first linked layer and all after it, in the order of the forward pass.
 
     Raises:
-        UserError: one of them is no convolution or fully connected layer, so it is no linear map of its input.
+        UserError: a linked layer is not a convolution or fully connected layer, so not a linear map of its input.
     """
     used = layers_in_use(student, example)
     others = [layer for layer in linked if layer not in used]
@@ -100,9 +100,9 @@ def foldable_layers(student: nn.Module, linked: Sequence[str], example: Tensor) 
 
 
 def observations_needed(student: nn.Module, layers: Sequence[str]) -> dict[str, int]:
-    """Layer -> observations that its regression needs at least: more cases than unknowns, a fifth held out.
+    """Layer -> fewest observations for its regression: more cases than unknowns after a fifth is held out.
 
-    Only for fully connected layers; of a convolution every observation has many patches.
+    Only for fully connected layers, because an observation has many patches for a convolution.
     """
     modules = {layer: student.get_submodule(layer) for layer in layers}
     return {
@@ -119,13 +119,13 @@ def fold(
     target: Callable[[str, Tensor], Tensor],
     observations: Sequence[Tensor],
 ) -> Iterator[FoldedLayer]:
-    """Change `layers` of `student` in place, one a turn of the iterator, so that it does alone what `target` says.
+    """Fit `layers` of `student` to the features that `target` gives, in place; each step of the iterator fits one.
 
     Args:
-        student: A plain net without hooks in evaluation mode; called as `student(obs)`.
-        layers: As `foldable_layers` gives them.
-        target: (layer, obs) -> what the layer's output should be, (B, ...).
-        observations: Batches of what the student takes, five at least; every fifth is held out.
+        student: A plain net without hooks, in evaluation mode; called as `student(obs)`.
+        layers: The result of `foldable_layers`.
+        target: (layer, obs) -> the wanted output of the layer, (B, ...).
+        observations: At least five batches of the student's input; every fifth is held out.
 
     Raises:
         UserError: too few observations for a layer's regression.
@@ -172,7 +172,7 @@ def _moments(
 
 
 def input_of(net: nn.Module, layer: str, obs: Tensor) -> Tensor:
-    """What `layer` of `net` is given on `obs`, (B, ...)."""
+    """The input of `layer` of `net` on `obs`, (B, ...)."""
     seen: list[Tensor] = []
     hook = net.get_submodule(layer).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     try:
@@ -187,9 +187,9 @@ def cases(module: nn.Module, x: Tensor, y: Tensor, batch: int = 0) -> tuple[Tens
 
     Args:
         module: `nn.Conv2d` with zero padding and one group, or `nn.Linear`.
-        x: Its input (B, ...).
-        y: Its wanted output (B, ...).
-        batch: Says which of a convolution's patches are taken, where it has many.
+        x: The layer's input (B, ...).
+        y: The layer's wanted output (B, ...).
+        batch: Index of the batch, which selects the patches of a convolution that has many.
     """
     if not isinstance(module, nn.Conv2d):
         return x.flatten(0, -2), y.flatten(0, -2)

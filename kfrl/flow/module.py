@@ -1,4 +1,4 @@
-"""KnowledgeFlow: a student that mixes its teachers' transformed features into its own layers."""
+"""KnowledgeFlow: a student whose layers are mixed with transformed features of its teachers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kfrl.errors import UserError
+from kfrl.flow.channels import channel_uses, choose
 from kfrl.flow.mixing import Mixing, Variant, tensor_name
-from kfrl.flow.selection import channel_uses, choose
 from kfrl.nets.adapters import build_transform
 from kfrl.nets.hooks import features_of, layer_shapes, overwrites, undisturbed, with_features
 from kfrl.nets.links import Link, check_links
@@ -21,7 +21,7 @@ from kfrl.nets.links import Link, check_links
 
 @dataclass(frozen=True)
 class LinkShape:
-    """A link as a table shows it; shapes without the batch dimension."""
+    """A row of the table of links; shapes are without the batch dimension."""
 
     link: Link
     teacher_shape: tuple[int, ...]
@@ -35,11 +35,11 @@ class KnowledgeFlow(nn.Module):
 
     The factors s are 1, as in the paper, until `match_scales` sets them.
 
-    Built with forward hooks on layers whose outputs are pre-activations: a hook on a teacher reads z, a hook on the
-    student's layer returns the mixture, and the activation that follows is the student's own. Neither net is edited,
-    so `export` is a plain copy of the student in which nothing of Q, w or a teacher is left.
+    It uses forward hooks on layers whose outputs are pre-activations: a hook on a teacher's layer reads z, and a hook
+    on the student's layer returns the mixture, to which the student applies its activation. The nets are not edited,
+    so `export` is a plain copy of the student without Q, w and teachers.
 
-    Teachers are frozen and are no sub-modules: they appear neither in `parameters()` nor in `state_dict()`.
+    Teachers are frozen and are not sub-modules: they are in neither `parameters()` nor `state_dict()`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class KnowledgeFlow(nn.Module):
         mixing: Variant = "softmax",
         student_weight: float | None = None,
     ) -> None:
-        """Link the nets; shapes are found by a dry run.
+        """Link the nets; a dry run finds the shapes.
 
         Args:
             student: The net to train; called as `student(obs)`.
@@ -62,7 +62,7 @@ class KnowledgeFlow(nn.Module):
             links: The candidate sets.
             example: One observation batch, for the dry run.
             transform: Kind of Q, see `build_transform`.
-            rank: Of the low-rank transform.
+            rank: Rank of the low-rank transform.
             mixing: See `Mixing`.
             student_weight: p of the student at the start.
 
@@ -74,9 +74,9 @@ class KnowledgeFlow(nn.Module):
         self.student = student
         self.links = tuple(links)
         self.handover = 0.0
-        """Share of the teachers' weight that the hand-over gave to the student, in [0, 1]; 1: none is left."""
+        """Share of the teachers' p that the hand-over has moved to the student, in [0, 1]."""
         self.absent: frozenset[str] = frozenset()
-        """Teachers that are not linked now: p of the others is normalised without theirs."""
+        """Teachers that are not linked now; p is normalised without them."""
         self._teachers = dict(teachers)
         self._features: dict[tuple[str, str], Tensor] = {}
         self._teachers_alone = False
@@ -123,7 +123,7 @@ class KnowledgeFlow(nn.Module):
 
     @property
     def taps(self) -> tuple[tuple[str, str], ...]:
-        """The (teacher, layer) pairs whose features the student takes, in the order of `teacher_features`."""
+        """The (teacher, layer) pairs whose features the student uses, in the order of `teacher_features`."""
         return self._taps
 
     def link_table(self) -> tuple[LinkShape, ...]:
@@ -132,19 +132,19 @@ class KnowledgeFlow(nn.Module):
 
     @property
     def independent(self) -> bool:
-        """Whether the student stands alone: its output is then the plain net's, bit for bit."""
+        """Whether the student is independent: its output is then exactly that of the plain net."""
         return self.handover >= 1.0
 
     @torch.no_grad()
     def match_scales(self, obs: Tensor, links: Sequence[Link] | None = None) -> None:
         """Scale the links' outputs to the root mean square of the student's own pre-activations on `obs`.
 
-        A trained teacher's are far larger than a fresh student's, which they would drown. The factors are constants
-        beside Q, not in it: in a Q that small, steps of an optimiser like Adam would be large.
+        The pre-activations of a trained teacher are much larger than those of an untrained student. The factors are
+        constants outside Q: in a Q with small entries, the steps of an optimiser like Adam would be relatively large.
 
         Args:
-            obs: A batch of what the student takes.
-            links: Some of the flow's; default all.
+            obs: A batch of the student's input.
+            links: The links to scale; default all.
         """
         if self.independent:
             return
@@ -152,27 +152,27 @@ class KnowledgeFlow(nn.Module):
         self._scale(wanted, undisturbed(self.student, self.layers, obs), obs)
 
     def _scale(self, links: Sequence[Link], sizes: Mapping[str, Tensor], obs: Tensor) -> None:
-        """Scale the outputs of `links` to the norm of `sizes` at their student layer, on `obs`."""
+        """Scale the outputs of `links` on `obs` to the norm of `sizes` at their student layer."""
         theirs = dict(zip(self._present_taps, self.teacher_features(obs), strict=True))
         for layer, feeds in self._feeds.items():
             for place, index in enumerate(feeds, start=1):
                 if self.links[index] in links:
-                    brought = self.transforms[index](theirs[self._source(index)], torch.ones(()))
-                    ratio = sizes[layer].norm() / brought.norm()
+                    mapped = self.transforms[index](theirs[self._source(index)], torch.ones(()))
+                    ratio = sizes[layer].norm() / mapped.norm()
                     self._scales(layer)[place] = ratio if ratio.isfinite() and ratio > 0 else 1.0
 
     @torch.no_grad()
     def admit(self, teacher: str, share: float, obs: Tensor, scaled: Sequence[Link]) -> None:
-        """Link an absent teacher: p of its links at each layer is `share` together.
+        """Link an absent teacher: p of its links at each layer sums to `share`.
 
-        What `scaled` of its links bring has the norm that the layer's mixture has on `obs` without it, so that no
-        pre-activation of theirs changes by more than about 2 `share`, relatively.
+        The outputs of its links in `scaled` are scaled to the norm that the layer's mixture has on `obs` without it, so
+        that the pre-activations of these layers change by at most about 2 `share`, relatively.
 
         Args:
             teacher: Its name.
             share: In (0, 1).
-            obs: A batch of what the student takes.
-            scaled: Links; those of the teacher keep a factor of 1 that are not among them.
+            obs: A batch of the student's input.
+            scaled: Links to scale; other links of the teacher get a factor of 1.
         """
         sizes = {layer: self.mixture(layer, obs) for layer in self.layers}
         for layer, feeds in self._feeds.items():
@@ -184,7 +184,7 @@ class KnowledgeFlow(nn.Module):
         self._scale([link for link in scaled if link.teacher == teacher], sizes, obs)
 
     def set_student_weight(self, share: float) -> None:
-        """Give the student p = `share` at every layer, and the teachers that are linked the rest."""
+        """Set p of the student to `share` at every layer; the linked teachers share the rest."""
         for layer in self.layers:
             absent = self._absent_places(layer)
             present = [place for place in range(1, 1 + len(self._feeds[layer])) if place not in absent]
@@ -192,7 +192,7 @@ class KnowledgeFlow(nn.Module):
                 self.mixing.admit(layer, present, 1.0 - share, absent)
 
     def reliance(self, teacher: str) -> float:
-        """r: p of the teacher's links together, the mean over the layers that it has links to."""
+        """r: the sum of p over the teacher's links at a layer, averaged over the layers that it is linked to."""
         shares = [
             float(sum(p for link, p in zip(self.candidates(layer), others, strict=True) if link.teacher == teacher))
             for layer in self.layers
@@ -206,21 +206,21 @@ class KnowledgeFlow(nn.Module):
         return tuple(tap for tap in self._taps if tap[0] not in self.absent) if self.absent else self._taps
 
     def _absent_places(self, layer: str) -> list[int]:
-        """The entries of p^j that are of absent teachers."""
+        """The entries of p^j that belong to absent teachers."""
         if not self.absent:
             return []
         return [place for place, link in enumerate(self.candidates(layer), start=1) if link.teacher in self.absent]
 
     @torch.no_grad()
     def teacher_features(self, obs: Tensor, outputs: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
-        """The linked teachers' pre-activations z(l) for `obs`; they change with `absent` alone, so compute them once.
+        """The linked teachers' pre-activations z(l) for `obs`; they depend only on `absent`, so compute them once.
 
         Args:
-            obs: A batch of what the student takes.
-            outputs: Filled with what each teacher said, by name.
+            obs: A batch of the student's input.
+            outputs: A dictionary to fill with each teacher's output, by name.
 
         Returns:
-            One (B, *shape) tensor for each distinct (teacher, layer) but the absent teachers'; empty once the student
+            One (B, *shape) tensor for each distinct (teacher, layer), without absent teachers; empty once the student
             is independent.
         """
         if self.independent:
@@ -238,7 +238,7 @@ class KnowledgeFlow(nn.Module):
         return tuple(seen[tap] for tap in self._present_taps)
 
     def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None) -> Any:
-        """The student's output with its teachers' help; `features` as `teacher_features(obs)` gave them."""
+        """The student's output with its links; `features` are the result of `teacher_features(obs)`."""
         if self.independent:
             return self.student(obs)
         if features is None:
@@ -253,16 +253,16 @@ class KnowledgeFlow(nn.Module):
     def mixture(
         self, layer: str, obs: Tensor, features: Sequence[Tensor] | None = None, *, teachers_alone: bool = False
     ) -> Tensor:
-        """What the student's `layer`, linked or not, has for `obs` with the teachers' help: (B, ...).
+        """The output (B, ...) of the student's `layer`, linked or not, on `obs` with all links.
 
         Args:
-            layer: Its name.
-            obs: A batch of what the student takes.
-            features: As `teacher_features(obs)` gave them.
-            teachers_alone: Take p of the student as 0, and those of its teachers in their proportions.
+            layer: The layer's name.
+            obs: A batch of the student's input.
+            features: The result of `teacher_features(obs)`.
+            teachers_alone: Set p of the student to 0 and normalise the teachers' p.
         """
-        said = self.teacher_features(obs) if features is None else features
-        self._features = dict(zip(self._present_taps, said, strict=True))
+        present = self.teacher_features(obs) if features is None else features
+        self._features = dict(zip(self._present_taps, present, strict=True))
         self._teachers_alone = teachers_alone
         try:
             return features_of(self.student, (layer,), obs)[layer]
@@ -271,13 +271,13 @@ class KnowledgeFlow(nn.Module):
 
     @torch.no_grad()
     def choose_channels(self, obs: Tensor, links: Sequence[Link], experts: Collection[str] = ()) -> list[str]:
-        """Start the Qs of `links` as a choice of the teachers' most useful channels on `obs` (`selection`).
+        """Initialise the Qs of `links` to select the teachers' most useful channels on `obs` (`channels`).
 
-        All links of a student's layer share its rows; the channels of `experts`, teachers by name, come first. A link
-        whose channels cannot be ranked, or whose Q is no matrix of channels, keeps its orthogonal start.
+        The links of a student's layer share its rows; the channels of the teachers in `experts` come first. A link
+        whose channels cannot be ranked, or whose Q is not a matrix over channels, keeps its orthogonal initialisation.
 
         Returns:
-            A sentence for each of the student's layers: how many of its rows each teacher's layer has.
+            A sentence for each of the student's layers: the number of its rows that each teacher's layer gets.
 
         Raises:
             UserError: a teacher's features are not finite on `obs`.
@@ -300,19 +300,19 @@ class KnowledgeFlow(nn.Module):
         known = [use if matrix is not None else None for use, matrix in zip(uses, matrices, strict=True)]
         rows = next(len(matrix) for matrix in matrices if matrix is not None)
         first = [source for source, link in enumerate(sources) if link.teacher in experts]
-        row, said = 0, []
+        row, parts = 0, []
         for link, matrix, channels in zip(sources, matrices, choose(known, rows, first), strict=True):
             if matrix is None:
-                said.append(f"{link.teacher}.{link.layer} left out of the choice (its channels cannot be ranked here)")
+                parts.append(f"{link.teacher}.{link.layer} left out of the choice (its channels cannot be ranked here)")
                 continue
             matrix.zero_()
             matrix[torch.arange(row, row + len(channels)), channels] = 1.0
             row += len(channels)
-            said.append(f"{len(channels)} of {matrix.shape[1]} channels of {link.teacher}.{link.layer}")
-        return [f"{layer} starts with {', '.join(said)}."]
+            parts.append(f"{len(channels)} of {matrix.shape[1]} channels of {link.teacher}.{link.layer}")
+        return [f"{layer} starts with {', '.join(parts)}."]
 
     def layer_weights(self, layer: str) -> Tensor:
-        """The effective p^j of `layer`, the hand-over included: (1 + teacher layers,), the student's first."""
+        """The effective p^j of `layer`, after the hand-over: (1 + teacher layers,), the student's first."""
         p: Tensor = self.mixing(layer, self._absent_places(layer))
         if self._teachers_alone:
             others = torch.cat([torch.zeros_like(p[:1]), p[1:]])
@@ -340,7 +340,7 @@ class KnowledgeFlow(nn.Module):
         return tuple(self.links[index] for index in self._feeds[layer])
 
     def export(self) -> nn.Module:
-        """A copy of the student alone: the net to save, evaluate and ship."""
+        """A copy of the student alone, to save, evaluate and distribute."""
         hooked = {layer: self.student.get_submodule(layer)._forward_hooks for layer in self._feeds}
         saved = {layer: dict(hooks) for layer, hooks in hooked.items()}
         for hooks in hooked.values():
@@ -355,7 +355,7 @@ class KnowledgeFlow(nn.Module):
         def hook(module: nn.Module, inputs: Any, z: Tensor) -> Tensor | None:
             if not self._features:
                 return None
-            # Few operations, because on maps as small as Atari's each takes longer to dispatch than to compute.
+            # As few operations as possible: on maps as small as Atari's, dispatch takes longer than computation.
             own, *others = (self.layer_weights(layer) * self._scales(layer)).unbind()
             mapped: list[Tensor] = [
                 self.transforms[index](self._features[self._source(index)], p)
@@ -369,7 +369,7 @@ class KnowledgeFlow(nn.Module):
         return hook
 
     def _scales(self, layer: str) -> Tensor:
-        """Factors on z of the student (1) and on each of its teacher layers' Q z: (1 + teacher layers,)."""
+        """Factors on the student's z (1) and on the Q z of each teacher layer: (1 + teacher layers,)."""
         scales: Tensor = getattr(self.scales, tensor_name(layer))
         return scales
 
@@ -383,7 +383,7 @@ class KnowledgeFlow(nn.Module):
 
 
 def _channel_matrix(transform: nn.Module, uses: Tensor | None) -> Tensor | None:
-    """Q as a writable matrix (student's channels, teacher's channels), if it is one."""
+    """Q as a writable matrix (student's channels, teacher's channels); None if it is not such a matrix."""
     weight: Tensor | None = getattr(transform, "weight", None)
     if uses is None or weight is None:
         return None

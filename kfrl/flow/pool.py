@@ -1,16 +1,16 @@
-"""Which teachers of a pool are linked. A teacher is worth what the return loses without it; a bandit chooses the next.
+"""A pool of teachers, of which some are linked. Reviews measure each teacher's worth; a bandit chooses the next one.
 
 A review measures every linked teacher: the returns of games with all links, and of games from the same starts without
-that teacher's. Its worth in a game is the difference, as a share of the mean return with it. Then
+the teacher's links. The worth in a game is the difference, as a share of the mean return with the teacher. Then
 
-    a teacher goes   whose worth is not above 0 (one-sided t-test) at `GRACE` reviews in a row, or whose share of p was
-                     below `FAINT` at `FAINT_REVIEWS` in a row;
-    a teacher comes  where a place is free, in the order of an index; or, once all that are linked have been so for
-                     `GRACE` reviews, if it was never linked or its mean worth is above the least of theirs, whose
-                     teacher makes room for it.
+    a teacher is removed  if its worth is not above 0 (one-sided t-test) at `GRACE` reviews in a row, or its share of p
+                          is below `FAINT` at `FAINT_REVIEWS` reviews in a row;
+    a teacher is added    to each free place, in the order of an index. Without a free place, once every linked teacher
+                          has been linked for `GRACE` reviews, a teacher that was never linked, or whose mean worth is
+                          above the lowest of the linked ones, replaces the linked teacher with the lowest mean worth.
 
 The index is that of discounted UCB (Garivier & Moulines 2011): mean worth + C sqrt(log n / n_m), with n_m the
-reviews of teacher m and n those of all, both discounted. It is infinite for a teacher that was never linked.
+reviews of teacher m and n those of all teachers, both discounted. It is infinite for a teacher that was never linked.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ DISCOUNT = 0.95
 C = 0.25
 """Weight of the bandit's bonus, in shares of the return."""
 LEVEL = 0.1
-"""Of the test that a worth is above 0."""
+"""Significance level of the test that a worth is above 0."""
 GRACE = 2
-"""Reviews that a teacher is linked for, at least."""
+"""Fewest reviews for which a teacher stays linked."""
 FAINT, FAINT_REVIEWS = 0.02, 5
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a review found of a linked teacher."""
+    """The measurements of a linked teacher at a review."""
 
     share: float
-    """r: its share of p, the mean over its layers."""
+    """r: the teacher's share of p, averaged over its layers."""
     returns: Tensor
-    """(games,) with all links."""
+    """(games,) returns with all links."""
     without: Tensor
-    """(games,) from the same starts, without the teacher's."""
+    """(games,) returns from the same starts, without the teacher's links."""
 
     @property
     def worth(self) -> float:
-        """What the return loses without the teacher, as a share of the return with it; in [-1, 1]."""
+        """The loss of return without the teacher, as a share of the larger mean return; in [-1, 1]."""
         lost = float((self.returns - self.without).mean())
         size = max(abs(float(self.returns.mean())), abs(float(self.without.mean())))
         return max(-1.0, min(1.0, lost / size)) if size else 0.0
 
     @property
     def useful(self) -> bool:
-        """Whether its worth is above 0, by a one-sided t-test on the games' differences."""
+        """Whether the worth is above 0, by a one-sided t-test on the differences of the games."""
         lost = self.returns - self.without
         mean, games = float(lost.mean()), len(lost)
         if games < 2 or mean <= 0.0:
             return False
-        from scipy.special import stdtrit  # here: workers, who never ask, start without it
+        from scipy.special import stdtrit  # imported here: workers import this module and do not need it
 
         bound = float(stdtrit(games - 1, 1.0 - LEVEL))
         return mean > bound * float(lost.std()) / math.sqrt(games)
@@ -65,7 +65,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Change:
-    """A teacher that goes or comes, and why, in words."""
+    """A teacher that is removed or added (`comes`), with the reason in words."""
 
     teacher: str
     comes: bool
@@ -73,22 +73,22 @@ class Change:
 
 
 class TeacherPool(nn.Module):
-    """Who is linked, and what reviews have found, in buffers: a checkpoint has them, and processes can share them."""
+    """The linked teachers and the results of reviews, as buffers, which checkpoints save and processes can share."""
 
     linked: Tensor
     """(N,) bool"""
     age: Tensor
-    """(N,) reviews since it was linked."""
+    """(N,) number of reviews since the teacher was linked."""
     useless: Tensor
-    """(N,) the last reviews in a row that found its worth not above 0."""
+    """(N,) number of latest reviews in a row that found its worth not above 0."""
     faint: Tensor
-    """(N,) the last reviews in a row that found its share below `FAINT`."""
+    """(N,) number of latest reviews in a row that found its share below `FAINT`."""
     counts: Tensor
-    """(N,) discounted reviews."""
+    """(N,) discounted number of its reviews."""
     worths: Tensor
-    """(N,) discounted sum of its worth at these."""
+    """(N,) discounted sum of its worth at these reviews."""
     reviews: Tensor
-    """() how many there were."""
+    """() number of all reviews."""
 
     def __init__(self, teachers: Sequence[str], places: int) -> None:
         """Link the first `places` of the `teachers`."""
@@ -109,22 +109,22 @@ class TeacherPool(nn.Module):
 
     @property
     def absent(self) -> frozenset[str]:
-        """The others, who wait."""
+        """The teachers that are not linked."""
         return frozenset(self.teachers) - frozenset(self.present)
 
     def mean_worth(self, teacher: str) -> float:
-        """Over its reviews, the later ones counting more; infinite if it was never linked."""
+        """The discounted mean of its worth over its reviews; infinite if it was never linked."""
         place = self.teachers.index(teacher)
         return float(self.worths[place] / self.counts[place]) if self.counts[place] else math.inf
 
     def index(self, teacher: str) -> float:
-        """Of the bandit."""
+        """The bandit's index of a teacher."""
         count, total = float(self.counts[self.teachers.index(teacher)]), float(self.counts.sum())
         bonus = C * math.sqrt(max(0.0, math.log(total)) / count) if count else 0.0
         return self.mean_worth(teacher) + bonus
 
     def record(self, found: Mapping[str, Measured]) -> None:
-        """Take note of a review of all linked teachers."""
+        """Record a review of all linked teachers."""
         self.reviews += 1
         self.counts *= DISCOUNT
         self.worths *= DISCOUNT
@@ -137,16 +137,16 @@ class TeacherPool(nn.Module):
             self.faint[place] = 0 if measured.share >= FAINT else self.faint[place] + 1
 
     def changes(self, newcomers: bool) -> list[Change]:
-        """Who should go and who should come after the review that was recorded last; `make` has them do it.
+        """The teachers to remove and to add after the last recorded review; `make` carries the changes out.
 
         Args:
-            newcomers: Whether any may come.
+            newcomers: Whether teachers may be added.
         """
         gone = [Change(name, False, why) for name in self.present if (why := self._why_useless(name))]
         return gone + (self._arrivals({change.teacher for change in gone}) if newcomers else [])
 
     def make(self, changes: Sequence[Change]) -> None:
-        """Link those who come and no longer those who go."""
+        """Carry out changes: link the added teachers and unlink the removed ones."""
         for change in changes:
             place = self.teachers.index(change.teacher)
             self.linked[place] = change.comes
@@ -162,7 +162,7 @@ class TeacherPool(nn.Module):
         return ""
 
     def _arrivals(self, gone: set[str]) -> list[Change]:
-        """Fill what is free; where nothing is, make room for one at most."""
+        """The teachers for the free places; without a free place, at most one replacement."""
         stay = [name for name in self.present if name not in gone]
         waiting = sorted(self.absent, key=lambda name: (-self.index(name), self.teachers.index(name)))
         free = self.places - len(stay)

@@ -1,4 +1,4 @@
-"""How the teachers' influence ends: the schedule of lambda_1, and the hand-over."""
+"""Schedules that end the teachers' influence: that of lambda_1, and the hand-over."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from kfrl.errors import UserError
 
 
 def dependence_weight(progress: float, final: float) -> float:
-    """lambda_1(t): 0 at the start, linearly to `final` at the end (section 4.1). `progress` is in [0, 1]."""
+    """lambda_1(t): rises linearly from 0 to `final` (section 4.1). `progress` is in [0, 1]."""
     return final * progress
 
 
 @dataclass(frozen=True)
 class HandOver:
-    """A ramp that forces p of the student to exactly 1, whatever the losses did.
+    """A ramp that brings p of the student to exactly 1, independent of the losses.
 
-    The paper's 40M steps let p creep to 1; a run of any other length hands over on purpose. `end=None` leaves p to the
-    losses alone, as the paper does.
+    In the paper, p approaches 1 over 40M steps; a shorter run needs the ramp. With `end=None` only the losses change
+    p, as in the paper.
     """
 
     start: float
     end: float | None
 
     def __post_init__(self) -> None:
-        """Refuse a ramp that is none.
+        """Refuse a ramp that does not end after its start.
 
         Raises:
-            UserError: it ends where it starts, or before, and not at the very beginning.
+            UserError: `end` is not after `start`, and not 0.
         """
         if self.end and self.end <= self.start:
             raise UserError(
@@ -36,11 +36,11 @@ class HandOver:
             )
 
     def __call__(self, progress: float) -> float:
-        """The share of the teachers' weight that the student has taken over: 0 before `start`, 1 from `end` on.
+        """The share of the teachers' p that moves to the student: 0 before `start`, 1 from `end` on.
 
-        What the teachers keep falls with the third power of the time left, because unless their pre-activations are
-        matched to the student's they are far larger: a straight ramp leaves them in charge until its last percents,
-        and then drops the student.
+        The teachers' share falls with the third power of the remaining time. If the scales are not matched, the
+        teachers' pre-activations are much larger than the student's: with a linear ramp they would dominate until its
+        last percents, and the student's score would then drop.
         """
         if self.end is not None and progress >= self.end:
             return 1.0

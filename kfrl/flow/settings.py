@@ -1,4 +1,4 @@
-"""What the Knowledge Flow methods of both domains can set."""
+"""Settings of Knowledge Flow for games and images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from kfrl.nets.links import Link
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """Knowledge Flow, whatever it trains."""
+    """Settings of Knowledge Flow that both domains share."""
 
     dependence_coef: NonNegative = 0.1
     """lambda_1 at the end of the run; it starts at 0 and grows linearly (the paper samples 0.05, 0.1, 0.5)."""
     transform: Literal["conv1x1", "dense", "low-rank"] = "conv1x1"
-    """Q. dense is the paper's literal matrix, 164 MB for an Atari net's conv1; conv1x1 is one over the channels, for
-    maps, and dense for vectors; low-rank is dense in two factors, where that is smaller."""
+    """Kind of Q. dense: the paper's full matrix, 164 MB for an Atari net's conv1. conv1x1: a matrix over channels for
+    maps, dense for vectors. low-rank: dense as a product of two matrices, if that is smaller."""
     transform_rank: Count = 64
     """Rank of the low-rank Q."""
     mixing: Literal["softmax", "simplex"] = "softmax"
-    """p = softmax(w) (paper), or p trained itself and re-normalised after each step (reproduction, whose Q is also
-    constant)."""
+    """softmax: p = softmax(w) (paper). simplex: p itself is trained and normalised after each step (reproduction, whose
+    Q is also constant)."""
     student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = None
-    """p of the student at the start; by default an equal share with each linked teacher layer."""
+    """p of the student at the start; by default equal to that of each linked teacher layer."""
     links: tuple[Link, ...] = ()
-    """Links by name (YAML only); by default every hidden layer meets the one at the same relative depth."""
+    """Links by name (YAML only); by default every hidden layer is linked to the one at the same relative depth."""

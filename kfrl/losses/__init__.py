@@ -1,1 +1,1 @@
-"""Losses: tensors in, scalar out, nothing else."""
+"""Losses: pure functions of tensors."""

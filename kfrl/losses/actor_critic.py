@@ -16,8 +16,8 @@ def n_step_returns(
 ) -> Tensor:
     """Discounted returns R_t = r_t + gamma R_{t+1} over a rollout of T steps of K environments.
 
-    A terminated step bootstraps 0. A truncated one bootstraps the value of the observation that the cap cut off, and
-    the rollout's last step the value of the observation after it.
+    A terminated step bootstraps from 0, a truncated step from the value of the final observation, and the last step of
+    the rollout from the value of the observation after it.
 
     Args:
         rewards: (T, K)
@@ -51,9 +51,9 @@ def gae_advantages(
 ) -> Tensor:
     """Generalised advantage estimates (Schulman et al. 2016, eq. 16) over a rollout of T steps of K environments.
 
-    A_t = delta_t + gamma lambda A_{t+1} with delta_t = r_t + gamma V_{t+1} - V_t; nothing flows over the end of an
-    episode, where V_{t+1} is 0 if it terminated and the value of the observation that was cut off if it was truncated.
-    With lambda = 1, A_t + V_t is `n_step_returns`.
+    A_t = delta_t + gamma lambda A_{t+1} with delta_t = r_t + gamma V_{t+1} - V_t. At the end of an episode A_{t+1} is
+    0, and V_{t+1} is 0 if the episode terminated, the value of its final observation if it was truncated. With
+    lambda = 1, A_t + V_t is `n_step_returns`.
 
     Args:
         rewards: (T, K)
@@ -85,7 +85,7 @@ def log_prob(logits: Tensor, actions: Tensor) -> Tensor:
 
 
 def policy_loss(logits: Tensor, actions: Tensor, advantages: Tensor) -> Tensor:
-    """-log pi(a|s) (R - V), per sample; the advantage is a constant here.
+    """-log pi(a|s) (R - V), per sample; the advantage is detached.
 
     Args:
         logits: (B, A)

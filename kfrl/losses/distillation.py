@@ -1,7 +1,7 @@
-"""Losses that pull one net's outputs, features or their relations towards another's.
+"""Distillation losses on outputs, features and relations of features.
 
-The student's argument comes first; `kl_divergence` alone has the order of its formula. Which side is a constant is for
-the caller to say, with `detach`. A logit of -inf stands for an action that cannot be taken.
+The student's argument comes first, except in `kl_divergence`, which has the order of its formula. The caller detaches
+the side that is a constant. A logit of -inf means that the action is not available.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def directed_kl(logits: Tensor, teacher_logits: Tensor, direction: Direction) ->
     """KL between student and teacher in nats, per sample: (B, A), (B, A) -> (B,).
 
     Args:
-        logits: Of the student S.
-        teacher_logits: Of the teacher T.
-        direction: `forward`, KL[T || S]: S covers all that T does; `reverse`, KL[S || T]: S keeps to the likeliest part
-            of it; `mixed`, the mean of both. In reverse, S is conditioned on the actions that T has.
+        logits: Logits of the student S.
+        teacher_logits: Logits of the teacher T.
+        direction: `forward`: KL[T || S], so that S covers all actions of T. `reverse`: KL[S || T], so that S prefers
+            the most probable ones. `mixed`: the mean of both. In reverse, S is conditioned on T's available actions.
     """
     forward = kl_divergence(teacher_logits, logits)
     if direction == "forward":
@@ -51,13 +51,13 @@ def negative_log_likelihood(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def squared_error(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """||q_T - q_S||^2 over the actions of both, per sample: (B, A), (B, A) -> (B,); policy distillation, L_MSE."""
     both = ~(teacher_logits.isneginf() | logits.isneginf())
-    # Filled in before the difference: the gradient of inf - inf is not a number even where it does not count.
+    # Fill before the difference: the gradient of inf - inf is NaN even if the result is masked.
     difference = teacher_logits.masked_fill(~both, 0.0) - logits.masked_fill(~both, 0.0)
     return difference.square().sum(1)
 
 
 def _expectation(log_p: Tensor, values: Tensor) -> Tensor:
-    """Sum p v, (B, A), (B, A) -> (B,); where p is 0, v counts as 0, even if it is infinite."""
+    """Sum p v, (B, A), (B, A) -> (B,), with 0 times infinity = 0."""
     return (log_p.exp() * values.masked_fill(log_p.isneginf(), 0.0)).sum(1)
 
 
@@ -69,7 +69,7 @@ def soft_target_loss(
     Args:
         logits: z_s, (B, K).
         teacher_logits: z_t, (B, K), or (M, B, K) of M teachers, whose soft targets are averaged; a constant.
-        temperature: T. Its square keeps the gradient's size independent of it.
+        temperature: T. The factor T^2 makes the gradient's size independent of T.
         direction: See `directed_kl`.
 
     Returns:
@@ -81,7 +81,7 @@ def soft_target_loss(
     if direction != "forward":
         return temperature**2 * directed_kl(logits / temperature, targets.log(), direction)
     log_student = (logits / temperature).log_softmax(1)
-    # xlogy: 0 log 0 is 0.
+    # xlogy, so that 0 log 0 is 0.
     return temperature**2 * (torch.xlogy(targets, targets) - targets * log_student).sum(1)
 
 
@@ -93,13 +93,13 @@ def mimic_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def hint_loss(guided: Tensor, hint: Tensor) -> Tensor:
     """1/2 ||u_h(x) - r(v_g(x))||^2 (FitNets, eq. 3), per sample: (B, ...), (B, ...) -> (B,).
 
-    The mean over a layer's elements, not their sum, so that the learning rate does not depend on the size of the map.
+    It is the mean over a layer's elements, not the sum, so that the learning rate does not depend on the map's size.
     """
     return 0.5 * (guided - hint).square().flatten(1).mean(1)
 
 
 def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
-    """G_ij = sum_st F1_sti F2_stj / (h w), the flow between two maps of one size (Yim et al. 2017, eq. 1).
+    """G_ij = sum_st F1_sti F2_stj / (h w), the flow between two maps of equal size (Yim et al. 2017, eq. 1).
 
     Args:
         first: (B, C1, h, w)
@@ -109,10 +109,10 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
         (B, C1, C2)
 
     Raises:
-        ValueError: maps of different size.
+        ValueError: the maps differ in size.
     """
     if first.shape[2:] != second.shape[2:]:
-        raise ValueError(f"Expected maps of one size, got {tuple(first.shape[2:])} and {tuple(second.shape[2:])}.")
+        raise ValueError(f"Expected maps of equal size, got {tuple(first.shape[2:])} and {tuple(second.shape[2:])}.")
     flow: Tensor = torch.einsum("bihw,bjhw->bij", first, second) / (first.shape[2] * first.shape[3])
     return flow
 
@@ -121,8 +121,8 @@ def fsp_loss(matrices: Sequence[Tensor], teacher_matrices: Sequence[Tensor]) -> 
     """Sum_i of the mean of (G_i^T - G_i^S)^2 (Yim et al. 2017, eq. 2, with lambda_i = 1 / (C1 C2)), per sample.
 
     Args:
-        matrices: (B, C1, C2) each, of the student.
-        teacher_matrices: Of the same shapes.
+        matrices: (B, C1, C2) each, the student's.
+        teacher_matrices: The teacher's, with the same shapes.
 
     Returns:
         (B,)
@@ -137,9 +137,9 @@ def mutual_loss(logits: Tensor, peers: Sequence[Tensor], direction: Direction = 
     """1/(K - 1) sum_j D_KL[p_j || p_i] from K - 1 peers (Zhang et al. 2018, eq. 7), per sample.
 
     Args:
-        logits: (B, A) of net i.
-        peers: (B, A) of each other net j.
-        direction: See `directed_kl`; a peer is the teacher.
+        logits: (B, A), logits of net i.
+        peers: (B, A), logits of each other net j.
+        direction: See `directed_kl`; the peer is T.
 
     Returns:
         (B,)
@@ -150,7 +150,7 @@ def mutual_loss(logits: Tensor, peers: Sequence[Tensor], direction: Direction = 
 def similarity(logits: Tensor, other_logits: Tensor) -> Tensor:
     """The cosine between softmax(z) and softmax(z'), per sample: (B, K), (B, K) -> (B,).
 
-    Minimising it pushes two nets apart (Okamoto et al., ECCV 2022); unlike -KL it is bounded.
+    Minimising it makes two nets differ (Okamoto et al., ECCV 2022); unlike -KL it is bounded.
     """
     return F.cosine_similarity(logits.softmax(1), other_logits.softmax(1), dim=1)
 
@@ -160,7 +160,7 @@ def attention(maps: Tensor, size: Sequence[int] | None = None) -> Tensor:
 
     Args:
         maps: z, (B, C, h, w), before the activation.
-        size: Height and width to bring the map to, bilinearly.
+        size: Height and width to which the map is resized, bilinearly.
 
     Returns:
         (B, h w)
@@ -172,7 +172,7 @@ def attention(maps: Tensor, size: Sequence[int] | None = None) -> Tensor:
 
 
 def attention_loss(maps: Tensor, source_maps: Tensor) -> Tensor:
-    """||a - a'||^2 / (h w) between attention maps, per sample; the source's is brought to the size of the other.
+    """||a - a'||^2 / (h w) between attention maps, per sample; the source's map is resized to the other's size.
 
     Args:
         maps: (B, C, h, w)
@@ -185,7 +185,7 @@ def attention_loss(maps: Tensor, source_maps: Tensor) -> Tensor:
 
 
 def attention_similarity(maps: Tensor, source_maps: Tensor) -> Tensor:
-    """<a, a'> of the same maps, per sample."""
+    """<a, a'> between attention maps, per sample; see `attention_loss`."""
     return (attention(maps) * attention(source_maps, maps.shape[2:])).sum(1)
 
 
@@ -218,7 +218,7 @@ GATES: dict[str, Callable[[Tensor, float, Tensor], Tensor]] = {
 }
 """The gates of the knowledge transfer graph (Minami et al. 2019, section 3.3).
 
-Each maps a loss per sample (B,), the part k / k_end of the training that is done, and whether the edge's source is
-right about a sample (B,) bool, to a loss per sample: a, 0, (k / k_end) a, and a where the source is right. To these its
-authors have added (1 - k / k_end) a since.
+Each takes a loss a per sample (B,), the share k / k_end of the training that is done, and (B,) bool whether the edge's
+source classifies the sample correctly. It returns a loss per sample: a; 0; (k / k_end) a; (1 - k / k_end) a, which the
+authors added later; and a for correct samples, else 0.
 """

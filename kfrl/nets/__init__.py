@@ -1,4 +1,4 @@
-"""Networks: plain modules that know nothing of how they are trained."""
+"""Networks: plain modules, independent of the training code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kfrl.errors import UserError, unknown
 if TYPE_CHECKING:
     from torch import nn
 
-# By path, so that a command's help can list nets without importing torch.
+# Import paths instead of classes, so that a command's help can list nets without importing torch.
 FAMILIES = {
     "atari": "kfrl.nets.atari.net:AtariNet",
     "columns": "kfrl.nets.atari.two_column:ColumnNet",
@@ -31,12 +31,12 @@ FAMILIES = {
 
 
 def arch_of(net: nn.Module) -> dict[str, Any]:
-    """The `arch` block from which `build_net` builds the like of one of our nets."""
+    """The `arch` block of a net of kfrl, from which `build_net` builds a net of the same architecture."""
     return cast(dict[str, Any], net.arch)
 
 
 def heads_of(net: nn.Module) -> tuple[str, ...]:
-    """The layers of one of our nets that give logits or values."""
+    """The names of the layers of a net of kfrl that give logits or values."""
     return cast(tuple[str, ...], net.head_layers)
 
 
@@ -44,7 +44,7 @@ def build_net(arch: dict[str, Any], outputs: int) -> nn.Module:
     """Build the net that an `arch` block describes, with `outputs` logits.
 
     Raises:
-        UserError: a family, or a field of one, that this version does not know.
+        UserError: this version does not know the family or one of its fields.
     """
     fields = dict(arch)
     family = str(fields.pop("family", "missing"))

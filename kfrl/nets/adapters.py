@@ -1,4 +1,4 @@
-"""Q: the trainable maps that carry a teacher's pre-activation into the shape of a student's layer."""
+"""Q: trainable linear maps from a teacher's pre-activation to the shape of a student's layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("conv1x1", "dense", "low-rank")
 
 
 class Conv1x1(nn.Module):
-    """A matrix over channels, the same at every position, then a bilinear resize where the maps differ in size."""
+    """A 1x1 convolution, then a bilinear resize if the maps differ in size."""
 
     def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int]) -> None:
         """Map (C, H, W) to (C', H', W')."""
@@ -25,7 +25,7 @@ class Conv1x1(nn.Module):
         self.weight = nn.Parameter(_matrix(out_shape[0], in_shape[0])[:, :, None, None])
 
     def forward(self, z: Tensor, scale: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H', W'), times `scale`, which is cheaper on the weight than on the map."""
+        """(B, C, H, W) -> (B, C', H', W'), times `scale`; scaling the weight is cheaper than scaling the map."""
         mapped = F.conv2d(z, self.weight * scale)
         if self.size is None:
             return mapped
@@ -33,24 +33,24 @@ class Conv1x1(nn.Module):
 
 
 class Dense(nn.Module):
-    """The paper's literal Q: a matrix of dim(student layer) x dim(teacher layer)."""
+    """The paper's Q: a matrix of dim(student layer) x dim(teacher layer)."""
 
     def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int]) -> None:
-        """Map any shape to any shape, through their flattened forms."""
+        """Map any shape to any shape; both are flattened."""
         super().__init__()
         self.out_shape = tuple(out_shape)
         self.weight = nn.Parameter(_matrix(prod(out_shape), prod(in_shape)))
 
     def forward(self, z: Tensor, scale: Tensor) -> Tensor:
-        """(B, *in_shape) -> (B, *out_shape), times `scale`, which is cheaper on a batch than on so large a weight."""
+        """(B, *in_shape) -> (B, *out_shape), times `scale`; scaling the output is cheaper than scaling the weight."""
         return linear(z.flatten(1), self.weight).view(-1, *self.out_shape) * scale
 
 
 class LowRank(nn.Module):
-    """The dense Q factored into two matrices of rank `rank`."""
+    """The dense Q as a product of two matrices of rank `rank`."""
 
     def __init__(self, in_shape: Sequence[int], out_shape: Sequence[int], rank: int) -> None:
-        """Map any shape to any shape through `rank` numbers."""
+        """Map any shape to any shape through a vector of `rank` numbers."""
         super().__init__()
         self.out_shape = tuple(out_shape)
         self.down = nn.Parameter(_matrix(rank, prod(in_shape)))
@@ -68,15 +68,14 @@ Transform = Conv1x1 | Dense | LowRank
 def build_transform(kind: str, in_shape: Sequence[int], out_shape: Sequence[int], rank: int = 64) -> Transform:
     """Build Q from a teacher layer of `in_shape` to a student layer of `out_shape` (without the batch dimension).
 
-    It starts as the identity where the two agree, and orthogonal elsewhere, so that the teacher's features arrive
-    undistorted.
+    Q starts as the identity if it is square, else orthogonal, so that it does not distort the teacher's features.
 
     Args:
-        kind: `conv1x1` between two maps, and where one side is none, `dense`; or `dense` everywhere; or `low-rank`
-            where it has fewer numbers than `dense`.
-        in_shape: The teacher's.
-        out_shape: The student's.
-        rank: Of the `low-rank` kind.
+        kind: `conv1x1`: a 1x1 convolution between two maps, else dense. `dense`: always dense. `low-rank`: low-rank
+            if that has fewer parameters than dense, else dense.
+        in_shape: Shape of the teacher's layer.
+        out_shape: Shape of the student's layer.
+        rank: Rank of the `low-rank` kind.
 
     Raises:
         UserError: unknown kind.

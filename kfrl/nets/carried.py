@@ -1,4 +1,4 @@
-"""Which tensors of a new net come from another net; found by comparing values."""
+"""Which layers of a new net have weights of another net; found by comparing values."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Fate = Literal["loaded", "resized", "fresh", "skipped"]
 
 @dataclass(frozen=True)
 class Carried:
-    """What became of the tensors of one layer."""
+    """The origin of the tensors of one layer."""
 
     layer: str
-    """Of the new net; of the source where nothing was taken over."""
+    """Layer of the new net; of the source if it was skipped."""
     fate: Fate
     source: str = ""
-    """`name: layer` that it came from, or that was passed over."""
+    """The source as `name: layer`."""
     shape: tuple[int, ...] = ()
-    """Of its largest tensor."""
+    """Shape of the layer's largest tensor."""
 
     def __str__(self) -> str:
-        """As a line."""
+        """The layer as a line for logs."""
         size = " x ".join(map(str, self.shape))
         if self.fate == "skipped":
             return f"skipped  {self.source} ({size})"
@@ -34,15 +34,15 @@ class Carried:
 
 
 def carried(net: nn.Module, sources: Mapping[str, nn.Module]) -> list[Carried]:
-    """What of each source stands in a net that was just built, a line for each layer that has tensors of its own.
+    """The origin of each layer of a net that was just built.
 
     Args:
         net: The new net.
-        sources: Name -> net that it may have taken weights from.
+        sources: Name -> net whose weights it may contain.
 
     Returns:
-        The new net's layers, `loaded`, `resized` (a source's layer of this name is the first part of it) or `fresh`;
-        then what was `skipped` of the sources. Nothing at all where no layer was taken over.
+        The layers of the new net: `loaded`, `resized` (the source's layer of the same name is its first part) or
+        `fresh`; then the `skipped` layers of the sources. Empty if no layer comes from a source.
     """
     own = _layers(net)
     theirs = {name: _layers(source) for name, source in sources.items()}
@@ -68,7 +68,7 @@ def carried(net: nn.Module, sources: Mapping[str, nn.Module]) -> list[Carried]:
 
 
 def _layers(net: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each layer by their own names."""
+    """Layer -> its tensors, by their names in the layer."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in net.state_dict().items():
         layer, _, own = name.rpartition(".")
@@ -87,7 +87,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def _smaller(
     layer: str, tensors: Mapping[str, Tensor], theirs: Mapping[str, Mapping[str, Mapping[str, Tensor]]]
 ) -> Iterator[tuple[str, str]]:
-    """The sources whose layer of this name is the first part of it."""
+    """The sources whose layer of the same name is the first part of this layer."""
     for name, held in theirs.items():
         old = held.get(layer, {})
         if old and old.keys() == tensors.keys() and all(_begins(tensors[key], old[key]) for key in old):

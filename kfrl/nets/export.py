@@ -1,4 +1,4 @@
-"""Nets as files that other programs run: ONNX, TorchScript, or named tensors. What they need to know goes inside."""
+"""Export of nets for other programs, as ONNX, TorchScript or named tensors, with a description in the file."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from kfrl.runs.atomic import replacing
 Format = Literal["onnx", "torchscript", "safetensors"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
 KEY = "kfrl"
-"""Where a file keeps its description."""
+"""The key of the description in the file."""
 TOLERANCE = 1e-3
-"""How far an exported net's numbers may be from the net's own, absolutely and relatively."""
+"""Absolute and relative tolerance between the outputs of the exported net and of the net."""
 
 
 def export(
     net: nn.Module, example: Tensor, outputs: tuple[str, ...], about: Mapping[str, Any], to: Format, path: Path
 ) -> float:
-    """Write a net, its input called `input`, whose first dimension is a batch of any size.
+    """Write a net atomically. Its input is named `input` and accepts any batch size.
 
     Args:
-        net: In evaluation mode.
-        example: A batch (B, ...) as the net takes it, B of at least 2.
-        outputs: What to call what it returns, in its order.
-        about: What the file says of itself, as JSON under `KEY`: ONNX metadata, a TorchScript extra file, or the header
-            of safetensors.
+        net: The net, in evaluation mode.
+        example: A batch (B, ...) of inputs, B at least 2.
+        outputs: Names of the outputs, in order.
+        about: The description, written as JSON under `KEY`: as ONNX metadata, a TorchScript extra file, or in the
+            header of safetensors.
         to: The format.
-        path: The file; it is either whole or not there.
+        path: The file.
 
     Returns:
-        The largest difference between the written net's outputs and the net's own, on one and on all of the examples.
+        The largest difference between the outputs of the written net and of the net, on one example and on all.
 
     Raises:
-        UserError: a package is missing, an operator has no counterpart in the format, or the outputs differ.
+        UserError: a package is missing, the format lacks an operator, or the outputs differ.
     """
     plain = _plain(net)
     text = json.dumps(about)
@@ -56,7 +56,7 @@ def export(
 
 
 def _plain(net: nn.Module) -> nn.Module:
-    """A copy without kernels of this machine."""
+    """A copy without kernels that depend on this machine."""
     made = copy.deepcopy(net).eval().requires_grad_(False)
     for parent in list(made.modules()):
         for name, layer in list(parent.named_children()):
@@ -69,7 +69,7 @@ def _plain(net: nn.Module) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without PyTorch's warnings that do not concern the user."""
+    """A context without PyTorch's warnings, which do not concern the user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -110,14 +110,14 @@ def _onnx(net: nn.Module, example: Tensor, outputs: tuple[str, ...], text: str, 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise UserError(
-            f"ONNX does not know all of this net's operators: {_reason(error)}. --to torchscript and --to safetensors "
-            "take every net."
+            f"ONNX does not support all operators of this net: {_reason(error)}. --to torchscript and --to safetensors "
+            "support every net."
         ) from None
     return lambda batch: tuple(map(torch.from_numpy, session.run(None, {"input": batch.numpy()})))
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause's last line that says something."""
+    """The type of the innermost cause, and the first non-empty line of its message."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -159,8 +159,8 @@ def _difference(net: nn.Module, run: Run, batch: Tensor) -> float:
     for own, written in zip(_as_tuple(net)(batch), run(batch), strict=True):
         if own.shape != written.shape or not torch.allclose(own, written, rtol=TOLERANCE, atol=TOLERANCE):
             raise UserError(
-                "The exported net does not say what the net says on the same input, so no file was written. Please "
-                "report the net and the versions of `kfrl doctor`; --to safetensors writes its tensors as they are."
+                "The outputs of the exported net and of the net differ on the same input, so no file was written. "
+                "Please report the net and the versions of `kfrl doctor`; --to safetensors writes its tensors as they are."
             )
         worst = max(worst, float((own - written).abs().max()))
     return worst

@@ -1,4 +1,4 @@
-"""The outputs of layers of an unedited net, read through forward hooks."""
+"""Features of a net's layers, read with forward hooks; the net is not edited."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import Tensor, nn
 from kfrl.errors import UserError
 
 Features = dict[str, Tensor]
-"""Layer -> its output (B, ...), the first one if the net uses it several times."""
+"""Layer -> its output (B, ...); the first output if a pass uses the layer several times."""
 
 
 class _Enough(BaseException):
-    """Ends a forward pass. It is no `Exception`, so that a net's own `except` does not catch it."""
+    """Ends a forward pass. It is not an `Exception`, so that an `except` in the net does not catch it."""
 
 
 def with_features(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> tuple[Any, Features]:
-    """Run `net` on `inputs`; its output, and those of the sub-modules `layers`.
+    """Run `net` on `inputs`; returns its output and the outputs of the sub-modules `layers`.
 
     Raises:
-        UserError: the net does not use one of them.
+        UserError: the forward pass does not use one of the layers.
     """
     seen: Features = {}
     wanted = tuple(dict.fromkeys(layers))
     with _listening(net, wanted, lambda layer, z: seen.setdefault(layer, z.clone())):
         output = net(inputs)
-    _check_all_spoke(wanted, seen)
+    _check_all_used(wanted, seen)
     return output, seen
 
 
 def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor, *, copied: bool = True) -> Features:
     """The outputs of the sub-modules `layers` of `net` on `inputs`; later layers are not computed.
 
-    They need not be copied if `net` leaves them alone (`overwrites`).
+    The outputs need not be copied if `net` does not overwrite them (`overwrites`).
 
     Raises:
-        UserError: the net does not use one of them.
+        UserError: the forward pass does not use one of the layers.
     """
     seen: Features = {}
     wanted = tuple(dict.fromkeys(layers))
@@ -56,10 +56,10 @@ def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor, *, copied
         with _listening(net, wanted, keep):
             net(inputs)
     except _Enough as raised:
-        # A net may itself ask others for their features.
+        # The net itself may call `features_of` on another net.
         if raised is not enough:
             raise
-    _check_all_spoke(wanted, seen)
+    _check_all_used(wanted, seen)
     return seen
 
 
@@ -67,17 +67,17 @@ def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor, *, copied
 def overwrites(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> bool:
     """Whether `net` overwrites the outputs of `layers`, as an in-place activation does.
 
-    Within one pass: a layer that writes into the same memory pass after pass is not found out.
+    Only within one pass: it does not detect a layer that writes into the same memory in every pass.
     """
-    said: list[tuple[Tensor, int]] = []
-    with _listening(net, tuple(dict.fromkeys(layers)), lambda layer, z: said.append((z, z._version))):
+    outputs: list[tuple[Tensor, int]] = []
+    with _listening(net, tuple(dict.fromkeys(layers)), lambda layer, z: outputs.append((z, z._version))):
         net(inputs)
-    return any(z._version != version for z, version in said)
+    return any(z._version != version for z, version in outputs)
 
 
 @torch.no_grad()
 def layers_in_use(net: nn.Module, example: Tensor) -> list[str]:
-    """The convolutions (2d) and fully connected layers of `net`, in the order in which a forward pass uses them."""
+    """The 2d convolutions and fully connected layers of `net`, in the order of the forward pass."""
     named = [(name, module) for name, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     order: list[str] = []
     with _listening(net, [name for name, _ in named], lambda layer, z: order.append(layer)):
@@ -87,13 +87,13 @@ def layers_in_use(net: nn.Module, example: Tensor) -> list[str]:
 
 @torch.no_grad()
 def layer_shapes(net: nn.Module, layers: Iterable[str], example: Tensor) -> dict[str, tuple[int, ...]]:
-    """Layer -> the shape of its output without the batch dimension, by a dry run that leaves the net as it was."""
+    """Layer -> the shape of its output without the batch dimension, by a dry run that does not change the net."""
     features = undisturbed(net, layers, example)
     return {layer: tuple(output.shape[1:]) for layer, output in features.items()}
 
 
 def parameters_before(net: nn.Module, layers: Iterable[str], example: Tensor) -> tuple[nn.Parameter, ...]:
-    """The parameters on which the outputs of `layers` depend, these layers' own among them."""
+    """The parameters on which the outputs of `layers` depend, including those of the layers."""
     features = undisturbed(net, layers, example)
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     total = torch.stack([output.sum() for output in features.values()]).sum()
@@ -102,8 +102,8 @@ def parameters_before(net: nn.Module, layers: Iterable[str], example: Tensor) ->
 
 
 def undisturbed(net: nn.Module, layers: Iterable[str], example: Tensor) -> Features:
-    """The outputs of `layers` on `example` in evaluation mode; the net stays as it was."""
-    # In training mode batch norm would take the example into its statistics.
+    """The outputs of `layers` on `example` in evaluation mode; the net is not changed."""
+    # In training mode the example would change the statistics of batch norm.
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
@@ -114,14 +114,14 @@ def undisturbed(net: nn.Module, layers: Iterable[str], example: Tensor) -> Featu
 
 
 @contextmanager
-def _listening(net: nn.Module, layers: Sequence[str], heard: Callable[[str, Tensor], object]) -> Iterator[None]:
-    """Call `heard` with a layer and its output at each forward pass of one of `layers`."""
+def _listening(net: nn.Module, layers: Sequence[str], callback: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """Call `callback(layer, output)` at each forward pass of one of `layers`."""
 
     def hook(layer: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def tell(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            heard(layer, output)
+        def call(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            callback(layer, output)
 
-        return tell
+        return call
 
     handles = [net.get_submodule(layer).register_forward_hook(hook(layer)) for layer in layers]
     try:
@@ -131,10 +131,10 @@ def _listening(net: nn.Module, layers: Sequence[str], heard: Callable[[str, Tens
             handle.remove()
 
 
-def _check_all_spoke(layers: Sequence[str], seen: Features) -> None:
-    silent = [layer for layer in layers if layer not in seen]
-    if silent:
+def _check_all_used(layers: Sequence[str], seen: Features) -> None:
+    unused = [layer for layer in layers if layer not in seen]
+    if unused:
         raise UserError(
-            f"Layer {silent[0]} gives no output: the net has it and does not use it in a forward pass. "
+            f"Layer {unused[0]} gives no output: the net has it and does not use it in a forward pass. "
             "Link a layer that is used."
         )

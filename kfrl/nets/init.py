@@ -1,4 +1,4 @@
-"""The weights that nets start from."""
+"""Initialisation of the weights of nets."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HEAD_GAINS = {"policy": 0.01, "value": 1.0}
 def orthogonal(net: nn.Module, head_gains: dict[str, float] | None = None) -> None:
     """Fill convolutions and matrices with orthogonal weights and zero biases, as OpenAI baselines do.
 
-    From Torch's default, a third of that scale and nearly blind to what moves on a screen, Adam's first updates, which
-    are of one size whatever the gradient, turned most ReLUs off for good (docs/a3c.md).
+    PyTorch's default has a third of this scale and responds little to motion on the screen. Adam's first updates, whose
+    size does not depend on the gradient, then made most ReLUs zero permanently (docs/a3c.md).
 
     Args:
         net: A module, or a single layer.
-        head_gains: Gain of a layer by the last part of its name; by default those of `HEAD_GAINS`, for a policy that
-            starts near uniform. All others have `HIDDEN_GAIN`.
+        head_gains: Gain of a layer by the last part of its name; by default `HEAD_GAINS`, so that the policy starts
+            near uniform. All other layers have `HIDDEN_GAIN`.
     """
     gains = HEAD_GAINS if head_gains is None else head_gains
     for name, layer in net.named_modules():
@@ -34,17 +34,17 @@ def orthogonal(net: nn.Module, head_gains: dict[str, float] | None = None) -> No
 
 @torch.no_grad()
 def fill_orthogonal(weight: Tensor, gain: float) -> None:
-    """Torch's `orthogonal_`, which takes no weights in channels_last order."""
+    """Torch's `orthogonal_`, for weights in channels_last order too."""
     weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape), gain))
 
 
 @torch.no_grad()
 def start(net: nn.Module, name: Init) -> None:
-    """Fill convolutions and matrices by the name of a start; `orthogonal` leaves them as nets here are built.
+    """Initialise convolutions and matrices; `orthogonal` changes nothing, because nets are built with it.
 
     With n the inputs of a unit and m its layer's outputs:
-        torch: weights and biases uniform in -+ 1 / sqrt(n), Torch's, which A3C was published with;
-        xavier: weights uniform in -+ sqrt(6 / (n + m)), biases 0 (Glorot and Bengio 2010), TensorFlow's;
+        torch: weights and biases uniform in -+ 1 / sqrt(n): Torch's default, with which A3C was published;
+        xavier: weights uniform in -+ sqrt(6 / (n + m)), biases 0 (Glorot and Bengio 2010): TensorFlow's default;
         he: weights normal with deviation sqrt(2 / n), biases 0 (He et al. 2015).
     """
     if name == "orthogonal":

@@ -1,8 +1,8 @@
-"""Large fully connected layers on a CPU through oneDNN, which takes half of MKL's time where MKL is not on Intel's own.
+"""Large fully connected layers on a CPU with oneDNN, which needs half of MKL's time on processors of other makers.
 
     y = x W^T + b;  dL/dx = g W,  dL/dW = g^T x,  dL/db = the sum of g over the batch
 
-MKL has no AVX-512 kernels for AMD's processors, and `torch.nn.functional.linear` always calls it for 32-bit floats.
+MKL has no AVX-512 kernels for AMD's processors, and `torch.nn.functional.linear` always uses MKL for 32-bit floats.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SMALL = 2**21
-"""Up to so many multiplications oneDNN's kernels save no time."""
+"""Up to this number of multiplications oneDNN saves no time."""
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` by `linear`; the same parameters under the same names."""
+    """`torch.nn.Linear` computed by `linear`, with the same parameters."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_features) -> (B, out_features)."""
@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The same as `torch.nn.functional.linear`, but for the rounding: (B, n), (m, n), (m,) -> (B, m)."""
+    """The same as `torch.nn.functional.linear` up to rounding: (B, n), (m, n), (m,) -> (B, m)."""
     if not _pays(x, weight):
         return F.linear(x, weight, bias)
     return _with_graph(x, weight, bias) if torch.is_grad_enabled() else _product(x, weight, bias)
@@ -46,7 +46,7 @@ _AVAILABLE = (
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The kernel of compiled models; it takes tensors of any strides."""
+    """OneDNN's kernel, which torch.compile uses too; it accepts tensors of any strides."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
 

@@ -1,4 +1,4 @@
-"""Which teacher layer feeds which student layer: the candidate sets L^j."""
+"""Links from teacher layers to student layers: the candidate sets L^j."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Link:
     layer: str
 
     def __str__(self) -> str:
-        """As logs and tables show it."""
+        """The link as text for logs and tables."""
         return f"{self.teacher}.{self.layer} -> {self.student}"
 
 
 def hidden_layers(net: nn.Module) -> tuple[str, ...]:
-    """The names of the sub-modules whose outputs are the net's hidden pre-activations, input side first.
+    """The names of the sub-modules whose outputs are the net's hidden pre-activations, from input to output.
 
-    A net may say so itself (`hidden_layers`); otherwise every convolution and linear layer counts but the last.
+    These are the net's attribute `hidden_layers`, if it has one, else all convolutions and linear layers but the last.
     """
     named: tuple[str, ...] | None = getattr(net, "hidden_layers", None)
     if named is not None:
@@ -39,23 +39,23 @@ def hidden_layers(net: nn.Module) -> tuple[str, ...]:
 def links_by_depth(student: nn.Module, teachers: Mapping[str, nn.Module], example: Tensor | None = None) -> list[Link]:
     """Link every hidden layer of the student to the layer of each teacher at the same relative depth.
 
-    Layer j of L_0 takes layer round(j L_m / L_0) of a teacher with L_m layers, at least the first. With an `example` of
-    what both nets take, a map takes the nearest of the teacher's maps of its own size instead, if there is one: these
-    need no resize, and see the same parts of the screen.
+    Layer j of L_0 is linked to layer round(j L_m / L_0) of a teacher with L_m layers, or to the first if that is 0.
+    With an `example` input of both nets, a map is linked instead to the teacher's nearest map of the same size, if
+    there is one: such a link needs no resize, and both maps show the same parts of the screen.
 
     Raises:
-        UserError: a student or a teacher without hidden layers.
+        UserError: the student or a teacher has no hidden layers.
     """
     student_layers = hidden_layers(student)
     if not student_layers:
-        raise UserError(f"The student, a {type(student).__name__}, has no hidden layer to which a link could lead.")
+        raise UserError(f"The student, a {type(student).__name__}, has no hidden layer to link to.")
     sizes = {} if example is None else _map_sizes(student, student_layers, example)
     links = []
     for depth, layer in enumerate(student_layers, start=1):
         for name, teacher in teachers.items():
             teacher_layers = hidden_layers(teacher)
             if not teacher_layers:
-                raise UserError(f"Teacher {name!r} has no hidden layer to learn from.")
+                raise UserError(f"Teacher {name!r} has no hidden layer to link from.")
             index = max(1, round(depth * len(teacher_layers) / len(student_layers))) - 1
             if layer in sizes and example is not None:
                 theirs = _map_sizes(teacher, teacher_layers, example)
@@ -66,7 +66,7 @@ def links_by_depth(student: nn.Module, teachers: Mapping[str, nn.Module], exampl
 
 
 def _map_sizes(net: nn.Module, layers: Iterable[str], example: Tensor) -> dict[str, tuple[int, ...]]:
-    """Height and width of those of `layers` that are maps."""
+    """Layer -> height and width, for those of `layers` whose outputs are maps."""
     return {layer: shape[1:] for layer, shape in layer_shapes(net, layers, example).items() if len(shape) == 3}
 
 
@@ -74,7 +74,7 @@ def check_links(links: Iterable[Link], student: nn.Module, teachers: Mapping[str
     """Refuse a link between layers that do not exist.
 
     Raises:
-        UserError: naming the layers, or teachers, that there are.
+        UserError: the message names the valid layers or teachers.
     """
     for link in links:
         _check_layer(link.student, student, "student layer")

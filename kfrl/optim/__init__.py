@@ -1,1 +1,1 @@
-"""Optimisers that see a net's modules."""
+"""Optimisers that use the structure of a net."""

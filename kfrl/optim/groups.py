@@ -1,4 +1,4 @@
-"""Parameters that are updated alike."""
+"""Groups of parameters with a common learning rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ParameterGroup:
     parameters: tuple[nn.Parameter, ...]
     lr_scale: float = 1.0
     weight_decay: bool = True
-    """Whether the run's weight decay, which runs on images have, is theirs too."""
+    """Whether the run's weight decay (runs on images) applies to them."""
     lazy: bool = False
     """On games: left alone by an update whose gradient is 0 throughout; momentum would move them all the same."""
     sgd: float | None = None

@@ -1,6 +1,6 @@
 """K-FAC: natural gradients by a Kronecker-factored Fisher matrix (Martens & Grosse 2015; Grosse & Martens 2016).
 
-Of a layer with inputs a (a 1 appended where it has a bias) and pre-activations z, and with g = d log p / dz,
+For a layer with inputs a (with a 1 appended if it has a bias) and pre-activations z, and with g = d log p / dz,
 
     F = Omega (x) Gamma,   Omega = E[sum_t a_t a_t^T],   Gamma = (1/T) E[sum_t g_t g_t^T]
 
@@ -26,28 +26,28 @@ from kfrl.errors import UserError
 
 Layer = nn.Linear | nn.Conv2d
 TINY = 1e-6
-"""Eigenvalues up to this are noise, and 0."""
+"""Eigenvalues up to this value are numerical noise and set to 0."""
 FACTORS = ("inputs", "outputs")
 COLD_UPDATES = 11
-"""Updates by plain momentum while the first factors are gathered, as in the published code of ACKTR."""
+"""Updates by plain momentum while the first factors are estimated, as in the published code of ACKTR."""
 
 
 def factored_layers(net: nn.Module, trained: Iterable[nn.Parameter]) -> dict[str, Layer]:
     """The layers whose parameters are trained, by name.
 
     Raises:
-        UserError: a trained parameter is of no `nn.Linear` or `nn.Conv2d` without groups.
+        UserError: a trained parameter does not belong to an `nn.Linear` or an `nn.Conv2d` without groups.
     """
     wanted = {id(parameter) for parameter in trained}
     layers = {name: module for name, module in net.named_modules() if _factors(module)}
     found = {name: layer for name, layer in layers.items() if wanted & {id(p) for p in layer.parameters(recurse=False)}}
     held = {id(p) for layer in found.values() for p in layer.parameters(recurse=False)}
-    strange = [name for name, parameter in net.named_parameters() if id(parameter) in wanted - held]
-    if strange:
+    others = [name for name, parameter in net.named_parameters() if id(parameter) in wanted - held]
+    if others:
         raise UserError(
-            f"--algo acktr cannot factor the Fisher matrix of {strange[0]}"
-            + (f" and {len(strange) - 1} more parameters" if len(strange) > 1 else "")
-            + ": K-FAC knows the weights and biases of nn.Linear and nn.Conv2d (without groups). Use --algo a2c."
+            f"--algo acktr cannot factor the Fisher matrix of {others[0]}"
+            + (f" and {len(others) - 1} more parameters" if len(others) > 1 else "")
+            + ": K-FAC supports the weights and biases of nn.Linear and nn.Conv2d (without groups). Use --algo a2c."
         )
     return {name: layer for name, layer in found.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
 
@@ -58,7 +58,7 @@ def _factors(module: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class Statistics:
-    """One batch's factors of one layer."""
+    """The factors of one layer over one batch."""
 
     inputs: Tensor
     """Omega (in, in), with the 1 of the bias last."""
@@ -70,9 +70,9 @@ def statistics(layer: Layer, inputs: Tensor, grads: Tensor) -> Statistics:
     """The factors of a layer over a batch.
 
     Args:
-        layer: Says what the inputs are to a position.
-        inputs: (B, in) or (B, C, H, W), as the layer took them.
-        grads: (B, out) or (B, out, H', W'), d log p / dz of each sample: not of the batch's mean.
+        layer: The layer.
+        inputs: (B, in) or (B, C, H, W), the layer's inputs.
+        grads: (B, out) or (B, out, H', W'), d log p / dz of each sample, not of the mean over the batch.
     """
     rows, g = _rows(layer, inputs), grads.flatten(2).transpose(1, 2) if grads.dim() == 4 else grads[:, None]
     if layer.bias is not None:
@@ -83,7 +83,7 @@ def statistics(layer: Layer, inputs: Tensor, grads: Tensor) -> Statistics:
 
 
 def _rows(layer: Layer, inputs: Tensor) -> Tensor:
-    """What the layer multiplies at each position: (B, T, in)."""
+    """The inputs that the layer multiplies at each position: (B, T, in)."""
     if isinstance(layer, nn.Linear):
         return inputs[:, None]
     padding: Any = layer.padding
@@ -92,10 +92,10 @@ def _rows(layer: Layer, inputs: Tensor) -> Tensor:
 
 
 def basis(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors (n, n) in columns and eigenvalues (n,) of a symmetric matrix, found in 64 bits.
+    """Eigenvectors (n, n) in columns and eigenvalues (n,) of a symmetric matrix, computed in 64 bits.
 
     Raises:
-        RuntimeError: it has none that can be found.
+        RuntimeError: the decomposition failed.
     """
     double = factor.double()
     if not double.isfinite().all():
@@ -107,13 +107,13 @@ def basis(factor: Tensor) -> tuple[Tensor, Tensor]:
 def precondition(
     gradient: Tensor, inputs: tuple[Tensor, Tensor], outputs: tuple[Tensor, Tensor], damping: float
 ) -> Tensor:
-    """(Omega (x) Gamma + damping I)^-1 applied to a gradient (out, in); the factors as `basis` gives them."""
+    """(Omega (x) Gamma + damping I)^-1 applied to a gradient (out, in); the factors are results of `basis`."""
     (q_a, d_a), (q_g, d_g) = inputs, outputs
     return q_g @ ((q_g.T @ gradient @ q_a) / (torch.outer(d_g, d_a) + damping)) @ q_a.T
 
 
 def gradient_of(layer: Layer) -> Tensor:
-    """A layer's gradient as a matrix (out, in), that of the bias as the last column."""
+    """A layer's gradient as a matrix (out, in), with the bias as the last column."""
     assert layer.weight.grad is not None
     weight = layer.weight.grad.flatten(1)
     if layer.bias is None:
@@ -123,7 +123,7 @@ def gradient_of(layer: Layer) -> Tensor:
 
 
 def write_gradient(layer: Layer, matrix: Tensor) -> None:
-    """Put a matrix as `gradient_of` gives it in the place of a layer's gradient."""
+    """Overwrite a layer's gradient with a matrix in the form of `gradient_of`."""
     assert layer.weight.grad is not None
     if layer.bias is not None:
         assert layer.bias.grad is not None
@@ -133,22 +133,22 @@ def write_gradient(layer: Layer, matrix: Tensor) -> None:
 
 
 class KroneckerFactors:
-    """Running averages of the factors of some layers, and their eigenvectors.
+    """Running averages of the factors of layers, and their eigenvectors.
 
-    All of it is in `state`, tensors by name, which a checkpoint can hold: `count`, and for each layer and side the
-    factor, `vectors` and `values`.
+    All of them are in `state`, tensors by name, which a checkpoint can hold: `count`, and for each layer and side the
+    factor, its `vectors` and its `values`.
     """
 
     def __init__(
         self, layers: dict[str, Layer], state: dict[str, Tensor], *, plain_mean: int = 10, decay: float = 0.99
     ) -> None:
-        """Begin with empty averages, or with those of `state`.
+        """Start with empty averages, or with those in `state`.
 
         Args:
-            layers: By name.
-            state: Filled here.
-            plain_mean: Batches whose factors are averaged with equal weights, at first.
-            decay: Of the average after that.
+            layers: Name -> layer.
+            state: The tensors; this object updates them.
+            plain_mean: Number of first batches whose factors are averaged with equal weights.
+            decay: Decay of the average after these.
         """
         self.layers, self.state = layers, state
         self._plain_mean, self._decay = plain_mean, decay
@@ -158,7 +158,7 @@ class KroneckerFactors:
 
     @property
     def ready(self) -> bool:
-        """Whether `natural` can be asked."""
+        """Whether `natural` can be called."""
         return all(f"{name}.outputs.values" in self.state for name in self.layers)
 
     @contextmanager
@@ -180,7 +180,7 @@ class KroneckerFactors:
         return hook
 
     def observe(self, log_likelihood: Tensor) -> None:
-        """Add a batch, whose pass has been `recording`, to the averages. No `.grad` changes.
+        """Add a batch to the averages, after its forward pass within `recording`. No `.grad` changes.
 
         Args:
             log_likelihood: (B,) log p of outcomes drawn from the net's own output.
@@ -205,9 +205,9 @@ class KroneckerFactors:
             self.state[name] = found.mul_(weight)
 
     def decompose(self) -> list[str]:
-        """Bring eigenvectors and eigenvalues up to date.
+        """Compute the eigenvectors and eigenvalues of the present factors.
 
-        Returns: The factors whose decomposition failed; they keep the former one.
+        Returns: The factors whose decomposition failed; they keep the previous one.
         """
         failed = []
         for name, layer in self.layers.items():
@@ -222,10 +222,10 @@ class KroneckerFactors:
         return failed
 
     def natural(self, damping: float) -> float:
-        """Put natural gradients in the place of the layers' gradients.
+        """Replace the layers' gradients by natural gradients.
 
         Returns:
-            g^T F^-1 g: what the net's KL divergence would be twice of, for a step of size 1.
+            g^T F^-1 g, about twice the KL divergence of a step of size 1.
         """
         total = 0.0
         for name, layer in self.layers.items():
@@ -245,9 +245,9 @@ def _sizes(layer: Layer) -> Sequence[int]:
 
 
 def trust(quadratic: float, lr: float, radius: float) -> float:
-    """What to multiply a step lr V by, so that lr^2 <V, dW> is at most `radius`; at most 1.
+    """The factor, at most 1, for a step lr V, so that lr^2 <V, dW> is at most `radius`.
 
     `quadratic` is <V, dW> = g^T F^-1 g. The KL divergence of the step is about half of lr^2 times that. (Wu et al. 2017
-    have min(lr, sqrt(2 delta / quadratic)); the published code, whose radius this is, leaves out the 2.)
+    use min(lr, sqrt(2 delta / quadratic)); the published code, whose radius this is, omits the 2.)
     """
     return min(1.0, (radius / (lr**2 * quadratic)) ** 0.5) if quadratic > 0 else 1.0

@@ -1,1 +1,1 @@
-"""A run's folder and the files in it."""
+"""The folder of a run and the files in it."""

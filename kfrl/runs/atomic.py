@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes: a file is either complete or unchanged."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kfrl.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes the name, synced to disk, in one step.
+    """Yield a temporary path beside `path`; on success sync the temporary file to disk and rename it to `path`.
 
     Raises:
-        UserError: the system refused (disk full, no permission); `path` is as it was.
+        UserError: writing failed (disk full, no permission); `path` is unchanged.
     """
     temporary = None
     try:

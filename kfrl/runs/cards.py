@@ -1,4 +1,4 @@
-"""Nets in files: safetensors with a JSON card in the header. Nothing is ever unpickled."""
+"""Files of nets: safetensors with a JSON card in the header. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ C = TypeVar("C", bound="DataclassInstance")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What the file of a trained net says of its training, whatever it has learned."""
+    """The facts about a net's training that its file holds; each domain adds its own."""
 
     method: str = "unknown"
     seed: int | None = None
     teachers: tuple[str, ...] = ()
     teacher_sha256: tuple[str, ...] = ()
-    """Checksums of the teachers' files, in their order."""
+    """Checksums of the teachers' files, in the order of `teachers`."""
     evaluation: dict[str, Any] = field(default_factory=dict)
-    """Its last scores."""
+    """Its scores when it was last evaluated."""
     commit: str = "unknown"
 
 
 @dataclass(frozen=True)
 class SavedModel(Generic[C]):
-    """A net that was read from its file; to be a teacher, for one."""
+    """A net that was read from a file, e.g. a teacher."""
 
     name: str
-    """What a run calls it: a column of tables, a key of metrics and links."""
+    """Its name in a run: in tables, metrics and links."""
     net: nn.Module
     card: C
     path: Path
     checksum: str = field(default="", kw_only=True)
-    """Where answers stand for the net: that of the file of the teacher who gave them."""
+    """For stored answers: the checksum of the file of the teacher that gave them."""
 
     @property
     def sha256(self) -> str:
-        """The checksum of the file that it was read from."""
+        """The checksum of its file."""
         return self.checksum or sha256(self.path)
 
 
 def write_net(path: Path, net: nn.Module, card: DataclassInstance, form: str, half: bool = False) -> None:
-    """Write the tensors of `net` and its `card` as a file of format `form`: whole or not there.
+    """Write the tensors of `net` and its `card` atomically, as a file of format `form`.
 
-    With `half`, real numbers are stored in half precision; a net reads them into its own.
+    With `half`, floating-point tensors are stored in half precision; loading converts them to the net's precision.
     """
     tensors = {
         name: tensor.detach().to(
@@ -80,7 +80,7 @@ def read_net(path: Path, kind: type[C], form: str, with_tensors: bool) -> tuple[
     """Read the card of a file of format `form`, and its tensors if asked.
 
     Raises:
-        UserError: not a whole file of that format.
+        UserError: the file is not of that format, or is damaged.
     """
     _refuse_foreign(path)
     try:
@@ -93,25 +93,25 @@ def read_net(path: Path, kind: type[C], form: str, with_tensors: bool) -> tuple[
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
     except SafetensorError as error:
-        raise UserError(f"{path} is truncated or damaged ({error}). Copy it again, or train it anew.") from None
+        raise UserError(f"{path} is truncated or damaged ({error}). Copy it again, or train the net again.") from None
     return _parse_card(path, header.get("card", ""), kind), tensors
 
 
 def load_tensors(path: Path, net: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    """Put a file's tensors into the net that its card describes; frozen and in evaluation mode.
+    """Load a file's tensors into the net that its card describes; the net becomes frozen, in evaluation mode.
 
     Raises:
-        UserError: they do not fit.
+        UserError: the tensors do not fit the net.
     """
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UserError(f"{path}: its tensors do not fit the architecture that its card names. {error}") from None
+        raise UserError(f"{path}: its tensors do not fit the architecture on its card. {error}") from None
     return net.eval().requires_grad_(False)
 
 
 def has_format(path: Path, form: str) -> bool:
-    """Whether a file says of itself that it is of format `form`. False if it cannot be read."""
+    """Whether the header of a file names format `form`. False if it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format") == form
@@ -130,10 +130,10 @@ def _parse_card(path: Path, text: str, kind: type[C]) -> C:
 
 
 def refuse_no_weights(path: Path) -> None:
-    """Refuse what a download leaves that went wrong: a file that is there and holds no weights.
+    """Refuse a file without weights, which a failed download leaves.
 
     Raises:
-        UserError: saying what the file is, and how to get the weights.
+        UserError: the message says what the file is, and how to get the weights.
     """
     with path.open("rb") as file:
         start = file.read(200).lstrip()
@@ -151,7 +151,7 @@ def _refuse_foreign(path: Path) -> None:
     refuse_no_weights(path)
     with path.open("rb") as file:
         start = file.read(9)
-    # Before the brace stands the header's length, whose bytes may look like the start of anything.
+    # The first 8 bytes are the header's length; they can equal the start of another format, so test the brace first.
     if start[8:9] == b"{":
         return
     if start[:2] == b"PK":
@@ -159,8 +159,8 @@ def _refuse_foreign(path: Path) -> None:
     elif start[:1] == b"\x80":
         kind = "a Python pickle, which can run code"
     else:
-        kind = "no safetensors file, or a truncated one"
+        kind = "not a safetensors file, or a truncated one"
     raise UserError(
-        f"{path} is {kind}: it was not opened. Expected kfrl's own agent format (.safetensors, as a run or "
-        "`kfrl teachers import` writes it)."
+        f"{path} is {kind}: it was not opened. Expected kfrl's own agent format (.safetensors, written by a run or "
+        "by `kfrl teachers import`)."
     )

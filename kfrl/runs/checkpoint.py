@@ -1,4 +1,4 @@
-"""Checkpoints: atomic, the last two kept, never a pickle."""
+"""Checkpoints: written atomically, without pickle; the last two are kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kfrl.runs.provenance import commit
 
 KEPT = 2
 SHOWN = 3
-"""So many differences between two nets are named."""
+"""Most differences between two nets that an error names."""
 
 
 @dataclass(frozen=True)
@@ -32,33 +32,33 @@ class Checkpoint:
     state: dict[str, Any]
     path: Path
     version: str = "an earlier version of kfrl"
-    """What wrote it."""
+    """The version of kfrl that wrote it."""
 
     @contextmanager
     def understood(self) -> Iterator[None]:
-        """Inside, whatever is missing from the checkpoint, or has another shape, refuses it.
+        """A context that turns the error of a missing or misshapen entry into a UserError.
 
         Raises:
-            UserError: naming the version that wrote it, and this one.
+            UserError: the message names the version that wrote the checkpoint, and this version.
         """
         try:
             yield
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(
-                f"{self.path} was written by {self.version}, and this one ({this_version()}) cannot go on from it: "
-                f"{what}. Go on with the version that wrote it."
+                f"{self.path} was written by {self.version}, and this version ({this_version()}) cannot resume from "
+                f"it: {what}. Resume with the version that wrote it."
             ) from None
 
     def prefixed(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names start with `prefix`, under the rest of their names."""
+        """The tensors whose names start with `prefix`, by the rest of their names."""
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
     def load_net(self, net: nn.Module) -> None:
-        """Put the tensors `net.*` into `net`.
+        """Load the tensors `net.*` into `net`.
 
         Raises:
-            UserError: they are those of another net; the message says what differs.
+            UserError: they belong to another net; the message says what differs.
         """
         saved, own = self.prefixed("net."), net.state_dict()
         shapes = {name: (saved.get(name), own.get(name)) for name in sorted(saved.keys() | own.keys())}
@@ -70,18 +70,18 @@ class Checkpoint:
         if differing:
             more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
             raise UserError(
-                f"{self.path} holds another net than this version of kfrl makes of the run's config.yaml and teachers "
-                f"({'; '.join(differing[:SHOWN])}{more}). Go on with the version that wrote it, "
-                f"{self.version}, or put config and teachers back as they were."
+                f"{self.path} holds another net than this version of kfrl builds from the run's config.yaml and "
+                f"teachers ({'; '.join(differing[:SHOWN])}{more}). Resume with the version that wrote it, "
+                f"{self.version}, or restore the config and the teachers."
             )
         net.load_state_dict(saved)
 
 
 def save_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Write `step-<step>.safetensors` into `directory` and drop all but the last two.
+    """Write `step-<step>.safetensors` into `directory` and delete all but the last two.
 
     Raises:
-        UserError: it could not be written (a full disk); earlier checkpoints are as they were.
+        UserError: it could not be written (a full disk); earlier checkpoints are unchanged.
     """
     path = directory / f"step-{step:012d}.safetensors"
     copies = {
@@ -99,7 +99,7 @@ def save_checkpoint(directory: Path, step: int, tensors: Mapping[str, Tensor], s
 
 
 def latest_checkpoint(directory: Path) -> Checkpoint:
-    """Read the newest checkpoint that is whole.
+    """Read the newest undamaged checkpoint.
 
     Raises:
         UserError: there is none.
@@ -119,22 +119,22 @@ def latest_checkpoint(directory: Path) -> Checkpoint:
 
 
 def checkpoint_to_resume(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None where none was ever written, so that the run begins anew.
+    """The newest undamaged checkpoint; None if none was ever written, so that the run starts from the beginning.
 
     Raises:
-        UserError: there are some, and all are damaged.
+        UserError: all checkpoints are damaged.
     """
     return latest_checkpoint(directory) if _paths(directory) else None
 
 
 def this_version() -> str:
-    """The release that runs, and its commit in a checkout."""
+    """The version of kfrl that is running, with its commit in a checkout."""
     found = commit()
     return f"kfrl {kfrl.__version__}" + ("" if found == kfrl.__version__ else f" (commit {found[:12]})")
 
 
 def version_of(directory: Path) -> str:
-    """What wrote the newest checkpoint that is whole."""
+    """The version of kfrl that wrote the newest undamaged checkpoint."""
     for path in reversed(_paths(directory)):
         with suppress(SafetensorError, OSError), safe_open(path, framework="pt") as file:
             version: str = (file.metadata() or {}).get("version", Checkpoint.version)

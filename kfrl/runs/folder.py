@@ -1,4 +1,4 @@
-"""The folder that a run writes, whatever was trained, and finding such folders again."""
+"""The folder of a run, in every domain, and the search for such folders."""
 
 from __future__ import annotations
 
@@ -31,46 +31,46 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """Every setting, resolved; `--config` on it runs the same run again."""
+        """The file of all settings, resolved; `--config` with it repeats the run."""
         return self.path / "config.yaml"
 
     @property
     def student(self) -> Path:
-        """The student alone."""
+        """The file of the student alone."""
         return self.path / STUDENT_FILE
 
     @property
     def checkpoints(self) -> Path:
-        """What `--resume` needs."""
+        """The folder of the checkpoints, for `--resume`."""
         return self.path / "checkpoint"
 
     @property
     def metrics(self) -> Path:
-        """The learning curves."""
+        """The file of the learning curves."""
         return self.path / "metrics.csv"
 
     @property
     def history(self) -> Path:
-        """What changed along the way: teachers that came and went."""
+        """The file of the reviews, and of the teachers that were linked and removed."""
         return self.path / "history.csv"
 
     @property
     def curves(self) -> Path:
-        """The same, drawn."""
+        """The plot of the learning curves."""
         return self.path / "curves.png"
 
     @property
     def evaluation(self) -> Path:
-        """The final scores."""
+        """The file of the final scores."""
         return self.path / "eval.json"
 
     @property
     def log(self) -> Path:
-        """The lines that were printed."""
+        """The file of the printed lines."""
         return self.path / "log.txt"
 
     def make(self) -> bool:
-        """Make the folder; False where it is there already, whoever made it."""
+        """Make the folder; False if it exists already."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.path.mkdir()
@@ -86,7 +86,7 @@ class RunFolder:
         """The settings of the run.
 
         Raises:
-            UserError: they are not what this version knows; the message names the version that began the run.
+            UserError: this version does not accept them; the message names the version that started the run.
         """
         with self.naming_version():
             return load_config(self.config, kind)
@@ -97,12 +97,12 @@ class RunFolder:
         try:
             yield
         except UserError as error:
-            # Checkpoints need torch, which a sweep's own processes do without.
+            # Imported here, because checkpoints need torch, which a sweep's own processes do not load.
             from kfrl.runs.checkpoint import this_version, version_of
 
             raise UserError(
-                f"{error} If nobody has edited that file, another version began the run "
-                f"({version_of(self.checkpoints)}; this one is {this_version()}): go on with that version."
+                f"{error} If nobody has edited that file, another version started the run "
+                f"({version_of(self.checkpoints)}; this one is {this_version()}): resume with that version."
             ) from None
 
     def write_evaluation(self, result: Mapping[str, Any]) -> None:
@@ -110,7 +110,7 @@ class RunFolder:
         write_text(self.evaluation, json.dumps(result, indent=1) + "\n")
 
     def source(self, phase: int) -> Path:
-        """Where a phase of source games has its learning curves."""
+        """The folder with the learning curves of a phase of source games."""
         return self.path / f"source-{phase + 1}"
 
     @classmethod
@@ -118,7 +118,7 @@ class RunFolder:
         """The folder of an existing run.
 
         Raises:
-            UserError: there is none.
+            UserError: the folder is not that of a run.
         """
         folder = cls(path)
         if not folder.config.is_file():
@@ -129,13 +129,13 @@ class RunFolder:
         return folder
 
     def check_finished(self, resume: str) -> None:
-        """Refuse a folder that lacks something of a finished run.
+        """Refuse a folder that lacks a file of a finished run.
 
         Args:
-            resume: The command that goes on with a run, without its folder.
+            resume: The command that resumes a run, without its folder.
 
         Raises:
-            UserError: saying what is missing.
+            UserError: the message says what is missing.
         """
         if not self.path.is_dir():
             raise UserError("not a folder")
@@ -144,8 +144,8 @@ class RunFolder:
         for file, meaning in (
             (self.config, "not the folder of a run"),
             (self.evaluation, f"unfinished or never evaluated; finish it: {resume} {self.path}"),
-            (self.student, "its student is gone"),
-            (self.metrics, "its learning curve is gone"),
+            (self.student, "its student is missing"),
+            (self.metrics, "its learning curve is missing"),
         ):
             if not file.is_file():
                 raise UserError(f"no {file.name}: {meaning}")
@@ -153,21 +153,21 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A folder that is not part of a comparison."""
+    """A folder that a comparison leaves out."""
 
     path: Path
     reason: str
 
 
 def find_runs(arguments: Iterable[str]) -> tuple[list[tuple[Path, str | None]], list[Skipped]]:
-    """The folders of all runs that the arguments mean, each once, with the name that the user gave their arm.
+    """The folders of all runs in the arguments, each once, with the name that the user gave the arm, or None.
 
     Args:
-        arguments: Folders of runs, folders that hold such folders at any depth, or `name=folder`, where `name` is
-            what to call the arm of all runs found there.
+        arguments: Folders of runs, folders that contain such folders at any depth, or `name=folder`, where `name` is
+            the arm's name for all runs found there.
 
     Raises:
-        UserError: a folder that does not exist or cannot be looked into, or one run under two names.
+        UserError: a folder does not exist or cannot be read, or a run has two names.
     """
     found: dict[Path, tuple[Path, str | None]] = {}
     skipped = []
@@ -176,26 +176,26 @@ def find_runs(arguments: Iterable[str]) -> tuple[list[tuple[Path, str | None]], 
         try:
             inside = list(_candidates(root, set()))
         except OSError as error:
-            raise UserError(f"Could not look into {root}: {error}.") from None
+            raise UserError(f"Could not read the folder {root}: {error}.") from None
         if not inside:
-            skipped.append(Skipped(root, "holds no run"))
+            skipped.append(Skipped(root, "contains no run"))
         for path in inside:
             first, known = found.setdefault(path.resolve(), (path, group))
             if None not in (known, group) and known != group:
-                raise UserError(f"{path} cannot be of two arms, {known!r} and {group!r}. Name it once.")
+                raise UserError(f"{path} cannot be in two arms, {known!r} and {group!r}. Give it once.")
             found[path.resolve()] = first, known or group
     return list(found.values()), skipped
 
 
 def collect(arguments: Iterable[str], read: Callable[[Path, str | None], R]) -> tuple[list[R], list[Skipped]]:
-    """Read every run that the arguments of `find_runs` mean; a folder that is not whole is named and left out.
+    """Read every run that `find_runs` finds; incomplete runs are returned as skipped.
 
     Args:
         arguments: See `find_runs`.
-        read: Reads the run in a folder, given the name of its arm; raises UserError where it is not whole.
+        read: (folder, name of the arm or None) -> the record of a run; raises UserError for an incomplete run.
 
     Raises:
-        UserError: as `find_runs`.
+        UserError: see `find_runs`.
     """
     found, skipped = find_runs(arguments)
     records = []
@@ -217,11 +217,11 @@ def _split(argument: str) -> tuple[str | None, Path]:
 
 
 def _candidates(path: Path, entered: set[Path]) -> Iterator[Path]:
-    """Folders that hold a file of a run, and what is given by name or empty, so that the user hears of it."""
+    """Folders with a file of a run; also files and empty folders, so that the user is told why they are left out."""
     if not path.is_dir():
         yield path
         return
-    if path.resolve() in entered:  # by a link
+    if path.resolve() in entered:  # already, through a symbolic link
         return
     entered.add(path.resolve())
     folder = RunFolder(path)
@@ -231,9 +231,12 @@ def _candidates(path: Path, entered: set[Path]) -> Iterator[Path]:
     inside = sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), key=_links_last)
     below = [run for entry in inside if entry.is_dir() for run in _candidates(entry, entered)]
     left = not inside or folder.checkpoints.exists() or folder.log.exists()
-    yield from below or [path] * left
+    if below:
+        yield from below
+    elif left:
+        yield path
 
 
 def _links_last(entry: Path) -> tuple[bool, str]:
-    """A run is called by its own folder, not by a link to it."""
+    """Sort key: symbolic links last, so that a run is found by its own folder before a link to it."""
     return entry.is_symlink(), entry.name

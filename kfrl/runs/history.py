@@ -1,4 +1,4 @@
-"""What changed in a run along the way, as a CSV: a row for each thing looked at, with the step."""
+"""The history of a run as a CSV: at each review a row for each teacher, with the step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kfrl.runs.metrics import STEP
 
 
 def add(path: Path, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows, all of the same columns as those that are there."""
+    """Append rows with the same columns as the existing ones."""
     _write(path, [*read(path), *({STEP: step, **row} for row in rows)])
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the rows of later steps: a resumed run goes through them again."""
+    """Delete the rows of later steps, because a resumed run repeats them."""
     rows = read(path)
     kept = [row for row in rows if int(row[STEP]) <= step]
     if len(kept) < len(rows):
@@ -25,7 +25,7 @@ def forget_after(path: Path, step: int) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows; none if there is no such file."""
+    """The rows; empty if there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow beside `metrics.csv` and TensorBoard; neither is needed by anything else."""
+"""Optional loggers besides `metrics.csv` and TensorBoard: Weights & Biases and MLflow."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from kfrl.errors import UserError, unknown
 from kfrl.runs.atomic import write_text
 
 IDENTITIES = "loggers.json"
-"""Where a run keeps what it is called elsewhere, so that a resumed one goes on there."""
+"""The file in a run's folder with its identity at each logger, with which a resumed run continues there."""
 PROJECT = "kfrl"
-"""The project or experiment, unless the program's own variable names another."""
+"""The project or experiment, unless the logger's environment variable names another."""
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
 
 
 class Logger(Protocol):
-    """Takes the rows of a run's metrics."""
+    """Logs the rows of a run's metrics."""
 
     identity: str
-    """What the run is called there."""
+    """The run's identity at this logger."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One row."""
+        """Log one row."""
 
     def close(self) -> None:
         """Flush."""
@@ -39,10 +39,10 @@ def check_loggers(names: str) -> None:
     """Refuse a logger that does not exist or is not installed.
 
     Args:
-        names: Between commas.
+        names: Loggers, comma-separated.
 
     Raises:
-        UserError: with the nearest name, or the line that installs it.
+        UserError: the message gives the nearest name, or the command that installs it.
     """
     for name in split_names(names):
         if name not in PACKAGES:
@@ -52,34 +52,34 @@ def check_loggers(names: str) -> None:
 
 
 class Loggers:
-    """Those of a run; they are started by its first row, so that a run which is only looked at starts none."""
+    """The loggers of a run. The first row starts them, so that a run that is only inspected starts none."""
 
     def __init__(self, names: str, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Keep what they are started with.
+        """Store the arguments for the start of the loggers.
 
         Args:
-            names: Between commas.
-            folder: The run's.
-            settings: Of the run, for those who look.
+            names: Loggers, comma-separated.
+            folder: The run's folder.
+            settings: The run's settings, which the loggers display.
         """
         self._names, self._folder, self._settings = split_names(names), folder, _flat(settings)
         self._open: list[Logger] | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One row."""
+        """Log one row."""
         if self._open is None:
             self._open = self._start()
         for logger in self._open:
             logger.log(step, values)
 
     def close(self) -> None:
-        """Flush those that were started."""
+        """Flush the loggers that were started."""
         for logger in self._open or ():
             logger.close()
         self._open = None
 
     def _start(self) -> list[Logger]:
-        """Begin a run with each, or go on with the one that this run has there."""
+        """Start a run at each logger, or continue the one that this run has there."""
         if not self._names:
             return []
         path = self._folder / IDENTITIES
@@ -106,7 +106,7 @@ class WandB:
             resume="allow" if identity else None,
             dir=folder,
             config=dict(settings),
-            # Its own capture of the output would break the panel.
+            # wandb's capture of the output would break the live panel.
             settings=wandb.Settings(console="off"),
         )
         self.identity: str = self._run.id
@@ -114,11 +114,11 @@ class WandB:
         self._run.define_metric("*", step_metric="global_step")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One row; a resumed run may come to a step again."""
+        """Log one row; a resumed run may log a step twice."""
         self._run.log({"global_step": step, **values})
 
     def close(self) -> None:
-        """Upload what is left."""
+        """Upload the remaining rows."""
         self._run.finish()
 
 
@@ -131,7 +131,7 @@ class MLflow:
         from mlflow.entities import Param
 
         here = (Path.cwd() / "mlruns").as_uri()
-        # Its file store is in maintenance, and says so by an error unless it is asked for.
+        # MLflow's file store is in maintenance mode and raises an error without this variable.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI", here))
         if identity is None:
@@ -145,7 +145,7 @@ class MLflow:
         self.identity: str = identity
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One row."""
+        """Log one row."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
@@ -153,7 +153,7 @@ class MLflow:
         self._client.log_batch(self.identity, metrics=metrics)
 
     def close(self) -> None:
-        """Say that it is over."""
+        """Mark the run as finished."""
         self._client.set_terminated(self.identity)
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a run: one CSV to read, TensorBoard events to look at."""
+"""Metrics of a run, as one CSV and as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class MetricsWriter:
     """Appends rows to `metrics.csv` and the same scalars to TensorBoard events in one folder."""
 
     def __init__(self, directory: Path, resume_at: int | None = None, loggers: Loggers | None = None) -> None:
-        """Open both; a resumed run forgets what it had logged beyond its checkpoint.
+        """Open both; a resumed run deletes the rows after its checkpoint.
 
         Args:
             directory: The run's folder.
-            resume_at: The checkpoint's global step, or None for a new run.
-            loggers: They get every row too.
+            resume_at: The global step of the checkpoint, or None for a new run.
+            loggers: Loggers that also get every row.
         """
-        from torch.utils.tensorboard import SummaryWriter  # here: whoever reads a curve needs no torch
+        from torch.utils.tensorboard import SummaryWriter  # imported here: reading a curve does not need torch
 
         self._path, self._loggers = directory / "metrics.csv", loggers
         rows = [] if resume_at is None else read_metrics(self._path)
@@ -57,10 +57,10 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, empty cells left out; none if there is no such file."""
+    """The rows of a `metrics.csv` without their empty cells; an empty list if there is no such file."""
     if not path.exists():
         return []
-    # A last line without an end is one that a crash cut off.
+    # A crash can cut off the last line, which then has no line break.
     whole_lines = path.read_text().rpartition("\n")[0].splitlines()
     return [
         {name: float(cell) for name, cell in row.items() if name and cell}

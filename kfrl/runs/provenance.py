@@ -1,4 +1,4 @@
-"""Where a file came from: the code's commit and the versions under it."""
+"""The origin of files: the commit of the code, and checksums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kfrl.errors import UserError
 
 @functools.cache
 def commit() -> str:
-    """The checkout's git commit, `+dirty` if it was edited since; the release's version outside a checkout."""
+    """The git commit of the checkout, with `+dirty` if files were edited since; outside a checkout the version."""
     here = Path(kfrl.__file__).parent
     try:
         revision = _git(here, "rev-parse", "HEAD")
@@ -33,19 +33,19 @@ def _git(directory: Path, *arguments: str) -> str:
 
 
 def sha256(*files: Path) -> str:
-    """The checksum of a file, hexadecimal; of several files that of their checksums' text."""
+    """The hexadecimal SHA-256 of a file; of several files, the SHA-256 of the text of their checksums."""
     found = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def check_pinned(paths: Sequence[Path], found: Sequence[str], pinned: Sequence[str], who: str = "config") -> None:
-    """Refuse teachers whose files are not those that a run began with.
+    """Refuse teachers whose files differ from those that a run started with.
 
     Args:
         paths: The teachers' files.
         found: Their checksums.
-        pinned: What they were; nothing where that is not known.
-        who: What says so.
+        pinned: The checksums at the start of the run; empty if they are not known.
+        who: The place that holds the pinned checksums, for the message.
 
     Raises:
         UserError: the first teacher that differs, with both checksums.
@@ -53,7 +53,7 @@ def check_pinned(paths: Sequence[Path], found: Sequence[str], pinned: Sequence[s
     for path, now, before in zip_longest(paths, found, pinned):
         if pinned and now != before:
             raise UserError(
-                f"Teacher {path or 'missing'}: its SHA-256 is {now}, and the {who} says {before}. Put the file back "
-                "with which the run began; or begin a new run with the one that is there: leave teacher_sha256 out of "
-                "the config, or give --teacher-sha256 with nothing after it."
+                f"Teacher {path or 'missing'}: its SHA-256 is {now}, and the {who} says {before}. Restore the file "
+                "that the run started with; or start a new run with the present file: leave teacher_sha256 out of "
+                "the config, or give --teacher-sha256 without a value."
             )

@@ -1,4 +1,4 @@
-"""Large tensors in a safetensors file, written and read row by row: they need not fit into memory."""
+"""Safetensors files of tensors larger than memory, written and read row by row."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 Rows = dict[str, NDArray[Any]]
 """Name -> array on disk."""
 KINDS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
-"""The format's names of types."""
+"""Name of a type in the safetensors format -> NumPy type."""
 
 
 @contextmanager
 def streaming(
     path: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], card: DataclassInstance, form: str
 ) -> Iterator[Rows]:
-    """Yield arrays to fill; the file has its name, and `kfrl.runs.cards.read_net` reads it, once all is written.
+    """Yield arrays to fill. The file gets its name when the context ends; `kfrl.runs.cards.read_net` reads it.
 
     Args:
         path: The file.
-        shapes: Name -> kind, a key of `KINDS`, and shape.
-        card: What the header says of the tensors.
+        shapes: Name -> type, a key of `KINDS`, and shape.
+        card: The card in the header.
         form: The format that the header names.
 
     Raises:
-        UserError: the system refused; a full disk before anything is computed.
+        UserError: writing failed; a full disk is found before the first array is yielded.
     """
     header: dict[str, Any] = {"__metadata__": {"format": form, "card": json.dumps(asdict(card))}}
     end = 0
-    # Larger types first, so that all are aligned.
+    # Larger types first, so that all arrays are aligned.
     for name, (kind, shape) in sorted(shapes.items(), key=lambda item: -KINDS[item[1][0]].itemsize):
         start, end = end, end + KINDS[kind].itemsize * math.prod(shape)
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
@@ -64,7 +64,7 @@ def streaming(
 
 
 def _reserve(handle: int, size: int) -> None:
-    """Reserve the disk space now: writing through memory to a full disk would kill the process."""
+    """Reserve the disk space now, because a write through a memory map to a full disk kills the process."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(handle, 0, size)
     else:

@@ -19,8 +19,8 @@ from kfrl.config import Count, NonNegative, split_names, validated
 from kfrl.errors import UserError, unknown
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.graphs import ENSEMBLE, LABELS, LOSSES, Edge, Graph, Node, plain_graph
+from kfrl.sweep.folder import FINISHED, SweepFolder, SweepPlan, TrialState
 from kfrl.sweep.space import TEACHER, EarlyStopping, Trial
-from kfrl.sweep.trials import FINISHED, Plan, State, SweepFolder
 
 DOMAIN = "kfrl.supervised.trials"
 GATES = ("through", "cutoff", "linear", "negative-linear", "correct")
@@ -65,7 +65,7 @@ class SearchConfig:
     """Number of seeds for training the winner and the methods it is compared with; none of them is the search's."""
 
 
-def make_plan(search: SearchConfig, config: SupervisedConfig) -> Plan:
+def make_plan(search: SearchConfig, config: SupervisedConfig) -> SweepPlan:
     """All trials of a search; a larger number of trials keeps the first ones.
 
     Args:
@@ -80,11 +80,11 @@ def make_plan(search: SearchConfig, config: SupervisedConfig) -> Plan:
     if not config.validation:
         raise UserError("A search chooses on validation images, and --validation 0 keeps none: give a share, e.g. 0.1.")
     if search.space == "flow":
-        return Plan(DOMAIN, tuple(_flows(search, config)))
+        return SweepPlan(DOMAIN, tuple(_flows(search, config)))
     if config.net is None:
         raise UserError("Which net is the student? Give --net NAME, e.g. --net resnet-32.")
     early = EarlyStopping(search.grace, search.factor) if search.prune else None
-    return Plan(DOMAIN, tuple(_graphs(search, config)), early_stopping=early)
+    return SweepPlan(DOMAIN, tuple(_graphs(search, config)), early_stopping=early)
 
 
 def changed(config: SupervisedConfig) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def describe(graph: Graph) -> str:
 # --- the winner ---------------------------------------------------------------------------------------------------
 
 
-def best_trial(plan: Plan, states: Mapping[str, State]) -> Trial | None:
+def best_trial(plan: SweepPlan, states: Mapping[str, TrialState]) -> Trial | None:
     """The finished trial that is best on the validation images; among equals the first."""
     done = [
         trial
@@ -298,7 +298,7 @@ def best_trial(plan: Plan, states: Mapping[str, State]) -> Trial | None:
     return max(done, key=lambda trial: states[trial.name].objective or 0.0, default=None)
 
 
-def final_plan(search: SearchConfig, config: SupervisedConfig, folder: SweepFolder, winner: Trial) -> Plan:
+def final_plan(search: SearchConfig, config: SupervisedConfig, folder: SweepFolder, winner: Trial) -> SweepPlan:
     """The winner and its rivals, trained on as many images as training and validation had together.
 
     Rivals of a graph: the student alone, knowledge distillation from each pre-trained net, and mutual learning with a
@@ -314,11 +314,11 @@ def final_plan(search: SearchConfig, config: SupervisedConfig, folder: SweepFold
         for seed in range(config.seed + 1, config.seed + 1 + search.retrainings):
             final = {**settings, "validation": 0.0, "keep": "last", "seed": seed}
             trials.append(Trial(f"{name}-s{seed}", final, name, {}))
-    return Plan(DOMAIN, tuple(trials))
+    return SweepPlan(DOMAIN, tuple(trials))
 
 
 def _rivals(
-    search: SearchConfig, config: SupervisedConfig, folder: SweepFolder, plan: Plan
+    search: SearchConfig, config: SupervisedConfig, folder: SweepFolder, plan: SweepPlan
 ) -> dict[str, dict[str, Any]]:
     whole = changed(config)
     base = {key: value for key, value in whole.items() if key != "teachers"}

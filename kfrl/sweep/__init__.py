@@ -1,1 +1,1 @@
-"""Many runs from one file, on one machine or a cluster: what there is to run, and Ray Tune that runs it."""
+"""Sweeps: many runs from one file, run by Ray Tune on one machine or a cluster."""

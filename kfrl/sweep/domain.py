@@ -1,4 +1,4 @@
-"""What a sweep has to be told of the runs that it starts; the sweep itself knows neither games nor images."""
+"""The interface between a sweep and the kind of its runs, games or images."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ if TYPE_CHECKING:
 
 
 class Domain(ABC):
-    """A kind of run. One object of it stands in a module as `DOMAIN`; importing that module loads no torch."""
+    """A kind of run. Its module holds one object of it as `DOMAIN`; importing that module must not load torch."""
 
     settings: ClassVar[type[DataclassInstance]]
-    """What a run's settings are."""
+    """The dataclass of a run's settings."""
     subject: ClassVar[str]
-    """The setting that says what is learned: a game, a data set."""
+    """The name of the setting for the game or the data set."""
     budget: ClassVar[str]
-    """The setting that says how long."""
+    """The name of the setting for the length of a run, e.g. steps."""
     unit: ClassVar[str]
-    """What the rate counts."""
+    """The unit that the rate counts, e.g. steps."""
     objective: ClassVar[str]
-    """What a run's `Status.student` is, in words."""
+    """A name for a run's `Status.student`."""
     score: ClassVar[str]
-    """What `scores` are, in words."""
+    """A name for the final score."""
     higher_is_better: ClassVar[bool]
-    """Of scores."""
+    """Whether a higher score is better."""
     compare_command: ClassVar[str]
-    """What puts the runs side by side."""
+    """The command that compares the runs."""
 
     @abstractmethod
     def check(self, settings: Mapping[str, Any]) -> None:
-        """Refuse settings that no run can have; looks at names, types and ranges.
+        """Refuse settings that no run can have; checks names, types and ranges.
 
         Raises:
-            UserError: saying what is wrong.
+            UserError: a setting is wrong.
         """
 
     @abstractmethod
@@ -50,25 +50,25 @@ class Domain(ABC):
         """Look up everything that the settings name.
 
         Raises:
-            UserError: something is not there, or does not fit together.
+            UserError: something does not exist, or settings do not fit together.
         """
 
     @abstractmethod
     def start(self, settings: Mapping[str, Any]) -> Session[Any, Any]:
-        """Begin a run."""
+        """Start a run."""
 
     @abstractmethod
     def resume(self, folder: Path) -> Session[Any, Any]:
-        """Go on with one."""
+        """Resume the run in a folder."""
 
     @abstractmethod
     def curve(self, folder: Path) -> list[tuple[float, float]]:
-        """The objective along a run that a folder holds: (steps or epochs, value), in order."""
+        """The points (steps or epochs, objective) of the run in a folder, in order."""
 
     @abstractmethod
     def scores(self, evaluation: Mapping[str, Any]) -> tuple[float, float | None]:
-        """The final score that tables show, and the objective at the end, out of eval.json."""
+        """The final score, which tables show, and the final objective, from the content of eval.json."""
 
     @abstractmethod
     def teacher(self, folder: Path) -> str:
-        """What `teachers` takes to mean the student of a run."""
+        """The value of the setting `teachers` that refers to the student of the run in a folder."""

@@ -1,7 +1,7 @@
-"""Ray Tune runs the trials of a plan: a process of its own, started by `kfrl sweep`, that prints nothing.
+"""The driver process of a sweep, which runs the trials of a plan with Ray Tune. `kfrl sweep` starts it.
 
-Tune's actors train the trials themselves, each in a thread, so that PyTorch is loaded once for many trials. What
-happened is in the runs' folders and in the sweep's CSV; Tune's own files are never read again.
+Tune's actors train the trials in a thread, so that an actor loads PyTorch once for many trials. The results are in
+the runs' folders and in the sweep's CSV; Tune's own files are never read again.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from kfrl.errors import UserError
+from kfrl.sweep.descendants import adopt_orphans, alive, descendants, end_descendants, watch
 from kfrl.sweep.estimate import OBJECT_STORE
-from kfrl.sweep.processes import adopt_orphans, alive, descendants, end_descendants, watch
-from kfrl.sweep.space import EarlyStopping, Trial
-from kfrl.sweep.trials import (
+from kfrl.sweep.folder import (
     FAILED,
     FINISHED,
     PRUNED,
     RUNNING,
     STOPPED,
     WAITING,
-    Plan,
-    State,
     SweepFolder,
+    SweepPlan,
+    TrialState,
     domain_of,
     levels,
     untaught,
 )
+from kfrl.sweep.space import EarlyStopping, Trial
 from kfrl.training.status import Status
 
 RETRIES = 2
-"""How often a trial that failed, or whose process or node died, is taken up again from its checkpoint."""
+"""How often a trial is resumed from its checkpoint after it failed, or after its process or node died."""
 ATTEMPTS = 4
-"""How often Ray is started before that is an error."""
+"""How often starting Ray is tried before the failure is raised."""
 GRACE = 5.0
-"""Seconds that a run has for its checkpoint when it is stopped."""
+"""Seconds that a stopped run has to write its checkpoint."""
 RAY_DIED = 3
-"""Exit code: a process of Ray itself died."""
+"""Exit code after a process of Ray itself died."""
 _STOP = threading.Event()
 
 
@@ -60,7 +60,7 @@ class Runner(tune.Trainable):
     """Trains one run after another; `step` reports once a second."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take up a trial where its folder stands."""
+        """Prepare to start a trial, or to resume it from its folder."""
         self._folder = SweepFolder(Path(config["one"]["sweep"]))
         if not self._folder.exists:
             raise RuntimeError(f"{self._folder.path} is not on node {os.uname().nodename}: the storage is not shared.")
@@ -74,7 +74,7 @@ class Runner(tune.Trainable):
         self._go_on, self._owed = threading.Semaphore(0), False
         self._told = -1.0
         if self._judged:
-            # What was known of it when it was left, for the rungs that it has passed.
+            # ASHA needs the earlier part of the curve, for the rungs that the trial has passed already.
             self._history.extend(self._domain.curve(self._folder.run(self._trial).path))
         self._session: Any = None
         self._status: Status | None = None
@@ -89,7 +89,7 @@ class Runner(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """How the run stands, after a second or at its end."""
+        """The run's progress, after a second or at its end."""
         if self._history:
             return self._point(*self._history.popleft(), self._state)
         if self._state in (FINISHED, PRUNED):
@@ -113,7 +113,7 @@ class Runner(tune.Trainable):
         return {**self._report(), **_known(self._status), "state": FINISHED, "done": True}
 
     def _point(self, done: float, objective: float, state: str) -> dict[str, Any]:
-        """A point of the run's curve, for ASHA."""
+        """A point of the run's curve, as a report for ASHA."""
         return {"state": state, **_place(done, done / self._total), "objective": objective}
 
     @property
@@ -124,12 +124,12 @@ class Runner(tune.Trainable):
         status = self._status
         if status is None:
             return {**_place(0.0, 0.0), "rate": 0.0}
-        # ASHA is told the objective where it was measured, and nowhere else.
+        # Under ASHA the objective is reported only at the steps where it was measured.
         known = {} if self._judged else _known(status)
         return {**_place(status.done, status.share), "rate": status.rate, **known}
 
     def _failed(self, error: BaseException) -> dict[str, Any]:
-        """Bad input fails for good; Tune takes anything else up again."""
+        """Report a UserError as a final failure. Raise any other error again, so that Tune retries the trial."""
         text = str(error) if isinstance(error, UserError) else "".join(traceback.format_exception(error))
         self._folder.error_file(self._trial).write_text(text)
         if isinstance(error, UserError):
@@ -152,11 +152,11 @@ class Runner(tune.Trainable):
             self._points.put(None)
 
     def update(self, status: Status) -> None:
-        """As a display: keep where the run stands. Under ASHA the run waits for its judgement at each new objective."""
+        """Keep the run's status (the display's interface). Under ASHA, wait for its decision at each new objective."""
         self._status = status
         if self._judged and not self._stopping and status.student is not None:
             measured = status.done if status.student_at is None else status.student_at
-            # Without a measure of its own, an objective is new when its value is.
+            # If the status does not say when the objective was measured, a changed value means a new measurement.
             key = status.student if status.student_at is None else measured
             if key != self._told:
                 self._told = key
@@ -166,12 +166,12 @@ class Runner(tune.Trainable):
             self._session.trainer.stop(signal.SIGTERM)
 
     def say(self, text: Any) -> None:
-        """As a display: write a line into the run's log."""
+        """Write a line into the run's log (the display's interface)."""
         with self._folder.run(self._trial).log.open("a") as log:
             log.write(f"{text}\n")
 
     def cleanup(self) -> None:
-        """Have the run write a checkpoint and end, if it has not."""
+        """Make a run that is still active write a checkpoint and end."""
         self._stopping = True
         self._go_on.release()
         if self._thread is not None and self._thread.is_alive():
@@ -184,7 +184,7 @@ class Runner(tune.Trainable):
 
 
 def _place(done: float, share: float) -> dict[str, float]:
-    """Where a run stands, as Tune gets it; its schedulers count in whole numbers."""
+    """Progress of a run, as reported to Tune, whose schedulers count time in whole numbers."""
     return {"done_units": done, "share": share, "permille": round(1000 * share)}
 
 
@@ -193,7 +193,7 @@ def _known(status: Status | None) -> dict[str, float]:
 
 
 class _Stopper(tune.Stopper):
-    """Ends the sweep when the driver was told to."""
+    """Ends the sweep after a stop signal."""
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -203,9 +203,9 @@ class _Stopper(tune.Stopper):
 
 
 class _Table(tune.Callback):
-    """Keeps the CSV, and the scores of runs that end."""
+    """Writes the CSV, and reads the scores of runs that end."""
 
-    def __init__(self, folder: SweepFolder, plan: Plan, states: dict[str, State]) -> None:
+    def __init__(self, folder: SweepFolder, plan: SweepPlan, states: dict[str, TrialState]) -> None:
         self._folder, self._plan, self.states = folder, plan, states
         self._domain, self._written = domain_of(plan), 0.0
 
@@ -256,12 +256,12 @@ class _Table(tune.Callback):
 
 
 def run(folder: SweepFolder, address: str | None, cores: int) -> None:
-    """Run what is not done yet of a sweep; returns at its end, or soon after a signal."""
+    """Run the unfinished trials of a sweep; returns when all have ended, or soon after a signal."""
     plan = folder.read()
     states = folder.states(plan)
     if not _STOP.is_set():
         connect(address, cores)
-        _note_signals()  # Ray has set its own
+        _note_signals()  # Ray has replaced the handlers
     for trials in levels(plan):
         if _STOP.is_set():
             break
@@ -277,10 +277,10 @@ def run(folder: SweepFolder, address: str | None, cores: int) -> None:
 
 
 def connect(address: str | None, cores: int) -> None:
-    """Start Ray here, or join a cluster.
+    """Start Ray on this machine, or join a cluster.
 
     Raises:
-        ConnectionError: nobody answers at the address.
+        ConnectionError: no cluster answers at the address.
     """
     if address is not None:
         ray.init(address=address, log_to_driver=False)
@@ -288,14 +288,14 @@ def connect(address: str | None, cores: int) -> None:
     for attempt in range(ATTEMPTS):
         try:
             ray.init(
-                address="local",  # else Ray looks for a cluster on this machine, even one that is long dead
+                address="local",  # without it Ray looks for a running cluster, and may find the files of a dead one
                 num_cpus=cores,
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE,
                 log_to_driver=False,
             )
             break
-        except Exception:  # on a busy machine Ray gives itself up after half a minute
+        except Exception:  # on a busy machine Ray's start can time out after half a minute
             if attempt == ATTEMPTS - 1 or _STOP.is_set():
                 raise
             end_descendants()
@@ -311,8 +311,8 @@ def _ray_died() -> None:
         os._exit(RAY_DIED)
 
 
-def _fit(folder: SweepFolder, plan: Plan, trials: Sequence[Trial], states: dict[str, State]) -> None:
-    """Have Tune run trials that wait for nothing. With ASHA those that are over tell it their curves, at no cost."""
+def _fit(folder: SweepFolder, plan: SweepPlan, trials: Sequence[Trial], states: dict[str, TrialState]) -> None:
+    """Run with Tune the trials of one level. Under ASHA, ended trials first report their curves, without training."""
     over = [trial for trial in trials if states[trial.name].state in (FINISHED, PRUNED)]
     left = [trial for trial in trials if trial not in over]
     if not left:
@@ -347,12 +347,12 @@ def _fit(folder: SweepFolder, plan: Plan, trials: Sequence[Trial], states: dict[
 
 
 def _resources(trial: Trial) -> Any:
-    """All on one node, as the shared memory of a run needs it."""
+    """A trial's resources, all on one node, because the processes of a run share memory."""
     return tune.PlacementGroupFactory([{"CPU": trial.cpu, "GPU": trial.gpu}])
 
 
 class _Asha(ASHAScheduler):
-    """ASHA for all trials but the sweep's own teachers, which others wait for."""
+    """ASHA for all trials except the sweep's own teachers, which other trials need to finish."""
 
     def __init__(self, teachers: set[str], **settings: Any) -> None:
         super().__init__(**settings)
@@ -371,7 +371,7 @@ class _Asha(ASHAScheduler):
         return trial.config["one"]["trial"] in self._teachers
 
 
-def _scheduler(plan: Plan) -> Any:
+def _scheduler(plan: SweepPlan) -> Any:
     if plan.early_stopping is None:
         return None
     return _Asha({trial.name for trial in plan.trials if trial.teacher}, **_rungs(plan.early_stopping))
@@ -390,7 +390,7 @@ def _rungs(early: EarlyStopping) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Entry point of the process: FOLDER PARENT CORES [ADDRESS]."""
+    """Entry point of the driver process; its arguments are FOLDER PARENT_PID CORES [ADDRESS]."""
     folder, parent, cores = SweepFolder(Path(arguments[0])), int(arguments[1]), int(arguments[2])
     adopt_orphans()
     _note_signals()
@@ -411,7 +411,7 @@ def _note_signals() -> None:
 
 
 def _orphaned() -> None:
-    """The command that started this is gone: stop as on SIGTERM, but for no longer than `GRACE`."""
+    """Stop when the command that started this process is gone: as on SIGTERM, but after at most `GRACE` seconds."""
     _STOP.set()
     time.sleep(GRACE)
     end_descendants()

@@ -1,4 +1,4 @@
-"""What a sweep would take: one run of each kind is trained for some seconds, and the rest is arithmetic."""
+"""Estimate of a sweep's time and memory, from a few seconds of training of one run of each kind."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kfrl.sweep.processes import descendants
+from kfrl.sweep.descendants import descendants
+from kfrl.sweep.folder import SweepPlan, domain_of
 from kfrl.sweep.space import Trial, teacher_names
-from kfrl.sweep.trials import Plan, domain_of
 from kfrl.training.status import Status
 
 OBJECT_STORE = 80 * 2**20
-"""Bytes of shared memory for Ray: trials only report numbers."""
+"""Bytes of shared memory for Ray. Trials report only numbers, so little is enough."""
 SECONDS = 5.0
-"""Length of a measurement, after `_WARM_UP`."""
+"""Seconds of a measurement, after `_WARM_UP`."""
 _WARM_UP = 2.0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Runs of one cost: they differ in subject, seed and draws alone."""
+    """A group of runs with the same cost: they differ only in subject, seed and draws."""
 
     group: str
     runs: int
     budget: float
-    """Steps or epochs of one."""
+    """Steps or epochs of one run."""
     rate: float
-    """Steps or images a second, here."""
+    """Steps or images a second on this machine."""
     seconds: float
-    """Of one run, here, if no other runs beside it; without its final games."""
+    """Seconds of one run on this machine when no other run is active, without the final games."""
     memory_mb: float
     cpu: float
     untaught: bool
-    """Measured without its teachers, which are trained by the sweep itself."""
+    """Whether the run was measured without its teachers, because the sweep still has to train them."""
 
     def core_seconds(self, cores: int) -> float:
-        """Of one run; what it takes on a core of its own for each process."""
+        """CPU seconds of one run, if each of its processes has a core."""
         return self.seconds * min(self.cpu, cores)
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a sweep takes on a machine."""
+    """The resources that a sweep needs on a machine."""
 
     cores: int
     at_once: int
@@ -59,20 +59,20 @@ class Need:
 
 
 def in_fresh_process(function: Any, *arguments: Any) -> Any:
-    """Call a function in a process of its own, which loads PyTorch so that this one need not.
+    """Call a function in a new process, so that this process does not load PyTorch.
 
     Raises:
-        UserError: what the function raises.
+        UserError: the function raised it.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def resolve_all(plan: Plan) -> None:
-    """Look up what one run of each group and subject names, in this process.
+def resolve_all(plan: SweepPlan) -> None:
+    """Look up everything that the settings name, for one run of each group and subject, in this process.
 
     Raises:
-        UserError: something is not there.
+        UserError: a named thing does not exist.
     """
     domain = domain_of(plan)
     seen = set()
@@ -83,15 +83,15 @@ def resolve_all(plan: Plan) -> None:
             domain.resolve({**trial.settings, "run_dir": f"/nowhere/{trial.name}"})
 
 
-def measure_all(plan: Plan, seconds: float = SECONDS) -> list[Kind]:
-    """Train a run of each group for some seconds, in this process: the first that needs no teacher of it."""
+def measure_all(plan: SweepPlan, seconds: float = SECONDS) -> list[Kind]:
+    """Train one run of each group for some seconds, in this process: if possible one without teachers of the sweep."""
     groups: dict[str, list[Trial]] = {}
     for trial in plan.trials:
         groups.setdefault(trial.group, []).append(trial)
     return [_measure(plan, trials, seconds) for trials in groups.values()]
 
 
-def _measure(plan: Plan, trials: Sequence[Trial], seconds: float) -> Kind:
+def _measure(plan: SweepPlan, trials: Sequence[Trial], seconds: float) -> Kind:
     domain = domain_of(plan)
     trial = next((one for one in trials if not teacher_names(one.settings)), trials[0])
     settings = dict(trial.settings)
@@ -100,7 +100,7 @@ def _measure(plan: Plan, trials: Sequence[Trial], seconds: float) -> Kind:
         settings = {**settings, "teachers": "", "method": None}
     with tempfile.TemporaryDirectory(prefix="kfrl-sweep-") as folder:
         session = domain.start({**settings, "run_dir": str(Path(folder) / "run")})
-        clock = _Stopwatch(session, seconds)
+        clock = _ProgressTimer(session, seconds)
         session.prepare(clock)
         began = time.monotonic()
         session.trainer.train()
@@ -117,8 +117,11 @@ def _measure(plan: Plan, trials: Sequence[Trial], seconds: float) -> Kind:
     )
 
 
-class _Stopwatch:
-    """A display that shows nothing: it times a run from its first steps on, and then stops it."""
+class _ProgressTimer:
+    """A display that prints nothing: it measures a run's progress a second and its memory, then stops the run.
+
+    The stopwatch of `agents.benchmark` measures other things: steps a second, and the memory of each process.
+    """
 
     def __init__(self, session: Any, seconds: float) -> None:
         self._session, self._seconds = session, seconds
@@ -143,10 +146,13 @@ class _Stopwatch:
             self._session.trainer.stop(signal.SIGTERM)
 
     def say(self, text: Any) -> None:
-        """Nothing to say."""
+        """Print nothing."""
 
     def result(self, whole: float) -> tuple[float, float]:
-        """Share of the run a second, and the rate; of a run that ends within the warm-up, over its `whole` length."""
+        """Share of the run done a second, and the rate.
+
+        For a run that ends within the warm-up, the share is taken over its `whole` seconds.
+        """
         if self._start is None or self._end is None or self._end[1].share <= self._start[1].share:
             return 1 / whole, self._end[1].rate if self._end else 0.0
         (begun, first), (ended, last) = self._start, self._end
@@ -156,7 +162,7 @@ class _Stopwatch:
 
 
 def memory_mb(pids: Sequence[int]) -> float:
-    """Proportional set size of processes, in MB; memory that they share is counted once."""
+    """Proportional set size of the processes, in MB, which counts shared memory once."""
     total = 0
     for pid in pids:
         with suppress(OSError, StopIteration):
@@ -166,9 +172,9 @@ def memory_mb(pids: Sequence[int]) -> float:
 
 
 def need(kinds: Sequence[Kind], here: int, cores: int) -> Need:
-    """What all runs take on a machine of `cores` cores that are as fast as one of the `here` ones.
+    """Time and memory of all runs on a machine with `cores` cores, each as fast as one of this machine's `here` cores.
 
-    A run has its own processes' cores and no more; none waits for another's end but for a free place.
+    Assumes that a run uses one core for each of its processes, and starts as soon as enough cores are free.
     """
     at_once = max(1, min(sum(kind.runs for kind in kinds), int(cores // max(kind.cpu for kind in kinds))))
     one = {kind.group: kind.core_seconds(here) / min(kind.cpu, cores) for kind in kinds}

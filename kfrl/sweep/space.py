@@ -1,4 +1,4 @@
-"""What a sweep's file says: which runs there are, and what is drawn for each of them."""
+"""The file of a sweep: the trials that it describes and the values drawn for each."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from kfrl.errors import UserError, unknown
 from kfrl.sweep.domain import Domain
 
 AXES = ("grid", "range")
-"""`{grid: [..]}`: each of these values. `{range: n}`: 1 to n."""
+"""`{grid: [..]}`: one trial for each value. `{range: n}`: the grid of 1 to n."""
 DRAWS = ("choice", "uniform", "log_uniform", "integers")
-"""`{choice: [..]}`: one of these. The others are between two ends, both of which `integers` includes."""
+"""`{choice: [..]}`: one of these values. The others draw between two ends; `integers` includes both ends."""
 TEACHER = "@"
-"""Before the name of one of the sweep's own teachers."""
+"""The prefix of the name of one of the sweep's own teachers."""
 _LONGEST_NAME = 150
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a trial takes, where that is not what its processes say."""
+    """The CPUs and GPUs that Ray reserves for a trial."""
 
     cpu: Positive | None = None
-    """Default: the processes of a run."""
+    """CPUs. Default: one for each process of the run."""
     gpu: Positive | None = None
-    """Default: 1 with device cuda; 0.25 lets four trials share one."""
+    """GPUs. Default: 1 with device cuda, else 0; with 0.25 four trials share one GPU."""
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """ASHA: at each rung, go on with the best 1/factor of the trials that have been there so far."""
+    """ASHA: at each rung, continue the best 1/factor of the trials that have reached the rung so far."""
 
     grace: Annotated[float, Gt(0.0), Lt(1.0)] = 0.5
     """The first rung, as a share of the run."""
@@ -49,28 +49,28 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class Spec:
-    """A sweep, as its file has it."""
+    """The content of a sweep's file."""
 
     runs: Literal["games", "images"] = "games"
-    """What is trained: `kfrl train`, or `kfrl supervised train`."""
+    """The domain of the runs: games (`kfrl train`) or images (`kfrl supervised train`)."""
     seed: Annotated[int, Ge(0)] = 1
-    """Of the draws."""
+    """Seed of the draws."""
     config: Path | None = None
-    """A file of settings under those below; relative to this file."""
+    """A file of default settings, which the settings below override; its path is relative to this file."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of every run, by name (`ppo.epochs`): a value, an axis or a distribution."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Settings of runs that are compared with each other, by the name of the arm; they go before `settings`."""
+    """Settings of each arm of a comparison, by the arm's name; they override `settings`."""
     teachers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Runs that are trained first, by name; `teachers: "@name"` means the student of one."""
+    """Settings of runs that are trained first, by name; `teachers: "@name"` means the student of one."""
     samples: Count | None = None
-    """Draws that are crossed with all axes. None: every run, so every seed, has a draw of its own."""
+    """Number of draws, each combined with every point of the axes. None: every run (so every seed) has its own."""
     resources: Resources = field(default_factory=Resources)
     early_stopping: EarlyStopping | None = None
     scaled: dict[str, Any] = field(default_factory=dict)
-    """Settings that go before all others under --scale."""
+    """Settings that override all others when --scale is given."""
     paper: tuple[str, ...] = ()
-    """What a paper reports, a line each; printed beside the results."""
+    """The results that a paper reports, a line each; printed beside the results of the sweep."""
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,17 @@ class Trial:
     """One run of a sweep."""
 
     name: str
-    """Its folder's."""
+    """The name of its folder."""
     settings: dict[str, Any]
-    """As `train` takes them, but for the folder; teachers of the sweep's own still with their `@`."""
+    """Settings as `train` takes them, without run_dir; the sweep's own teachers still have their `@`."""
     group: str
-    """What it shares with the runs that differ in subject, seed and draws alone."""
+    """The common name of the runs that differ only in subject, seed and draws."""
     drawn: dict[str, Any]
-    """What was drawn for it."""
+    """The values drawn for it, by setting."""
     teacher: str = ""
-    """What others call it, if it is a teacher of theirs."""
+    """The name under which other trials use it as a teacher; empty if none does."""
     level: int = 0
-    """Trials of level 1 wait for teachers of level 0, and so on."""
+    """Trials of level 1 wait for the teachers of level 0, and so on."""
     cpu: float = 1.0
     gpu: float = 0.0
 
@@ -103,16 +103,16 @@ def load_spec(path: Path) -> Spec:
 
 
 def make_trials(spec: Spec, domain: Domain, scale: float = 1.0, beside: Path = Path()) -> list[Trial]:
-    """All runs of a sweep, teachers first; the same ones for the same file, whatever else was asked.
+    """All trials of a sweep, teachers first. The same file always gives the same trials.
 
     Args:
-        spec: The sweep.
-        domain: The kind of run.
-        scale: Share of each budget, and of the seeds of each arm; at least 1 of each.
-        beside: The folder that `spec.config` is relative to.
+        spec: The content of the sweep's file.
+        domain: The domain of the runs.
+        scale: Factor on each budget and on the number of seeds of each arm; at least 1 of each remains.
+        beside: The folder that the path `spec.config` is relative to.
 
     Raises:
-        UserError: an axis or a distribution that is not one, settings that no run can have, or two runs that are one.
+        UserError: a malformed axis or distribution, settings that no run can have, or two equal runs.
     """
     base = flat(read_yaml(beside / spec.config)) if spec.config else {}
     rows = [
@@ -129,7 +129,7 @@ def make_trials(spec: Spec, domain: Domain, scale: float = 1.0, beside: Path = P
 
 @dataclass(frozen=True)
 class _Row:
-    """Settings that axes and distributions are still in."""
+    """Settings whose axes and distributions are not expanded yet."""
 
     name: str
     settings: dict[str, Any]
@@ -144,7 +144,7 @@ def _arms(spec: Spec, base: Mapping[str, Any]) -> list[_Row]:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"ppo": {"epochs": 1}} -> {"ppo.epochs": 1}; axes and distributions stay whole."""
+    """{"ppo": {"epochs": 1}} -> {"ppo.epochs": 1}; axes and distributions stay mappings."""
     found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict) and not _marker(value):
@@ -167,7 +167,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _marker(value: Any) -> str | None:
-    """Which axis or distribution a value is."""
+    """The name of the axis or distribution that a value is; None for an ordinary value."""
     if isinstance(value, dict) and len(value) == 1:
         (name,) = value
         return name if name in (*AXES, *DRAWS) else None
@@ -242,12 +242,12 @@ def _trial(
 def _gpus(settings: Mapping[str, Any]) -> float:
     device = settings.get("device", "cpu")
     if device not in ("cpu", "cuda"):
-        raise UserError(f"device {device}: in a sweep Ray says which GPU; give cuda.")
+        raise UserError(f"device {device}: in a sweep Ray chooses the GPU; give cuda.")
     return 1.0 if device == "cuda" else 0.0
 
 
 def _words(key: str, value: Any) -> str:
-    """A value as a name says it; numbers need their setting."""
+    """A value as part of a trial's name; numbers are written with the name of their setting."""
     if isinstance(value, str):
         return value
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
@@ -274,10 +274,10 @@ def _values(key: str, axis: Mapping[str, Any]) -> list[Any]:
     (name, given) = next(iter(axis.items()))
     if name == "range":
         if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-            raise UserError(f"{key}: {{range: n}} is 1 to n, with n of at least 1, got {given!r}.")
+            raise UserError(f"{key}: {{range: n}} means 1 to n and expects a whole n of at least 1, got {given!r}.")
         return list(range(1, given + 1))
     if not isinstance(given, list) or not given:
-        raise UserError(f"{key}: {{grid: [..]}} holds at least one value, got {given!r}.")
+        raise UserError(f"{key}: {{grid: [..]}} expects at least one value, got {given!r}.")
     return given
 
 
@@ -285,7 +285,7 @@ def _check_distribution(key: str, value: Mapping[str, Any]) -> None:
     (name, given) = next(iter(value.items()))
     if name == "choice":
         if not isinstance(given, list) or not given:
-            raise UserError(f"{key}: {{choice: [..]}} holds at least one value, got {given!r}.")
+            raise UserError(f"{key}: {{choice: [..]}} expects at least one value, got {given!r}.")
         return
     numbers = (
         isinstance(given, list)
@@ -293,24 +293,26 @@ def _check_distribution(key: str, value: Mapping[str, Any]) -> None:
         and all(isinstance(end, (int, float)) and not isinstance(end, bool) and math.isfinite(end) for end in given)
     )
     if not numbers:
-        raise UserError(f"{key}: {{{name}: [low, high]}} has two numbers, got {given!r}.")
+        raise UserError(f"{key}: {{{name}: [low, high]}} expects two numbers, got {given!r}.")
     low, high = given
     if low >= high:
-        raise UserError(f"{key}: {{{name}: [low, high]}} goes up, got [{low}, {high}]. Swap its ends: [{high}, {low}].")
+        raise UserError(
+            f"{key}: {{{name}: [low, high]}} expects low below high, got [{low}, {high}]. Swap them: [{high}, {low}]."
+        )
     if name == "log_uniform" and low <= 0:
-        raise UserError(f"{key}: log_uniform is between numbers above 0, got [{low}, {high}].")
+        raise UserError(f"{key}: log_uniform expects two numbers above 0, got [{low}, {high}].")
     if name == "integers" and not (isinstance(low, int) and isinstance(high, int)):
-        raise UserError(f"{key}: integers is between whole numbers, got [{low}, {high}].")
+        raise UserError(f"{key}: integers expects two whole numbers, got [{low}, {high}].")
 
 
 def draw(value: Mapping[str, Any], seed: int, key: Any, name: str) -> Any:
-    """A value out of a distribution.
+    """Draw a value from a distribution.
 
     Args:
-        value: `{choice: [..]}` and its like.
-        seed: Of the sweep.
-        key: Whose draw it is; another key, another draw, whichever runs there are beside it.
-        name: The setting.
+        value: The distribution, e.g. `{choice: [..]}`.
+        seed: Seed of the sweep.
+        key: Identifies the trial or the sample. The draw depends on it, not on which other trials exist.
+        name: The name of the setting.
     """
     text = json.dumps([seed, key, name], default=str)
     generator = np.random.default_rng(list(hashlib.sha256(text.encode()).digest()))
@@ -329,7 +331,7 @@ def draw(value: Mapping[str, Any], seed: int, key: Any, name: str) -> Any:
 
 
 def teacher_names(settings: Mapping[str, Any]) -> list[str]:
-    """The sweep's own teachers that a run names, without their `@`."""
+    """The names of the sweep's own teachers in a run's settings, without their `@`."""
     return [name[1:] for name in _named(settings) if name.startswith(TEACHER)]
 
 
@@ -338,7 +340,7 @@ def _named(settings: Mapping[str, Any]) -> list[str]:
 
 
 def with_teachers(settings: Mapping[str, Any], references: Mapping[str, str]) -> dict[str, Any]:
-    """The settings, with each `@name` replaced by what `references` has for the name."""
+    """The settings, with each `@name` replaced by `references[name]`."""
     if not teacher_names(settings):
         return dict(settings)
     names = [references[name[1:]] if name.startswith(TEACHER) else name for name in _named(settings)]
@@ -350,14 +352,14 @@ def _without_own_teachers(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _levels(spec: Spec) -> dict[str, int]:
-    """How many rounds of teachers stand before each teacher."""
+    """The level of each teacher: 0 for a teacher without teachers of the sweep, else 1 + the highest level of those."""
     levels: dict[str, int] = {}
 
     def level(name: str, above: tuple[str, ...]) -> int:
         if name not in spec.teachers:
             raise unknown("teacher of the sweep", TEACHER + name, [TEACHER + one for one in spec.teachers])
         if name in above:
-            raise UserError(f"Teachers of the sweep wait for each other: {' -> '.join((*above, name))}.")
+            raise UserError(f"The sweep's teachers need each other in a circle: {' -> '.join((*above, name))}.")
         if name not in levels:
             below = teacher_names(flat(spec.teachers[name]))
             levels[name] = max((level(one, (*above, name)) + 1 for one in below), default=0)
@@ -377,13 +379,13 @@ def _level(settings: Mapping[str, Any], levels: Mapping[str, int]) -> int:
 
 
 def _check_apart(trials: Sequence[Trial]) -> None:
-    """Refuse two runs of one name or of one content; a teacher may be what a run is compared with, too."""
+    """Refuse two runs with one name or the same settings; a teacher and a compared run may have the same settings."""
     names: dict[str, Trial] = {}
     contents: dict[tuple[bool, str], Trial] = {}
     for trial in trials:
         if trial.name in names:
             raise UserError(
-                f"Two runs of the sweep mean the same folder, {trial.name}: give arms and values other names."
+                f"Two runs of the sweep have the same folder, {trial.name}: give arms and values other names."
             )
         names[trial.name] = trial
         content = json.dumps(trial.settings, sort_keys=True, default=str)

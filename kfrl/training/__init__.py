@@ -1,1 +1,1 @@
-"""What training has in common, whatever is trained."""
+"""The parts of training that games and images share."""

@@ -1,4 +1,4 @@
-"""What the methods of both domains share: settings of their own, declared beside the method."""
+"""Settings of methods of both domains; each method declares its own."""
 
 from __future__ import annotations
 
@@ -14,34 +14,37 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 OTHER_FLAGS = {"config", "resume", "dry_run", "own"}
-"""Names that are taken beside the common settings."""
+"""Names of flags, which no setting of a method may have."""
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """A method that has none of its own."""
+    """The settings of a method without settings of its own."""
 
 
 class OwnSettings:
-    """A method's own settings: flags of `--method NAME`, and a part of `methods:` in config.yaml."""
+    """Base class of methods of games and of images, with their own settings.
+
+    These are flags of `--method NAME`, and a section of `methods:` in config.yaml.
+    """
 
     Settings: ClassVar[type[DataclassInstance]] = NoSettings
-    """A frozen dataclass; every field has a default and a line of text below it, which is its help."""
+    """A frozen dataclass; every field has a default, and a docstring that is its help text."""
     former_settings: ClassVar[tuple[str, ...]] = ()
-    """Settings that earlier versions wrote for the method, which it never read."""
+    """Unused settings that earlier versions wrote for the method; they are ignored."""
     former_hooks: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Hooks that have another name now: old to new."""
+    """Renamed hooks: (old name, new name)."""
 
     def __init_subclass__(cls) -> None:
-        """Refuse a method with a hook that nobody would call.
+        """Refuse a method that defines a hook by a former name.
 
         Raises:
-            UserError: a hook by its former name.
+            UserError: it does.
         """
         super().__init_subclass__()
         for old, new in cls.former_hooks:
             if old in vars(cls):
-                raise UserError(f"Method {cls.__name__} defines {old}(), which nothing calls: it is {new}() now.")
+                raise UserError(f"Method {cls.__name__} defines {old}(), which is not called: it is {new}() now.")
 
     @cached_property
     def own(self) -> Any:
@@ -50,22 +53,22 @@ class OwnSettings:
 
     @classmethod
     def section(cls) -> str:
-        """The key of its settings under `methods:`, after the file that declares them: `fine_tune.py`, `fine-tune`."""
+        """The key of its settings under `methods:`, named after the file that declares them, e.g. `fine-tune`."""
         declared = cls if cls.Settings is NoSettings else cls.Settings
         return declared.__module__.rpartition(".")[2].replace("_", "-")
 
     @classmethod
     def read_settings(cls, config: Any) -> Any:
-        """An instance of `Settings`, from `methods` of a run's config.
+        """An instance of `Settings`, read from `methods` of a run's config.
 
         Raises:
-            UserError: an unknown name, a value out of range, or a setting that has the name of a common one.
+            UserError: an unknown name, a value out of range, or a setting with the name of a common one.
         """
         taken = {field.name for field in fields(config)} | OTHER_FLAGS
         for setting in fields(cls.Settings):
             if setting.name in taken:
                 raise UserError(
-                    f"Method {cls.section()} has a setting {setting.name!r}, which is a common setting's name. "
+                    f"Method {cls.section()} has a setting {setting.name!r}, which is the name of a common setting. "
                     "Give it another name in the method's Settings."
                 )
         given = config.methods.get(cls.section(), {})
@@ -74,14 +77,14 @@ class OwnSettings:
 
     @classmethod
     def resolve_settings(cls, config: Any, methods: Collection[str]) -> dict[str, dict[str, Any]]:
-        """`methods` of a run's config with all of this method's settings, those with their default too, and no others.
+        """All settings of this method, defaults included, in the form of `methods` in a run's config.
 
         Args:
             config: The run's config, which may hold settings of several methods.
             methods: The names of all methods.
 
         Raises:
-            UserError: a method that does not exist; as `read_settings`.
+            UserError: a method does not exist, or `read_settings` raises it.
         """
         section = cls.section()
         for name in config.methods:
@@ -92,15 +95,15 @@ class OwnSettings:
 
 
 def check_settings(config: Any, methods: Collection[str], find: Callable[[str], type[OwnSettings]]) -> None:
-    """Refuse wrong settings of any method in a config, also of those that the run does not use.
+    """Refuse wrong settings of any method in a config, including methods that the run does not use.
 
     Args:
         config: The run's config.
         methods: The names of all methods.
-        find: The class of a method by its name; it is asked for those alone that the config has settings of.
+        find: Name -> class of a method; called only for the methods with settings in the config.
 
     Raises:
-        UserError: as `OwnSettings.read_settings`.
+        UserError: see `OwnSettings.read_settings`.
     """
     for name in config.methods.keys() & set(methods):
         find(name).read_settings(config)

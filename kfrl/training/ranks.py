@@ -1,4 +1,4 @@
-"""One run in several processes, started by `torchrun`, and what they agree on."""
+"""Communication between the processes of one run that `torchrun` started."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from kfrl.errors import UserError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its run. All of them have to call each method, in one order."""
+    """The rank of this process in its run. All processes must call each method, in the same order."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this one writes files and shows the run."""
+        """Whether this is the first process, which writes the files and shows the run."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes have called this."""
         if self.world > 1:
             dist.barrier()
 
     def largest(self, value: int) -> int:
-        """The largest of what the processes give."""
+        """The largest `value` of all processes."""
         if self.world == 1:
             return value
         held = torch.tensor(value)
@@ -39,7 +39,7 @@ class Ranks:
         return int(held)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of what the processes give, on the CPU."""
+        """The sum of `values` over all processes, on the CPU."""
         held = values.detach().cpu().clone()
         if self.world > 1:
             dist.all_reduce(held)
@@ -53,7 +53,7 @@ class Ranks:
         return held[0]
 
     def follow(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with those of the first process."""
+        """Overwrite the tensors with those of the first process."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
@@ -63,15 +63,15 @@ ALONE = Ranks()
 
 
 def ranks() -> Ranks:
-    """This process's place; the only one unless `join` has found others."""
+    """The rank of this process; `ALONE` unless `join` has found other processes."""
     return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
 
 
 def join(device: str) -> Ranks:
-    """Find the other processes, if torchrun has started this one. On CUDA each takes the GPU of its number.
+    """Connect to the other processes, if torchrun started this one. On CUDA each process uses the GPU of its rank.
 
     Raises:
-        UserError: this process has no GPU.
+        UserError: there is no GPU for this process.
     """
     if dist.is_torchelastic_launched() and not dist.is_initialized():
         cuda = device.startswith("cuda")
@@ -85,11 +85,11 @@ def _take_gpu(device: str) -> None:
     local, here, found = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     gpus = torch.cuda.device_count()
     if device != "cuda":
-        raise UserError(f"torchrun started {found} processes, and each takes a GPU of its own: give --device cuda.")
+        raise UserError(f"torchrun started {found} processes, each of which needs its own GPU: give --device cuda.")
     if local >= gpus:
         raise UserError(
-            f"Process {local + 1} of {here} on this machine has no GPU: there are {gpus}. Start fewer, torchrun "
-            f"--nproc-per-node {gpus}, or train on the CPU: --device cpu."
+            f"Process {local + 1} of {here} on this machine has no GPU: there are {gpus}. Start fewer processes, "
+            f"torchrun --nproc-per-node {gpus}, or train on the CPU: --device cpu."
             if gpus
             else f"--device cuda: this machine has no GPU for {here} processes. Give --device cpu."
         )

@@ -1,4 +1,4 @@
-"""What a run of either domain has: a method, and the net that it builds, once a process."""
+"""A run with a method and its net, which is built once per process."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ M = TypeVar("M")
 
 @dataclass(frozen=True)
 class Built(Generic[M]):
-    """A method with the net that it has built, before any update."""
+    """A method and the net that it built, before any update."""
 
     method: M
     net: Any
     random_state: Tensor
-    """Where torch's random numbers stood after the build."""
+    """State of torch's random generator after the build."""
 
 
 @dataclass(frozen=True)
 class MethodRun(ABC, Generic[M]):
-    """A run that trains by a method; its fields are those of its domain."""
+    """Base class of runs with a method, in both domains, which add their fields."""
 
     _built: list[Built[M]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @abstractmethod
     def method(self) -> M:
-        """A fresh instance of the run's method."""
+        """A new instance of the run's method."""
 
     @abstractmethod
     def build(self, method: M) -> nn.Module:
-        """The net that trains, fresh."""
+        """Build a new net to train."""
 
     @property
     @abstractmethod
     def seed(self) -> int:
-        """The run's own."""
+        """The run's seed."""
 
     def at(self, folder: RunFolder) -> Self:
-        """The same run in another folder, with what is built."""
+        """The same run in another folder; the method and the net move to it."""
         run: Any = self
         moved: Self = replace(run, folder=folder, config=replace(run.config, run_dir=folder.path))
         moved._built.extend(self._built)
@@ -54,7 +54,7 @@ class MethodRun(ABC, Generic[M]):
         return moved
 
     def built(self) -> Built[M]:
-        """The run's method and its net, to look at; a trainer calls `take_built`."""
+        """The run's method and its net, for inspection; a trainer calls `take_built`."""
         if not self._built:
             method = self.method()
             with torch.random.fork_rng(devices=[]):
@@ -64,7 +64,10 @@ class MethodRun(ABC, Generic[M]):
         return self._built[0]
 
     def take_built(self) -> Built[M]:
-        """What `built` gives, to be changed: the next call builds anew. The random numbers go on after the build."""
+        """The run's method and its net, for training: the next call of `built` builds new ones.
+
+        Sets the random generators to their state after the build.
+        """
         built = self.built()
         self._built.clear()
         seed_everything(stream(self.seed, 0))

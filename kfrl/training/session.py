@@ -1,4 +1,4 @@
-"""A run in this process, from its settings to its scores: the command line and a user's own script call the same."""
+"""A run in this process, from its settings to its scores, for the command line and for users' scripts."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Silent:
     """A display that shows nothing."""
 
     def update(self, status: Any) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Print nothing."""
 
 
 class AnyRun(Protocol):
-    """What settings resolve to: a dataclass."""
+    """A run of either domain, a dataclass."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -50,7 +50,7 @@ class AnyRun(Protocol):
 
     @property
     def folder(self) -> RunFolder:
-        """Where the run writes."""
+        """The folder that the run writes to."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Result:
     """The result of a run."""
 
     folder: Path
-    """Where its files are."""
+    """The folder of its files."""
     student: nn.Module
     """The student alone, on the CPU."""
     evaluation: dict[str, Any] = field(default_factory=dict)
-    """What eval.json holds; empty if the run was stopped or has no final games."""
+    """The content of eval.json; empty if the run was stopped or has no final games."""
     stopped_by: int | None = None
-    """The signal that stopped it; `resume` goes on."""
+    """The signal that stopped it; `resume` continues it."""
 
 
 R = TypeVar("R", bound=AnyRun)
@@ -72,22 +72,22 @@ T = TypeVar("T", bound=Trainer[Any])
 
 
 class Session(ABC, Generic[R, T]):
-    """A run that has a folder: start or resume it, `prepare`, `train`, `finish`."""
+    """Base class of the sessions of games and of images: start or resume a run, `prepare`, `train`, `finish`."""
 
     command: ClassVar[str]
-    """What a user types to do the same."""
+    """The command that does the same."""
     settings: ClassVar[type[DataclassInstance]]
-    """What a run's settings are."""
+    """The dataclass of a run's settings."""
 
     @classmethod
     def start(cls, config: DataclassInstance | Mapping[str, Any]) -> Self:
-        """Begin a new run: look up what its settings name, and write its config.yaml.
+        """Start a new run: look up everything that its settings name, and write its config.yaml.
 
         Args:
             config: The settings, or plain values by name.
 
         Raises:
-            UserError: settings that do not fit together, or a folder that exists. Nothing has been written.
+            UserError: settings do not fit together, or the folder exists. Nothing has been written.
         """
         settings: Any = validated(dict(config) if isinstance(config, Mapping) else asdict(config), cls.settings)
         run = cls.resolve(settings)
@@ -95,64 +95,64 @@ class Session(ABC, Generic[R, T]):
 
     @classmethod
     def resume(cls, folder: Path) -> Self:
-        """Take up a run at its latest checkpoint, or anew where none was written yet.
+        """Resume a run from its latest checkpoint, or from the beginning if it has none.
 
         Raises:
-            UserError: no run's folder, damaged checkpoints, or something that the run needs is gone.
+            UserError: the folder is not that of a run, all checkpoints are damaged, or a file that it needs is missing.
         """
         run = cls.reopen(folder)
         return cls(run, checkpoint_to_resume(run.folder.checkpoints))
 
     def __init__(self, run: R, checkpoint: Checkpoint | None = None) -> None:
-        """Take up a run whose config.yaml is written, at a checkpoint if there is one."""
+        """Open a run whose config.yaml is written, at a checkpoint if there is one."""
         self.run, self.checkpoint = run, checkpoint
         self._trainer: T | None = None
 
     @property
     def resume_command(self) -> str:
-        """What to type to go on with the run."""
+        """The command that resumes the run."""
         return f"{self.command} --resume {shlex.quote(str(self.run.folder.path))}"
 
     @property
     def trainer(self) -> T:
-        """What trains; there after `prepare`."""
+        """The trainer, available after `prepare`."""
         if self._trainer is None:
-            raise RuntimeError("Expected prepare() to have been called.")
+            raise RuntimeError("The session has no trainer yet. Call prepare() first.")
         return self._trainer
 
     def prepare(self, display: Any) -> None:
-        """Build the net, from the checkpoint if there is one, and show what happens on `display`."""
+        """Build the trainer, from the checkpoint if there is one; it shows its status on `display`."""
         self._trainer = self.build(display)
 
     @staticmethod
     @abstractmethod
     def resolve(config: Any) -> Any:
-        """The run of some settings, with all that they name looked up."""
+        """Make a run from settings: look up everything that they name."""
 
     @staticmethod
     @abstractmethod
     def reopen(folder: Path) -> Any:
-        """The run that a folder holds."""
+        """Read the run in a folder."""
 
     @abstractmethod
     def build(self, display: Any) -> T:
-        """The trainer of the run."""
+        """Build the trainer of the run."""
 
     @property
     @abstractmethod
     def finished(self) -> bool:
-        """Whether all is trained and scored; call `prepare` first."""
+        """Whether the run is trained and scored; call `prepare` first."""
 
     @abstractmethod
     def finish(self) -> dict[str, Any]:
-        """Score the student alone and write eval.json and the curves; returns what eval.json holds."""
+        """Score the student alone and write eval.json and the curves; returns the content of eval.json."""
 
     @abstractmethod
     def load_student(self) -> nn.Module:
         """The student that the run has saved."""
 
     def complete(self, display: Any) -> Result:
-        """Train what is left, and score it.
+        """Train the rest of the run, and score the student.
 
         Raises:
             TrainingError: training failed.
@@ -176,15 +176,15 @@ class Session(ABC, Generic[R, T]):
 
 
 def begin(run: R, command: str, *, named: bool) -> R:
-    """Make the folder of a new run, which no other run can be given, and write its config.yaml.
+    """Make the folder of a new run and write its config.yaml. No two runs get the same folder.
 
     Args:
         run: Resolved settings.
-        command: What trains.
-        named: Whether the user chose the folder. One that nobody chose gets a number where another run has it already.
+        command: The training command, for the message.
+        named: Whether the user chose the folder. If not, and it exists, a number is appended to its name.
 
     Returns:
-        The run in the folder that it has got.
+        The run, in its folder.
 
     Raises:
         UserError: the folder that the user chose exists.
@@ -193,7 +193,7 @@ def begin(run: R, command: str, *, named: bool) -> R:
     while not run.folder.make():
         if named:
             raise UserError(
-                f"The run folder {first} exists. Give another --run-dir (run_dir), or go on with that run: "
+                f"The run folder {first} exists. Give another --run-dir (run_dir), or continue that run: "
                 f"{command} --resume {shlex.quote(str(first))}"
             )
         number += 1

@@ -1,4 +1,4 @@
-"""Signals such as Ctrl-C are noted, so that a run ends between two updates and saves."""
+"""Handlers that note signals such as Ctrl-C, so that a run can end between two updates and save."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 NOTED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
-"""From Ctrl-C; at the end of a machine or a job; of a terminal; and a batch system's warning before a job ends."""
+"""Sent by Ctrl-C; when a machine or a job ends; when a terminal closes; by a batch system shortly before a job ends."""
 
 
 @contextmanager
 def noting_signals(note: Callable[[int], None]) -> Iterator[None]:
-    """Inside, the signals of `NOTED` call `note` with their number instead of ending the process.
+    """A context in which a signal of `NOTED` calls `note` with its number instead of ending the process.
 
-    Signals are the main thread's: in any other thread nothing changes.
+    Only the main thread can handle signals: in any other thread the context changes nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -34,6 +34,6 @@ def noting_signals(note: Callable[[int], None]) -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignore them in a worker, which the launcher ends: a terminal sends its signals to all processes of a run."""
+    """Ignore the signals of `NOTED` in a worker. A terminal sends them to all processes; the launcher ends workers."""
     for number in NOTED:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What every trainer has: a run, a display, a way to end it between two updates, and a clock."""
+"""Base class of trainers: a run, a display, a stop between two updates, and a clock."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ R = TypeVar("R")
 
 
 class Display(Protocol):
-    """Shows a run; the command line brings one."""
+    """Interface of displays of a run, which the command line implements."""
 
     def update(self, status: Any) -> None:
-        """Show where the run stands: a `Status`."""
+        """Show a `Status`."""
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -24,22 +24,22 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The end of a run, or of its training so far."""
 
     net: nn.Module
-    """The net that trained, links and all."""
+    """The net that was trained, with its links."""
     step: int
-    """How far it came: agent steps in the run's own game, or whole epochs of images."""
+    """Agent steps done in the run's own game, or whole epochs of images."""
     source_steps: int = 0
-    """Agent steps in its source games."""
+    """Agent steps done in the source games."""
     stopped_by: int | None = None
     """The signal that stopped it."""
     failure: str | None = None
-    """What ended it early: a learner's traceback, or the way it died."""
+    """The error that ended it early: a learner's traceback, or its exit code."""
 
 
 class Trainer(ABC, Generic[R]):
-    """One run of one method."""
+    """Base class of the trainers of games and of images; trains one run."""
 
     def __init__(self, run: R, display: Display) -> None:
         """Start the clock."""
@@ -51,32 +51,32 @@ class Trainer(ABC, Generic[R]):
 
     @abstractmethod
     def train(self) -> Outcome:
-        """Train until the run's budget is spent, a signal comes or a learner fails; then save."""
+        """Train until the budget is used up, a signal arrives or a learner fails; then save."""
 
     @abstractmethod
     def save(self) -> None:
         """Write a checkpoint."""
 
     def stop(self, number: int) -> None:
-        """End between two updates, as signal `number` does; from any thread."""
+        """Stop between two updates, as on signal `number`; may be called from any thread."""
         self.signal = number
 
     def fail(self, reason: str | None) -> None:
-        """Keep the first reason to end; the others follow from it."""
+        """Note a failure. The first one is kept, because it causes the later ones."""
         self.failure = self.failure or reason
 
     @property
     def stopping(self) -> bool:
-        """Whether a signal or a failure ends the run."""
+        """Whether a signal or a failure is about to end the run."""
         return self.signal is not None or self.failure is not None
 
     @property
     def elapsed_sec(self) -> float:
-        """Seconds of training, earlier sessions of the run included."""
+        """Seconds of training, including earlier sessions of the run."""
         return self._elapsed + time.monotonic() - self._started
 
     def save_if_due(self, every: float) -> None:
-        """Write a checkpoint when the last one is `every` seconds old."""
+        """Write a checkpoint if the last one is more than `every` seconds old."""
         if time.monotonic() - self._saved > every:
             self.save()
             self._saved = time.monotonic()

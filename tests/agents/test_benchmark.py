@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.benchmark import Arm, Benchmark, Sample, pss_mb
+from agents.benchmark import Benchmark, BenchmarkArm, Sample, pss_mb
 from kfrl.errors import UserError
 
 
@@ -12,8 +12,8 @@ def benchmark(tmp_path: Path) -> Benchmark:
     return Benchmark("pong", tmp_path)
 
 
-def arm(name: str, *rates: float) -> Arm:
-    return Arm(name, name, lambda seconds: Sample(0.0), [Sample(rate) for rate in rates])
+def arm(name: str, *rates: float) -> BenchmarkArm:
+    return BenchmarkArm(name, name, lambda seconds: Sample(0.0), [Sample(rate) for rate in rates])
 
 
 def test_a_share_is_the_median_of_the_ratios_within_a_round(benchmark: Benchmark) -> None:
@@ -29,8 +29,8 @@ def test_a_share_is_the_median_of_the_ratios_within_a_round(benchmark: Benchmark
 def test_arms_take_turns(benchmark: Benchmark) -> None:
     order: list[str] = []
 
-    def measure(name: str) -> Arm:
-        return Arm(name, name, lambda seconds: order.append(name) or Sample(seconds))
+    def measure(name: str) -> BenchmarkArm:
+        return BenchmarkArm(name, name, lambda seconds: order.append(name) or Sample(seconds))
 
     benchmark.arms = {name: measure(name) for name in ("a", "b")}
     turns = [(index, turn.name) for index, turn in benchmark.run(2, 1.5)]

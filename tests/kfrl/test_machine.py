@@ -62,7 +62,7 @@ def test_a_folder_that_cannot_be_written_to_is_a_problem(tmp_path: Path, monkeyp
 def test_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: 64)
-    assert machine.threads().mend == "export OMP_NUM_THREADS=2"
+    assert machine.threads().fix == "export OMP_NUM_THREADS=2"
 
 
 def test_a_driver_without_a_build_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(machine, "PACKAGES", ("no-such-package",))
     monkeypatch.setattr(machine, "EXTRAS", {"no-such-extra": "nothing"})
     *_, lost, extra = machine.versions()
-    assert lost.mend == "pip install no-such-package"
+    assert lost.fix == "pip install no-such-package"
     assert not extra.problem, "what kfrl can do without is no problem"
     assert "only for nothing: pip install no-such-extra" in extra.value
 

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.runs.atomic import write_text
     from kfrl.runs.folder import collect
     from kfrl.supervised.compare import compare, read_run
-    from kfrl.sweep.trials import member_of_sweep
+    from kfrl.sweep.folder import member_of_sweep
 
     comparison = compare(*collect(flags.runs, lambda path, group: read_run(path, group or member_of_sweep(path))))
     console = table_console(markup=False)

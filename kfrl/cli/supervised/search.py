@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from kfrl.cli.runs import RunFlags, read_flags
+from kfrl.cli.run_flags import RunFlags, read_flags
 from kfrl.config import validated
 from kfrl.errors import UserError
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.search import SearchConfig
 
 if TYPE_CHECKING:
+    from kfrl.sweep.folder import SweepFolder, SweepPlan, TrialState
     from kfrl.sweep.space import Trial
-    from kfrl.sweep.trials import Plan, State, SweepFolder
     from kfrl.training.method import OwnSettings
 
 PROG = "kfrl supervised search"
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.cli.sweep import check_machine, check_ray, print_estimate, run_sweep
     from kfrl.supervised.search import best_trial, final_plan, make_plan
     from kfrl.sweep.estimate import in_fresh_process, resolve_all
-    from kfrl.sweep.trials import SweepFolder
+    from kfrl.sweep.folder import SweepFolder
 
     plan = make_plan(search, config)
     check_machine(plan, flags.address)
@@ -92,8 +92,8 @@ def _report(
     storage: Path,
     search: SearchConfig,
     config: SupervisedConfig,
-    plan: Plan,
-    states: Mapping[str, State],
+    plan: SweepPlan,
+    states: Mapping[str, TrialState],
     winner: Trial,
 ) -> dict[str, Any]:
     """Print and write the result: search.json, and a graph as graph.yaml and graph.png."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from kfrl.cli.runs import RunFlags, read_flags
+from kfrl.cli.run_flags import RunFlags, read_flags
 from kfrl.supervised.config import SupervisedConfig
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The actor-critic convolutional nets of the Atari literature."""
+"""Convolutional actor-critic nets for Atari games."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAPER_CONVS = ((16, 8, 4), (32, 4, 2))
 
 
 class MaxQ(nn.Module):
-    """The value head of a Q-network: V(s) = max_a Q(s, a)."""
+    """The value head for a Q-network: V(s) = max_a Q(s, a)."""
 
     def forward(self, q: Tensor) -> Tensor:
         """Q values (B, A) -> (B, 1)."""
@@ -27,8 +27,8 @@ class MaxQ(nn.Module):
 class Body(nn.Module):
     """Convolutions and one fully connected layer.
 
-    Each layer is a sub-module of its own whose output is the PRE-activation z; ReLU follows in `body`. Weights start
-    orthogonal (`initial.orthogonal`).
+    The output of each layer, a sub-module, is the PRE-activation z; `body` applies the ReLU. The initialisation is
+    orthogonal (`kfrl.nets.init`).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Body(nn.Module):
             screen_size: Height and width of the input.
 
         Raises:
-            ValueError: a convolution that does not fit on its input.
+            ValueError: a convolution does not fit its input.
         """
         super().__init__()
         self.arch: dict[str, Any] = {
@@ -70,7 +70,7 @@ class Body(nn.Module):
         channels_last(self)
 
     def body(self, obs: Tensor) -> Tensor:
-        """What heads see: observations (B, stack, H, W) uint8 -> (B, hidden)."""
+        """The features that the heads read: observations (B, stack, H, W) uint8 -> (B, hidden)."""
         h = screens(obs)
         for name in self._convs:
             h = F.relu(self.get_submodule(name)(h))
@@ -81,7 +81,7 @@ class Body(nn.Module):
 class AtariNet(Body):
     """A body with a policy head and a value head.
 
-    The default is the paper's net: 16 8x8/4, 32 4x4/2, 256 units; 681,027 parameters with 18 actions.
+    The default is the paper's net: 16 filters 8x8/4, 32 filters 4x4/2, 256 units; 681,027 parameters with 18 actions.
     """
 
     head_layers = ("policy", "value")
@@ -99,14 +99,14 @@ class AtariNet(Body):
 
         Args:
             num_actions: A, the number of policy logits.
-            convs: Of the body, as the following; see `Body`.
-            hidden: Units.
-            frame_stack: Channels.
-            screen_size: Pixels.
-            head: `q`: a Q-network. Its `policy` layer gives Q values, its `value` is their maximum.
+            convs: Convolutions of the body; see `Body`.
+            hidden: Units of the body's fully connected layer.
+            frame_stack: Input channels.
+            screen_size: Height and width of the input.
+            head: `q`: a Q-network, whose `policy` layer gives Q values and whose `value` is their maximum.
 
         Raises:
-            ValueError: a convolution that does not fit on its input, or another head.
+            ValueError: a convolution does not fit its input, or the head is unknown.
         """
         if head not in ("actor-critic", "q"):
             raise ValueError(f"Expected head 'actor-critic' or 'q', got {head!r}.")
@@ -126,13 +126,13 @@ class AtariNet(Body):
 
 
 class MultiTaskNet(nn.Module):
-    """An Atari net whose body has more policy heads than its own, one for each other task."""
+    """An Atari net with an additional policy head on its body for each other task."""
 
     def __init__(self, student: AtariNet, outputs: Mapping[str, int]) -> None:
         """Add heads.
 
         Args:
-            student: Body and own heads.
+            student: The net with the body and its own heads.
             outputs: Task -> number of its logits.
         """
         super().__init__()
@@ -142,7 +142,7 @@ class MultiTaskNet(nn.Module):
         orthogonal(self.policies, dict.fromkeys(outputs, HEAD_GAINS["policy"]))
 
     def forward(self, obs: Tensor, task: str | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (B, A) of a task, or of the student's own, and the values (B,) of its own."""
+        """Logits (B, A) of `task`, or of the student's own task if None, and the student's values (B,)."""
         h = self.student.body(obs)
         policy = self.student.policy if task is None else self.policies[task]
         return policy(h), self.student.value(h).squeeze(1)

@@ -1,4 +1,4 @@
-"""PathNet (Fernando et al. 2017): layers of modules, of which a path uses a few; and one path as a net of its own."""
+"""PathNet (Fernando et al. 2017): layers of modules, of which a path uses a few; and a net made from one path."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PAPER_CONVS = ((8, 8, 4), (8, 4, 2), (8, 3, 1))
 """(filters, kernel, stride) of a module in each layer but the last."""
 
 LastLayer = Literal["sum", "mean"]
-"""What the last layer makes of its active modules' outputs."""
+"""How the last layer combines the outputs of its active modules."""
 
 Path = Sequence[Sequence[int]]
-"""The active modules of each layer, by index, each at most once."""
+"""The indices of the active modules of each layer, without repetition."""
 
 
 def module_sum(z: Tensor, modules: int) -> Tensor:
@@ -35,10 +35,10 @@ def module_mean(z: Tensor, modules: int) -> Tensor:
 
 
 def module_gain(active: int) -> float:
-    """Gain of a module's orthogonal start, where N of them stand in a sum; sqrt(2) for N = 1.
+    """Gain of a module's orthogonal initialisation for a sum of N modules; sqrt(2) for N = 1.
 
-    It keeps the mean square of what layers read: for z ~ N(0, g^2), E[(sum_m relu(z_m))^2] = g^2 (N / 2 +
-    N (N - 1) / (2 pi)). With sqrt(2) for every N, four layers of N = 4 begin with values of 20 to 90.
+    It keeps the mean square of the layers' inputs: for z ~ N(0, g^2), E[(sum_m relu(z_m))^2] = g^2 (N / 2 +
+    N (N - 1) / (2 pi)). With sqrt(2) for every N, the values of four layers of N = 4 start at 20 to 90.
     """
     return 1.0 / math.sqrt(active / 2 + active * (active - 1) / (2 * math.pi))
 
@@ -46,10 +46,10 @@ def module_gain(active: int) -> float:
 def module_shapes(
     convs: Sequence[Sequence[int]], hidden: int, frame_stack: int, screen_size: int
 ) -> Iterator[tuple[str, int, int, dict[str, Any]]]:
-    """Layer by layer: its name, a module's inputs and outputs, and a convolution's other settings.
+    """For each layer: its name, the inputs and outputs of a module, and the other settings of a convolution.
 
     Raises:
-        ValueError: a convolution that does not fit on its input.
+        ValueError: a convolution does not fit its input.
     """
     channels, size = frame_stack, screen_size
     for index, (filters, kernel, stride) in enumerate(convs, start=1):
@@ -70,12 +70,12 @@ def _layer(inputs: int, outputs: int, settings: Mapping[str, Any]) -> nn.Conv2d 
 class PathNet(nn.Module):
     """L layers of M modules, and a policy and a value head for each task.
 
-    A layer's output is the sum of its active modules', each a convolution, in the last layer a matrix, and a ReLU; in
-    the last layer it may be their mean.
+    A module is a convolution, or a matrix in the last layer, with a ReLU. A layer's output is the sum of the outputs of
+    its active modules; in the last layer it may be their mean.
     """
 
     frozen: Tensor
-    """(L, M) bool: modules of earlier tasks' best paths."""
+    """(L, M) bool: modules of the best paths of earlier tasks."""
 
     def __init__(
         self,
@@ -93,12 +93,12 @@ class PathNet(nn.Module):
         Args:
             outputs: Task -> A.
             modules: M.
-            active_modules: N, the most that a path has of each layer; modules start the smaller the more they are.
+            active_modules: N, the most modules of a layer in a path; the initial weights are smaller for a larger N.
             convs: (filters, kernel, stride) of a module in each of the first L - 1 layers.
             hidden: Units of a module in the last layer.
             frame_stack: Input channels.
             screen_size: Height and width of the input.
-            last_layer: Sum of its modules, or mean.
+            last_layer: Sum or mean of the last layer's modules.
         """
         super().__init__()
         self.last_layer = last_layer
@@ -154,12 +154,12 @@ class PathNet(nn.Module):
         return heads
 
     def free_modules(self) -> Iterator[nn.Conv2d | nn.Linear]:
-        """Those that are not frozen."""
+        """The modules that are not frozen."""
         for layer, index in (~self.frozen).nonzero().tolist():
             yield self.module(layer, index)
 
     def freeze(self, path: Path) -> None:
-        """Keep the modules of a path as they are for good, and re-initialise all others."""
+        """Freeze the modules of a path, and re-initialise all free modules."""
         for layer, active in enumerate(path):
             self.frozen[layer, list(active)] = True
         self._start_free_modules()
@@ -170,7 +170,7 @@ class PathNet(nn.Module):
 
     @torch.no_grad()
     def along(self, path: Path, task: str) -> ModularNet:
-        """A path and a task's heads as a net of their own, which has nothing of the other modules."""
+        """A net with the modules of a path and the heads of a task, without the other modules."""
         heads = self._heads(task)
         policy = heads["policy"]
         assert isinstance(policy, nn.Linear)
@@ -193,9 +193,9 @@ def _dense(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class ModularNet(nn.Module):
-    """One path of a PathNet: a layer holds its active modules side by side, and sums them after the ReLU.
+    """One path of a PathNet: a layer concatenates its active modules, and sums them after the ReLU.
 
-    Each layer is a sub-module whose output is the pre-activation of all its modules.
+    The output of each layer, a sub-module, is the pre-activation of all its modules.
     """
 
     head_layers = ("policy", "value")
@@ -215,15 +215,15 @@ class ModularNet(nn.Module):
 
         Args:
             num_actions: A.
-            modules: How many are active, layer by layer.
-            convs: See `PathNet`, as for the others.
+            modules: Number of active modules of each layer.
+            convs: See `PathNet`.
             hidden: Units of a module in the last layer.
             frame_stack: Input channels.
             screen_size: Height and width of the input.
             last_layer: See `PathNet`.
 
         Raises:
-            ValueError: not a number of modules for each layer, or a convolution that does not fit on its input.
+            ValueError: the number of modules of a layer is missing or below 1, or a convolution does not fit its input.
         """
         super().__init__()
         shapes = list(module_shapes(convs, hidden, frame_stack, screen_size))

@@ -21,10 +21,10 @@ Shape = tuple[int, ...]
 
 
 class LateralLayer(nn.Module):
-    """z_i = W_i h_{i-1} + U_i relu( sum_j V_ij alpha_ij h_{i-1}^(j) ): a layer, and what columns j feed into it.
+    """z_i = W_i h_{i-1} + U_i relu( sum_j V_ij alpha_ij h_{i-1}^(j) ): a layer with laterals from columns j.
 
-    The sum over columns is the paper's one V on their concatenation, written block by block. V is a 1x1 convolution
-    between maps (then a bilinear resize where they differ in size) and a matrix otherwise, U is like W.
+    The sum over columns equals the paper's single V on their concatenation. V is a 1x1 convolution between maps (then
+    a bilinear resize if they differ in size), else a matrix; U has the shape of W.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class LateralLayer(nn.Module):
         """Add laterals to a layer.
 
         Args:
-            own: W and its bias.
-            shape: Of the h_{i-1} that `own` reads, maps where it flattens them.
-            column_shapes: Of each column's h_{i-1}.
+            own: The layer with W and its bias.
+            shape: Shape of the h_{i-1} that `own` reads, before it is flattened.
+            column_shapes: Shape of each column's h_{i-1}.
             initial_scalar: alpha at the start.
-            gain: Of the orthogonal U at the start.
+            gain: Gain of the orthogonal initialisation of U.
         """
         super().__init__()
         self.own = own
@@ -52,7 +52,7 @@ class LateralLayer(nn.Module):
         fill_orthogonal(self.lateral.weight, gain)
         self.lateral.register_parameter("bias", None)
         self.features: Sequence[Tensor] = ()
-        """h_{i-1} of each column, for the forward pass under way."""
+        """h_{i-1} of each column in the current forward pass."""
 
     def forward(self, h: Tensor) -> Tensor:
         """h_{i-1} (B, ...) -> z_i (B, ...)."""
@@ -65,10 +65,10 @@ class LateralLayer(nn.Module):
 
 
 class ProgressiveNet(AtariNet):
-    """An Atari net whose layers but the first, its heads among them, also read the frozen columns' layers before them.
+    """An Atari net with laterals from frozen columns into every layer but the first, including the heads.
 
-    The laterals into layer i come from every column's layer at the same relative depth as layer i - 1. Frozen columns
-    are sub-modules, so that they are saved with the net, which cannot play without them; they do not train.
+    The laterals into layer i come from each column's layer at the same relative depth as layer i - 1. Frozen columns
+    are sub-modules, because the net needs them to play and must be saved with them; they are not trained.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class ProgressiveNet(AtariNet):
 
         Args:
             num_actions: A.
-            columns: Name -> frozen net, kept as it is, not copied.
-            convs: Of the trained column.
-            hidden: Likewise.
+            columns: Name -> frozen net; not copied.
+            convs: Convolutions of the trained column.
+            hidden: Units of the trained column's fully connected layer.
             frame_stack: Input channels.
             screen_size: Height and width of the input.
             initial_scalar: alpha at the start; the paper samples 1, 0.1, 0.01.
 
         Raises:
-            UserError: no columns, or one without hidden layers.
+            UserError: there are no columns, or one has no hidden layers.
         """
         super().__init__(num_actions, convs, hidden, frame_stack, screen_size)
         if not columns:
@@ -111,7 +111,7 @@ class ProgressiveNet(AtariNet):
         links = links_by_depth(self, columns)
         self._taps = [[link.layer for link in links if link.teacher == name] for name in columns]
         self._readers: dict[str, int] = {}
-        """Layer with laterals -> the position of the layer before it among the hidden ones."""
+        """Layer with laterals -> the index of the hidden layer before it."""
         self._add_laterals(example, initial_scalar)
         self.train(self.training)
 
@@ -130,10 +130,10 @@ class ProgressiveNet(AtariNet):
 
     @torch.no_grad()
     def features(self, obs: Tensor) -> tuple[Tensor, ...]:
-        """The columns' activations that laterals read; they never change, so compute them once per observation.
+        """The columns' activations that the laterals read. They never change: compute them once per observation.
 
         Returns:
-            h (B, *shape) for each column, and in it for each hidden layer of the trained one.
+            h (B, *shape) for each column and each hidden layer of the trained column.
         """
         found: list[Tensor] = []
         for column, layers in zip(self.columns, self._taps, strict=True):
@@ -146,7 +146,7 @@ class ProgressiveNet(AtariNet):
 
         Args:
             obs: Screens.
-            features: As `features(obs)` gave them; computed here if not given.
+            features: The result of `features(obs)`; computed here if None.
         """
         if features is None:
             features = self.features(obs)
@@ -163,14 +163,14 @@ class ProgressiveNet(AtariNet):
             layer.features = features[position :: len(self.hidden_layers)]
 
     def train(self, mode: bool = True) -> ProgressiveNet:
-        """Like any module's, but for the frozen columns, which stay in evaluation mode."""
+        """Set the mode of the module; the frozen columns stay in evaluation mode."""
         super().train(mode)
         self.columns.eval()
         return self
 
     @torch.no_grad()
     def scalars(self) -> dict[tuple[str, str], float]:
-        """Alpha by (column, layer that the lateral goes into)."""
+        """Alpha of each lateral, by (column, layer that reads it)."""
         names = [column["name"] for column in self.arch["columns"]]
         return {
             (name, layer): alpha
@@ -180,10 +180,10 @@ class ProgressiveNet(AtariNet):
 
 
 def from_arch(num_actions: int, columns: Sequence[Mapping[str, Any]], **fields: Any) -> ProgressiveNet:
-    """Build the net that the fields of an `arch` block describe, columns included.
+    """Build the net that the fields of an `arch` block describe, including the columns.
 
     Raises:
-        TypeError: fields that are not those of an `arch` block.
+        TypeError: the fields are not those of an `arch` block.
     """
     return ProgressiveNet(num_actions, dict(_column(**column) for column in columns), **fields)
 

@@ -1,4 +1,4 @@
-"""A policy that reads two bodies: Distral's two columns in one net."""
+"""Distral's two-column net: one policy on the features of two bodies."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from kfrl.nets.atari.net import PAPER_CONVS, AtariNet, Body
 from kfrl.nets.init import orthogonal
 
 
-class Column(Body):
-    """A body by itself: observations (B, stack, H, W) uint8 -> features (B, hidden)."""
+class BodyColumn(Body):
+    """A body as a module: observations (B, stack, H, W) uint8 -> features (B, hidden)."""
 
     def forward(self, obs: Tensor) -> Tensor:
         """The features."""
@@ -20,9 +20,9 @@ class Column(Body):
 
 
 class ColumnNet(nn.Module):
-    """Two bodies; the policy head reads both, the value head the second: logits (B, A), values (B,).
+    """Two bodies: the policy head reads both, the value head the second. Logits (B, A), values (B,).
 
-    One policy head over both features is the sum of a head on each.
+    A policy head on both features equals the sum of a head on each.
     """
 
     head_layers = AtariNet.head_layers
@@ -38,7 +38,7 @@ class ColumnNet(nn.Module):
     ) -> None:
         """Build the net; both bodies have the same shape, see `AtariNet`."""
         super().__init__()
-        self.distilled, self.own = (Column(convs, hidden, frame_stack, screen_size) for _ in range(2))
+        self.distilled, self.own = (BodyColumn(convs, hidden, frame_stack, screen_size) for _ in range(2))
         self.policy = nn.Linear(2 * hidden, num_actions)
         self.value = nn.Linear(hidden, 1)
         orthogonal(self)

@@ -1,4 +1,4 @@
-"""What every image classifier of kfrl is."""
+"""The base class of kfrl's image classifiers."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ LUMA = (0.299, 0.587, 0.114)
 class Classifier(nn.Module):
     """A net from images (B, C, H, W) float to logits (B, num_classes).
 
-    Its last layer is called `head`; everything before it may be carried over to a task with other classes.
+    Its last layer is `head`; all layers before it can be copied to a net for other classes.
     """
 
     head_layers: tuple[str, ...] = ("head",)
     hidden_layers: tuple[str, ...] = ()
-    """Sub-modules whose outputs are pre-activations z, input side first: what Knowledge Flow links."""
+    """Sub-modules whose outputs are pre-activations z, from input to output; Knowledge Flow links them."""
     flattened: dict[str, tuple[int, ...]]
-    """Parameters whose axes stand for several, e.g. a matrix that reads maps: name -> all axes, a unit's own first."""
+    """Parameters with flattened axes, e.g. a matrix that reads maps: name -> the full shape, output units first."""
     head: nn.Linear
 
     def __init__(self, family: str, num_classes: int, input_shape: Sequence[int], **fields: Any) -> None:
-        """Note how the net is built again.
+        """Store the arguments from which `build_net` builds the same architecture.
 
         Args:
             family: The net's name in `build_net`.
             num_classes: Number of logits.
             input_shape: (C, H, W).
-            **fields: The family's own arguments, plain values.
+            **fields: The other arguments of the family, plain values.
 
         Raises:
-            ValueError: an input shape that is not three positive numbers, or no class.
+            ValueError: the input shape is not three positive numbers, or there is no class.
         """
         super().__init__()
         if len(input_shape) != 3 or min(input_shape) < 1:
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
 
 
 def he_initialise(net: Classifier) -> None:
-    """Draw convolutions from N(0, 2 / fan_out) (He et al. 2015) and set the head's bias to zero."""
+    """Draw the weights of convolutions from N(0, 2 / fan_out) (He et al. 2015) and set the head's bias to zero."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -13,9 +13,9 @@ from kfrl.nets.linear import Linear
 
 
 class ConvNet(Classifier):
-    """Blocks of 3x3 convolutions, each block ending in 2x2 max pooling, then fully connected layers and a `head`.
+    """Blocks of 3x3 convolutions, each with 2x2 max pooling at its end, then fully connected layers and a `head`.
 
-    `layer1`, `layer2`, ... are a convolution, with batch norm if there is any; `fc1`, ... the fully connected layers.
+    `layer1`, `layer2`, ... are convolutions, each with its batch norm if any; `fc1`, ... are fully connected layers. A
     ReLU follows each.
     """
 
@@ -35,12 +35,12 @@ class ConvNet(Classifier):
             input_shape: (C, H, W).
             blocks: Channels of each convolution, by block.
             hidden: Units of each fully connected layer.
-            batch_norm: After each convolution, without a scale and shift of its own.
-            global_pool: The last block has no padding and ends in the maximum over its whole map. At the size that
-                pytorch-playground's nets are made for, that is their last 2x2 pooling.
+            batch_norm: Batch norm after each convolution, without trained scale and shift.
+            global_pool: The last block has no padding, and a global max pooling at its end. For images of the size of
+                pytorch-playground's, this equals its last 2x2 pooling.
 
         Raises:
-            ValueError: a layer without channels, or images too small for the blocks.
+            ValueError: a layer has no channels, or the images are too small for the blocks.
         """
         widths = [width for block in blocks for width in block]
         if not widths or min(*widths, *map(len, blocks), *hidden, 1) < 1:

@@ -17,7 +17,7 @@ def _norm_conv(inputs: int, outputs: int, kernel: int, dropout: float) -> nn.Seq
 
 
 class DenseLayer(nn.Module):
-    """Adds `growth` channels to all that came before."""
+    """Appends `growth` new channels to its input."""
 
     def __init__(self, inputs: int, growth: int, bottleneck: bool, dropout: float) -> None:
         """Map `inputs` channels to `inputs + growth`."""
@@ -33,8 +33,8 @@ class DenseLayer(nn.Module):
 class DenseNet(Classifier):
     """DenseNet and DenseNet-BC: `stem`, three dense blocks with transitions between them, `head`.
 
-    Links join whole blocks: a block's output is all that it and the layers before it found, before the batch norm and
-    ReLU that read it.
+    Links connect whole blocks: a block's output is the concatenation of its input and its layers' outputs, before the
+    batch norm and the ReLU that read it.
     """
 
     hidden_layers = ("stem", "block1", "block2", "block3")
@@ -53,15 +53,15 @@ class DenseNet(Classifier):
         Args:
             num_classes: Number of logits.
             input_shape: (C, H, W).
-            depth: Layers with weights, 3 n + 4; with bottlenecks 6 n + 4, or 2 and 4 more, which change nothing but the
-                name: each block has (depth - 4) / 6 layers, rounded down (DenseNet-BC 90-60, 80-80, 80-120).
+            depth: Layers with weights, 3 n + 4; with bottlenecks 6 n + 4, 6 n + 6 or 6 n + 8, which are the same net,
+                because each block has (depth - 4) / 6 layers, rounded down (DenseNet-BC 90-60, 80-80, 80-120).
             growth: Channels that a layer adds.
             bottleneck: DenseNet-BC: a 1x1 convolution to 4 `growth` channels before each 3x3, and transitions that
-                keep half of the channels.
-            dropout: After each convolution but the first; the paper's 0.2 is for training without augmentation.
+                halve the number of channels.
+            dropout: Rate after each convolution but the first; the paper's 0.2 is for training without augmentation.
 
         Raises:
-            ValueError: another depth, or no growth.
+            ValueError: the depth or the growth is not valid.
         """
         super().__init__(
             "densenet", num_classes, input_shape, depth=depth, growth=growth, bottleneck=bottleneck, dropout=dropout

@@ -1,4 +1,4 @@
-"""Several classifiers as one: the mean of their logits."""
+"""An ensemble of classifiers: the mean of their logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kfrl.nets.images.classifier import Classifier
 
 
 class EnsembleNet(Classifier):
-    """The mean of the logits of nets that see the same images; no layer of its own that could be linked."""
+    """The mean of the logits of several nets; it has no layer of its own to link."""
 
     head_layers = ()
 
@@ -36,7 +36,7 @@ class EnsembleNet(Classifier):
 
     @classmethod
     def of(cls, nets: Sequence[nn.Module]) -> EnsembleNet:
-        """The ensemble of copies of `nets`; torch's generator stays as it was."""
+        """The ensemble of copies of `nets`; torch's random generator does not change."""
         first = cast(Classifier, nets[0])
         with torch.random.fork_rng():
             made = cls(first.num_classes, first.input_shape, [arch_of(net) for net in nets])
@@ -49,5 +49,5 @@ class EnsembleNet(Classifier):
 
 
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """(B, K) of each net -> (B, K)."""
+    """Mean of the nets' logits: (B, K) of each net -> (B, K)."""
     return torch.stack(list(logits)).mean(0)

@@ -1,4 +1,4 @@
-"""Nets that have grown new units on top (Wang, Ramanan and Hebert 2017, "Growing a Brain")."""
+"""Trained nets with new units near the output (Wang, Ramanan and Hebert 2017, "Growing a Brain")."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kfrl.nets.linear import Linear
 
 
 class Beside(nn.Module):
-    """A trained fully connected layer and new units beside it, which read the same."""
+    """A trained fully connected layer and new units beside it, with the same input."""
 
     def __init__(self, old: nn.Linear, units: int) -> None:
         """Add `units` to `old`."""
@@ -28,7 +28,7 @@ class Beside(nn.Module):
 
 
 class Above(nn.Module):
-    """Features, and beside them new units that read them: where the last hidden layer is a convolution."""
+    """Features and new units that read them, for nets whose last hidden layer is a convolution."""
 
     def __init__(self, features: int, units: int) -> None:
         """Add `units`."""
@@ -44,7 +44,7 @@ class ScaledNorm(nn.Module):
     """y_i = gamma_i h_i / |h|_2 over the units of a layer, sample by sample (section 3.3 of the paper)."""
 
     def __init__(self, units: int, scale: float) -> None:
-        """Start with gamma = `scale` everywhere: at norm 1 the layers above learn slowly."""
+        """Start with gamma = `scale` for all units, because with norm 1 the layers above learn slowly."""
         super().__init__()
         self.gamma = nn.Parameter(torch.full((units,), scale))
 
@@ -56,8 +56,8 @@ class ScaledNorm(nn.Module):
 class GrownNet(Classifier):
     """A net with more units in its last hidden layer (`width`), a new layer above it (`depth`), or both.
 
-    The old units and the new ones are normalised apart, so that they learn at one pace. A net without a fully connected
-    hidden layer gets its new units above its pooled features.
+    Old and new units are normalised separately, so that they learn at the same pace. In a net without a fully connected
+    hidden layer, the new units read the pooled features.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class GrownNet(Classifier):
 
         Args:
             num_classes: Number of logits.
-            input_shape: (C, H, W), that of `base`.
-            base: The architecture block of the net that grows.
-            width: New units S beside the last hidden layer.
+            input_shape: (C, H, W), the same as in `base`.
+            base: The architecture block of the trained net.
+            width: Number S of new units beside the last hidden layer.
             depth: Units of the new layer above.
             scale: gamma at the start; None: units are not normalised.
 
         Raises:
-            ValueError: nothing new.
+            ValueError: there are no new units.
         """
         super().__init__("grown", num_classes, input_shape, base=dict(base), width=width, depth=depth, scale=scale)
         if width < 0 or depth < 0 or not width + depth:
@@ -99,7 +99,7 @@ class GrownNet(Classifier):
         self.head = nn.Linear(depth or sum(sizes), num_classes)
 
     def _widen(self, features: int, width: int) -> str:
-        """Put `width` new units into the body; the layer of the body that has them."""
+        """Add `width` new units to the body; returns the layer of the body that holds them."""
         name = self.body.hidden_layers[-1]
         top = self.body.get_submodule(name)
         beside = isinstance(top, nn.Linear) and top.out_features == features
@@ -110,13 +110,13 @@ class GrownNet(Classifier):
         return place
 
     def old_parameters(self) -> tuple[nn.Parameter, ...]:
-        """Those of the net that has grown."""
+        """The parameters of the trained net."""
         new = f"{self._top}.new."
         return tuple(parameter for name, parameter in self.body.named_parameters() if not name.startswith(new))
 
     @torch.no_grad()
     def take(self, base: Classifier) -> None:
-        """Copy every layer of the net that grows but its head."""
+        """Copy every layer of the trained net except its head."""
         name = base.hidden_layers[-1]
         moved = name == self._top
         theirs = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kfrl.nets.images.classifier import Classifier, he_initialise
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-"""Depth -> blocks of each stage; from 50 on they are bottlenecks of three convolutions."""
+"""Depth -> blocks of each stage; from depth 50 on the blocks are bottlenecks of three convolutions."""
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
@@ -21,10 +21,10 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequentia
 
 
 class Block(nn.Module):
-    """Convolutions beside a shortcut, from pre-activation to pre-activation, as in `resnet.BasicBlock`."""
+    """Convolutions and a shortcut, from pre-activation to pre-activation, as in `resnet.BasicBlock`."""
 
     def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
-        """Map `inputs` channels to `width`, or to 4 times that by a bottleneck."""
+        """Map `inputs` channels to `width`, or to 4 `width` with a bottleneck."""
         super().__init__()
         outputs = 4 * width if bottleneck else width
         layers = (
@@ -60,7 +60,7 @@ class ImageNetResNet(Classifier):
             depth: Layers with weights.
 
         Raises:
-            ValueError: another depth.
+            ValueError: there is no such depth.
         """
         super().__init__("imagenet-resnet", num_classes, input_shape, depth=depth)
         if depth not in BLOCKS:

@@ -13,7 +13,7 @@ from kfrl.nets.images.classifier import Classifier
 class RowLSTM(Classifier):
     """LSTMs `lstm1`, `lstm2`, ... over the rows of an image; `head` reads the last row's hidden state.
 
-    Its gates lie inside PyTorch's LSTM, so it has no pre-activations that a link could feed: `hidden_layers` is empty.
+    The gates are inside PyTorch's LSTM, so there are no pre-activations to link: `hidden_layers` is empty.
     """
 
     def __init__(self, num_classes: int, input_shape: Sequence[int], hidden: Sequence[int]) -> None:
@@ -25,7 +25,7 @@ class RowLSTM(Classifier):
             hidden: Units of each LSTM.
 
         Raises:
-            ValueError: an LSTM without units.
+            ValueError: an LSTM has no units.
         """
         super().__init__("lstm", num_classes, input_shape, hidden=list(hidden))
         if not hidden or min(hidden) < 1:

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons: Hinton et al. 2015, and the MNIST net of pytorch-playground."""
+"""Multi-layer perceptrons, among them those of Hinton et al. 2015 and the MNIST net of pytorch-playground."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class MLP(Classifier):
             num_classes: Number of logits.
             input_shape: (C, H, W), flattened.
             hidden: Units of each hidden layer.
-            dropout: Chance that a hidden unit is left out in training.
-            input_dropout: The same of an input.
+            dropout: Dropout rate of hidden units.
+            input_dropout: Dropout rate of the inputs.
 
         Raises:
-            ValueError: a layer without units.
+            ValueError: a layer has no units.
         """
         super().__init__(
             "mlp", num_classes, input_shape, hidden=list(hidden), dropout=dropout, input_dropout=input_dropout

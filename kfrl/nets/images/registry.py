@@ -1,4 +1,4 @@
-"""Image classifiers by name: the published nets, and every size of their families."""
+"""Image classifiers by name: the published nets, and other sizes of their families."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ NAMES = (
     "densenet-bc-100-12",
     "densenet-bc-190-40",
 )
-"""The nets of the papers. The numbers in a name may be others: `mlp-300`, `resnet-56`; mlp, wrn, densenet and the
-shallow nets with a linear bottleneck (`64c-p-300l-2k`, `250l-4k`) take `-dropout`, with the rate of their paper, or
+"""The nets of the papers. Other numbers in a name are valid too: `mlp-300`, `resnet-56`. mlp, wrn, densenet and the
+shallow nets with a linear bottleneck (`64c-p-300l-2k`, `250l-4k`) accept `-dropout`, with the rate of their paper, or
 `-dropout-0.4`."""
 
 _DROPOUT = r"(-dropout(?:-0?\.\d+)?)?"
 
-# A name's numbers and what else it says -> the architecture block.
+# Pattern of a name -> function from its numbers and its dropout suffix to the architecture block.
 _FAMILIES: dict[str, Callable[[list[int], str | None], dict[str, Any]]] = {
-    # Rates of Hinton et al. 2012, which the distillation paper's large net is trained with.
+    # Rates of Hinton et al. 2012, used for the large net of the distillation paper.
     rf"mlp((?:-\d+)+){_DROPOUT}": lambda hidden, dropout: {
         "family": "mlp",
         "hidden": hidden,
@@ -72,19 +72,19 @@ _FAMILIES: dict[str, Callable[[list[int], str | None], dict[str, Any]]] = {
 
 
 def _dropout(words: str | None, rate: float) -> dict[str, float]:
-    """The rate that `-dropout-RATE` says, or the paper's."""
+    """The rate in `-dropout-RATE`, or the paper's; empty without the suffix."""
     return {"dropout": float(words.removeprefix("-dropout").lstrip("-") or rate)} if words else {}
 
 
 def _shallow(n: list[int], dropout: str | None, unit: int) -> dict[str, Any]:
     *maps, linear, hidden = n
-    # Table 2 has dropout on input and hidden units; 0.2 and 0.5 are Hinton et al. 2012's.
+    # Table 2 uses dropout on input and hidden units; 0.2 and 0.5 are the rates of Hinton et al. 2012.
     held = {**_dropout(dropout, 0.5), **({"input_dropout": 0.2} if dropout else {})}
     return {"family": "shallow", "maps": sum(maps), "linear": linear, "hidden": hidden * unit, **held}
 
 
 def _densenet(n: list[int], bottleneck: bool, dropout: str | None) -> dict[str, Any]:
-    # Huang et al. 2017, section 3: 0.2 where the images are not augmented.
+    # Huang et al. 2017, section 3: 0.2 without augmentation.
     held = _dropout(dropout, 0.2)
     return {"family": "densenet", "depth": n[0], "growth": n[1], "bottleneck": bottleneck, **held}
 
@@ -95,15 +95,15 @@ def _playground(blocks: list[list[int]], channels: int) -> dict[str, Any]:
 
 
 def arch_of(name: str) -> dict[str, Any]:
-    """The architecture block of a net's name, without the input shape.
+    """The architecture block for a net's name, without the input shape.
 
     Raises:
-        UserError: no such net.
+        UserError: there is no such net.
     """
     for pattern, fields in _FAMILIES.items():
         if match := re.fullmatch(pattern, name):
             return fields([int(number) for number in re.findall(r"\d+", match[1])], match[2])
-    raise unknown("net", name, NAMES, "The numbers may be others, e.g. mlp-300 or resnet-56.")
+    raise unknown("net", name, NAMES, "Other numbers are valid too, e.g. mlp-300 or resnet-56.")
 
 
 def make_net(name: str, input_shape: Sequence[int], num_classes: int) -> Classifier:
@@ -115,7 +115,7 @@ def make_net(name: str, input_shape: Sequence[int], num_classes: int) -> Classif
         num_classes: Number of logits.
 
     Raises:
-        UserError: no such net, or one that cannot be built on such images.
+        UserError: there is no such net, or it cannot be built for such images.
     """
     arch = {**arch_of(name), "input_shape": list(input_shape)}
     try:

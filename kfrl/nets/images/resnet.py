@@ -16,10 +16,10 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, from pre-activation to pre-activation.
+    """Two 3x3 convolutions and a shortcut, from pre-activation to pre-activation.
 
-    The ReLU that closes a block of the paper opens the next one here, so that the sum itself can be linked. The net's
-    function is the same.
+    The ReLU at the end of the paper's block is at the start of the next block here, so that the sum before it can be
+    linked. The function of the net is the same.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -53,7 +53,7 @@ class ResNet(Classifier):
             depth: Layers with weights, 6 n + 2.
 
         Raises:
-            ValueError: another depth.
+            ValueError: the depth is not 6 n + 2.
         """
         super().__init__("resnet", num_classes, input_shape, depth=depth)
         if depth < 8 or depth % 6 != 2:
@@ -77,7 +77,7 @@ class ResNet(Classifier):
 
 
 class WideBlock(nn.Module):
-    """BN, ReLU, 3x3 convolution, twice, beside a shortcut."""
+    """Twice BN, ReLU and a 3x3 convolution, and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
         """Map `inputs` channels to `outputs`."""
@@ -110,11 +110,11 @@ class WideResNet(Classifier):
             num_classes: Number of logits.
             input_shape: (C, H, W).
             depth: Layers with weights, 6 n + 4.
-            widen: k, how many times wider than a ResNet.
-            dropout: Between the convolutions of a block.
+            widen: k, the width as a multiple of a ResNet's.
+            dropout: Dropout rate between the convolutions of a block.
 
         Raises:
-            ValueError: another depth, or no width.
+            ValueError: the depth is not 6 n + 4, or the width is below 1.
         """
         super().__init__("wrn", num_classes, input_shape, depth=depth, widen=widen, dropout=dropout)
         if depth < 10 or depth % 6 != 4 or widen < 1:

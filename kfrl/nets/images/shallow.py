@@ -1,4 +1,4 @@
-"""Shallow nets with a linear bottleneck (Ba and Caruana 2014), which mimic deep ones."""
+"""Shallow nets with a linear bottleneck (Ba and Caruana 2014), trained to mimic deep nets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kfrl.nets.linear import Linear
 
 
 class ShallowNet(Classifier):
-    """One wide hidden layer `fc`, which reads `linear` units without non-linearity, which read the image.
+    """One wide hidden layer `fc` after a linear bottleneck of `linear` units.
 
-    Its matrix W (hidden x inputs) is so a product U V of rank `linear` (section 3.1 of the paper), which learns faster.
-    With `maps`, there is a 5x5 convolution `layer1` with ReLU and 2x2 max pooling below.
+    Its matrix W (hidden x inputs) is a product U V of rank `linear` (section 3.1 of the paper), which learns faster.
+    With `maps`, a 5x5 convolution `layer1` with ReLU and 2x2 max pooling comes first.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class ShallowNet(Classifier):
             input_shape: (C, H, W).
             linear: Units of the bottleneck.
             hidden: Units of the hidden layer.
-            maps: Of the convolution; 0: none.
-            dropout: Chance that a hidden unit is left out in training.
-            input_dropout: The same of an input.
+            maps: Channels of the convolution; 0: no convolution.
+            dropout: Dropout rate of hidden units.
+            input_dropout: Dropout rate of the inputs.
 
         Raises:
-            ValueError: a layer without units.
+            ValueError: a layer has no units.
         """
         sizes = {"linear": linear, "hidden": hidden, "maps": maps}
         super().__init__("shallow", num_classes, input_shape, **sizes, dropout=dropout, input_dropout=input_dropout)

@@ -1,4 +1,4 @@
-"""Growing a trained net (Anti-Distillation, section 3): a wider one that starts from its weights."""
+"""Growing a net (Anti-Distillation, section 3): a wider net that starts from the weights of a trained one."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from kfrl.nets.images.classifier import LUMA, Classifier
 Extension = Literal["zero", "uniform"]
 
 GROWABLE = {"mlp": 1, "conv": 1, "lstm": 2}
-"""Families whose layers stand one after the other, so that a unit of the small net is one of the large net, and which
-axis of the first weight is the image's channels."""
+"""Families that can grow: nets of consecutive layers, whose units correspond to units of the larger net. The value is
+the axis of the first weight that is the image's channels."""
 
 
 @torch.no_grad()
 def grow(small: Classifier, large: Classifier, extension: Extension, theta: float = 0.01) -> None:
     """Write the weights of `small` into `large` and extend them: phi of the paper's section 4 with w[u] = u.
 
-    The units, maps, classes and pixels of the small net are the first of the large one, pixels from the upper left. A
-    net of gray images reads the gray (luma) of RGB ones. All weights that the large net has more, to and from the new
-    units, are extended. With `zero` the large net says of an image what the small one says, and of new classes 0: new
-    hidden units are silent. They also stay so in training, because neither the weights into them nor those out of them
-    have a gradient.
+    The units, maps, classes and pixels of the small net become the first ones of the large net, pixels from the upper
+    left. If the small net takes gray images and the large one RGB, the copied weights read the luma. The additional
+    weights, to and from the new units, are filled by `extension`. With `zero` the large net has the same logits as the
+    small one, and logits 0 for new classes: the new hidden units output 0. Training does not change that, because the
+    weights into and out of them have no gradient.
 
     Args:
         small: The trained net.
-        large: Its weights are overwritten; statistics of batch norms and everything else new keep their values.
+        large: The net to write to; statistics of batch norms and other new values do not change.
         extension: `zero`, or `uniform`: U[0, theta].
         theta: Upper end of `uniform`.
 
     Raises:
-        UserError: nets of two families, of a family that does not grow, of different depth, or a large net that is
-            smaller somewhere or nowhere larger.
+        UserError: the nets have different families or depths, the family cannot grow, or a layer of the large net is
+            smaller, or none is larger.
     """
     _check_families(small, large)
     source, target = small.state_dict(), large.state_dict()
     if source.keys() != target.keys():
         raise UserError(
             f"A net grows wider, not deeper: {_layers(small)} layers cannot become {_layers(large)}. Name a net with "
-            "as many layers."
+            f"{_layers(small)} layers."
         )
     if all(source[name].shape == new.shape for name, new in target.items()):
         raise UserError(
-            "A net grows wider, and this one is nowhere larger than its teacher: it would only be trained on, which is "
+            "A net grows wider, and no layer of this net is larger than the teacher's: this would be fine-tuning, "
             "--method fine-tune. Name a wider net."
         )
     trained = [name for name, _ in large.named_parameters()]
@@ -69,7 +69,7 @@ def grow(small: Classifier, large: Classifier, extension: Extension, theta: floa
 
 
 def _of_luma(weights: Tensor, axis: int) -> Tensor:
-    """Weights on gray (..., 1, ...) as weights on R, G and B (..., 3, ...)."""
+    """Convert weights for gray images (..., 1, ...) to weights for RGB images (..., 3, ...)."""
     shape = [1] * weights.ndim
     shape[axis] = 3
     return weights * weights.new_tensor(LUMA).view(shape)
@@ -87,7 +87,7 @@ def _check_families(small: Classifier, large: Classifier) -> None:
     if old != new:
         raise UserError(f"A net grows within its family: a net of family {old!r} cannot become one of {new!r}.")
     if old not in GROWABLE:
-        raise UserError(f"Nets of family {old!r} do not grow; those that do: {', '.join(GROWABLE)}.")
+        raise UserError(f"Nets of family {old!r} cannot grow. Families that can: {', '.join(GROWABLE)}.")
 
 
 def _layers(net: Classifier) -> int:

@@ -20,7 +20,7 @@ from agents.engines.shared import SharedModel, bind, untrained
 from agents.engines.shared_adam import SharedAdam
 from agents.launch import Session
 from agents.methods.base import NetSpec
-from agents.methods.pathnet import EvolvingPathNet, PathNetMethod, Population, Trial, mutate, path_of
+from agents.methods.pathnet import EvolvingPathNet, FitnessGames, PathNetMethod, Population, mutate, path_of
 from agents.run import Run, resolve
 from agents.teachers.store import find_teacher
 from agents.trainer import Trainer
@@ -159,7 +159,7 @@ def test_it_meets_b_random_others_and_loses_to_the_first_that_is_no_worse(monkey
     assert lone[True] == pytest.approx(400 / 3, abs=40), "it meets the better one in a third of the cases"
 
 
-# --- trials -------------------------------------------------------------------------------------------------
+# --- fitness games ------------------------------------------------------------------------------------------
 
 
 def played(*episodes: tuple[int, float, int]) -> Rollout:
@@ -180,31 +180,31 @@ def played(*episodes: tuple[int, float, int]) -> Rollout:
     )
 
 
-def play(trial: Trial, rollouts: int, *episodes: tuple[int, float, int]) -> float | None:
+def play(games: FitnessGames, rollouts: int, *episodes: tuple[int, float, int]) -> float | None:
     for _ in range(rollouts - 1):
-        trial.add(played())
-    trial.add(played(*episodes))
-    return trial.fitness
+        games.add(played())
+    games.add(played(*episodes))
+    return games.fitness
 
 
-def test_a_trial_is_t_games() -> None:
-    trial = Trial(3, num_envs=1, t_max=5)
-    assert play(trial, 10, (0, 6.0, 50)) is None
-    assert play(trial, 10, (0, 1.0, 50)) is None
-    assert play(trial, 10, (0, 2.0, 50), (0, 100.0, 5)) == 3.0
+def test_fitness_comes_from_t_games() -> None:
+    games = FitnessGames(3, num_envs=1, t_max=5)
+    assert play(games, 10, (0, 6.0, 50)) is None
+    assert play(games, 10, (0, 1.0, 50)) is None
+    assert play(games, 10, (0, 2.0, 50), (0, 100.0, 5)) == 3.0
 
 
-def test_a_trial_takes_as_many_games_from_each_environment() -> None:
-    trial = Trial(3, num_envs=2, t_max=5)  # 2 games in each
-    assert play(trial, 100, (0, 1.0, 9), (0, 2.0, 9), (0, 50.0, 9), (1, 3.0, 9)) is None
-    assert play(trial, 1, (1, 6.0, 9)) == 3.0
+def test_fitness_takes_as_many_games_from_each_environment() -> None:
+    games = FitnessGames(3, num_envs=2, t_max=5)  # 2 games in each
+    assert play(games, 100, (0, 1.0, 9), (0, 2.0, 9), (0, 50.0, 9), (1, 3.0, 9)) is None
+    assert play(games, 1, (1, 6.0, 9)) == 3.0
 
 
 def test_games_that_another_genotype_began_do_not_count() -> None:
-    trial = Trial(1, num_envs=1, t_max=5)
-    assert play(trial, 4, (0, 9.0, 25)) is None
+    games = FitnessGames(1, num_envs=1, t_max=5)
+    assert play(games, 4, (0, 9.0, 25)) is None
     # One that began less than a rollout before counts.
-    assert play(Trial(1, num_envs=1, t_max=5), 4, (0, 9.0, 24)) == 9.0
+    assert play(FitnessGames(1, num_envs=1, t_max=5), 4, (0, 9.0, 24)) == 9.0
 
 
 def test_a_resumed_worker_goes_on_with_the_genotype_whose_turn_it_is() -> None:

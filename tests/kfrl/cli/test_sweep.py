@@ -15,9 +15,9 @@ import pytest
 
 from kfrl.cli.main import main
 from kfrl.cli.sweep import progress_line
-from kfrl.sweep.processes import alive, descendants
+from kfrl.sweep.descendants import alive, descendants
+from kfrl.sweep.folder import FAILED, FINISHED, RUNNING, STOPPED, WAITING, SweepFolder, SweepPlan, TrialState, domain_of
 from kfrl.sweep.space import Spec, make_trials
-from kfrl.sweep.trials import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Plan, State, SweepFolder, domain_of
 
 COUNTING = Path(__file__).parents[1] / "sweep"
 
@@ -111,12 +111,12 @@ def test_an_address_that_nobody_answers(spec: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.fixture
-def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SweepFolder, Plan]]:
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[SweepFolder, SweepPlan]]:
     monkeypatch.syspath_prepend(str(COUNTING))
     sys.modules.pop("counting", None)
 
-    def build(**settings: Any) -> tuple[SweepFolder, Plan]:
-        plan = Plan("counting", ())
+    def build(**settings: Any) -> tuple[SweepFolder, SweepPlan]:
+        plan = SweepPlan("counting", ())
         plan = replace(plan, trials=tuple(make_trials(Spec(settings=settings), domain_of(plan))))
         folder = SweepFolder(tmp_path / "sweep")
         folder.prepare(plan)
@@ -128,10 +128,10 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
 def test_the_line_of_a_sweep(counting: Any) -> None:
     _, plan = counting(name="x", seed={"range": 4})
     states = {
-        "s1": State(FINISHED, 10, 1.0, objective=3.0),
-        "s2": State(RUNNING, 5, 0.5, rate=80.0, objective=4.5),
-        "s3": State(FAILED, 0, 0.25),
-        "s4": State(WAITING),
+        "s1": TrialState(FINISHED, 10, 1.0, objective=3.0),
+        "s2": TrialState(RUNNING, 5, 0.5, rate=80.0, objective=4.5),
+        "s3": TrialState(FAILED, 0, 0.25),
+        "s4": TrialState(WAITING),
     }
     assert progress_line(plan, states, 90.0) == (
         "1 running · 1 waiting · 1 finished · 1 failed · 62.5 % · 80 steps/s · ETA 0:01:30 · best 4.5 (s2)"
@@ -140,7 +140,7 @@ def test_the_line_of_a_sweep(counting: Any) -> None:
 
 CODE = """
 import sys; from pathlib import Path
-from kfrl.cli.sweep import run_sweep; from kfrl.sweep.trials import SweepFolder
+from kfrl.cli.sweep import run_sweep; from kfrl.sweep.folder import SweepFolder
 sys.exit(run_sweep(SweepFolder(Path(sys.argv[1])), None))
 """
 

@@ -13,8 +13,8 @@ from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.graphs import ENSEMBLE, LABELS, read_graph
 from kfrl.supervised.methods.collaborative import check_graph
 from kfrl.supervised.search import SearchConfig, best_trial, final_plan, graph_of, make_plan
+from kfrl.sweep.folder import FINISHED, PRUNED, SweepFolder, SweepPlan, TrialState, levels
 from kfrl.sweep.space import Trial, teacher_names
-from kfrl.sweep.trials import FINISHED, PRUNED, Plan, State, SweepFolder, levels
 
 DIGITS = SupervisedConfig(data="digits", net="mlp-6", epochs=2, validation=0.2)
 
@@ -101,12 +101,12 @@ def test_a_search_that_cannot_be_is_refused(search: Any, settings: Any, words: s
 
 def test_what_was_pruned_never_wins() -> None:
     plan = make_plan(SearchConfig(trials=3), DIGITS)
-    states = {trial.name: State(FINISHED, objective=0.99) for trial in plan.trials}
-    states |= {"graph-001": State(PRUNED, objective=0.9), "graph-002": State(FINISHED, objective=0.7)}
-    states |= {"graph-003": State(FINISHED, objective=0.8)}
+    states = {trial.name: TrialState(FINISHED, objective=0.99) for trial in plan.trials}
+    states |= {"graph-001": TrialState(PRUNED, objective=0.9), "graph-002": TrialState(FINISHED, objective=0.7)}
+    states |= {"graph-003": TrialState(FINISHED, objective=0.8)}
     winner = best_trial(plan, states)
     assert winner is not None and winner.name == "graph-003"
-    assert best_trial(plan, dict.fromkeys(states, State(PRUNED))) is None
+    assert best_trial(plan, dict.fromkeys(states, TrialState(PRUNED))) is None
 
 
 def test_the_winner_is_tested_beside_its_rivals_with_new_seeds_and_all_images(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_search_leaves_its_graph_and_what_it_came_to(
     """All but Ray: the trials are trained here, one after the other."""
 
     def run_here(folder: SweepFolder, address: str | None) -> int:
-        plan: Plan = folder.read()
+        plan: SweepPlan = folder.read()
         for trial in plan.trials:
             train(folder.settings(trial, plan))
         folder.write_states(plan, folder.states(plan))

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from kfrl.sweep.processes import alive, descendants
+from kfrl.sweep.descendants import alive, descendants
+from kfrl.sweep.folder import FINISHED, RUNNING, SweepFolder, SweepPlan, domain_of
 from kfrl.sweep.space import Spec, make_trials
-from kfrl.sweep.trials import FINISHED, RUNNING, Plan, SweepFolder, domain_of
 
 pytest.importorskip("ray", reason="Ray Tune is not installed: pip install 'kfrl[sweep]'")
 
 HERE = Path(__file__).parent
 CODE = """
 import sys; from pathlib import Path
-from kfrl.cli.sweep import run_sweep; from kfrl.sweep.trials import SweepFolder
+from kfrl.cli.sweep import run_sweep; from kfrl.sweep.folder import SweepFolder
 sys.exit(run_sweep(SweepFolder(Path(sys.argv[1])), sys.argv[2]))
 """
 
@@ -55,7 +55,7 @@ def test_the_trials_of_a_node_that_dies_go_on_elsewhere_from_where_they_were(
 ) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     sys.modules.pop("counting", None)
-    plan = Plan("counting", ())
+    plan = SweepPlan("counting", ())
     go = tmp_path / "go"
     spec = Spec(settings={"name": "x", "does": f"wait for {go}", "seed": {"range": 2}})
     plan = replace(plan, trials=tuple(make_trials(spec, domain_of(plan))))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from kfrl.sweep.folder import FAILED, FINISHED, PRUNED, RUNNING, STOPPED, SweepFolder, SweepPlan, TrialState, domain_of
 from kfrl.sweep.space import EarlyStopping, Spec, make_trials
-from kfrl.sweep.trials import FAILED, FINISHED, PRUNED, RUNNING, STOPPED, Plan, State, SweepFolder, domain_of
 
 pytest.importorskip("ray", reason="Ray Tune is not installed: pip install 'kfrl[sweep]'")
 from kfrl.sweep import driver
@@ -24,8 +24,8 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     sys.modules.pop("counting", None)
 
-    def build(early: EarlyStopping | None = None, **settings: Any) -> tuple[SweepFolder, Plan]:
-        plan = Plan("counting", (), early_stopping=early)
+    def build(early: EarlyStopping | None = None, **settings: Any) -> tuple[SweepFolder, SweepPlan]:
+        plan = SweepPlan("counting", (), early_stopping=early)
         trials = make_trials(Spec(settings={"name": "x", **settings}), domain_of(plan))
         plan = replace(plan, trials=tuple(trials))
         folder = SweepFolder(tmp_path / "sweep")
@@ -130,7 +130,7 @@ class Trial:
 
 def table(sweep: Any) -> _Table:
     folder, plan = sweep(seed={"range": 3})
-    return _Table(folder, plan, {trial.name: State() for trial in plan.trials})
+    return _Table(folder, plan, {trial.name: TrialState() for trial in plan.trials})
 
 
 def test_what_asha_ends_is_pruned_and_never_finished(sweep: Any) -> None:

@@ -8,13 +8,13 @@ from agents.teachers.formats import Card, load_agent, save_agent
 from kfrl.flow import KnowledgeFlow, links_by_depth
 from kfrl.nets import build_net
 from kfrl.nets.atari.net import AtariNet
-from kfrl.nets.atari.two_column import Column, ColumnNet
+from kfrl.nets.atari.two_column import BodyColumn, ColumnNet
 
 SHAPE = {"convs": ((4, 8, 8),), "hidden": 8}
 
 
 def test_a_column_is_a_nets_body(obs: Tensor) -> None:
-    net, column = AtariNet(3, **SHAPE), Column(**SHAPE)
+    net, column = AtariNet(3, **SHAPE), BodyColumn(**SHAPE)
     assert set(column.state_dict()) == {name for name in net.state_dict() if name.split(".")[0] in net.hidden_layers}
     column.load_state_dict({name: net.state_dict()[name] for name in column.state_dict()})
     features = column(obs)

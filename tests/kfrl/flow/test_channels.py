@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link
-from kfrl.flow.selection import channel_uses, choose
+from kfrl.flow.channels import channel_uses, choose
 
 
 class Two(nn.Module):

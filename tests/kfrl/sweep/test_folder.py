@@ -7,21 +7,21 @@ from typing import Any
 import pytest
 
 from kfrl.errors import UserError
-from kfrl.sweep.space import Spec, make_trials
-from kfrl.sweep.trials import (
+from kfrl.sweep.folder import (
     FAILED,
     FINISHED,
     PRUNED,
     STOPPED,
     WAITING,
-    Plan,
-    State,
     SweepFolder,
+    SweepPlan,
+    TrialState,
     domain_of,
     levels,
     member_of_sweep,
     untaught,
 )
+from kfrl.sweep.space import Spec, make_trials
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +30,8 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     sys.modules.pop("counting", None)
 
 
-def plan_of(**spec: Any) -> Plan:
-    plan = Plan("counting", ())
+def plan_of(**spec: Any) -> SweepPlan:
+    plan = SweepPlan("counting", ())
     return replace(plan, trials=tuple(make_trials(Spec(**spec), domain_of(plan))))
 
 
@@ -43,9 +43,9 @@ def test_a_trials_state_is_what_its_folder_says(tmp_path: Path) -> None:
         (folder.path / name).mkdir()
         (folder.path / name / "config.yaml").touch()
     (folder.path / "s1" / "eval.json").write_text('{"score": 3.5}')
-    said = dict.fromkeys(["s1", "s2", "s3"], State("running", 4, 0.4)) | {
-        "s4": State(PRUNED, 2, 0.2, objective=7.0),
-        "s5": State(FAILED, error="No such thing."),
+    said = dict.fromkeys(["s1", "s2", "s3"], TrialState("running", 4, 0.4)) | {
+        "s4": TrialState(PRUNED, 2, 0.2, objective=7.0),
+        "s5": TrialState(FAILED, error="No such thing."),
     }
     folder.write_states(plan, said)
     found = folder.states(plan)
@@ -102,9 +102,9 @@ def test_students_wait_for_their_teachers(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path)
     assert [[trial.name for trial in level] for level in levels(plan)] == [["teacher-big"], ["s1"]]
     student = plan.trial("s1")
-    states = {"teacher-big": State(FAILED), "s1": State()}
+    states = {"teacher-big": TrialState(FAILED), "s1": TrialState()}
     assert untaught(student, plan, states) == ["big"]
-    assert not untaught(student, plan, states | {"teacher-big": State(FINISHED)})
+    assert not untaught(student, plan, states | {"teacher-big": TrialState(FINISHED)})
     settings = folder.settings(student, plan)
     assert settings["teachers"] == str(tmp_path / "teacher-big")
     assert settings["run_dir"] == str(tmp_path / "s1")
@@ -119,7 +119,7 @@ def test_runs_of_a_sweep_are_one_arm_whatever_was_drawn(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "sweep")
     folder.prepare(plan)
     states = folder.states(plan)
-    folder.write_states(plan, states | {"two-y-s2": State(PRUNED)})
+    folder.write_states(plan, states | {"two-y-s2": TrialState(PRUNED)})
     named = {trial.name: member_of_sweep(folder.path / trial.name) for trial in plan.trials[1:-1]}
     assert set(named.values()) == {"one", "two"}
     assert named["one-x-s1"] == named["one-y-s2"] == "one"

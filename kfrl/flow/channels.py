@@ -1,9 +1,9 @@
-"""Q that starts as a choice of the teachers' most useful channels.
+"""Initialisation of Q as a selection of the teachers' most useful channels.
 
-A random Q mixes channels that the activation after it should keep apart. A Q with a single 1 in each row keeps what a
-teacher has learned. The use of a channel is the spread of its activation on observations of the target task, times the
-norm of the weights that read it in the teacher's next layer; as a share of the layer's sum, so that teachers of
-different scales can be compared.
+A random Q mixes channels before the activation. A Q with a single 1 in each row keeps the channels of the teacher. The
+use of a channel is the standard deviation of its activation on observations of the target task, times the norm of the
+weights that read it in the teacher's next layer; divided by the sum over the layer, so that teachers of different
+scales can be compared.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from kfrl.nets.hooks import layers_in_use
 
 @torch.no_grad()
 def channel_uses(teacher: nn.Module, layer: str, obs: Tensor) -> Tensor | None:
-    """The use of each channel of `layer` to the layer after it: (channels,), summing to 1; 0 if none changes on `obs`.
+    """The use of each channel of `layer`: (channels,), with sum 1; all 0 if no channel varies on `obs`.
 
-    None where what follows is no convolution or fully connected layer of as many channels.
+    None if the next layer is not a convolution or fully connected layer that reads these channels.
     """
     order = layers_in_use(teacher, obs[:1])
     if layer not in order or order[-1] == layer:
@@ -30,7 +30,7 @@ def channel_uses(teacher: nn.Module, layer: str, obs: Tensor) -> Tensor | None:
     channels = len(teacher.get_submodule(layer).get_parameter("weight"))
     weight, read = teacher.get_submodule(reader).get_parameter("weight"), input_of(teacher, reader, obs)
     if weight.dim() == 2 and weight.shape[1] % channels == 0:
-        # A fully connected layer reads a map's channels one after the other.
+        # The input of a fully connected layer is a flattened map, channel by channel.
         weight, read = weight.unflatten(1, (channels, -1)), read.flatten(1).unflatten(1, (channels, -1))
     if weight.shape[1] != channels or read.shape[1] != channels:
         return None
@@ -40,9 +40,9 @@ def channel_uses(teacher: nn.Module, layer: str, obs: Tensor) -> Tensor | None:
 
 
 def choose(uses: Sequence[Tensor | None], count: int, first: Collection[int] = ()) -> list[list[int]]:
-    """For each teacher layer those of its channels that are among the `count` most useful of all, ascending.
+    """For each teacher layer, its channels among the `count` most useful of all layers, in ascending order.
 
-    Channels of the layers in `first` come before all others, which get what is left.
+    Channels of the layers in `first` are chosen before all others.
     """
     known = [
         (source not in first, -use, source, channel)

@@ -1,4 +1,4 @@
-"""The folder of a sweep: its plan, the folders of its runs, and one CSV of how they stand."""
+"""The folder of a sweep: its plan, the folders of its runs, and one CSV with the state of each run."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ STATES = (RUNNING, WAITING, FINISHED, PRUNED, FAILED, STOPPED)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a sweep does; fixed when it is first started."""
+class SweepPlan:
+    """The trials of a sweep and its options; fixed when the sweep is first started."""
 
     domain: str
-    """The module whose `DOMAIN` its runs are of."""
+    """The module that holds the `DOMAIN` of the runs, e.g. agents.trials."""
     trials: tuple[Trial, ...]
     scale: float = 1.0
     early_stopping: EarlyStopping | None = None
@@ -44,18 +44,18 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class State:
-    """How a trial stands."""
+class TrialState:
+    """The state of a trial: its progress, its scores, its error."""
 
     state: str = WAITING
     done: float = 0.0
-    """Steps or epochs."""
+    """Steps or epochs done."""
     share: float = 0.0
-    """Of the run."""
+    """Share of the run that is done, 0 to 1."""
     rate: float = 0.0
     objective: float | None = None
     score: float | None = None
-    """The final one."""
+    """The final score."""
     error: str = ""
 
 
@@ -67,12 +67,12 @@ class SweepFolder:
 
     @property
     def hidden(self) -> Path:
-        """What a user has no need to see."""
+        """The folder of files that only kfrl and Ray read."""
         return self.path / _HIDDEN
 
     @property
     def plan_file(self) -> Path:
-        """The plan."""
+        """The file of the plan."""
         return self.hidden / "plan.json"
 
     @property
@@ -82,15 +82,15 @@ class SweepFolder:
 
     @property
     def log(self) -> Path:
-        """What Ray printed."""
+        """The output of Ray."""
         return self.hidden / "driver.log"
 
     def run(self, trial: Trial) -> RunFolder:
-        """An ordinary run's folder."""
+        """The run folder of a trial."""
         return RunFolder(self.path / trial.name)
 
     def error_file(self, trial: Trial) -> Path:
-        """Why a trial failed when it last did."""
+        """The file with the error of a trial's last failure."""
         return self.hidden / f"{trial.name}.error.txt"
 
     @property
@@ -98,35 +98,35 @@ class SweepFolder:
         """Whether this is the folder of a sweep."""
         return self.plan_file.is_file()
 
-    def read(self) -> Plan:
+    def read(self) -> SweepPlan:
         """The plan of an existing sweep.
 
         Raises:
-            UserError: none there, or damaged.
+            UserError: there is no plan, or it is damaged.
         """
         if not self.exists:
             raise UserError(f"{self.path} is not the folder of a sweep.")
         try:
-            return validated(json.loads(self.plan_file.read_text()), Plan, str(self.plan_file))
+            return validated(json.loads(self.plan_file.read_text()), SweepPlan, str(self.plan_file))
         except (OSError, ValueError) as error:
             raise UserError(f"{self.plan_file} is damaged: {error}") from None
 
-    def check(self, plan: Plan) -> None:
-        """Refuse a folder that holds something else: a sweep that is there may gain trials, not change them.
+    def check(self, plan: SweepPlan) -> None:
+        """Refuse a folder that holds something else. An existing sweep may gain trials; its trials may not change.
 
         Raises:
-            UserError: it does.
+            UserError: the folder holds other files, or another sweep.
         """
         if self.exists:
             self._check_same(plan)
         elif self.path.is_dir() and any(self.path.iterdir()):
-            raise UserError(f"{self.path} is there and is not the folder of a sweep. Give another --storage.")
+            raise UserError(f"{self.path} exists and is not the folder of a sweep. Give another --storage.")
 
-    def prepare(self, plan: Plan) -> None:
+    def prepare(self, plan: SweepPlan) -> None:
         """Write the plan.
 
         Raises:
-            UserError: the folder cannot be written, or as `check`.
+            UserError: the folder cannot be written, or `check` refuses it.
         """
         self.check(plan)
         try:
@@ -139,12 +139,12 @@ class SweepFolder:
             raise UserError(f"The storage folder {self.path} cannot be written. Give another --storage.")
         write_text(self.plan_file, json.dumps(asdict(plan), indent=1, default=str) + "\n")
 
-    def _check_same(self, plan: Plan) -> None:
+    def _check_same(self, plan: SweepPlan) -> None:
         there = self.read()
         new = {trial.name: _plain(trial.settings) for trial in plan.trials}
         for trial in there.trials:
             if trial.name not in new:
-                what = f"it has a run {trial.name}, this one has not"
+                what = f"it has a run {trial.name}, which this sweep does not have"
             elif _plain(trial.settings) != new[trial.name]:
                 old, now = flat(trial.settings), flat(new[trial.name])
                 what = f"run {trial.name} differs in " + ", ".join(
@@ -159,10 +159,10 @@ class SweepFolder:
             )
 
     def lock(self) -> IO[str]:
-        """Keep others from running this sweep as long as the file that is returned is open, here or in a child.
+        """Lock this sweep against other processes, until the returned file is closed here and in every child process.
 
         Raises:
-            UserError: it is being run.
+            UserError: another process runs the sweep.
         """
         file = (self.hidden / "lock").open("w")
         try:
@@ -172,19 +172,19 @@ class SweepFolder:
             raise UserError(f"The sweep in {self.path} is being run by another kfrl.") from None
         return file
 
-    # --- how trials stand -------------------------------------------------------------------------------------
+    # --- states of trials -------------------------------------------------------------------------------------
 
-    def states_noted(self, plan: Plan) -> dict[str, State]:
-        """Every trial by name, as the CSV has it: at no cost, while a sweep runs."""
+    def states_noted(self, plan: SweepPlan) -> dict[str, TrialState]:
+        """The state of every trial, by its name, from the CSV alone: cheap enough to call while the sweep runs."""
         noted = {row["trial"]: row for row in self._rows()}
         return {trial.name: _state_in(noted.get(trial.name, {})) for trial in plan.trials}
 
-    def states(self, plan: Plan) -> dict[str, State]:
-        """Every trial by name: what its folder says, or else the CSV."""
+    def states(self, plan: SweepPlan) -> dict[str, TrialState]:
+        """The state of every trial, by its name: from its folder if it is finished, else from the CSV."""
         noted = {row["trial"]: row for row in self._rows()}
         return {trial.name: self._state(trial, noted.get(trial.name, {}), plan) for trial in plan.trials}
 
-    def _state(self, trial: Trial, noted: Mapping[str, str], plan: Plan) -> State:
+    def _state(self, trial: Trial, noted: Mapping[str, str], plan: SweepPlan) -> TrialState:
         folder = self.run(trial)
         known = _state_in(noted)
         if folder.evaluation.is_file():
@@ -193,7 +193,7 @@ class SweepFolder:
             return known
         return replace(known, state=STOPPED if folder.config.is_file() else WAITING, rate=0.0)
 
-    def finished(self, known: State, trial: Trial, domain: Domain) -> State:
+    def finished(self, known: TrialState, trial: Trial, domain: Domain) -> TrialState:
         """The state of a trial whose eval.json is there."""
         try:
             score, objective = domain.scores(json.loads(self.run(trial).evaluation.read_text()))
@@ -202,7 +202,7 @@ class SweepFolder:
         done = known.done or float(trial.settings.get(domain.budget, 0))
         return replace(known, state=FINISHED, done=done, share=1.0, score=score, objective=objective, error="")
 
-    def write_states(self, plan: Plan, states: Mapping[str, State]) -> None:
+    def write_states(self, plan: SweepPlan, states: Mapping[str, TrialState]) -> None:
         """Write the CSV."""
         write_text(self.table, csv_of(plan, states, self.path))
 
@@ -211,20 +211,20 @@ class SweepFolder:
             return []
         return list(csv.DictReader(self.table.read_text().splitlines()))
 
-    def settings(self, trial: Trial, plan: Plan) -> dict[str, Any]:
-        """What a trial is trained with: its folder, and the students of the sweep's own teachers."""
+    def settings(self, trial: Trial, plan: SweepPlan) -> dict[str, Any]:
+        """The settings that a trial is trained with: the run folder and the paths of the sweep's own teachers added."""
         domain = domain_of(plan)
         references = {one.teacher: domain.teacher(self.run(one).path) for one in plan.trials if one.teacher}
         return {**with_teachers(trial.settings, references), "run_dir": str(self.run(trial).path)}
 
 
-def _state_in(row: Mapping[str, str]) -> State:
-    """What a row of the CSV says."""
+def _state_in(row: Mapping[str, str]) -> TrialState:
+    """The state that a row of the CSV holds."""
 
     def number(name: str) -> float | None:
         return float(row[name]) if row.get(name) else None
 
-    return State(
+    return TrialState(
         state=row.get("state") or WAITING,
         done=number("done") or 0.0,
         share=number("share") or 0.0,
@@ -236,7 +236,7 @@ def _state_in(row: Mapping[str, str]) -> State:
 
 
 def member_of_sweep(path: Path) -> str | None:
-    """What the arm of a run is called that belongs to a sweep: it differs from the others in its draws too.
+    """The arm's name of a run that belongs to a sweep. The runs of an arm may differ in drawn settings.
 
     Args:
         path: A run's folder.
@@ -245,7 +245,7 @@ def member_of_sweep(path: Path) -> str | None:
         None for a run of no sweep.
 
     Raises:
-        UserError: the run is no result: a teacher of the sweep, or pruned.
+        UserError: the run is not a result: it is a teacher of the sweep, or it was pruned.
     """
     folder = SweepFolder(path.absolute().parent)
     if not folder.exists:
@@ -257,29 +257,29 @@ def member_of_sweep(path: Path) -> str | None:
     if trial.teacher:
         raise UserError("a teacher that the sweep trained for its other runs")
     if _states_once(folder)[trial.name].state == PRUNED:
-        raise UserError("pruned by early stopping, so no result")
+        raise UserError("pruned by early stopping, so it is not a result")
     scaled = "" if plan.scale == 1.0 else f" at scale {plan.scale:g}"
     return (folder.path.name if trial.group == "run" else trial.group) + scaled
 
 
 @functools.cache
-def _read_once(folder: SweepFolder) -> Plan:
+def _read_once(folder: SweepFolder) -> SweepPlan:
     return folder.read()
 
 
 @functools.cache
-def _states_once(folder: SweepFolder) -> dict[str, State]:
+def _states_once(folder: SweepFolder) -> dict[str, TrialState]:
     return folder.states_noted(_read_once(folder))
 
 
-def domain_of(plan: Plan) -> Domain:
-    """The kind of run that a plan is of."""
+def domain_of(plan: SweepPlan) -> Domain:
+    """The domain of a plan's runs."""
     domain: Domain = importlib.import_module(plan.domain).DOMAIN
     return domain
 
 
-def csv_of(plan: Plan, states: Mapping[str, State], path: Path) -> str:
-    """A row for each trial: how it stands, what it is, and what was drawn for it."""
+def csv_of(plan: SweepPlan, states: Mapping[str, TrialState], path: Path) -> str:
+    """The CSV: for each trial a row with its state, its settings and the values drawn for it."""
     domain = domain_of(plan)
     drawn = list(dict.fromkeys(key for trial in plan.trials for key in trial.drawn))
     columns = [
@@ -307,14 +307,14 @@ def csv_of(plan: Plan, states: Mapping[str, State], path: Path) -> str:
     return text.getvalue()
 
 
-def levels(plan: Plan) -> Iterator[list[Trial]]:
-    """Trials that can run side by side: teachers before those who need them."""
+def levels(plan: SweepPlan) -> Iterator[list[Trial]]:
+    """Groups of trials that can run at the same time; teachers come before the trials that need them."""
     for level in sorted({trial.level for trial in plan.trials}):
         yield [trial for trial in plan.trials if trial.level == level]
 
 
-def untaught(trial: Trial, plan: Plan, states: Mapping[str, State]) -> list[str]:
-    """The sweep's own teachers that a trial waits for and that did not finish."""
+def untaught(trial: Trial, plan: SweepPlan, states: Mapping[str, TrialState]) -> list[str]:
+    """The names of the sweep's own teachers that a trial needs and that are not finished."""
     wanted = teacher_names(trial.settings)
     return [one.teacher for one in plan.trials if one.teacher in wanted and states[one.name].state != FINISHED]
 

@@ -1,4 +1,4 @@
-"""What the commands that train have in common: settings from a file and from flags."""
+"""Flags that all training commands have, and settings from a file and from flags."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunFlags(ABC):
-    """What every command that trains takes; the settings are its own."""
+    """The flags of every training command; each command has its own settings."""
 
     config: Path | None = None
     """A YAML file of settings; flags override it. Every run writes one, config.yaml."""
     resume: Path | None = None
-    """The folder of a run to go on with, with its own settings."""
+    """The folder of a run to continue, with the run's own settings."""
     dry_run: bool = False
-    """Say what the run would do and cost, and write nothing."""
+    """Print the plan and the cost of the run, and write nothing."""
     settings: Any = None
 
     @staticmethod
@@ -45,10 +45,10 @@ F = TypeVar("F", bound=RunFlags)
 
 
 def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
-    """The flags of `kind`, over the settings of the file that --config names.
+    """Parse the flags of `kind`; they override the settings in the file that --config names.
 
     Raises:
-        UserError: a file that cannot be used, a value out of range, or --resume beside another flag.
+        UserError: the file cannot be used, a value is out of range, or --resume is given with another flag.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
@@ -56,14 +56,14 @@ def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
     early, others = first.parse_known_args(list(argv))
     if early.resume is not None and (others or early.config) and "--help" not in others:
         raise UserError(
-            f"--resume goes on with a run's own settings and takes no other flag, got {' '.join(others) or '--config'}."
+            f"--resume uses the run's own settings and takes no other flag, got {' '.join(others) or '--config'}."
         )
     flags = kind()
     if early.config is not None:
         flags = replace(flags, settings=load_config(early.config, type(flags.settings)))
     chosen = _chosen(flags.settings, argv)
     plain = chosen.method is None and chosen.method_name == kind().settings.method_name
-    # The default method has no settings, and is not imported for them.
+    # The default method has no settings of its own, so its module need not be imported.
     method = None if plain else flags.method(chosen.method_name)
     own = None if method is None else method.read_settings(chosen)
     whole = _with_own(flags, None if own is None else _with_lists(own, None), method.section() if method else "")
@@ -82,7 +82,7 @@ def read_flags(kind: type[F], prog: str, argv: Sequence[str]) -> F:
 
 
 def _chosen(settings: Any, argv: Sequence[str]) -> Any:
-    """The settings with those flags that decide which others there are."""
+    """The settings, updated with the flags that decide which other flags exist."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name in ("method", "teachers", "answers", "algo"):
         if hasattr(settings, name):
@@ -91,7 +91,7 @@ def _chosen(settings: Any, argv: Sequence[str]) -> Any:
 
 
 def _with_own(flags: F, own: DataclassInstance | None, label: str) -> F:
-    """The same flags, with those of the method's own settings beside them."""
+    """The flags, extended by the method's own settings."""
     if own is None:
         return flags
     kind: Any = Annotated[type(own), tyro.conf.arg(name=label)]
@@ -108,10 +108,10 @@ def _with_own(flags: F, own: DataclassInstance | None, label: str) -> F:
 
 
 def _telling_names(flags: RunFlags, own: DataclassInstance | None, shown: set[str]) -> ConstructorRegistry:
-    """Rules for tyro.
+    """Rules for tyro that name the flags.
 
-    A setting is `--name`; one of a group whose name is taken elsewhere, by a common setting or by the method's own, is
-    `--group.name`. Groups that are not `shown` have no flags, nor has `methods`.
+    A setting's flag is `--name`. A setting of a group is `--group.name` if a common setting, another group or the
+    method has a setting of the same name. `methods` and the groups that are not in `shown` have no flags.
     """
     settings = flags.settings
     held = {field.name: getattr(settings, field.name) for field in fields(settings)}
@@ -142,9 +142,9 @@ def _telling_names(flags: RunFlags, own: DataclassInstance | None, shown: set[st
 
 
 def _with_lists(own: Any, source: Any | None) -> Any:
-    """A method's settings with the links, nodes and edges of `source`, or without any.
+    """A method's settings with the links, nodes and edges of `source`, or with none.
 
-    They stand in YAML only. tyro would make flags of every entry, all with the same names, and fail.
+    Such lists can only be given in YAML. tyro would make flags for every entry, with equal names, and fail.
     """
     lists = [f.name for f in fields(own) if any(map(is_dataclass, _entries(own, f.name) + _entries(source, f.name)))]
     return replace(own, **{name: _entries(source, name) for name in lists})

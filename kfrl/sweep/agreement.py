@@ -1,24 +1,24 @@
-"""Whether early stopping would have kept the right runs: ranks along the way against ranks at the end."""
+"""Whether early stopping would have kept the right runs: correlation of early ranks with final ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kfrl.sweep.trials import FINISHED, Plan, State, SweepFolder, domain_of
+from kfrl.sweep.folder import FINISHED, SweepFolder, SweepPlan, TrialState, domain_of
 
 SHARES = (0.1, 0.25, 0.5)
-"""Of a run, where ranks are taken."""
+"""Shares of a run at which its rank is compared with its final rank."""
 FEWEST = 5
-"""Runs that ranks are taken of."""
+"""Fewest runs that are ranked."""
 
 
 def rank_agreement(curves: Sequence[Sequence[tuple[float, float]]], ends: Sequence[float], total: float) -> list[float]:
-    """Spearman's correlation of the objective at each of `SHARES` with that at the end; NaN where it is not known.
+    """Spearman's correlation of the objective at each of `SHARES` with the final objective; NaN where undefined.
 
     Args:
-        curves: For each run (steps or epochs, objective), in order.
-        ends: Each run's objective at the end.
-        total: Steps or epochs of a run.
+        curves: For each run its points (steps or epochs, objective), in order.
+        ends: The final objective of each run.
+        total: Steps or epochs of a whole run.
     """
     from scipy.stats import spearmanr
 
@@ -30,10 +30,10 @@ def rank_agreement(curves: Sequence[Sequence[tuple[float, float]]], ends: Sequen
     return found
 
 
-def agreement_lines(folder: SweepFolder, plan: Plan, states: Mapping[str, State]) -> list[str]:
-    """A line for the runs on each subject that went to their end, as ASHA would have compared them.
+def agreement_lines(folder: SweepFolder, plan: SweepPlan, states: Mapping[str, TrialState]) -> list[str]:
+    """For each subject a line with the rank agreement of its finished runs, which ASHA would have compared.
 
-    None for a sweep that stops early.
+    Empty for a sweep with early stopping.
     """
     domain = domain_of(plan)
     subjects: dict[str, list[str]] = {}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kfrl.cli.flags import whole_numbers
-from kfrl.cli.runs import RunFlags, read_flags
+from kfrl.cli.run_flags import RunFlags, read_flags
 from kfrl.cli.supervised.train import TrainFlags as ClassifierFlags
 from kfrl.cli.train import TrainFlags
 from kfrl.supervised.methods.collaborative import Collaborative, Edge, Node

@@ -1,4 +1,4 @@
-"""Nothing that a sweep starts may run on when the sweep is gone."""
+"""Ending the processes that a sweep started, so that none outlives the sweep."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
 LOOK_EVERY = 0.5
-"""Seconds between two looks at the parent."""
+"""Seconds between two checks of a watched condition."""
 
 
 def adopt_orphans() -> None:
@@ -24,7 +24,7 @@ def adopt_orphans() -> None:
 
 
 def descendants(of: int | None = None) -> list[int]:
-    """The ids of all living processes below this one, or below `of`; none where there is no /proc."""
+    """The ids of all living descendants of this process, or of process `of`; empty where there is no /proc."""
     children: dict[int, list[int]] = defaultdict(list)
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
@@ -41,7 +41,7 @@ def descendants(of: int | None = None) -> list[int]:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and is more than an entry that nobody has collected."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -49,7 +49,7 @@ def alive(pid: int) -> bool:
 
 
 def end_descendants() -> None:
-    """Kill every process below this one; those that are born meanwhile too."""
+    """Kill every descendant of this process, including those started meanwhile."""
     deadline = time.monotonic() + 3.0
     while (left := descendants()) and time.monotonic() < deadline:
         for pid in left:
@@ -59,7 +59,7 @@ def end_descendants() -> None:
 
 
 def watch(good: Callable[[], bool], then: Callable[[], None]) -> None:
-    """Call `then` once, in a thread of its own, when `good` says no; a look each `LOOK_EVERY` seconds."""
+    """Call `good` every `LOOK_EVERY` seconds in a new thread; the first time it is false, call `then` and end."""
 
     def look() -> None:
         while good():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kfrl.sweep.ranks import agreement_lines, rank_agreement
+from kfrl.sweep.agreement import agreement_lines, rank_agreement
+from kfrl.sweep.folder import FINISHED, SweepFolder, SweepPlan, TrialState, domain_of
 from kfrl.sweep.space import EarlyStopping, Spec, make_trials
-from kfrl.sweep.trials import FINISHED, Plan, State, SweepFolder, domain_of
 
 
 def test_ranks_are_spearmans_by_hand() -> None:
@@ -29,16 +29,16 @@ def test_runs_on_one_subject_are_ranked_whatever_axis_they_differ_in(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     sys.modules.pop("counting", None)
-    plan = Plan("counting", ())
+    plan = SweepPlan("counting", ())
     trials = make_trials(Spec(settings={"name": "x", "points": {"grid": [1, 2, 3, 4, 5]}}), domain_of(plan))
     plan = replace(plan, trials=tuple(trials))
     folder = SweepFolder(tmp_path)
     for k, trial in enumerate(trials):
         (tmp_path / trial.name).mkdir()
         (tmp_path / trial.name / "metrics.csv").write_text(f"global_step,count\n1,{k}\n2,{k}\n5,{k}\n")
-    states = {trial.name: State(FINISHED, objective=float(k)) for k, trial in enumerate(trials)}
+    states = {trial.name: TrialState(FINISHED, objective=float(k)) for k, trial in enumerate(trials)}
     assert agreement_lines(folder, plan, states) == [
         "x, 5 runs, rank along the way against the end (Spearman): 10 %: 1.00, 25 %: 1.00, 50 %: 1.00"
     ]
-    assert not agreement_lines(folder, plan, states | {trials[0].name: State("stopped")})
+    assert not agreement_lines(folder, plan, states | {trials[0].name: TrialState("stopped")})
     assert not agreement_lines(folder, replace(plan, early_stopping=EarlyStopping()), states)
