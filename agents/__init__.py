@@ -1,6 +1,6 @@
-"""Reinforcement learning: the engines, the methods that plug into them, and the evaluation of what they train.
+"""Reinforcement learning: engines, methods and evaluation.
 
-`agents.train(config)` trains and scores a student; `agents.resume(folder)` goes on with a run.
+`agents.train(config)` trains and scores a student; `agents.resume(folder)` continues a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["resume", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """The functions, imported when they are asked for: a command's help needs no torch."""
+    """The functions, imported on first use, because the help of a command must not import torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from agents import launch

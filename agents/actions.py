@@ -1,4 +1,4 @@
-"""Match actions by name between nets whose logits have another order, or stand for other sets of actions."""
+"""Matching of actions by name, between nets with different sets or orders of actions."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 def in_order(logits: Tensor, actions: Sequence[str], wanted: Sequence[str]) -> Tensor:
     """Put logits of `actions` into the order of `wanted`: (B, A) -> (B, W).
 
-    An action that is not among `actions` gets -inf, so that it is never taken; one that is not wanted is left out.
+    A wanted action that is not in `actions` gets -inf, so that it is never taken; other actions are left out.
     """
     order = [list(actions).index(name) if name in actions else -1 for name in wanted]
     return torch.nn.functional.pad(logits, (0, 1), value=-torch.inf)[:, order]
 
 
 def epsilon_greedy(values: Tensor, epsilon: float) -> Tensor:
-    """Log-probabilities of taking the action of the greatest value, and any at random once in 1 / epsilon steps.
+    """Log-probabilities of the epsilon-greedy policy.
 
     Args:
-        values: (B, A) Q values; -inf where an action cannot be taken.
-        epsilon: Share of random actions.
+        values: (B, A) Q values; -inf for an action that is not available.
+        epsilon: Probability of a random action.
 
     Returns:
         (B, A)

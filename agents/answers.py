@@ -1,7 +1,7 @@
-"""Teachers' answers in a file: observations of a game, and what each teacher said of them, computed once.
+"""Files of teachers' answers for games: observations and each teacher's outputs on them, computed once.
 
-Tensors of the file, N rows each: `observations` (N, stack, H, W) uint8, and of each teacher `<name>/logits` (N, A),
-`<name>/values` (N,) and `<name>/features/<layer>` (N, ...), the pre-activations of the layers that were asked for.
+Tensors of a file, with N rows each: `observations` (N, stack, H, W) uint8, and for each teacher `<name>/logits` (N, A),
+`<name>/values` (N,) and `<name>/features/<layer>` (N, ...), the pre-activations of the stored layers.
 """
 
 from __future__ import annotations
@@ -31,49 +31,49 @@ OBSERVATIONS = "observations"
 
 
 class Absent(nn.Module):
-    """In the place of a teacher's net where its stored answers are all there is."""
+    """Placeholder for the net of a teacher on games of which only stored answers are available."""
 
     def __init__(self, head: str) -> None:
-        """Say which kind it was."""
+        """Keep the teacher's kind of head, `q` for a Q-network."""
         super().__init__()
         self.head = head
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Nothing can be asked.
+        """Refuse the call.
 
         Raises:
             UserError: always.
         """
-        raise UserError("Only stored answers of this teacher are here, not the teacher. Give it by --teachers.")
+        raise UserError("Only stored answers of this teacher are available, not its net. Give it with --teachers.")
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """A teacher that was asked."""
+    """A teacher on games whose answers are stored."""
 
     name: str
     reference: str
-    """What `--teachers` took."""
+    """Its exact reference for `--teachers`."""
     sha256: str
     card: Card
     hidden: str = ""
     """Its last hidden layer."""
     layers: tuple[str, ...] = ()
-    """Whose pre-activations are stored."""
+    """The layers whose pre-activations are stored."""
 
 
 @dataclass(frozen=True)
 class AnswersCard:
-    """What a file says of the answers in it."""
+    """The card of a file of answers for a game."""
 
     game: str
     protocol: dict[str, Any]
     count: int
-    """N."""
+    """N, the number of observations."""
     played_by: str
-    """A teacher's name, or `random`; a tenth of a teacher's actions are random too."""
+    """The policy that played: a teacher's name, with a tenth of its actions random, or `random`."""
     steps: int
-    """Agent steps that were played."""
+    """Agent steps of the play."""
     seed: int
     teachers: tuple[Answerer, ...]
     commit: str = "unknown"
@@ -81,7 +81,7 @@ class AnswersCard:
 
 @dataclass(frozen=True)
 class Answers:
-    """An open file; its tensors are read from the disk as they are used."""
+    """An open file of answers; its tensors are read from the disk when they are used."""
 
     path: Path
     card: AnswersCard
@@ -92,12 +92,12 @@ class Answers:
         """Open a file.
 
         Raises:
-            UserError: missing, truncated, or not of this kind.
+            UserError: the file is missing, truncated, or not a file of answers.
         """
         try:
             return cls(path, *read_net(path, AnswersCard, FORMAT, with_tensors=True))
         except UserError as error:
-            raise UserError(f"{error} Files of answers are what `kfrl collect` writes.") from None
+            raise UserError(f"{error} `kfrl collect` writes files of answers.") from None
 
     @property
     def observations(self) -> Tensor:
@@ -106,16 +106,16 @@ class Answers:
 
     @property
     def protocol(self) -> Protocol:
-        """The rules of the play."""
+        """The protocol of the play."""
         return Protocol.from_dict(self.card.protocol)
 
     def logits(self, teacher: Teacher, actions: Sequence[str], rows: Tensor) -> Tensor:
-        """A teacher's (n, A) for `rows` (n,) in the order of `actions`; -inf for one that it has not."""
+        """A teacher's logits (n, A) for `rows` (n,), in the order of `actions`; -inf for actions that it lacks."""
         asked = self.asked(teacher)
         return in_order(self.tensors[f"{asked.name}/logits"][rows], asked.card.actions, actions)
 
     def features(self, teacher: Teacher, layer: str) -> Tensor:
-        """A teacher's pre-activations (N, ...).
+        """A teacher's pre-activations (N, ...) of a layer.
 
         Raises:
             UserError: they are not stored.
@@ -129,19 +129,19 @@ class Answers:
         return self.tensors[f"{asked.name}/features/{layer}"]
 
     def said(self, taps: Iterable[tuple[str, str]], teachers: Mapping[str, Teacher]) -> tuple[Tensor, ...]:
-        """The features (N, ...) of each (teacher's name, layer)."""
+        """The features (N, ...) of each (teacher's name, layer) in `taps`."""
         return tuple(self.features(teachers[name], layer) for name, layer in taps)
 
     def spread(self, count: int, policy: object = None) -> Tensor:
-        """Some `count` observations, evenly spread over the play: what `Play` gives, without playing."""
+        """About `count` observations, evenly spread over the play; a replacement for `Play` without playing."""
         return self.observations[:: max(1, self.card.count // count)][:count]
 
     def asked(self, teacher: Teacher) -> Answerer:
-        """A teacher as the file has it, whatever it is called there."""
+        """The file's entry for a teacher, found by its checksum, because its name may differ."""
         return next(each for each in self.card.teachers if each.sha256 == teacher.sha256)
 
     def absent(self) -> Iterator[Teacher]:
-        """Its teachers, without their nets."""
+        """The teachers of the file, without their nets."""
         for each in self.card.teachers:
             head = str(each.card.arch.get("head", ""))
             yield Teacher(each.name, Absent(head), each.card, self.path, checksum=each.sha256)
@@ -151,7 +151,7 @@ def open_all(paths: Iterable[Path]) -> tuple[Answers, ...]:
     """Open files of answers, one for each game.
 
     Raises:
-        UserError: one cannot be read, or two are of one game.
+        UserError: a file cannot be read, or two files have the same game.
     """
     files = tuple(Answers.open(path) for path in paths)
     games = [file.card.game for file in files]
@@ -162,31 +162,32 @@ def open_all(paths: Iterable[Path]) -> tuple[Answers, ...]:
 
 
 def answers_for(files: Sequence[Answers], protocol: Protocol) -> Answers:
-    """The file of a game.
+    """The file of answers for a game.
 
     Raises:
-        UserError: there is none, or it was played by other rules.
+        UserError: there is none, or it was played under other rules.
     """
     found = next((file for file in files if file.card.game == protocol.game), None)
     if found is None:
         has = ", ".join(file.card.game for file in files)
         raise UserError(
-            f"No file of --answers is of {protocol.game}, only of {has}. Collect some: kfrl collect --game "
+            f"No file of --answers has the game {protocol.game}, only {has}. Collect one: kfrl collect --game "
             f"{protocol.game} --teachers NAME --output FILE"
         )
     if found.protocol.rules != protocol.rules:
         raise UserError(
-            f"{found.path} was played by the rules of {found.protocol.name}, and the run has those of {protocol.name}. "
-            f"Collect anew with --protocol {protocol.name}, or train with --protocol {found.protocol.name}."
+            f"{found.path} was played under the rules of {found.protocol.name}, and the run has those of "
+            f"{protocol.name}. Collect again with --protocol {protocol.name}, or train with --protocol "
+            f"{found.protocol.name}."
         )
     return found
 
 
 def check_answerers(files: Sequence[Answers], teachers: Sequence[Teacher]) -> None:
-    """Refuse answers of other teachers than those that are given.
+    """Refuse files without the answers of the given teachers.
 
     Raises:
-        UserError: a teacher without answers, or whose file is another than the one that was asked.
+        UserError: a teacher has no answers, or its file has changed since they were collected.
     """
     asked = {each.name: (each, file) for file in files for each in file.card.teachers}
     known = {each.sha256 for file in files for each in file.card.teachers}
@@ -197,11 +198,11 @@ def check_answerers(files: Sequence[Answers], teachers: Sequence[Teacher]) -> No
             each, file = asked[teacher.name]
             raise UserError(
                 f"{file.path} has the answers of a teacher {teacher.name} whose file has the SHA-256 {each.sha256}; "
-                f"that of {teacher.path} is {teacher.sha256}. Collect answers of this one, or give --teachers "
+                f"that of {teacher.path} is {teacher.sha256}. Collect the answers of this file, or give --teachers "
                 f"{each.reference}."
             )
         raise UserError(
-            f"No file of --answers has those of teacher {teacher.name} ({teacher.path}), only of "
+            f"No file of --answers has the answers of teacher {teacher.name} ({teacher.path}), only of "
             f"{', '.join(asked)}. Collect them: kfrl collect --teachers ... --output FILE"
         )
 
@@ -217,22 +218,22 @@ def collect(
     actor: str | None = None,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Play a game, ask every teacher of every fourth observation, and write what they say to `path`.
+    """Play a game, compute every teacher's outputs on every fourth observation, and write them to `path` atomically.
 
-    The file is whole or not there. Nothing larger than one step of all games is in memory.
+    Memory holds no more than one step of all games.
 
     Args:
         path: The file.
         protocol: The game and its rules.
-        actions: The game's, by name.
-        teachers: With the references that find them again.
+        actions: The names of the game's actions.
+        teachers: The teachers with their exact references.
         count: N.
         features: `none`, `last` (the last hidden layer of each teacher) or `all`: hidden layers and heads.
-        actor: The teacher that plays, with a tenth of random actions; None: random play.
-        seed: Of the games and the actions.
+        actor: The name of the teacher that plays, with a tenth of random actions; None: random play.
+        seed: Seed of the games and the actions.
 
     Returns:
-        An iterator that does the work; each turn gives the number of rows that are written.
+        An iterator that does the work; each step gives the number of rows written so far.
     """
     obs = torch.zeros(1, protocol.frame_stack, protocol.screen_size, protocol.screen_size, dtype=torch.uint8)
     layers = {teacher.name: _layers(teacher, features) for teacher, _ in teachers}
@@ -295,8 +296,8 @@ def _shapes(teacher: Teacher, layers: Sequence[str], obs: Tensor, count: int) ->
 
 @torch.no_grad()
 def _ask(teacher: Teacher, layers: Sequence[str], obs: Tensor) -> Iterator[tuple[str, Tensor]]:
-    (logits, values), said = with_features(teacher.net, layers, screens(obs))
+    (logits, values), features = with_features(teacher.net, layers, screens(obs))
     yield f"{teacher.name}/logits", logits
     yield f"{teacher.name}/values", values
-    for layer, z in said.items():
+    for layer, z in features.items():
         yield f"{teacher.name}/features/{layer}", z

@@ -1,4 +1,4 @@
-"""Steps a second of everything that trains or plays, measured in turns on this machine."""
+"""Benchmark of emulation, training and evaluation on this machine: steps a second, measured in turns."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from kfrl.nets.atari.net import AtariNet
 from kfrl.training.status import Status
 
 WARM_UP = 2.0
-"""Seconds after the first step that do not count."""
+"""Seconds after the first step that are not measured."""
 EVALUATION_STEPS = 400
-"""Cap of the evaluation arms' games, in agent steps: every round then plays games of one length."""
+"""Cap of the games in the evaluation arms, in agent steps, so that every round plays games of equal length."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sample:
 
     steps_per_sec: float
     pss_mb: tuple[float, ...] = ()
-    """Proportional set size of each process, the launcher's first: shared memory is counted once in their sum."""
+    """Proportional set size of each process, the launcher's first; their sum counts shared memory once."""
 
 
 COLUMNS = ("", "steps/s", "frames/s", "of the ceiling", "of fast", "memory")
@@ -49,12 +49,12 @@ COLUMNS = ("", "steps/s", "frames/s", "of the ceiling", "of fast", "memory")
 
 @dataclass
 class BenchmarkArm:
-    """Something that makes agent steps."""
+    """An arm of the benchmark: a way to make agent steps, with its measurements."""
 
     name: str
     title: str
     measure: Callable[[float], Sample]
-    """Seconds -> sample."""
+    """Measures for a number of seconds."""
     samples: list[Sample] = field(default_factory=list)
 
     @property
@@ -64,24 +64,24 @@ class BenchmarkArm:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Lowest and highest."""
+        """Lowest and highest rate."""
         rates = [sample.steps_per_sec for sample in self.samples]
         return min(rates), max(rates)
 
 
 class Benchmark:
-    """The arms for one game; `run` measures them A B C A B C ..., so that a busy minute hits all alike."""
+    """The arms for one game. `run` measures them in turns, so that a busy minute affects all of them equally."""
 
     def __init__(self, game: str, folder: Path, *, device: str = "cpu") -> None:
         """Prepare the arms.
 
         Args:
-            game: As people write it.
-            folder: For the runs' files; the caller deletes it.
-            device: Where a2c and ppo learn.
+            game: The game, in any spelling.
+            folder: The folder for the runs' files; the caller deletes it.
+            device: The device of a2c and ppo.
 
         Raises:
-            UserError: no such game, or no such device here.
+            UserError: there is no such game, or no such device on this machine.
         """
         check_device(device)
         self.protocol = get_protocol("paper", find_game(game).name)
@@ -118,21 +118,21 @@ class Benchmark:
         self.arms = {name: arm for name, arm in self.arms.items() if name in names}
 
     def run(self, rounds: int, seconds: float) -> Iterator[tuple[int, BenchmarkArm]]:
-        """Measure every arm `rounds` times, in turns; yields (round, arm) before each measurement."""
+        """Measure every arm `rounds` times in turns; yields (round, arm) before each measurement."""
         for index in range(rounds):
             for arm in self.arms.values():
                 yield index, arm
                 arm.samples.append(arm.measure(seconds))
 
     def share(self, arm: BenchmarkArm, of: str) -> str:
-        """The arm's rate over another's, as text: the median over the rounds of the ratio within a round."""
+        """The ratio of the arm's rate to another's, as text: the median over rounds of the ratio within a round."""
         if of not in self.arms or arm.name == of:
             return ""
         pairs = zip(arm.samples, self.arms[of].samples, strict=True)
         return f"{statistics.median(one.steps_per_sec / other.steps_per_sec for one, other in pairs):.2f}"
 
     def row(self, arm: BenchmarkArm) -> tuple[str, ...]:
-        """What a table says of an arm, under `COLUMNS`; memory is that at the end of its last measurement."""
+        """The arm's row of the table with `COLUMNS`; memory is that at the end of the last measurement."""
         low, high = arm.spread
         pss = arm.samples[-1].pss_mb
         workers = f", {sum(pss[1:]) / (len(pss) - 1):,.0f} a worker" if len(pss) > 1 else ""
@@ -146,7 +146,7 @@ class Benchmark:
         )
 
     def _teacher(self, seed: int) -> str:
-        """A teacher of the paper's size from another game; what it knows does not change what it costs."""
+        """An untrained teacher of the paper's size; its weights do not affect the speed."""
         torch.manual_seed(seed)
         actions = action_set(get_protocol("paper", "alien"))
         net = AtariNet(len(actions))
@@ -155,7 +155,7 @@ class Benchmark:
         return str(path)
 
     def training(self, name: str, title: str = "", **settings: Any) -> BenchmarkArm:
-        """One way to train: paper, fast, flow-1, flow-2, flow-imitation, a2c or ppo; `settings` override its own."""
+        """An arm that trains: paper, fast, flow-1, flow-2, flow-imitation, a2c or ppo; `settings` override its own."""
         one, two = self._teachers[0], ",".join(self._teachers)
         published = {"choose_channels": False, "match_scales": False, "fold_at": None, "link_heads": "never"}
         imitation = {"fold_at": 0.0, "fold_observations": 4_096, "imitate": "always", "imitation_steps": 10**9}
@@ -205,7 +205,7 @@ class Benchmark:
 
 
 class _Stopwatch:
-    """A display that shows nothing: it times a run between its first steps and its end, and then stops it."""
+    """A display that prints nothing: it measures a run's steps a second and memory, and then stops the run."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -226,7 +226,7 @@ class _Stopwatch:
             os.kill(os.getpid(), signal.SIGINT)
 
     def say(self, text: str) -> None:
-        """Nothing to say."""
+        """Print nothing."""
 
     def sample(self) -> Sample:
         assert self._start is not None
@@ -235,7 +235,7 @@ class _Stopwatch:
 
 
 def pss_mb() -> tuple[float, ...]:
-    """Proportional set size of this process and of each of its children, in MB; empty where Linux does not tell."""
+    """Proportional set size of this process and of each of its children, in MB; empty if the system does not tell."""
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     try:
         rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
@@ -246,7 +246,7 @@ def pss_mb() -> tuple[float, ...]:
 
 
 def _repeat(step: Callable[[NDArray[np.int64]], object], envs: AtariEnvs, seconds: float) -> Sample:
-    """Step with random actions."""
+    """Measure steps with random actions."""
     generator = np.random.default_rng(0)
     count, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:

@@ -1,4 +1,4 @@
-"""The student of a run as a file for other programs, with all that is to be known to play or classify with it."""
+"""Export of a run's student for other programs, with a description of its input and outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kfrl.supervised.data.batches import Normalisation
 
 @dataclass(frozen=True)
 class Exportable:
-    """A net, and what is written down beside it."""
+    """A net to export, with its description."""
 
     net: nn.Module
     example: Tensor
@@ -46,17 +46,17 @@ class Exportable:
 
 
 def default_path(reference: str, to: Format) -> Path:
-    """Where an export goes unless the user says: into the run's folder, or beside the file."""
+    """The default file of an export: in the run's folder, or in the current folder for another reference."""
     place = Path(reference)
     stem = place / "exported" if place.is_dir() else Path(place.stem.removeprefix("zoo:") + "-exported")
     return stem.with_suffix(SUFFIXES[to])
 
 
 def exportable(reference: str, runs: Path) -> Exportable:
-    """What a reference means: a run on a game or on images, or an agent as `--teachers` takes it.
+    """Load the net of a run on a game or on images, or of another reference that `--teachers` accepts.
 
     Raises:
-        UserError: nothing of that name, or an unusable file.
+        UserError: there is no such net, or its file cannot be used.
     """
     path = Path(reference)
     file = path / STUDENT_FILE if path.is_dir() else path
@@ -66,7 +66,7 @@ def exportable(reference: str, runs: Path) -> Exportable:
 
 
 class _Pixels(nn.Module):
-    """A classifier behind its own normalisation: images (B, C, H, W) uint8 -> logits (B, classes)."""
+    """A classifier that includes its normalisation: images (B, C, H, W) uint8 -> logits (B, classes)."""
 
     def __init__(self, net: nn.Module, normalisation: Normalisation) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def _agent(agent: Teacher) -> Exportable:
 
 
 def _gymnasium(protocol: Protocol) -> dict[str, Any] | None:
-    """What `gymnasium.make_vec` takes to play by the same rules; None where it has no such rules."""
+    """Arguments for `gymnasium.make_vec` to play under the same rules; None if Gymnasium lacks these rules."""
     game = Game(protocol.game)
     if protocol.fire_reset or game.flavour is not None:
         return None

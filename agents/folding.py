@@ -1,4 +1,4 @@
-"""The fold of a run that is still linked, after the fact: its student as a plain net that needs no teacher."""
+"""Fold of a student that is still linked, after its run: the result is a plain net without teachers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from kfrl.seeding import EVALUATION, stream
 
 
 class LinkedRun:
-    """A finished or interrupted run whose student still leans on its links, as its last checkpoint has it."""
+    """A finished or interrupted run whose student is still linked, loaded from its last checkpoint."""
 
     def __init__(self, path: Path) -> None:
-        """Load it.
+        """Load the run.
 
         Raises:
-            UserError: no run's folder, a run without links or without a checkpoint, or a student already independent.
+            UserError: the folder is not that of a run, the run has no links or no checkpoint, or the student is
+                independent already.
         """
         self.run: Run = reopen(path)
         name = self.run.config.method_name
         if not get_method(name).leans_on_teachers:
             raise UserError(
                 f"{path} was trained by {name}, which has no links: its student is a plain net already. "
-                "A fold is for runs of --method knowledge-flow."
+                "Fold a run of --method knowledge-flow."
             )
         checkpoint = latest_checkpoint(self.run.folder.checkpoints)
         built = self.run.take_built()
@@ -53,13 +54,13 @@ class LinkedRun:
         logits: Tensor = self.net.alone(obs)[0]
         return logits
 
-    def fold(self, observations: int, said: Callable[[str], None], answers: Path | None = None) -> None:
-        """Play with the links for so many observations, and fold on them; `said` gets a line for each layer.
+    def fold(self, observations: int, report: Callable[[str], None], answers: Path | None = None) -> None:
+        """Play `observations` observations with the links, and fold on them; `report` gets a line for each layer.
 
-        With a file of answers nothing is played and no teacher runs.
+        With a file of answers, nothing is played and no teacher is run.
 
         Raises:
-            UserError: answers of another game, other rules or other teachers, or without the linked layers.
+            UserError: the answers are of another game, other rules or other teachers, or lack the linked layers.
         """
         config = self.run.config
         if answers is not None:
@@ -69,12 +70,12 @@ class LinkedRun:
             features = stored.said(self.net.flow.taps, {teacher.name: teacher for teacher in self.run.teachers})
             kept = [part[:observations] for part in (stored.observations, *features)]
             for line in self.net.fold(kept[0], kept[1:]):
-                said(line)
+                report(line)
             return
         seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, EVALUATION))
         for line in self.net.fold(seen):
-            said(line)
+            report(line)
 
     def save(self, path: Path) -> None:
-        """Write the folded student as an agent."""
+        """Write the folded student as an agent file."""
         save_agent(path, self.net.alone, self.run.card(self.steps, self.net.alone))

@@ -1,4 +1,4 @@
-"""A run of reinforcement learning as a function: started or resumed, trained, and scored."""
+"""Functions that start or resume a run on a game, train it and score it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from kfrl.training.session import Result, Silent
 from kfrl.training.trainer import Display
 
 Play = Callable[[Policy, str], Evaluation]
-"""Plays the final games of a policy that has a title."""
+"""(policy, title) -> the evaluation of the final games."""
 
 
 class Session(session.Session[Run, Trainer]):
-    """A run on a game."""
+    """A session of a run on a game."""
 
     command = "kfrl train"
     settings = TrainConfig
@@ -41,29 +41,29 @@ class Session(session.Session[Run, Trainer]):
         return reopen(folder)
 
     def build(self, display: Display) -> Trainer:
-        """The engine of the run's algorithm."""
+        """Build the engine of the run's algorithm."""
         return ENGINES[self.run.config.algo](self.run, display, self.checkpoint)
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done and the final games are played, if there are any."""
+        """Whether all steps are done, and the final games are played if the run has any."""
         if self.checkpoint is None:
             return False
         trained: bool = self.checkpoint.state["global_step"] >= self.run.config.steps
         return trained and (self.run.folder.evaluation.exists() or not self.run.config.eval_episodes)
 
     def load_student(self) -> nn.Module:
-        """The student that the run has saved."""
+        """Load the saved student of the run."""
         return load_agent(self.run.folder.student).net
 
     def finish(self, play: Play | None = None) -> dict[str, Any]:
         """Play the final games, write the scores beside the student, and draw the curves.
 
         Args:
-            play: Plays the games of the student alone, and of the student with its teachers' links where it needs them.
+            play: Plays the games, of the student alone and, if it still has links, of the linked student.
 
         Returns:
-            What eval.json holds; nothing where the run has no final games.
+            The content of eval.json; empty if the run has no final games.
         """
         run, trainer = self.run, self.trainer
         student = trainer.method.export(trainer.net)
@@ -88,7 +88,7 @@ class Session(session.Session[Run, Trainer]):
             answer["training"] = trainer.training_report
             answer["layer_weights"] = trainer.method.metrics(trainer.net)
             run.folder.write_evaluation(answer)
-        # Imported here so that a run starts without it.
+        # Imported here, because the start of a run does not need it.
         from kfrl.compare.plots import draw_run
 
         draw_run(run.folder.path, run.folder.curves)
@@ -101,7 +101,7 @@ class Session(session.Session[Run, Trainer]):
 
 
 def linked_policy(run: Run, net: nn.Module) -> Policy | None:
-    """The policy with its teachers' help, or None if it needs none."""
+    """The policy with its teachers' links, or None if the student is independent."""
     method = run.method()
     if method.independent(net):
         return None
@@ -109,26 +109,26 @@ def linked_policy(run: Run, net: nn.Module) -> Policy | None:
 
 
 def train(config: TrainConfig | Mapping[str, Any], display: Display | None = None) -> Result:
-    """Train a student on a game and score it: all that `kfrl train` does but flags and printing.
+    """Train a student on a game and score it, as `kfrl train` does, without flags and printing.
 
-    Works in any thread. On the main one, Ctrl-C and SIGTERM end the run between two updates, with a checkpoint.
+    Works in any thread. In the main thread, Ctrl-C and SIGTERM end the run between two updates, with a checkpoint.
 
     Args:
         config: The settings, or plain values by name: `{"game": "Pong", "steps": 10_000}`.
-        display: Gets `update(status)` and `say(text)` along the way.
+        display: Its `update(status)` and `say(text)` are called during the run.
 
     Raises:
-        UserError: settings that cannot be used. Nothing has been written.
-        TrainingError: training failed; the run's folder has what was saved.
+        UserError: the settings cannot be used. Nothing has been written.
+        TrainingError: training failed; the run's folder has the last checkpoint.
     """
     return Session.start(config).complete(display or Silent())
 
 
 def resume(folder: Path | str, display: Display | None = None) -> Result:
-    """Go on with a run from its latest checkpoint, and score it; one that is finished is only read.
+    """Continue a run from its latest checkpoint, and score it; a finished run is only read.
 
     Raises:
-        UserError: no run's folder, or something that it needs is gone.
+        UserError: the folder is not that of a run, or a file that it needs is missing.
         TrainingError: training failed.
     """
     return Session.resume(Path(folder)).complete(display or Silent())

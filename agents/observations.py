@@ -1,4 +1,4 @@
-"""Observations of a game that is played for them: what links are fitted to and folded on."""
+"""Play that collects observations of a game, to fit and to fold links."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from envs.protocols import Protocol
 from kfrl.machine import cores
 
 GAMES = 32
-"""Games side by side."""
+"""Number of environments."""
 EVERY = 4
-"""Steps of each game between two observations that are kept."""
+"""Steps of each game between two kept observations."""
 AT_RANDOM = 0.1
-"""Share of the actions that are random, so that other than the best situations are seen."""
+"""Share of random actions, so that the observations are more diverse than those of the policy alone."""
 
 
 def observe(protocol: Protocol, count: int, policy: Callable[[Tensor], Tensor] | None, seed: int) -> Tensor:
@@ -27,9 +27,9 @@ def observe(protocol: Protocol, count: int, policy: Callable[[Tensor], Tensor] |
 
     Args:
         protocol: The game and its rules.
-        count: Observations, rounded up to a multiple of the games.
+        count: Number of observations, rounded up to a multiple of the environments.
         policy: (B, stack, H, W) uint8 -> logits (B, A); without one, random play.
-        seed: Of the games and the actions.
+        seed: Seed of the games and the actions.
     """
     return torch.from_numpy(np.concatenate(list(play(protocol, count, policy, seed))))
 
@@ -37,7 +37,7 @@ def observe(protocol: Protocol, count: int, policy: Callable[[Tensor], Tensor] |
 def play(
     protocol: Protocol, count: int, policy: Callable[[Tensor], Tensor] | None, seed: int
 ) -> Iterator[NDArray[np.uint8]]:
-    """The observations of `observe` as they come, (games, stack, H, W) each."""
+    """Play, and yield the observations of `observe` step by step, (games, stack, H, W) each."""
     games = min(GAMES, count)
     envs = AtariEnvs(protocol, games, num_threads=min(cores(), games))
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
@@ -54,6 +54,6 @@ def play(
 
 
 def steps_for(count: int) -> int:
-    """The agent steps that `count` observations take."""
+    """The number of agent steps for `count` observations."""
     games = max(1, min(GAMES, count))
     return EVERY * games * -(-count // games)

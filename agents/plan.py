@@ -1,4 +1,4 @@
-"""What a run would do and cost, found out before it begins: nothing is written."""
+"""Estimate of a run's size, memory and speed before its start; nothing is written."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ from kfrl.runs.checkpoint import KEPT
 NUMBER = 4
 """Bytes of a parameter."""
 STATISTICS = 3
-"""A parameter, and what the optimiser keeps of it: two moments."""
+"""Numbers for each parameter: its value and the optimiser's two moments."""
 LOGS = 50e6
-"""Bytes for metrics, TensorBoard's events and the picture of a run; more than they were ever seen to take."""
+"""Bytes for metrics, TensorBoard's events and the plot of a run, an upper bound."""
 WORKER = 41e6
-"""Bytes of a worker's own in the paper's shape (docs/performance.md)."""
+"""Bytes of private memory of a worker in the paper's shape (docs/performance.md)."""
 MEASURED = 2.0
-"""Seconds of play and updates that a rate is measured over, at least."""
+"""Fewest seconds of play and updates for the measurement of a rate."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's net, and its sizes in numbers and bytes."""
+    """The plan of a run on a game: its method, its net and its sizes."""
 
     method: AnyMethod
     net: nn.Module
     trained: int
-    """Parameters that the optimiser moves in the first phase."""
+    """Number of parameters that are trained in the first phase."""
     deployed: int | None
-    """Parameters of the student alone; None where a later phase decides it."""
+    """Number of parameters of the student alone; None if it depends on a later phase."""
     shared: float
-    """Bytes that the run's processes share."""
+    """Bytes of memory that the run's processes share."""
     written: float
-    """Bytes of its folder: checkpoints while one replaces another, the student, and logs."""
+    """Bytes of its folder: checkpoints (one more while it is written), the student, and logs."""
 
 
 def plan_of(run: Run) -> Plan:
-    """Count what the run's net holds."""
+    """Build the run's net and compute its sizes."""
     built = run.built()
     method, net = built.method, built.net
     method.begin(net, 0, run.phases[0].games[0], rank=0)
@@ -69,7 +69,7 @@ def plan_of(run: Run) -> Plan:
 
 
 def expected_memory(run: Run, plan: Plan) -> float:
-    """About how many bytes all processes of a run take together, the launcher's as it is now."""
+    """Estimated bytes of memory of all processes of a run; for this process, its peak so far."""
     peak = peak_memory()
     if run.config.algo != "a3c":
         return peak + plan.shared + plan.method.memory_bytes
@@ -78,10 +78,10 @@ def expected_memory(run: Run, plan: Plan) -> float:
 
 
 def expected_rate(run: Run, plan: Plan) -> float:
-    """Agent steps a second of the run's first phase, from one learner's play and updates, measured here and now.
+    """Estimated agent steps a second of the run's first phase, from a measurement of one learner in this process.
 
-    As many learners as there are cores are taken to be that fast. Each rollout counts with one update of A3C's: ppo,
-    which passes over it several times, is slower.
+    Assumes that as many learners as there are cores run at this speed. It measures one update of A3C for each rollout;
+    ppo, with several passes over a rollout, is slower.
     """
     shape, asynchronous = run.config.shape, run.config.algo == "a3c"
     threads = torch.get_num_threads()
@@ -111,7 +111,7 @@ def _seconds_a_step(run: Run, plan: Plan, *, keep_graph: bool) -> float:
     while not steps or time.perf_counter() - started < MEASURED:
         rollout = with_gradient(method, net, collector.collect())
         updater.update(rollout, a3c_terms(method, net, rollout, 0.0, config), 0.0, 0.0, Report())
-        # The first rollout warms up.
+        # The first rollout is a warm-up.
         steps += rollout.actions.numel() if started else 0
         started = started or time.perf_counter()
     return (time.perf_counter() - started) / steps

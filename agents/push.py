@@ -1,4 +1,4 @@
-"""A run on the Hugging Face Hub: the student, its scores, and a model card that says what they are of."""
+"""Upload of a run's student to the Hugging Face Hub, with its scores and a model card."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from kfrl.supervised import classifiers
 
 PREFIX = "hub:"
 STUDENT, CARD = "student.safetensors", "README.md"
-OFFLINE = "The Hub is out of reach. Nothing was uploaded; try again where there is a network."
+OFFLINE = "The Hub cannot be reached. Nothing was uploaded; try again with a network."
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What would go to the Hub."""
+    """The files for an upload to the Hub."""
 
     repo: str
     """owner/name"""
     files: Mapping[str, Path | bytes]
-    """Name there -> a file of the run, or what is written for it."""
+    """Name on the Hub -> a file of the run, or the content of a new file."""
 
     def sizes(self) -> Iterator[tuple[str, int]]:
         """Name and bytes of each file."""
@@ -43,10 +43,10 @@ class Upload:
 
 
 def repository(place: str) -> str:
-    """The repository that `hub:OWNER/REPO` names.
+    """The OWNER/REPO of `hub:OWNER/REPO`.
 
     Raises:
-        UserError: something else.
+        UserError: the text does not have this form.
     """
     found = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)", place)
     if found is None:
@@ -55,25 +55,25 @@ def repository(place: str) -> str:
 
 
 def upload_of(run: Path, place: str, license: str | None = None) -> Upload:
-    """Gather what of a run goes to the Hub, and write its model card. Nothing is sent.
+    """Collect the files of a run for the Hub, and write its model card. Nothing is sent.
 
     Args:
         run: The run's folder.
         place: hub:OWNER/REPO
-        license: As the Hub names it, e.g. `mit`.
+        license: The license's name on the Hub, e.g. `mit`.
 
     Raises:
-        UserError: no run's folder, no student yet, or scores that are of another student.
+        UserError: the folder is not that of a run, has no student yet, or has the scores of another student.
     """
     repo, folder = repository(place), RunFolder.of_run(run)
     if not folder.student.is_file():
-        raise UserError(f"{run} has no student yet. Let it go on: kfrl train --resume {run}")
+        raise UserError(f"{run} has no student yet. Continue the run: kfrl train --resume {run}")
     result = json.loads(folder.evaluation.read_text()) if folder.evaluation.is_file() else {}
     checksum = sha256(folder.student)
     if result.get("sha256", checksum) != checksum:
         raise UserError(
             f"{folder.evaluation} has the scores of a student with the SHA-256 {result['sha256']}, and "
-            f"{folder.student} is another, {checksum}. Score this one first: kfrl eval {run}"
+            f"{folder.student} has another, {checksum}. Score this student first: kfrl eval {run}"
         )
     about = _classifier(folder) if has_format(folder.student, classifiers.FORMAT) else _agent(folder, result)
     text = _text(about, repo, checksum, license)
@@ -88,7 +88,7 @@ def upload_of(run: Path, place: str, license: str | None = None) -> Upload:
 
 @dataclass(frozen=True)
 class _About:
-    """What a model card says."""
+    """The content of a model card."""
 
     title: str
     task: str
@@ -185,7 +185,7 @@ def _teachers(card: Card | classifiers.Card) -> tuple[tuple[str, str], ...]:
 
 
 def _text(about: _About, repo: str, checksum: str, license: str | None) -> str:
-    """The model card: metadata that the Hub reads, and what people read."""
+    """The text of the model card: metadata for the Hub, then Markdown."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
@@ -227,13 +227,13 @@ def _table(rows: tuple[tuple[str, str], ...], head: tuple[str, str] = ("", "")) 
 
 
 def _plain(text: str) -> str:
-    """Text of files and names as text: no markup of theirs works in the card."""
+    """Escape a text from files and names, so that it is no markup in the card."""
     marked = re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(text, quote=False))
     return " ".join(marked.split())
 
 
 def _without_own_paths(folder: RunFolder) -> str:
-    """The run's settings, with paths of this machine shortened to what they name."""
+    """The run's settings, with absolute paths shortened to the file's name."""
     settings = yaml.safe_load(folder.config.read_text())
 
     def shortened(value: Any) -> Any:
@@ -251,7 +251,7 @@ def _without_own_paths(folder: RunFolder) -> str:
 
 @contextmanager
 def _told(repo: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into sentences."""
+    """A context that converts the errors of the Hub's client to UserErrors."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
@@ -262,31 +262,32 @@ def _told(repo: str) -> Iterator[None]:
         raise UserError(f"{OFFLINE} HF_HUB_OFFLINE is set.") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        said = next(iter(str(error).strip().splitlines()), "")
+        reason = next(iter(str(error).strip().splitlines()), "")
         if status == 401:
             raise UserError("The Hub refuses your token. Get another: hf auth login, or HF_TOKEN.") from None
         if status == 403:
-            raise UserError(f"Your token may not write to {repo}: {said} Make one with write access.") from None
-        raise UserError(f"The Hub refuses: {said}") from None
+            raise UserError(f"Your token may not write to {repo}: {reason} Make one with write access.") from None
+        raise UserError(f"The Hub refuses: {reason}") from None
     except Exception as error:
-        # Its releases raise errors of three HTTP libraries.
+        # Different releases of the client raise errors of three HTTP libraries.
         raise UserError(f"{OFFLINE} ({type(error).__name__}: {error})") from None
 
 
 def check_access(repo: str) -> tuple[str, bool]:
-    """Ask the Hub who the user is, and whether the repository is there.
+    """Ask the Hub for the user's name, and whether the repository exists.
 
     Returns:
         The user's name, and whether the repository exists.
 
     Raises:
-        UserError: no token, one that the Hub refuses, another's repository, or no network.
+        UserError: there is no token, the Hub refuses it, the repository belongs to another user, or there is no
+            network.
     """
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
         raise UserError(
-            "The Hub takes uploads from known users only, and there is no token: hf auth login, or HF_TOKEN."
+            "The Hub accepts uploads only from known users, and there is no token: hf auth login, or HF_TOKEN."
         )
     api, owner = HfApi(), repo.partition("/")[0]
     with _told(repo):
@@ -294,15 +295,15 @@ def check_access(repo: str) -> tuple[str, bool]:
         groups = [group["name"] for group in me.get("orgs", ())]
         if owner not in (me["name"], *groups):
             known = ", ".join((me["name"], *groups))
-            raise UserError(f"You are {me['name']} on the Hub, and {owner} is none of yours. Push to one of: {known}.")
+            raise UserError(f"You are {me['name']} on the Hub and may not push to {owner}. Push to one of: {known}.")
         return me["name"], api.repo_exists(repo)
 
 
 def send(upload: Upload, *, private: bool) -> str:
-    """Make the repository if it is not there, and upload everything as one commit; returns its address.
+    """Create the repository if it does not exist, and upload the files as one commit; returns its address.
 
     Raises:
-        UserError: the Hub refuses, or is out of reach.
+        UserError: the Hub refuses, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

@@ -1,4 +1,4 @@
-"""A replay buffer of earlier batches."""
+"""A replay buffer of batches."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 SAMPLE_BYTES = 4 * 84 * 84
-"""Of an observation, which is nearly all that is remembered."""
+"""Bytes of an observation, nearly all of a sample."""
 
 
 class Memory:
-    """The latest batches of samples, drawn from at random. A batch is a tuple of tensors with the samples first.
+    """A replay buffer of the latest batches. A batch is a tuple of tensors with the samples in the first dimension.
 
-    One pass over a rollout, whose samples are alike, teaches little: on Breakout the student alone imitated an expert
-    about four times better, after as many steps, from three random batches per rollout than from the rollout itself.
+    The samples of a rollout are similar, so one pass over it teaches little: on Breakout the student alone imitated an
+    expert about four times better, after equally many steps, from three random batches per rollout than from the
+    rollout itself.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -25,14 +26,14 @@ class Memory:
         self._size = 0
 
     def add(self, *batch: Tensor) -> None:
-        """Remember; the oldest samples beyond the capacity go."""
+        """Add a batch; the oldest samples beyond the capacity are dropped."""
         self._kept.append(batch)
         self._size += len(batch[0])
         while len(self._kept) > 1 and self._size - len(self._kept[0][0]) >= self.capacity:
             self._size -= len(self._kept.popleft()[0])
 
     def draw(self, count: int, parts: int = 8) -> tuple[Tensor, ...]:
-        """Draw `count` samples at random, from up to `parts` of the remembered batches."""
+        """Draw `count` random samples from up to `parts` random batches."""
         parts = min(parts, count)
         chosen = [self._kept[index] for index in torch.randint(len(self._kept), (parts,)).tolist()]
         shares = [count // parts + (part < count % parts) for part in range(parts)]

@@ -1,4 +1,4 @@
-"""A review of a linked student's teachers: what each is worth, who goes and who comes (`kfrl.flow.pool`)."""
+"""Review of a linked student's teachers: their worth, and the changes of links that follow (`kfrl.flow.pool`)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from kfrl.flow.pool import Change, Measured, TeacherPool
 
 @dataclass(frozen=True)
 class Terms:
-    """How a review is made."""
+    """The settings of a review."""
 
     games: int
-    """From the same starts, with all links and without each teacher's."""
+    """Games from the same starts, with all links and without those of each teacher."""
     steps: int
-    """Of each game, at most."""
+    """Most steps of each game."""
     share: float
-    """p of a newcomer's links together, at each layer."""
+    """Sum of p over a new teacher's links at each layer."""
     newcomers: bool
-    """Whether any teacher may come."""
+    """Whether teachers may be added."""
     seed: int
-    """Of the games."""
+    """Seed of the games."""
 
 
 def review(
@@ -41,14 +41,14 @@ def review(
     terms: Terms,
     admit: Callable[[str, float, Tensor], tuple[nn.Parameter, ...]],
 ) -> Iterator[Review | None]:
-    """Play, then change who is linked; a turn is one step of the games, and gives None but for the last.
+    """Play games, then change the links. The iterator gives None after each step of the games, and the review last.
 
     Args:
-        flow: The linked student; what it is now is what plays, others may train it meanwhile.
-        pool: Of its teachers; gets what was found.
-        start: Starts games.
-        terms: See there.
-        admit: (teacher, share, observations) links one; returns the parameters that began anew.
+        flow: The linked student; a copy of its present parameters plays, so other processes may train it meanwhile.
+        pool: The pool of its teachers, which records the review.
+        start: Starts a number of games.
+        terms: The settings of the review.
+        admit: (teacher, share, observations) links a teacher; returns the parameters that were re-initialised.
     """
     frozen = {name: parameter.detach().clone() for name, parameter in flow.named_parameters()}
     envs, seen, present = start(terms.games), list[Tensor](), pool.present
@@ -64,7 +64,7 @@ def review(
     for change in changes:
         if change.comes:
             fresh += admit(change.teacher, terms.share, obs)
-    # Last, because other processes link whom the pool says.
+    # Last, because the other processes follow the pool.
     pool.make(changes)
     yield Review(tuple(map(_sentence, changes)), tuple(_rows(pool, found, changes)), tuple(fresh))
 

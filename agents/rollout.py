@@ -1,4 +1,4 @@
-"""Collecting t_max steps of K games."""
+"""Collection of rollouts: t_max steps of K games."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kfrl.nets.memory_format import screens
 
 
 class Collector:
-    """Plays the games; each rollout goes on where the last one ended."""
+    """Plays games and collects rollouts; each rollout starts where the last one ended."""
 
     def __init__(
         self,
@@ -35,13 +35,13 @@ class Collector:
 
         Args:
             envs: K games.
-            method: Whose `features` and `forward` act.
-            net: The learner's own copy.
+            method: The method whose `features` and `forward` choose the actions.
+            net: The learner's copy of the net.
             t_max: T.
-            seed: Of the games and of the sampled actions.
-            keep_graph: Keep the acting passes' activations for the update. It spares the update its own forward pass,
-                and is right where the parameters do not change before that.
-            device: Where the net is, and the rollout will be.
+            seed: Seed of the games and of the sampled actions.
+            keep_graph: Keep the activations of the acting passes for the update, which then needs no forward pass.
+                Valid only if the parameters do not change before the update.
+            device: The device of the net and of the rollout.
         """
         self.envs, self.method, self.net, self.t_max = envs, method, net, t_max
         self._keep_graph, self._device = keep_graph, torch.device(device)
@@ -99,26 +99,26 @@ class Collector:
         )
 
     def _features(self) -> Context:
-        """Features of the present observations, computed once: a rollout's last observation is the next one's first."""
+        """Features of the present observations, cached: the last observation of a rollout is the next one's first."""
         if self._context is None:
             self._context = self.method.features(self.net, self._seen)
         return self._context
 
     def _begin(self, obs: NDArray[np.uint8]) -> None:
-        """Make room for a rollout's observations, and see the first of them."""
+        """Allocate a rollout's observations, and store the first."""
         games, stack, height, width = obs.shape
         self._frames = np.empty((self.t_max, games, height, width, stack), dtype=np.uint8)
         self._see(obs, 0)
 
     def _see(self, obs: NDArray[np.uint8], t: int) -> None:
-        """Make step t's observations (K, stack, H, W) ready: bytes to keep, floats for the student and its teachers."""
+        """Prepare the observations (K, stack, H, W) of step t: bytes for the rollout, floats for the nets."""
         self._seen = screens(self._pixels(obs, self._frames[t]))
         self._context = None
 
     def _pixels(self, obs: NDArray[np.uint8], interleaved: NDArray[np.uint8]) -> Tensor:
-        """Lay `obs` out with their channels last, in `interleaved`: (K, H, W, stack)."""
+        """Copy `obs` into `interleaved`, with channels last: (K, H, W, stack)."""
         for stack, pixels in zip(obs, interleaved, strict=True):
-            # Four times as fast as a transposing copy of NumPy's or PyTorch's.
+            # Four times as fast as a transposing copy with NumPy or PyTorch.
             cv2.merge(tuple(stack), pixels)
         return self._tensor(interleaved).permute(0, 3, 1, 2)
 
@@ -130,13 +130,13 @@ class Collector:
 
 
 class Stored:
-    """In the place of a `Collector` where updates draw from stored answers: counts steps, and plays nothing."""
+    """A replacement for `Collector` when updates draw from stored answers: its rollouts only count steps."""
 
     def __init__(self, num_envs: int, t_max: int, actions: int, device: torch.device | str = "cpu") -> None:
-        """Prepare rollouts of T steps of K games with A actions, of nothing."""
+        """Prepare an empty rollout of T steps of K games with A actions."""
         blank = torch.zeros(t_max, num_envs, device=device)
         samples = t_max * num_envs
-        # Values with a gradient: nobody need run the net for what the loss does not read.
+        # The values require a gradient, so that the engine does not run the net to get one.
         values = torch.zeros(samples, device=device, requires_grad=True)
         self._rollout = Rollout(
             obs=torch.empty(samples, 0, device=device),
@@ -153,14 +153,14 @@ class Stored:
         )
 
     def collect(self) -> Rollout:
-        """Of nothing."""
+        """Return the empty rollout."""
         return self._rollout
 
 
 def sample(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Draw actions from softmax(logits) by the Gumbel-max rule: (K, A) -> (K,) int64.
 
-    Unlike `torch.multinomial` it passes non-finite logits on; the update that follows drops and counts them.
+    Unlike `torch.multinomial` it accepts non-finite logits; the following update is then dropped and counted.
     """
     noise = torch.empty_like(logits).exponential_(generator=generator)
     return (logits - noise.log()).argmax(1)

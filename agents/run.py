@@ -1,4 +1,4 @@
-"""A run: what a config resolves to, and the folder that it writes."""
+"""A run on a game: a resolved config, and the folder that it writes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from kfrl.training.run import MethodRun
 
 @dataclass(frozen=True)
 class Run(MethodRun[AnyMethod]):
-    """A config with everything that it names looked up and loaded. Nothing is written yet."""
+    """A run on a game: a config with everything that it names looked up and loaded. Nothing is written yet."""
 
     config: TrainConfig
     protocol: Protocol
@@ -46,24 +46,24 @@ class Run(MethodRun[AnyMethod]):
     folder: RunFolder
 
     def method(self) -> AnyMethod:
-        """A fresh instance of the run's method."""
+        """A new instance of the run's method."""
         return get_method(self.config.method_name)(self.config)
 
     def build(self, method: AnyMethod) -> nn.Module:
-        """The net that trains, fresh."""
+        """Build a new net to train."""
         net: nn.Module = method.build(self.spec, self.teachers)
         return net
 
     @property
     def seed(self) -> int:
-        """The run's own."""
+        """The run's seed."""
         return self.config.seed
 
     def check_teachers(self, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint that was trained with other files of its teachers.
+        """Refuse a checkpoint that was trained with other teacher files.
 
         Raises:
-            UserError: naming the file and both checksums.
+            UserError: the message names the file and both checksums.
         """
         paths = [teacher.path for teacher in self.teachers]
         pinned = checkpoint.state.get("teacher_sha256", ())
@@ -71,20 +71,20 @@ class Run(MethodRun[AnyMethod]):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """What is learned, in turn; the last phase has the run's own game."""
+        """The phases of the run in order; the last phase has the run's own game."""
         return self.method().phases(self.spec, self.teachers)
 
     @property
     def final_seed(self) -> int:
-        """Seed of the final games, from the run's: an interval over seeds covers the games' starts too."""
+        """Seed of the final games. It depends on the run's seed, so an interval over seeds covers the games' starts."""
         return stream(self.config.seed, EVALUATION)
 
     def rules(self, task: NetSpec) -> Protocol:
-        """The protocol that a game of this run is learned under: the same rules for all."""
+        """The protocol for one game of this run; the rules are the same for all."""
         return replace(self.protocol, game=task.game)
 
     def card(self, steps: int, net: nn.Module, evaluation: dict[str, Any] | None = None, caveat: str = "") -> Card:
-        """What the student's file says of it."""
+        """The card for the student's file."""
         return Card(
             game=self.protocol.game,
             actions=self.spec.actions,
@@ -104,7 +104,7 @@ class Run(MethodRun[AnyMethod]):
     def save_student(
         self, net: nn.Module, steps: int, evaluation: dict[str, Any] | None = None, caveat: str = ""
     ) -> None:
-        """Write the student alone, as a teacher for the next run."""
+        """Write the student alone as an agent file."""
         save_agent(self.folder.student, net, self.card(steps, net, evaluation, caveat))
 
 
@@ -115,7 +115,7 @@ def resolve(config: TrainConfig) -> Run:
         UserError: one of them does not exist, or they do not fit together. Nothing has been written.
     """
     if not config.game:
-        raise UserError("Which game? Give --game NAME, e.g. --game Alien; `kfrl games` lists them.")
+        raise UserError("No game is given. Give --game NAME, e.g. --game Alien; `kfrl games` lists them.")
     workers_by_default = config.workers is None
     game = find_game(config.game)
     protocol = get_protocol(config.protocol, game.name)
@@ -160,7 +160,7 @@ def resolve(config: TrainConfig) -> Run:
         run.built()
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"The student (convs {config.convs}, hidden {config.hidden}) and its teachers cannot be put together on "
+            f"The student (convs {config.convs}, hidden {config.hidden}) and its teachers cannot be combined on "
             f"{protocol.frame_stack} x {protocol.screen_size} x {protocol.screen_size} screens: {error}"
         ) from None
     if config.algo == "acktr":
@@ -169,7 +169,7 @@ def resolve(config: TrainConfig) -> Run:
 
 
 def _answerers(config: TrainConfig, files: Sequence[Answers]) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
-    """The teachers whose answers are stored, without their nets; those that are named are compared with them."""
+    """The teachers whose answers are stored, without their nets. If teachers are named, they must be the same."""
     exact = tuple(each.reference for file in files for each in file.card.teachers)
     if config.teacher_names not in ((), exact):
         check_answerers(files, load_teachers(config.teacher_names, RUNS, identify)[0])
@@ -197,7 +197,7 @@ def _games_at_once(run: Run) -> int:
 
 
 def _check_workers(run: Run) -> None:
-    """Refuse fewer workers than games that are learned at the same time, and more than may open their files."""
+    """Refuse fewer workers than games that are learned at the same time, and more workers than open files allow."""
     config, shape = run.config, run.config.shape
     if config.algo == "a3c":
         allow_open_files(80 + 8 * shape.workers, "give fewer --workers, or --algo a2c")
@@ -206,13 +206,13 @@ def _check_workers(run: Run) -> None:
         _check_games_in_turn(config, most)
     elif shape.workers < most:
         raise UserError(
-            f"Method {config.method_name} learns {most} games at the same time here, and a worker plays one: give "
+            f"Method {config.method_name} learns {most} games at the same time here, each on its own worker: give "
             f"--algo a3c --workers {most} or more, got {config.algo} with {shape.workers}."
         )
 
 
 def _check_games_in_turn(config: TrainConfig, games: int) -> None:
-    """Refuse environments that do not divide over the games, and minibatches that do not divide a game's rollout."""
+    """Refuse a number of environments that the games do not divide, and minibatches that do not divide a rollout."""
     envs, t_max = config.shape.envs_per_worker, config.shape.t_max
     if envs % games:
         raise UserError(
@@ -228,7 +228,7 @@ def _check_games_in_turn(config: TrainConfig, games: int) -> None:
 
 
 def _check_factors(run: Run) -> None:
-    """Refuse, for K-FAC, layers that it cannot factor and rollouts that are too small for its factors."""
+    """For K-FAC: refuse layers that it cannot factor and rollouts that are too small for its factors."""
     built, phase, shape = run.built(), run.phases[0], run.config.shape
     method, net = built.method, built.net
     method.begin(net, 0, phase.games[0], rank=0)
@@ -236,7 +236,7 @@ def _check_factors(run: Run) -> None:
     layers = factored_layers(net, trained)
     stack, size = run.protocol.frame_stack, run.protocol.screen_size
     screen = torch.zeros(1, stack, size, size, dtype=torch.uint8)
-    # A layer that runs twice is found out in a pass.
+    # A forward pass detects a layer that runs twice.
     with torch.no_grad(), KroneckerFactors(layers, {}).recording():
         method.forward(net, screen, method.features(net, screen))
     widest = max(layers, key=lambda name: len(layers[name].weight))
@@ -251,7 +251,7 @@ def _check_factors(run: Run) -> None:
 
 
 def _check_engine(config: TrainConfig) -> None:
-    """Refuse settings that the algorithm has no use for, a device that is not there, and batches that do not divide."""
+    """Refuse settings that the algorithm does not use, a missing device, and a batch size that divides no rollout."""
     if config.algo == "a3c":
         if config.device != "cpu":
             raise UserError(
@@ -261,13 +261,13 @@ def _check_engine(config: TrainConfig) -> None:
         return
     if config.optimizer is not None:
         raise UserError(
-            f"--algo {config.algo} has an optimiser of its own, got --optimizer {config.optimizer}, which is for "
+            f"--algo {config.algo} has its own optimiser, got --optimizer {config.optimizer}, which is for "
             "--algo a3c. Leave it out."
         )
     if config.workers not in (None, 1):
         raise UserError(
             f"--algo {config.algo} has one learner, got --workers {config.workers}. "
-            "--envs-per-worker says how many games it plays side by side."
+            "Give its number of environments with --envs-per-worker."
         )
     check_device(config.device)
     if config.algo == "ppo":
@@ -293,10 +293,10 @@ def _default_folder(config: TrainConfig, game: Game, teachers: Sequence[Teacher]
 
 
 def reopen(path: Path) -> Run:
-    """The run that an existing folder holds.
+    """Read the run in a folder.
 
     Raises:
-        UserError: not a run's folder, or something that it needs is gone.
+        UserError: the folder is not that of a run, or a file that it needs is missing.
     """
     folder = RunFolder.of_run(path)
     config = folder.read_config(TrainConfig)

@@ -1,4 +1,4 @@
-"""What every engine does around its updates: log, evaluate along the way, checkpoint, stop on a signal, save."""
+"""Base class of the engines: logging, evaluation during training, checkpoints, phases and stops."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ from kfrl.training.status import Status
 from kfrl.training.trainer import Display, Outcome
 
 ROWS = 500
-"""How many rows a run's metrics.csv gets."""
+"""Number of rows of a run's metrics.csv."""
 PACE = 2.0
-"""Seconds over which the rate is measured: in a shorter time reports that have waited may come all at once."""
+"""Fewest seconds over which the rate is measured, because delayed reports can arrive all at once."""
 RECENT = 100
-"""Games in the running mean of the raw return."""
+"""Number of games in the running mean of the raw return."""
 
 
 @dataclass(frozen=True)
 class GameStatus(Status):
-    """Where a run on games stands."""
+    """The status of a run on a game."""
 
     recent_return: float | None
-    """Mean raw score of the last games that ended."""
+    """Mean raw score of the last `RECENT` training games."""
     source_returns: Mapping[str, float]
-    """As `recent_return`, by source game."""
+    """`recent_return` of each source game."""
     dropped: int
-    """Updates without effect, because their gradient was not finite."""
+    """Number of updates that were dropped because their gradient was not finite."""
 
 
 @dataclass
 class _Window:
-    """What was reported since the last row of metrics."""
+    """The reports since the last row of metrics."""
 
     step: int
     report: Report = field(default_factory=Report)
     scores: dict[str, list[float]] = field(default_factory=dict)
-    """Of the games that ended, by ROM."""
+    """Scores of the games that ended, by ROM."""
 
 
 class Trainer(training.Trainer[Run]):
-    """One run of one model, phase by phase; an engine says how its updates come about."""
+    """Base class of the engines, which train a run on a game, phase by phase."""
 
     def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
         """Build the model, from a checkpoint if there is one."""
@@ -90,14 +90,14 @@ class Trainer(training.Trainer[Run]):
         self._open_logs(resumed=checkpoint is not None)
 
     def _play(self, count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """See `Play`."""
+        """Play the run's own game for observations; see `Play`."""
         seed = stream(self.run.config.seed, PLAY + self._own_steps_before)
         seen = observe(self.run.rules(self.run.spec), count, policy, seed)
         self._own_steps_before += steps_for(count)
         return seen
 
     def _enter(self, index: int) -> None:
-        """Take up phase `index`, or the next one that has steps, with an optimiser that knows nothing yet."""
+        """Start phase `index`, or the next phase with steps, with a new optimiser state."""
         self.phases = self.method.fitted_phases(self.net, self.run.phases)
         index = next(at for at in range(index, len(self.phases)) if self.phases[at].steps)
         self.phase_index, self.phase = index, self.phases[index]
@@ -110,7 +110,7 @@ class Trainer(training.Trainer[Run]):
         bind(self.groups, self.shared.parameters)
 
     def _open_logs(self, *, resumed: bool) -> None:
-        """The metrics of a phase of source games are its own: the run's count steps in the run's own game."""
+        """Open the metrics. A phase of source games has its own, because the run's count steps of its own game."""
         folder, step, steps = self.run.folder, self._logged_step, self._logged_steps
         directory = folder.path if self.on_target else folder.source(self.phase_index)
         if resumed:
@@ -126,29 +126,29 @@ class Trainer(training.Trainer[Run]):
 
     @abstractmethod
     def place(self) -> None:
-        """Put net and teachers where they train."""
+        """Move the net and the teachers to the device or into shared memory."""
 
     @abstractmethod
     def learn(self) -> None:
-        """Update until the phase's steps are done or `stopping`; `take` what the learners report, and `tick` often."""
+        """Update until the phase's steps are done or `stopping`; call `take` with each report, and `tick` often."""
 
     @property
     def on_target(self) -> bool:
-        """Whether the run's own game is learned now, perhaps with others beside it."""
+        """Whether the phase learns the run's own game, perhaps with other games."""
         return not self.phase.source
 
     def counts(self, task: NetSpec) -> bool:
-        """Whether steps in a game are part of the phase's budget."""
+        """Whether steps in a game count for the phase's budget."""
         return not self.on_target or task.game == self.run.spec.game
 
     @property
     def step(self) -> int:
-        """Agent steps in the run's own game, those of `Play` included."""
+        """Agent steps in the run's own game, including those of `Play`."""
         return self._own_steps_before + (self.shared.global_step if self.on_target else 0)
 
     @property
     def _logged_step(self) -> int:
-        """Where the metrics stand: steps in the run's own game, or those of a phase of source games."""
+        """The step for the metrics: steps in the run's own game, or in a phase of source games."""
         return self.step if self.on_target else self.shared.global_step
 
     @property
@@ -157,21 +157,21 @@ class Trainer(training.Trainer[Run]):
 
     @property
     def source_steps(self) -> int:
-        """Agent steps in the source games, all phases together."""
+        """Agent steps in the source games, over all phases."""
         return int(self.shared.other_steps.sum()) + (0 if self.on_target else self.shared.global_step)
 
     @property
     def progress(self) -> float:
-        """Share of the phase's steps that are done."""
+        """The share of the phase's steps that is done."""
         return min(1.0, self.shared.global_step / self.phase.steps)
 
     @property
     def lr(self) -> float:
-        """The learning rate now."""
+        """The present learning rate."""
         return self.run.config.shape.lr * self.phase.lr_share(self.progress)
 
     def train(self) -> Outcome:
-        """Learn, phase by phase, until the steps are done, a signal comes or a learner fails; then save."""
+        """Train phase by phase until the steps are done, a signal arrives or a learner fails; then save."""
         config = self.run.config
         with noting_signals(self.stop):
             if config.curve_points:
@@ -193,7 +193,7 @@ class Trainer(training.Trainer[Run]):
         return Outcome(self.net, self.step, self.source_steps, self.signal, self.failure)
 
     def _next_phase(self) -> bool:
-        """Go on to the next phase; False if the run is `stopping` before that."""
+        """Start the next phase; False if the run is `stopping` before that."""
         self._close_logs()
         caveat = self.method.caveat(self.net)
         if caveat:
@@ -213,14 +213,14 @@ class Trainer(training.Trainer[Run]):
 
     @property
     def phase_title(self) -> str:
-        """Which phase it is, in words; empty where a run has one."""
+        """The number and name of the phase; empty if the run has only one."""
         if len(self.phases) == 1:
             return ""
         games = ", ".join(Game(task.game).title for task in self.phase.games)
         return f"{self.phase_index + 1} of {len(self.phases)}, {self.phase.title or games}"
 
     def take(self, report: Report) -> None:
-        """Count what a learner reports."""
+        """Add a learner's report to the statistics."""
         window = self._window.report
         window.updates += report.updates
         for name, value in report.sums.items():
@@ -232,9 +232,10 @@ class Trainer(training.Trainer[Run]):
 
     @property
     def training_report(self) -> list[dict[str, float]]:
-        """The mean raw score of the last 100 training games at the run's `report_frames` that are over, and now.
+        """The mean raw score of the last 100 training games, at each passed entry of `report_frames` and now.
 
-        `frames` of the run's own game, `games` that the mean is of, `mean`; nothing where no game has ended.
+        Each report has `frames` of the run's own game, the number of `games` and their `mean`. Empty if no game has
+        ended.
         """
         return [*self._reports, *self._report_at(self._frames)] if self._recent[self.run.spec.game] else []
 
@@ -249,14 +250,14 @@ class Trainer(training.Trainer[Run]):
         return [] if known else [{"frames": frames, "games": len(recent), "mean": mean}]
 
     def _note_training(self) -> None:
-        """Note the report of each of the `report_frames` that has just been passed."""
+        """Add a report for each newly passed entry of `report_frames`."""
         noted = {report["frames"] for report in self._reports}
         for frames in self.run.config.report_frames:
             if self.on_target and self._recent[self.run.spec.game] and frames <= self._frames and frames not in noted:
                 self._reports += self._report_at(frames)
 
     def tick(self) -> None:
-        """Log, evaluate, checkpoint and show, each when it is due."""
+        """Log, evaluate, write a checkpoint and update the display, each if it is due."""
         step = self._logged_step
         if self._row.due(step):
             self._log_row()
@@ -265,7 +266,7 @@ class Trainer(training.Trainer[Run]):
         self.display.update(self._status())
 
     def review(self) -> bool:
-        """Go on for a moment with the method's review of the net, if one is due; True if it needs more time."""
+        """Do the next step of the method's review of the net, if a review is due; True if it is not finished."""
         if self._reviewing is None:
             self._reviewing = self.method.review(self.net, self.shared.global_step, self._games)
         if self._reviewing is None:
@@ -293,7 +294,7 @@ class Trainer(training.Trainer[Run]):
                     views[name].zero_()
 
     def _finish_curve(self) -> None:
-        """Have the last student played too, and wait for what is missing."""
+        """Start the evaluation of the last student too, and wait for all evaluations."""
         while self._evaluator is not None and not self.stopping:
             self._evaluate_along(self._logged_step)
             if not self._evaluator.busy:
@@ -314,7 +315,7 @@ class Trainer(training.Trainer[Run]):
             self._evaluator.ask(self._snapshot(step))
 
     def student(self) -> nn.Module:
-        """The student alone, as it is now. A net that is built for it takes no random numbers from the run."""
+        """The present student alone. Building it does not change the run's random generator."""
         with torch.random.fork_rng(devices=[]):
             return self.method.export(self.net)
 
@@ -326,7 +327,7 @@ class Trainer(training.Trainer[Run]):
         return Snapshot(step, arch_of(student), len(self.run.spec.actions), weights)
 
     def save(self) -> None:
-        """Write a checkpoint and, once the run's own game is being learned, the student as it is."""
+        """Write a checkpoint and, once the run's own game is learned, the present student."""
         state = {
             "phase": self.phase_index,
             "phase_step": self.shared.global_step,
@@ -355,7 +356,7 @@ class Trainer(training.Trainer[Run]):
         state = checkpoint.state
         self.run.check_teachers(checkpoint)
         checkpoint.load_net(self.net)
-        # Checkpoints of versions without phases have one phase.
+        # A checkpoint of a version without phases belongs to the only phase.
         self._enter(state.get("phase", 0))
         for name in ("exp_avg", "exp_avg_sq"):
             views = named_views(self.net, self.groups, getattr(self.shared, name))
@@ -400,7 +401,7 @@ class Trainer(training.Trainer[Run]):
         self._window = _Window(step)
 
     def _scores(self, game: str, scores: Sequence[float]) -> dict[str, float]:
-        """What the games that ended say; those of a source game under its name."""
+        """Metrics of the games that ended; those of a source game have its name."""
         suffix = "" if game == self.run.spec.game else f"/{game}"
         mean = {f"charts/episodic_return{suffix}": sum(scores) / len(scores)} if scores else {}
         return mean | {f"charts/episodes{suffix}": float(len(scores))}
@@ -429,7 +430,7 @@ class Trainer(training.Trainer[Run]):
 
 @contextmanager
 def _all_cores() -> Iterator[None]:
-    """Let PyTorch use all cores for a while: no worker plays meanwhile."""
+    """A context in which PyTorch uses all cores, because no worker is active."""
     before = torch.get_num_threads()
     torch.set_num_threads(cores())
     try:
@@ -439,7 +440,7 @@ def _all_cores() -> Iterator[None]:
 
 
 class _Every:
-    """Says when the next of `count` even parts of a phase is over."""
+    """A schedule that is due at the end of each of `count` equal parts of a phase."""
 
     def __init__(self, total: int, count: int, start: int) -> None:
         self._part = max(1, total // count) if count else 0

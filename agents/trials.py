@@ -1,4 +1,4 @@
-"""What a sweep has to know of runs on games. Imports no torch."""
+"""The domain of games for sweeps. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STUDENT = "eval/mean_return"
 
 
 class Games(Domain):
-    """Runs of `kfrl train`. They are chosen by the student alone, never by returns with teachers' links."""
+    """Runs of `kfrl train`. They are compared by the student alone, never by returns with teachers' links."""
 
     settings = TrainConfig
     subject, budget, unit = "game", "steps", "steps"
@@ -32,10 +32,10 @@ class Games(Domain):
         """See `Domain.check`."""
         config = validated(dict(settings), TrainConfig)
         if not config.game:
-            raise UserError("Which game? Give settings a game, e.g. `game: Alien`.")
+            raise UserError("The settings have no game. Give one, e.g. `game: Alien`.")
         find_game(config.game)
         if not config.eval_episodes:
-            raise UserError("A sweep tells finished runs by their final games: give eval_episodes at least 1.")
+            raise UserError("A sweep recognises finished runs by their final games: give eval_episodes of at least 1.")
         if config.methods:
             from agents.methods import get_method, method_names
 
@@ -43,7 +43,7 @@ class Games(Domain):
             check_settings(config, method_names(), get_method)
 
     def processes(self, settings: Mapping[str, Any]) -> int:
-        """The workers of a3c; a2c and ppo have one learner."""
+        """The number of workers; a2c and ppo have one learner."""
         return validated(dict(settings), TrainConfig).shape.workers
 
     def resolve(self, settings: Mapping[str, Any]) -> None:
@@ -53,29 +53,29 @@ class Games(Domain):
         resolve(validated(dict(settings), TrainConfig))
 
     def start(self, settings: Mapping[str, Any]) -> Any:
-        """Begin a run."""
+        """Start a run."""
         from agents.launch import Session
 
         return Session.start(settings)
 
     def resume(self, folder: Path) -> Any:
-        """Go on with one."""
+        """Resume a run."""
         from agents.launch import Session
 
         return Session.resume(folder)
 
     def curve(self, folder: Path) -> list[tuple[float, float]]:
-        """Steps and the score of the student alone."""
+        """The points (steps, score of the student alone)."""
         rows = read_metrics(RunFolder(folder).metrics)
         return [(row[STEP], row[STUDENT]) for row in rows if STUDENT in row]
 
     def scores(self, evaluation: Mapping[str, Any]) -> tuple[float, float]:
-        """The mean raw score of the final games, as both."""
+        """The mean raw score of the final games, both as score and as objective."""
         mean = statistics.fmean(evaluation["scores"])
         return mean, mean
 
     def teacher(self, folder: Path) -> str:
-        """The student's file."""
+        """The path of the student's file."""
         return str(RunFolder(folder).student)
 
 

@@ -1,4 +1,4 @@
-"""K Atari games side by side: on ale-py's C++ vector environment, or in this thread."""
+"""Vector environments of K Atari games: ale-py's in C++, or one in this thread."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ class Episode:
 
 @dataclass(frozen=True)
 class Transition:
-    """What one step of K environments gave. `obs` already belongs to the next episode where one ended."""
+    """The result of one step of K environments. If an episode ended, `obs` already belongs to the next one."""
 
     obs: NDArray[np.uint8]
     """(K, stack, H, W)"""
     rewards: NDArray[np.float32]
-    """(K,) as the learner sees them: clipped if the protocol says so."""
+    """(K,) rewards for the learner, clipped if the protocol clips them."""
     terminated: NDArray[np.bool_]
-    """(K,) the learner's episode ended: game over, or a life lost under `episodic_life`. Bootstrap 0."""
+    """(K,) whether the learner's episode ended: game over, or a life lost with `episodic_life`. Bootstrap 0."""
     truncated: NDArray[np.bool_]
-    """(K,) the frame cap cut the game. Bootstrap V(`final_obs`)."""
+    """(K,) whether the frame cap ended the game. Bootstrap V(`final_obs`)."""
     final_obs: NDArray[np.uint8] | None
-    """(K, stack, H, W) the last observation of the games that ended; None when none did."""
+    """(K, stack, H, W) the last observation of the games that ended; None if none ended."""
     episodes: tuple[Episode, ...]
-    """The games that ended in this step, scores raw."""
+    """The games that ended in this step, with raw scores."""
 
 
 class AtariEnvs:
-    """K games of one protocol, reset by themselves (Gymnasium's SAME_STEP mode).
+    """K games of one protocol with automatic reset (Gymnasium's SAME_STEP mode).
 
-    SAME_STEP, because NEXT_STEP makes one bogus transition an episode: the action after a terminal observation
-    is ignored and earns nothing. Lives are tracked here, not in the emulator wrapper, so that a lost life can end
-    the learner's episode while the game, and its score, go on.
+    SAME_STEP, because NEXT_STEP gives one invalid transition per episode, in which the action after a terminal
+    observation is ignored. Lives are tracked here, not in the emulator, so that a lost life can end the learner's
+    episode while the game and its score continue.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class AtariEnvs:
         Args:
             protocol: The rules.
             num_envs: K.
-            num_threads: Emulator threads; 1 inside an A3C worker. Games under `fire_reset`, and flavours of a game
-                other than its default, have this thread only.
-            grayscale: False gives RGB frames, (K, stack, H, W, 3): for videos.
-            native_screen: True keeps the console's 210 x 160 screen.
+            num_threads: Emulator threads; 1 in an A3C worker. Games with `fire_reset` and flavours other than the
+                default always run in this thread.
+            grayscale: False: RGB frames, (K, stack, H, W, 3), for videos.
+            native_screen: True: the console's screen of 210 x 160.
         """
         self.protocol = protocol
         self.num_envs = num_envs
@@ -100,7 +100,7 @@ class AtariEnvs:
         """Play one agent step in every game; `actions` (K,) index `self.actions`.
 
         Raises:
-            ValueError: an action outside the set. ale-py would wait for its answer forever.
+            ValueError: an action is outside the set; ale-py would wait forever.
         """
         if actions.min() < 0 or actions.max() >= len(self.actions):
             raise ValueError(f"Expected actions in [0, {len(self.actions)}), got {actions}.")
@@ -124,7 +124,7 @@ class AtariEnvs:
 
     def _lost_lives(self, lives: NDArray[np.int32]) -> NDArray[np.bool_]:
         lost: NDArray[np.bool_] = lives < self._lives
-        # Under SB3's rule a game that goes on with 0 lives (Q*bert) is one episode to its end.
+        # With SB3's rule, a game that continues with 0 lives (Q*bert) stays one episode until its end.
         return lost & (lives > 0) if self.protocol.fire_reset else lost
 
     def _finished(self, game_over: NDArray[np.bool_], truncated: NDArray[np.bool_]) -> tuple[Episode, ...]:
@@ -138,7 +138,7 @@ class AtariEnvs:
 
 
 class _Vector(AtariVectorEnv):
-    """K games on threads of their own, in C++."""
+    """K games in C++, on ale-py's own threads."""
 
     def __init__(
         self, protocol: Protocol, num_envs: int, num_threads: int, grayscale: bool, native_screen: bool
@@ -170,27 +170,27 @@ class _Vector(AtariVectorEnv):
 
 
 def action_set(protocol: Protocol) -> tuple[str, ...]:
-    """The names of the actions a policy of `protocol` chooses between, in the order of its logits."""
+    """The names of the actions under `protocol`, in the order of a policy's logits."""
     return AtariEnvs(protocol, 1).actions
 
 
 ALL_ACTIONS: tuple[str, ...] = tuple(ale_py.Action.__members__)
-"""The 18 joystick actions by meaning; sets of different games are matched through these, never by index."""
+"""The names of the 18 joystick actions; actions of different games are matched by these, never by index."""
 
 
 def identify(game: str, actions: int | tuple[str, ...]) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-    """Say what an agent plays that tells no more of itself than its game and its actions.
+    """Infer the action names and the protocol of an agent from its game and its actions.
 
     Args:
-        game: As people write it.
-        actions: How many it has, or which, in the order of its logits.
+        game: The game, in any spelling.
+        actions: The number of its actions, or their names in the order of the logits.
 
     Returns:
-        The game's name, the actions by name, and the rules: the paper's, with the game's minimal actions if they are
-        enough, else with all 18.
+        The game's name, the action names, and the paper's protocol, with the game's minimal actions if they suffice,
+        else with all 18.
 
     Raises:
-        UserError: no such game or action, or a number of actions that is neither.
+        UserError: there is no such game or action, or the number is neither that of the minimal set nor 18.
     """
     minimal = get_protocol("paper", game)
     names = action_set(minimal)
@@ -205,6 +205,6 @@ def identify(game: str, actions: int | tuple[str, ...]) -> tuple[str, tuple[str,
         raise unknown("action", next(name for name in actions if name not in ALL_ACTIONS), ALL_ACTIONS)
     raise UserError(
         f"The agent chooses between {actions} actions, but {Game(minimal.game).title} has {len(names)} "
-        f"({', '.join(names)}), or 18 with the whole joystick: is it another game? If not, name its actions in a YAML "
-        "layer table."
+        f"({', '.join(names)}), or 18 with the full action set. Give another game, or name the actions in a YAML layer "
+        "table."
     )

@@ -1,4 +1,4 @@
-"""The games whose ROM ale-py ships and their flavours, found under any of the names people write."""
+"""The games of ale-py's ROMs and their flavours, found by any spelling of their name."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from kfrl.errors import UserError, unknown
 
 
 class Flavour(NamedTuple):
-    """Which of a ROM's variants is played, by ALE's numbers."""
+    """A variant of a ROM, by ALE's mode and difficulty."""
 
     mode: int
     difficulty: int
 
     def __str__(self) -> str:
-        """As it stands in a game's name: `m1d0`."""
+        """The flavour as a part of a game's name: `m1d0`."""
         return f"m{self.mode}d{self.difficulty}"
 
 
 @dataclass(frozen=True)
 class Game:
-    """One Atari game. `name` is the ROM's and, for any flavour but the ROM's default, that one: `freeway:m1d0`."""
+    """An Atari game. `name` is the ROM's name, with the flavour if it is not the ROM's default: `freeway:m1d0`."""
 
     name: str
 
     @property
     def rom(self) -> str:
-        """As ale-py names its file."""
+        """The name of its ROM in ale-py."""
         return self.name.partition(":")[0]
 
     @property
     def flavour(self) -> Flavour | None:
-        """Which one it is; None for the ROM's default."""
+        """The flavour; None for the ROM's default."""
         numbers = re.findall(r"\d+", self.name.partition(":")[2])
         return Flavour(*map(int, numbers)) if numbers else None
 
     @property
     def flavour_in_force(self) -> Flavour:
-        """Which one it is; the ROM says which is its default."""
+        """The flavour, or the ROM's default."""
         return self.flavour or flavours_of(self.rom).default
 
     @property
     def title(self) -> str:
-        """As papers print it, the PascalCase name of the Gymnasium ids, and the flavour: `MsPacman`, `Freeway:m1d0`."""
+        """The name as in papers and Gymnasium ids, with the flavour if any: `MsPacman`, `Freeway:m1d0`."""
         rom, *flavour = self.name.split(":")
         return ":".join([rom.title().replace("_", ""), *flavour])
 
     @property
     def file_name(self) -> str:
-        """The name without a colon, which some file systems do not take: `freeway-m1d0`."""
+        """The name without a colon, which some file systems do not allow: `freeway-m1d0`."""
         return self.name.replace(":", "-")
 
 
-# They have no single-player mode: ale-py ends the process, with exit code 0, when one is loaded.
+# Games without a single-player mode: ale-py ends the process with exit code 0 when it loads one.
 _TWO_PLAYERS_ONLY = {"combat", "joust", "maze_craze", "warlords"}
 
 
@@ -74,7 +74,7 @@ def _folded(name: str) -> str:
 
 @dataclass(frozen=True)
 class Flavours:
-    """The variants that a ROM has."""
+    """The variants of a ROM."""
 
     modes: tuple[int, ...]
     difficulties: tuple[int, ...]
@@ -85,14 +85,14 @@ class Flavours:
         return (Flavour(mode, difficulty) for mode in self.modes for difficulty in self.difficulties)
 
     def __str__(self) -> str:
-        """In words."""
+        """The variants as text."""
         modes, difficulties = (", ".join(map(str, numbers)) for numbers in (self.modes, self.difficulties))
         return f"modes {modes} and difficulties {difficulties}, by default {self.default}"
 
 
 @functools.cache
 def flavours_of(rom: str) -> Flavours:
-    """Ask a ROM for its modes and difficulties: the numbers have gaps, and the default is not always 0."""
+    """Read a ROM's modes and difficulties, whose numbers have gaps and whose default is not always 0."""
     import ale_py
     from ale_py import roms
 
@@ -110,16 +110,16 @@ def flavours_of(rom: str) -> Flavours:
 
 
 def in_flavour(game: Game, flavour: str) -> Game:
-    """Return a game's ROM in another flavour: `m1d0`, or `m1` or `d1` with the default of the other.
+    """Return a game's ROM in another flavour: `m1d0`; `m1` or `d1` use the default of the other number.
 
     Raises:
-        UserError: the ROM has no such flavour; the message lists what it has.
+        UserError: the ROM has no such flavour; the message lists its flavours.
     """
     known, title = flavours_of(game.rom), Game(game.rom).title
     found = re.fullmatch(r"(?:m(\d+))?(?:d(\d+))?", flavour.strip().casefold())
     if found is None or not any(found.groups()):
         raise UserError(
-            f"{flavour!r} is no flavour of {title}. One is written m1d0, for mode 1 and difficulty 0; "
+            f"{flavour!r} is not a flavour of {title}. Expected e.g. m1d0, for mode 1 and difficulty 0; "
             f"{title} has {known}."
         )
     chosen = Flavour(
@@ -131,13 +131,13 @@ def in_flavour(game: Game, flavour: str) -> Game:
 
 
 def find_game(name: str) -> Game:
-    """Return the game called `name`, whatever its case and punctuation.
+    """Return the game with this name; case and punctuation are ignored.
 
     `MsPacman`, `ms_pacman`, `Ms. Pacman`, `ALE/MsPacman-v5` and `MsPacmanNoFrameskip-v4` are the same game;
     `MsPacman:m1d0` is its mode 1 at difficulty 0, and `Freeway:m0d0`, the default, is `Freeway`.
 
     Raises:
-        UserError: no such game or flavour; the message names the nearest one, or the flavours.
+        UserError: there is no such game or flavour; the message names the nearest game, or the flavours.
     """
     name, colon, flavour = name.partition(":")
     if colon:

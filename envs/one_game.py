@@ -1,4 +1,4 @@
-"""Atari games in the caller's own thread."""
+"""Atari games in the caller's thread."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ StepResult = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_], NDAr
 
 
 class OwnThread:
-    """K games one after the other, in the interface of `AtariVectorEnv`.
+    """K games, stepped one after the other, with the interface of `AtariVectorEnv`.
 
-    With one game it is that class, frame for frame and seed for seed, without its thread. The vector environment hands
-    an action to a thread of its own and waits for the answer. Where there are more workers than cores, both hand-overs
-    let another worker in, and each finds its caches cold: 16 workers lose a tenth of their rate to it.
+    With one game it gives exactly the frames of that class for every seed, without its thread. The vector environment
+    passes an action to its thread and waits for the result. With more workers than cores, each such switch lets another
+    worker run and makes the caches cold: 16 workers lose a tenth of their rate.
 
-    `fire_reset` and the flavours of a game are played here only: ale-py's class presses FIRE for one frame at the start
-    of a game and never again, and it knows neither modes nor difficulties.
+    `fire_reset` and flavours need this class: ale-py's class presses FIRE only for one frame at the start of a game,
+    and has no modes and difficulties.
     """
 
     def __init__(self, protocol: Protocol, num_envs: int, grayscale: bool = True, native_screen: bool = False) -> None:
@@ -53,9 +53,9 @@ class OwnThread:
             actions: (K,) indices into the action set.
 
         Returns:
-            Observations (K, stack, H, W), of the next game where one ended; raw rewards, game over and truncated (K,);
-            and by name: `lives` (K,); `pressed` and `started` (K,), raw points beside the reward, of buttons in the
-            game that was played and of the start of the next; `final_obs` (K, stack, H, W) where a game ended.
+            Observations (K, stack, H, W), of the next game if one ended; raw rewards, game over and truncated (K,); and
+            by name: `lives` (K,); `pressed` and `started` (K,), raw points besides the reward, from buttons in the
+            present game and from the start of the next; `final_obs` (K, stack, H, W) if a game ended.
         """
         steps = [game.step(action) for game, action in zip(self._games, actions, strict=True)]
         over = np.array([step.over for step in steps])
@@ -79,7 +79,7 @@ class OwnThread:
 
 @dataclass
 class Step:
-    """What one step of one game gave."""
+    """The result of one step of one game."""
 
     reward: int
     over: bool
@@ -87,13 +87,13 @@ class Step:
     final_obs: NDArray[np.uint8] | None = None
     """(stack, H, W) the last observation of a game that ended."""
     pressed: int = 0
-    """Points of the buttons that were pressed after a lost life."""
+    """Points from the buttons that were pressed after a lost life."""
     started: int = 0
-    """Points of the next game's start."""
+    """Points from the start of the next game."""
 
 
 class OneGame:
-    """One console, reset by itself."""
+    """One emulated game with automatic reset."""
 
     def __init__(self, protocol: Protocol, grayscale: bool, native_screen: bool) -> None:
         """Start the console; `reset` must come next."""
@@ -121,24 +121,24 @@ class OneGame:
 
     @property
     def lives(self) -> int:
-        """The lives that are left."""
+        """The remaining lives."""
         lives: int = self._ale.lives()
         return lives
 
     def reset(self, seed: int) -> int:
-        """Start a new game. Returns the points that its start earned."""
+        """Start a new game; returns the points from its start."""
         self._ale.setInt("random_seed", seed)
-        # Of MT19937's generators in NumPy, the one that is seeded as C++'s is.
+        # NumPy's MT19937 generator with the same seeding as in C++.
         self._random = np.random.RandomState(seed)
         self._ale.loadROM(self._rom)
         if self._flavour is not None:
-            # The next `reset_game` obeys; loading the ROM goes back to the default.
+            # They take effect at the next `reset_game`; loading the ROM resets them to the default.
             self._ale.setMode(self._flavour.mode)
             self._ale.setDifficulty(self._flavour.difficulty)
         return self._start()
 
     def step(self, action: int) -> Step:
-        """Play one agent step; where the game ends, the next one starts."""
+        """Play one agent step; if the game ends, start the next one."""
         lives = self.lives
         step = Step(*self._act(self.actions[action]))
         if step.over or step.cut:
@@ -155,7 +155,7 @@ class OneGame:
         return step
 
     def _life_lost(self, before: int) -> bool:
-        """By SB3's rule: the learner's episode ends by the game's end where no life is left."""
+        """Whether a lost life ends the learner's episode by SB3's rule; without lives only the game's end does."""
         return self._protocol.episodic_life and 0 < self.lives < before
 
     def _act(self, action: ale_py.Action) -> tuple[int, bool, bool]:
@@ -175,7 +175,7 @@ class OneGame:
         """Hold each button for one agent step, and NOOP after a life that is lost meanwhile.
 
         Returns:
-            The points, and whether the game ended; the buttons that were left are then not pressed.
+            The points, and whether the game ended; if so, the remaining buttons are not pressed.
         """
         points, due = 0, deque(buttons)
         while due:
@@ -189,7 +189,7 @@ class OneGame:
         return points, False
 
     def _start(self) -> int:
-        """Start the console. Returns points that count for the score: those of the buttons and of what led to them."""
+        """Start a game; with `fire_reset`, return the points from its no-ops and buttons, which count for the score."""
         points = self._power_on()
         pressed, ended = self._press(self._buttons)
         if ended:
@@ -206,7 +206,7 @@ class OneGame:
             if self._ale.game_over():
                 self._ale.reset_game()
                 points = 0
-        # SB3's cap counts the frames of the console, others' those of the agent.
+        # SB3's frame cap counts the no-op frames, other protocols' caps do not.
         self._frames = noops if self._protocol.fire_reset else 0
         self._screens[:] = 0
         self._look(self._screens[0])
@@ -214,13 +214,13 @@ class OneGame:
         return points
 
     def _draw_noops(self) -> int:
-        """0 to `noop_max` (1 to it, as SB3, under `fire_reset`), by libstdc++'s uniform_int_distribution."""
+        """0 to `noop_max` no-ops (from 1 with `fire_reset`, as SB3), drawn as libstdc++'s uniform_int_distribution."""
         least = min(1, self._protocol.noop_max) if self._protocol.fire_reset else 0
         drawn = int(self._random.randint(2**32, dtype=np.uint32)) * (self._protocol.noop_max + 1 - least) >> 32
         return least + drawn
 
     def _begin_stack(self) -> None:
-        """Forget all but the newest picture."""
+        """Clear all frames of the stack but the newest."""
         self.stack[:-1] = 0
 
     def _see(self) -> None:

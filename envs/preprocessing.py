@@ -1,6 +1,6 @@
-"""What an agent's own code does between the console and its net: part of the agent, not of who calls it.
+"""Preprocessing of an agent, from the console's screen to the input of its net.
 
-Scale and frame order need no place here: they are folded into the first convolution when a foreign file is read.
+Scale and frame order are not part of it: they are folded into the first convolution of another program's net.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from kfrl.errors import unknown
 
 SCREEN = 84
 REC_601 = (0.299, 0.587, 0.114)
-"""OpenCV's RGB2GRAY."""
+"""Weights of OpenCV's RGB2GRAY."""
 _INTERPOLATION = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How the 210 x 160 RGB screen becomes 84 x 84 gray, and which buttons are pressed for the agent.
+    """The conversion of the 210 x 160 RGB screen to 84 x 84 gray, and the buttons that are pressed for the agent.
 
-    The default is ale-py's own observations, which every net trained by kfrl sees, with no button pressed.
+    The default is ale-py's preprocessing without buttons, with which kfrl trains every net.
     """
 
     luma: tuple[float, float, float] | None = None
-    """Weights of R, G and B; None keeps ale-py's own pictures, and then neither crop nor resize means anything."""
+    """Weights of R, G and B; None: ale-py's screens, for which crop and resize are not used."""
     crop: tuple[int, int] | None = None
-    """(height, top): resize to height x 84, keep 84 rows from `top` on. None resizes to 84 x 84."""
+    """(height, top): resize to height x 84, then keep 84 rows from `top` on. None: resize to 84 x 84."""
     resize: Literal["area", "linear"] = "area"
     """OpenCV's interpolation."""
     fire_reset: bool = False
-    """FIRE and action 2 are pressed when a game starts, NOOP before them after a lost life, and the frame stack starts
-    anew (OpenAI baselines' FireResetEnv and EpisodicLifeEnv)."""
+    """Whether FIRE and action 2 are pressed when a game starts and, after a NOOP, when a life was lost; the frame stack
+    is then cleared (OpenAI baselines' FireResetEnv and EpisodicLifeEnv)."""
 
     def with_ale_screens(self) -> Preprocessing:
-        """The same buttons on ale-py's own pictures: what the agent sees as a student's teacher."""
+        """The same buttons with ale-py's screens, which the agent gets as the teacher of a student."""
         return Preprocessing(fire_reset=self.fire_reset)
 
     def screen(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """One RGB screen (210, 160, 3) as the agent's own picture (84, 84).
+        """Convert an RGB screen (210, 160, 3) to the agent's input (84, 84).
 
         Raises:
-            ValueError: the agent sees ale-py's own pictures.
+            ValueError: the agent uses ale-py's screens.
         """
         if self.luma is None:
-            raise ValueError("Expected luma weights, got None: ale-py makes these pictures.")
+            raise ValueError("Expected luma weights, got None: ale-py makes these screens.")
         if self.luma == REC_601:
             gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
         else:
@@ -63,16 +63,16 @@ PRESETS: dict[str, Preprocessing] = {
     "ale": ALE,
     # OpenAI baselines' wrap_deepmind, and with it Stable-Baselines3, CleanRL and the ikostrikov family.
     "baselines": Preprocessing(REC_601, fire_reset=True),
-    # muupan/async-rl, whose weights of G and B are swapped.
+    # muupan/async-rl, which swaps the weights of G and B.
     "async-rl": Preprocessing((0.2126, 0.0722, 0.7152), resize="linear"),
 }
 
 
 def get_preprocessing(name: str) -> Preprocessing:
-    """Return the preset of that name.
+    """Return the preset with this name.
 
     Raises:
-        UserError: no such preset; the message names the nearest one.
+        UserError: there is no such preset; the message names the nearest one.
     """
     if name not in PRESETS:
         raise unknown("preprocessing", name, PRESETS)

@@ -1,1 +1,1 @@
-"""Runs of games side by side."""
+"""Comparison of runs on games."""

@@ -1,4 +1,4 @@
-"""Arms of a comparison: runs that differ in nothing but game and seed, and what arms are called."""
+"""Arms of a comparison: runs that differ only in game and seed; and the names of arms."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kfrl.compare.facts import Facts, add_words, flat, show, unique_names, varyi
 from kfrl.errors import UserError, unknown
 
 SCRATCH = "a3c"
-"""The method that learns without teachers, which others are measured by."""
+"""The method without teachers, the default baseline."""
 
 IDENTITY = {"game", "seed", "method", "algo", "teachers", "teacher_sha256"}
-"""Settings that the name of an arm or its place in a table says."""
+"""Settings that are in the name of an arm or in its place in a table."""
 BOOKKEEPING = {
     "run_dir",
     "preset",
@@ -28,23 +28,23 @@ BOOKKEEPING = {
     "checkpoint_every",
     "worker_timeout",
 }
-"""Settings that change nothing of what is learned, or only others' defaults."""
+"""Settings without an effect on learning, or that only set defaults of others."""
 SHARED = {"steps", "protocol", "eval_episodes"}
-"""Settings that all runs must share; `shared_facts` gives their values."""
+"""Settings that must be equal in all runs; `shared_facts` gives their values."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs of one method under the same settings, over games and seeds."""
+    """An arm of a comparison of games: runs with the same method and settings, over games and seeds."""
 
     name: str
     method: str
     runs: Mapping[str, Sequence[RunRecord]]
-    """By the game's name, by seed."""
+    """Game's name -> runs, sorted by seed."""
 
     @property
     def scratch(self) -> bool:
-        """It learns without teachers."""
+        """Whether it learns without teachers."""
         return all(run.config.method_name == SCRATCH for run in self.all_runs)
 
     @property
@@ -54,7 +54,7 @@ class Arm:
 
 
 def shared_facts(record: RunRecord) -> dict[str, Any]:
-    """What has to agree before scores share a table: budget, rules of play, number of games and choice of actions."""
+    """The facts that must be equal to compare scores: budget, rules, number of games and choice of actions."""
     rules = {key: value for key, value in asdict(record.protocol).items() if key not in ("name", "game")}
     return {
         "steps": record.config.steps,
@@ -65,7 +65,7 @@ def shared_facts(record: RunRecord) -> dict[str, Any]:
 
 
 def settings(record: RunRecord) -> dict[str, Any]:
-    """What else can make two runs differ, by the name of the setting (`knowledge-flow.fold_at`)."""
+    """The other settings that affect learning, by name (`knowledge-flow.fold_at`)."""
     left_out = IDENTITY | BOOKKEEPING | SHARED | _unread(record.config)
     held = asdict(record.config.with_shape())
     held |= held.pop("methods")
@@ -73,7 +73,7 @@ def settings(record: RunRecord) -> dict[str, Any]:
 
 
 def _unread(config: TrainConfig) -> set[str]:
-    """Settings, and groups of them, that this run does not read."""
+    """Settings and groups of settings that this run does not use."""
     groups = {field.name for field in fields(config) if is_dataclass(getattr(config, field.name))}
     if not config.source_names:
         groups.add("source_games")
@@ -83,10 +83,10 @@ def _unread(config: TrainConfig) -> set[str]:
 
 
 def make_arms(records: Sequence[RunRecord]) -> list[Arm]:
-    """Sort runs into arms, scratch first.
+    """Group runs into arms, scratch first.
 
-    Two runs are of one arm if the user gave them one name, or else if method, teachers and all settings agree. A budget
-    or a rule of play that varies within a game keeps arms apart as well.
+    Two runs belong to one arm if the user gave them the same name, or else if their method, teachers and settings are
+    equal. Runs whose budget or rules differ within a game are in different arms.
     """
     apart = _varying_within_games(records)
     grouped: dict[Hashable, list[RunRecord]] = defaultdict(list)
@@ -121,7 +121,7 @@ def _key(record: RunRecord, apart: Sequence[str]) -> Hashable:
 
 
 def _teachers(config: TrainConfig) -> tuple[str, ...]:
-    """What the teachers are: the contents of their files. Runs of earlier versions have only their paths."""
+    """The identity of the teachers: their checksums, or for runs of earlier versions their paths."""
     return config.teacher_sha256 or config.teacher_names
 
 
@@ -133,7 +133,7 @@ def _by_game(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def _names(members: Sequence[Sequence[RunRecord]], apart: Sequence[str]) -> list[str]:
-    """A short name for each arm: method and teachers, and only such settings as tell it from its namesakes."""
+    """A short, unique name for each arm: method and teachers, and settings only where needed to distinguish arms."""
     firsts = [runs[0] for runs in members]
     return unique_names([_short_name(run) for run in firsts], [_telling(run, apart) for run in firsts])
 
@@ -148,29 +148,29 @@ def _short_name(record: RunRecord) -> str:
 def _telling(record: RunRecord, apart: Sequence[str]) -> dict[str, Any]:
     shared = shared_facts(record)
     facts = {name: shared[name] for name in apart} | settings(record)
-    # Last: paths are long, and most namesakes differ in a setting.
+    # Last, because paths are long, and most arms with equal names differ in a setting.
     files = "+".join(each[:8] for each in record.config.teacher_sha256) or record.config.teachers
     return facts | {"teachers": record.config.teachers, "teacher.file": files}
 
 
 def check_shared(records: Sequence[RunRecord]) -> None:
-    """Refuse runs whose budgets, rules of play or evaluations differ.
+    """Refuse runs whose budgets, rules or evaluations differ.
 
     Raises:
-        UserError: naming what differs, and the runs of each kind.
+        UserError: the message names the differences, and the runs of each kind.
     """
     kinds = kinds_of(records)
     if len(kinds) > 1:
         raise UserError(
             "These runs do not share their budget and rules of play:\n"
             + "\n".join(f"  {kind}" for kind in describe_kinds(kinds))
-            + "\nCompare runs of one kind, or put them side by side with --allow-mixed, which still takes no "
-            "game's mean over two kinds."
+            + "\nCompare runs of one kind, or give --allow-mixed to print them in one table; no mean is ever taken "
+            "over two kinds."
         )
 
 
 def kinds_of(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs by what they do not share, in words; one kind, called "", if they share everything."""
+    """Runs by the shared facts in which they differ, as text; a single kind, named "", if they do not differ."""
     facts = [shared_facts(record) for record in records]
     names = varying(facts)
     kinds: dict[str, list[RunRecord]] = defaultdict(list)
@@ -180,7 +180,7 @@ def kinds_of(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def describe_kinds(kinds: Mapping[str, Sequence[RunRecord]], most: int = 6) -> list[str]:
-    """Each kind with its runs: all of them by name, but for the commonest kind, of which `most` are."""
+    """A line for each kind with its runs; the most frequent kind is shortened to `most` runs."""
     commonest = max(kinds, key=lambda kind: len(kinds[kind]))
     lines = []
     for kind, runs in kinds.items():
@@ -191,14 +191,14 @@ def describe_kinds(kinds: Mapping[str, Sequence[RunRecord]], most: int = 6) -> l
 
 
 def find_baseline(arms: Sequence[Arm], wanted: str | None) -> tuple[Arm | None, str]:
-    """The arm that others are measured by, and why there is none.
+    """The baseline, and if there is none the reason.
 
     Args:
         arms: All arms.
-        wanted: An arm's name or a method's; None is scratch, if there is just one such arm.
+        wanted: The name of an arm or a method; None: scratch, if there is exactly one such arm.
 
     Raises:
-        UserError: what was asked for is not there, or is several arms.
+        UserError: the wanted arm does not exist, or the name fits several arms.
     """
     if wanted in (None, "scratch"):
         found = [arm for arm in arms if arm.scratch]
@@ -211,5 +211,5 @@ def find_baseline(arms: Sequence[Arm], wanted: str | None) -> tuple[Arm | None, 
         reason = f"{len(found)} arms are scratch ({names}); choose one with --baseline" if found else "no scratch runs"
         return None, reason
     if found:
-        raise UserError(f"--baseline {wanted} is {len(found)} arms: {names}. Give one of these names.")
+        raise UserError(f"--baseline {wanted} fits {len(found)} arms: {names}. Give one of these names.")
     raise unknown("baseline", wanted, {arm.name for arm in arms} | {arm.method for arm in arms})

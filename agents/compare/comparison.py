@@ -1,4 +1,4 @@
-"""What runs say about methods: per game over seeds, across games, and what has to be known beside the numbers."""
+"""Comparison of methods: statistics per game over seeds, statistics across games, and notes."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from kfrl.errors import UserError
 from kfrl.runs.folder import Skipped
 
 MIN_SEEDS = 3
-"""Fewer runs get no interval."""
+"""Fewest runs for an interval."""
 CURVE_BINS = 50
-"""Points of a training curve, each the mean over the games that ended in its fiftieth of the run."""
+"""Points of a training curve, each the mean over the games that ended in its part of the run."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Area:
-    """Area under learning curves over the length of the run: the mean return along the way."""
+    """Area under learning curves, divided by the length of the run: the mean return during training."""
 
     height: float
-    """Mean over seeds, raw points."""
+    """Mean over seeds, in raw points."""
     above_random: Estimate | None
-    """Area above random play's score, to the baseline's; below 0 where the arm is below random play. None for the
-    baseline, in a game whose random score is not known, and unless the baseline's area is above it."""
+    """Ratio of the areas above the score of random play, to the baseline; negative if the arm is below random play.
+    None for the baseline, in a game without a known random score, or if the baseline's area is not above it."""
     ratio: Estimate | None
-    """To the baseline's, from 0 on, which random play may be far above: Rusu et al.'s transfer score. None for the
-    baseline, and unless its area is above 0."""
+    """Ratio of the areas above 0, to the baseline: Rusu et al.'s transfer score. The score of random play may be far
+    above 0. None for the baseline, or if its area is not above 0."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,23 @@ class Cell:
     score: Estimate
     """Mean over seeds of the final student's mean raw score."""
     scores: tuple[float, ...]
-    """Seed by seed."""
+    """The score of each seed."""
     normalised: Estimate | None
-    """The same in human-normalised scores; None for a game outside Atari-57."""
+    """`score` as human-normalised score; None for a game outside Atari-57."""
     difference: Estimate | None
-    """To the baseline's mean score, raw points."""
+    """Difference to the baseline's mean score, raw points."""
     p_value: float | None
-    """Two-sided permutation p of that difference, exact for few seeds; None where an arm is one run."""
+    """Two-sided permutation p of that difference, exact for few seeds; None if an arm has only one run."""
     improvement: Estimate | None
-    """Probability that a run of this arm beats one of the baseline."""
+    """Probability that a run of this arm has a higher score than one of the baseline."""
     alone: Area | None
-    """Of the student alone; None if a run did not evaluate it along the way, before the shortest curve's end."""
+    """Area of the student alone; None if a run did not evaluate it during training before the shortest curve's end."""
     training: Area | None
-    """Of the games played for training, with whatever help the method gives."""
+    """Area of the training games, with the method's links if any."""
     areas: tuple[float, ...]
-    """Seed by seed, the area under the training curve; empty if a run has none."""
+    """Area under the training curve of each seed; empty if a run has none."""
     reached: tuple[float | None, ...]
-    """For each seed the step at which the student alone first had the baseline's final mean score; None if never."""
+    """The step at which the student alone of each seed first reached the baseline's final mean score; None if never."""
 
     @property
     def runs(self) -> Sequence[RunRecord]:
@@ -98,14 +98,14 @@ class Cell:
 
     @property
     def steps_to_baseline(self) -> float | None:
-        """Median of `reached`; None if half of the seeds or more never got there, or there is no baseline."""
+        """Median of `reached`; None if at least half of the seeds never reached it, or without a baseline."""
         median = statistics.median(float("inf") if step is None else step for step in self.reached or (None,))
         return None if median == float("inf") else median
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One arm over all common games, in human-normalised scores."""
+    """Statistics of one arm over all common games, in human-normalised scores."""
 
     arm: Arm
     runs: int
@@ -114,24 +114,24 @@ class Aggregate:
     mean: Estimate
     optimality_gap: Estimate
     improvement: Estimate | None
-    """Mean over games of the probability that a run of this arm beats one of the baseline."""
+    """Mean over games of the probability that a run of this arm has a higher score than one of the baseline."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that `kfrl compare` shows."""
+    """A comparison of runs on games: all that `kfrl compare` shows."""
 
     arms: tuple[Arm, ...]
     baseline: Arm | None
     games: tuple[str, ...]
     cells: tuple[Cell, ...]
-    """Game by game, in the order of `arms`."""
+    """The cells by game, then in the order of `arms`."""
     common_games: tuple[str, ...]
-    """What the aggregates are over: the Atari-57 games that the baseline, or else any arm, was run on."""
+    """Games of the aggregates: the Atari-57 games of the baseline, or without a baseline those of any arm."""
     aggregates: tuple[Aggregate, ...]
-    """Of the arms that have runs in all common games; none for a single game."""
+    """Aggregates of the arms with runs in all common games; empty for a single game."""
     notes: tuple[str, ...]
-    """What has to be known beside the numbers, a sentence each."""
+    """Sentences needed to interpret the numbers."""
 
 
 def compare(
@@ -144,12 +144,12 @@ def compare(
 
     Args:
         records: The runs.
-        skipped: What was left out, for the notes.
-        baseline: Name of the arm or method that others are measured by; None is scratch, if it is there.
-        allow_mixed: Accept runs that do not share their budget and rules of play.
+        skipped: Folders that were left out, for the notes.
+        baseline: Name of the arm or method that the others are compared with; None: scratch, if there is one.
+        allow_mixed: Accept runs with different budgets and rules.
 
     Raises:
-        UserError: no runs, no such baseline, mixed runs without `allow_mixed`, or nothing to compare.
+        UserError: there are no runs, no such baseline, mixed runs without `allow_mixed`, or no game with two arms.
     """
     if not records:
         raise UserError(f"No run is left to compare. {' '.join(skipped_notes(skipped))}".rstrip())
@@ -170,7 +170,7 @@ def compare(
 
 
 def _without_copies(records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[Skipped]]:
-    """Runs with the very same scores and curve are one run in two folders."""
+    """Leave out copies of runs: those with exactly the same scores and curve."""
     kept: dict[Any, RunRecord] = {}
     copies = []
     for record in records:
@@ -223,18 +223,18 @@ def _scores(runs: Iterable[RunRecord]) -> list[float]:
 
 
 def estimate(strata: Strata, statistic: Callable[[Sequence[Scores]], Scores]) -> Estimate:
-    """A statistic of scores (n_i,) with its interval, if every stratum has enough runs for one."""
+    """A statistic of scores (n_i,) with its interval, if every stratum has enough runs."""
     samples = [np.asarray(stratum, dtype=np.float64) for stratum in strata]
     value = float(statistic(samples))
     if any(len(sample) < MIN_SEEDS for sample in samples):
         return Estimate(value)
     low, high = stratified_interval(samples, statistic)
-    # Equal draws, e.g. of P where one arm wins every pair, would give an interval without width.
+    # If all draws are equal, e.g. if one arm wins every pair, the interval has no width.
     return Estimate(value, low, high) if low < high else Estimate(value)
 
 
 def _random_score(runs: Iterable[RunRecord]) -> float | None:
-    """What random play scores under the rules that all of these runs share."""
+    """The score of random play; None if unknown under the rules of these runs."""
     found = {reference_of(run.game, run.protocol.max_frames) for run in runs}
     reference = found.pop() if len(found) == 1 else None
     return None if reference is None else reference.random
@@ -283,12 +283,12 @@ def _area(ours: Sequence[float | None], theirs: Sequence[float | None], floor: f
 
 
 def _ratio(raw: Sequence[float], baseline: Sequence[float], floor: float) -> Estimate | None:
-    """Of means above `floor`; None unless the baseline's is above it."""
+    """The ratio of the means above `floor`; None if the baseline's mean is not above it."""
     ours, theirs = ([height - floor for height in heights] for heights in (raw, baseline))
     if statistics.fmean(theirs) <= 0:
         return None
     value = statistics.fmean(ours) / statistics.fmean(theirs)
-    # A baseline whose every draw is above 0 has a ratio in every draw.
+    # Every draw has a ratio only if all areas of the baseline are above 0.
     if min(theirs) <= 0:
         return Estimate(value)
     return estimate([ours, theirs], lambda drawn: drawn[0].mean(axis=-1) / drawn[1].mean(axis=-1))
@@ -331,7 +331,7 @@ def _normalised_scores(arm: Arm, games: Sequence[str]) -> list[list[float]]:
     return [[score for score in scores if score is not None] for scores in normalised]
 
 
-# --- what has to be known beside the numbers ----------------------------------------------------------------
+# --- notes --------------------------------------------------------------------------------------------------
 
 
 def _notes(
@@ -343,7 +343,7 @@ def _notes(
     missing_base: str,
 ) -> tuple[str, ...]:
     found = [
-        "Scores are those of the final student, alone; no checkpoint was chosen by its score. n counts runs.",
+        "Scores are those of the final student alone; no checkpoint was chosen by its score. n counts runs.",
         _shared_note(records),
         *_baseline_note(missing_base),
         *_seed_notes(arms),
@@ -379,15 +379,17 @@ def _seed_notes(arms: Sequence[Arm]) -> list[str]:
     notes = []
     if max(counts.values()) >= MIN_SEEDS:
         notes.append(
-            "p: how much of all ways to divide the runs over the two arms differs as much or more; of 3 against 3 runs "
-            "it is never below 0.10. A number that no bootstrap draw changes, as P = 1, stands without an interval."
+            "p: the share, among all ways to divide the runs over the two arms, of those with at least the same "
+            "difference; for 3 against 3 runs it is never below 0.10. A number that is equal in all bootstrap draws, "
+            "such as P = 1, has no interval."
         )
     few = [f"{cell} ({count})" for cell, count in counts.items() if count < MIN_SEEDS]
     if few:
         notes.append(f"Fewer than {MIN_SEEDS} seeds, so no interval: {', '.join(few)}.")
     if MIN_SEEDS in counts.values():
         notes.append(
-            "The interval of 3 seeds in a game is their range; it holds the true mean less often than 95 % of the time."
+            "The interval of 3 seeds in a game is their range; it contains the true mean less often than 95 % of the "
+            "time."
         )
     if len(set(counts.values())) > 1:
         notes.append(f"Seeds per cell differ: {min(counts.values())} to {max(counts.values())}.")
@@ -407,21 +409,21 @@ def _cell_notes(arms: Sequence[Arm], games: Sequence[str], common: Sequence[str]
         notes.append(f"Cells without a run: {', '.join(missing)}.")
     left_out = [arm.name for arm in arms if set(common) - set(arm.runs)]
     if len(common) > 1 and left_out:
-        notes.append(f"Not in the table across games, for want of a game: {', '.join(left_out)}.")
+        notes.append(f"Not in the table across games, because a game is missing: {', '.join(left_out)}.")
     unknown_games = [Game(game).title for game in games if game not in reference_scores()]
     if unknown_games:
         notes.append(f"Without a human score, so not normalised: {', '.join(unknown_games)}.")
     caps = {run.protocol.max_frames for arm in arms for run in arm.all_runs} - {REFERENCE_FRAMES}
     if caps:
         notes.append(
-            f"Not normalised, and no area above random: scores with a cap of {_values(sorted(caps))} frames. The human "
-            f"and random scores are of games of {REFERENCE_FRAMES:,}."
+            f"Not normalised, and without area above random: scores with a cap of {_values(sorted(caps))} frames. The "
+            f"human and random scores have a cap of {REFERENCE_FRAMES:,}."
         )
     return notes
 
 
 def _difference_notes(arms: Sequence[Arm]) -> list[str]:
-    """Settings that differ, other than game, seed, method and teachers."""
+    """Notes on settings that differ, other than game, seed, method and teachers."""
     notes = []
     for arm in arms:
         facts = [{"method": run.config.label, "teachers": run.config.teachers, **settings(run)} for run in arm.all_runs]
@@ -445,7 +447,7 @@ def _version_notes(records: Sequence[RunRecord]) -> list[str]:
     notes = []
     commits = sorted({record.card.commit[:8] for record in records})
     if len(commits) > 1:
-        notes.append(f"The runs were made by {len(commits)} states of the code: {', '.join(commits)}.")
+        notes.append(f"The runs were made by {len(commits)} commits of the code: {', '.join(commits)}.")
     for library in varying([record.final.versions for record in records]):
         used = _values(record.final.versions[library] for record in records if library in record.final.versions)
         notes.append(f"The runs were made with several versions of {library}: {used}.")
@@ -456,16 +458,16 @@ def _teacher_notes(records: Sequence[RunRecord]) -> list[str]:
     taught = [record for record in records if record.config.teacher_names]
     if not taught:
         return []
-    note = "What teachers were trained on is not part of the budget; it is counted apart."
+    note = "The frames of the teachers' training are not part of the budget; they are counted separately."
     if any(record.teacher_frames is None for record in taught):
-        note += " Unknown: a teacher's file does not say, or cannot be read here."
+        note += " Unknown: they are not in a teacher's file, or it cannot be read here."
     return [note]
 
 
 def _source_notes(records: Sequence[RunRecord]) -> list[str]:
     if not any(record.source_frames for record in records):
         return []
-    return ["Frames of source games are not part of the budget; they are counted apart."]
+    return ["Frames of source games are not part of the budget; they are counted separately."]
 
 
 def _caveats(records: Sequence[RunRecord]) -> list[str]:
@@ -473,7 +475,7 @@ def _caveats(records: Sequence[RunRecord]) -> list[str]:
 
 
 def skipped_notes(skipped: Sequence[Skipped]) -> list[str]:
-    """One sentence on what was left out, if anything."""
+    """A sentence on the folders that were left out, if any."""
     if not skipped:
         return []
     reasons = "; ".join(f"{entry.path} ({entry.reason.rstrip('.')})" for entry in skipped)

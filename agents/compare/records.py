@@ -1,4 +1,4 @@
-"""Finished runs, read from their folders for a comparison. A folder that is not whole is named and left out."""
+"""Records of finished runs, read from their folders for a comparison."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.metrics import STEP, read_metrics
 
 TRAINED = "exp_avg."
-"""Prefix of what the optimiser holds for each trained tensor in a checkpoint."""
+"""Prefix of the optimiser's statistics in a checkpoint, one for each trained tensor."""
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """The last games that were played for training when so many frames were over (Machado et al. 2018)."""
+    """The mean score of the last training games at a number of frames (Machado et al. 2018)."""
 
     frames: Annotated[int, Ge(0)]
-    """Of the run's own game."""
+    """Emulator frames of the run's own game."""
     games: Annotated[int, Ge(1)]
-    """100, or all that there were."""
+    """Number of games: 100, or all if there were fewer."""
     mean: float
-    """Raw points."""
+    """Mean raw score."""
 
 
 @dataclass(frozen=True)
 class FinalScores:
-    """What a comparison needs of `eval.json`: the games that the student played alone when the run was over."""
+    """The fields of `eval.json` that a comparison needs: the final games of the student alone."""
 
     steps: Annotated[int, Ge(0)]
-    """Agent steps that were trained."""
+    """Agent steps of training."""
     scores: Annotated[tuple[float, ...], MinLen(1)]
-    """Raw points, game by game."""
+    """Raw score of each game."""
     greedy: bool
-    """The most probable action was taken, not a sampled one."""
+    """Whether the most probable action was taken instead of a sampled one."""
     protocol: dict[str, Any]
     versions: dict[str, str]
     source_steps: Annotated[int, Ge(0)] = 0
-    """Agent steps in source games, which no budget contains."""
+    """Agent steps in source games, which are not part of the budget."""
     training: tuple[TrainingReport, ...] = ()
-    """While training; the last one is at the run's end."""
+    """Reports during training; the last one is from the run's end."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One finished run."""
+    """A finished run on a game."""
 
     path: Path
     config: TrainConfig
@@ -69,24 +69,24 @@ class RunRecord:
     final: FinalScores
     protocol: Protocol
     rows: tuple[Mapping[str, float], ...]
-    """Its metrics."""
+    """The rows of its metrics."""
     deployed: int
-    """Numbers in the student's file: parameters and buffers."""
+    """Number of parameters and buffers in the student's file."""
     trained: int | None
-    """Parameters that the optimiser moved; None where no whole checkpoint is left."""
+    """Number of trained parameters; None if there is no undamaged checkpoint."""
     teacher_frames: int | None
-    """Emulator frames that its teachers were trained on; None where one does not say."""
+    """Emulator frames that its teachers were trained on; None if one is unknown."""
     group: str | None = None
-    """What the user called the arm that it belongs to."""
+    """The user's name for its arm."""
 
     @property
     def game(self) -> str:
-        """Its name, with its flavour."""
+        """The game's name, with its flavour."""
         return self.protocol.game
 
     @property
     def source_frames(self) -> int:
-        """Emulator frames of its source games, which the budget does not contain."""
+        """Emulator frames of its source games, which are not part of the budget."""
         return self.final.source_steps * self.protocol.frame_skip
 
     @property
@@ -104,13 +104,13 @@ def read_run(path: Path, group: str | None = None) -> RunRecord:
     """Read one finished run.
 
     Raises:
-        UserError: the folder is empty, unfinished or damaged; the message says in what.
+        UserError: the folder is empty, unfinished or damaged; the message gives the reason.
     """
     folder = RunFolder(path)
     if _without_games(folder):
         raise UserError(
-            "made without final games (eval_episodes: 0), so it has no score. Write their number into its config.yaml, "
-            f"and: kfrl train --resume {path}"
+            "it has no score, because it had no final games (eval_episodes: 0). Set eval_episodes in its config.yaml, "
+            f"then: kfrl train --resume {path}"
         )
     folder.check_finished("kfrl train --resume")
     try:
@@ -132,7 +132,7 @@ def _read(folder: RunFolder, group: str | None) -> RunRecord:
     final = _read_scores(folder.evaluation)
     protocol = Protocol.from_dict(final.protocol)
     if find_game(config.game).name != protocol.game:
-        raise UserError(f"config.yaml says {config.game}, eval.json says {protocol.game}")
+        raise UserError(f"the game is {config.game} in config.yaml and {protocol.game} in eval.json")
     if final.steps < config.steps:
         raise UserError(f"evaluated after {final.steps:,} of its {config.steps:,} agent steps")
     rows = tuple(read_metrics(folder.metrics))
@@ -164,7 +164,7 @@ def _read_scores(path: Path) -> FinalScores:
 
 
 def _count(path: Path, prefix: str = "") -> int:
-    """Numbers in the tensors of a file whose names start with `prefix`."""
+    """The size of all tensors in a file whose names start with `prefix`."""
     with safe_open(path, framework="numpy") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
@@ -180,7 +180,7 @@ def _trained(checkpoints: Path) -> int | None:
 
 
 def _teacher_frames(references: Sequence[str], frame_skip: int) -> int | None:
-    """Frames of all teachers together. Only files on this machine are read; without one the number is unknown."""
+    """Frames of all teachers together; None if one is unknown. Reads only files on this machine."""
     total = 0
     for reference in references:
         card = _card(reference)
@@ -191,7 +191,7 @@ def _teacher_frames(references: Sequence[str], frame_skip: int) -> int | None:
 
 
 def _card(reference: str) -> Card | None:
-    """A teacher's card, by the exact reference; None if it cannot be read here."""
+    """The card of the teacher with an exact reference; None if it cannot be read on this machine."""
     asked = Reference.parse(reference)
     if asked.on_hub:
         return None

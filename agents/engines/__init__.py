@@ -1,1 +1,1 @@
-"""What runs the updates: asynchronous workers, or one synchronous learner."""
+"""Engines, which run the updates: asynchronous workers, or one synchronous learner."""

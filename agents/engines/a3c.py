@@ -1,4 +1,4 @@
-"""The parent of an A3C run: starts the workers and watches over them."""
+"""The launcher of an A3C run, which starts and monitors the workers."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from kfrl.errors import UserError
 from kfrl.machine import shared_memory
 
 STOP_SECONDS = 10.0
-"""How long workers that are to stop may take for their rollout."""
+"""Seconds that stopping workers have to finish their rollout."""
 
 
 class A3CTrainer(Trainer):
-    """Hogwild: worker processes on one model in shared memory."""
+    """Hogwild: worker processes that update one model in shared memory."""
 
     def place(self) -> None:
-        """Put the teachers where every worker reads them; the net follows as a `SharedModel`.
+        """Move the teachers to shared memory; the net follows as a `SharedModel`.
 
         Raises:
-            UserError: the system's shared memory has no room for both.
+            UserError: the system has too little shared memory for both.
         """
         teachers = sum(p.numel() for teacher in self.run.teachers for p in teacher.net.parameters())
-        # Three numbers for each that trains: itself and both of Adam's statistics.
+        # Three numbers for each trained parameter: its value and both of Adam's statistics.
         room = shared_memory(4.0 * (3 * sum(p.numel() for p in self.net.parameters()) + teachers))
         if room.problem:
             raise UserError(room.warning)
@@ -73,7 +73,7 @@ class A3CTrainer(Trainer):
     def _job(self, rank: int) -> Job:
         run, shared = self.run, self.shared
         task = self.phase.games[rank % len(self.phase.games)]
-        # What does not train is in shared memory once, as the teachers are.
+        # Tensors that are not trained are in shared memory once, like the teachers.
         fixed = untrained(self.net, self.groups)
         for tensor in fixed.values():
             tensor.share_memory_()
@@ -106,7 +106,7 @@ class A3CTrainer(Trainer):
             self.tick()
 
     def _stop(self, workers: dict[Connection, BaseProcess]) -> None:
-        """Let the workers finish their rollout; `_processes` kills those that do not."""
+        """Wait for the workers to finish their rollout; `_processes` kills those that do not."""
         self.shared.stop[0] = 1
         deadline = time.monotonic() + STOP_SECONDS
         for pipe, process in workers.items():
@@ -116,13 +116,13 @@ class A3CTrainer(Trainer):
                     break
 
     def _take_report(self, pipe: Connection, process: BaseProcess) -> bool:
-        """Take one report; False when the worker has closed its pipe."""
+        """Receive one report; False if the worker has closed its pipe."""
         try:
             report: Report = pipe.recv()
         except (EOFError, ConnectionResetError):
             process.join()
             if process.exitcode:
-                self.fail(_way_of_death(process))
+                self.fail(_exit_message(process))
             return False
         if report.error is not None:
             self.fail(f"{process.name} failed:\n{report.error}")
@@ -132,10 +132,10 @@ class A3CTrainer(Trainer):
 
 
 class _Watchdog:
-    """Notices a worker whose counter stands still while this process runs.
+    """Detects a worker whose update counter does not change while this process runs.
 
-    The time since the last look counts for at most `LONGEST_LOOK` seconds: when the whole run was suspended (Ctrl-Z, a
-    laptop's lid), nobody hung.
+    The time since the last check counts for at most `LONGEST_LOOK` seconds, because the whole run may have been
+    suspended (Ctrl-Z, a closed laptop).
     """
 
     LONGEST_LOOK = 5.0
@@ -147,7 +147,7 @@ class _Watchdog:
         self._looked = time.monotonic()
 
     def complaint(self, ranks: Sequence[int]) -> str | None:
-        """What to say of the first of these workers that hangs."""
+        """An error message about the first of these workers that hangs; None if none does."""
         now, counts = time.monotonic(), self._counts[1:].clone()
         self._still += min(now - self._looked, self.LONGEST_LOOK)
         self._still[counts != self._last] = 0.0
@@ -161,7 +161,7 @@ class _Watchdog:
         )
 
 
-def _way_of_death(process: BaseProcess) -> str:
+def _exit_message(process: BaseProcess) -> str:
     code = process.exitcode or 0
     if code < 0:
         name = signal.Signals(-code).name

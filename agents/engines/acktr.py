@@ -1,4 +1,4 @@
-"""ACKTR: A2C whose gradients are natural, by K-FAC, in a trust region (Wu et al. 2017)."""
+"""ACKTR: A2C with natural gradients by K-FAC and a trust region (Wu et al. 2017)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MOMENTUM = 0.9
 
 
 def by_kfac(groups: Sequence[ParameterGroup]) -> list[nn.Parameter]:
-    """The parameters that are trained, but for those with plain gradient descent of their own."""
+    """The trained parameters without those of groups with plain gradient descent (`sgd`)."""
     return [parameter for group in groups if group.sgd is None for parameter in group.parameters]
 
 
 class NaturalGradient:
-    """Momentum on natural gradients; the first updates are of plain ones, clipped."""
+    """Momentum on natural gradients; the first updates use plain, clipped gradients."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class NaturalGradient:
         config: ACKTRConfig,
         max_grad_norm: float,
     ) -> None:
-        """Train the parameters of `shared`; its `exp_avg` is the momentum, its step counts those of the updates."""
+        """Train the parameters of `shared`. Its `exp_avg` holds the momentum, its `adam_steps` the update counts."""
         self._groups, self._factors, self._config, self._max_grad_norm = groups, factors, config, max_grad_norm
         sizes = [sum(p.numel() for p in group.parameters) for group in groups]
         self._parameters, self._momentum = (torch.split(t, sizes) for t in (shared.parameters, shared.exp_avg))
@@ -45,7 +45,7 @@ class NaturalGradient:
 
     @torch.no_grad()
     def push(self, grads: Tensor, lr: float) -> float | None:
-        """Apply one update; see `Optimiser`. `grads` must be where the parameters' `.grad` are."""
+        """Apply one update; see `Optimiser`. `grads` must be the storage of the parameters' `.grad`."""
         norm = float(grads.norm())
         if not math.isfinite(norm):
             return None
@@ -68,7 +68,7 @@ class NaturalGradient:
         return 1.0
 
     def _natural(self, grads: Tensor, lr: float) -> float | None:
-        """Make the gradients natural, in the trust region; None where they are not finite."""
+        """Replace the gradients by natural gradients within the trust region; None if they are not finite."""
         if self._steps.max() == COLD_UPDATES:
             for momentum in self._momentum:
                 momentum.zero_()
@@ -92,10 +92,10 @@ class NaturalGradient:
 
 
 def log_likelihood(logits: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
-    """(B,) log p of an action and a value that are drawn from the net's own output, whose Fisher matrix this gives.
+    """(B,) log p of an action and a value drawn from the net's output distribution, for its Fisher matrix.
 
-    The value is of a normal distribution of standard deviation 1/2 around V, as in the published code, and independent
-    of the action. The draws take no random numbers from the games.
+    The value has a normal distribution with mean V and standard deviation 1/2, as in the published code, and is
+    independent of the action. The draws use their own generator, not that of the games.
     """
     actions = torch.multinomial(logits.detach().softmax(1), 1, generator=generator).squeeze(1)
     drawn = values.detach() + torch.randn(values.shape, generator=generator, device=values.device)
@@ -103,7 +103,7 @@ def log_likelihood(logits: Tensor, values: Tensor, generator: torch.Generator) -
 
 
 class ACKTRTrainer(A2CTrainer):
-    """One natural-gradient update a rollout."""
+    """One natural-gradient update for each rollout."""
 
     def optimiser(self) -> Optimiser:
         """Momentum on natural gradients."""
@@ -118,7 +118,7 @@ class ACKTRTrainer(A2CTrainer):
         return NaturalGradient(self.shared, self.groups, self.factors, config.acktr, config.shape.max_grad_norm)
 
     def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
-        """Gather the factors of some of the rollout's observations, then make the update."""
+        """Update the factors with some of the rollout's observations, then make the update."""
         self._observe(rollout)
         super().update(rollout, updater, progress, report)
 

@@ -1,7 +1,7 @@
-"""The last thing that the server of a run's processes imports before it forks them."""
+"""The last module that the fork server of a run imports before it forks processes."""
 
 import gc
 
-# A collection in a worker would write to every object imported until here, and so copy them.
+# A garbage collection in a worker would write to all objects imported so far, and so copy their memory.
 gc.collect()
 gc.freeze()

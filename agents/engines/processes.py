@@ -1,4 +1,4 @@
-"""How the processes of a run start."""
+"""Starting the processes of a run."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ import torch.multiprocessing as mp
 from kfrl.training.signals import NOTED
 
 ENVIRONMENT = {
-    # One thread a worker, capped before torch is imported there.
+    # One thread per worker; it must be set before torch is imported there.
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-"""Set for every process of a run."""
+"""Environment of every process of a run."""
 
 
 def process_context() -> ForkServerContext:
-    """The context that a run's processes start in.
+    """The multiprocessing context of a run's processes.
 
-    They are forked from a server: a process of its own that has imported what they need and has done nothing else, so
-    that 16 workers start at once and hold one copy of the libraries. This process, with its threads, never forks.
+    They are forked from a server process that has imported the modules they need and has done nothing else, so that 16
+    workers start quickly and share one copy of the libraries. This process has threads and is never forked.
     """
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["agents.engines.worker", "agents.evaluation.background", "agents.engines.preload"])
-    # A signal to the whole process group must not end these two: the server reports how the workers ended. They
-    # inherit the signals that are blocked here. Python itself guards both against Ctrl-C.
+    # A signal to the process group must not end the tracker and the server, which reports the workers' exit codes.
+    # They inherit the signals blocked here; Python itself protects both from Ctrl-C.
     guarded = set(NOTED) - {signal.SIGINT}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, guarded)
     try:
@@ -50,10 +50,10 @@ def process_context() -> ForkServerContext:
 
 
 def start(process: BaseProcess) -> None:
-    """Start a process that needs nothing of the main module.
+    """Start a process without importing the main module in it.
 
-    By itself multiprocessing runs a script again in each of its processes: one without `if __name__ == "__main__"`
-    would train within its own workers.
+    By default multiprocessing runs the main script again in each process, so a script without
+    `if __name__ == "__main__"` would start training in its own workers.
     """
     main = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
@@ -67,10 +67,10 @@ def start(process: BaseProcess) -> None:
 
 
 def keep_memory() -> None:
-    """Have glibc keep what this process frees.
+    """Make glibc keep freed memory in this process.
 
-    It would hand a rollout's tensors back to the system after each update, to have every page of them cleared and
-    mapped again for the next; elsewhere than on glibc nothing happens.
+    By default it returns a rollout's tensors to the system after each update, and their pages are cleared and mapped
+    again for the next. Without glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -82,14 +82,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD = -1, -3, 2**25
 
 
 def launcher_alive() -> bool:
-    """Whether the process that started this one still lives."""
+    """Whether the process that started this one is still alive."""
     launcher = multiprocessing.parent_process()
     return launcher is not None and launcher.is_alive()
 
 
 @contextmanager
 def worker_environment() -> Iterator[None]:
-    """Set `ENVIRONMENT` for the processes started inside, where the user did not set it."""
+    """A context that sets the variables of `ENVIRONMENT` that the user has not set, for processes started in it."""
     added = ENVIRONMENT.keys() - os.environ.keys()
     os.environ.update({name: ENVIRONMENT[name] for name in added})
     try:

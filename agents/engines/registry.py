@@ -1,4 +1,4 @@
-"""Which engine runs which algorithm."""
+"""The engines by algorithm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RMSProp, epsilon inside the root: as TensorFlow has it, which the published A2C was tuned with, and as A3C had it."""
+"""RMSProp with epsilon inside the root, as in TensorFlow (for which A2C was tuned) and in the A3C paper."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kfrl.optim.groups import ParameterGroup
 class RMSpropTF:
     """s = alpha s + (1 - alpha) g^2, theta -= lr g / sqrt(s + eps), from s = 1.
 
-    `torch.optim.RMSprop` starts from s = 0 and adds eps outside the root, which makes the first steps about ten times
-    as large; Stable-Baselines3 had to write the same to match the published scores.
+    `torch.optim.RMSprop` starts at s = 0 and adds eps outside the root, so its first steps are about ten times as
+    large; Stable-Baselines3 implements the same form to match the published scores.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class RMSpropTF:
         eps: float = 1e-5,
         start: float = 1.0,
     ) -> None:
-        """Train the parameters of `shared`; its `exp_avg_sq` is s, from `start`."""
+        """Train the parameters of `shared`; its `exp_avg_sq` holds s, which starts at `start`."""
         self._groups, self._max_grad_norm, self._alpha, self._eps = groups, max_grad_norm, alpha, eps
         self._sizes = [sum(p.numel() for p in group.parameters) for group in groups]
         self._parameters, self._squares = (
@@ -39,7 +39,7 @@ class RMSpropTF:
 
     @classmethod
     def of_a3c(cls, shared: SharedModel, groups: Sequence[ParameterGroup], max_grad_norm: float) -> RMSpropTF:
-        """As Mnih et al. 2016 ran A3C, by their letters: s of all workers, from 0; epsilon 0.1, decay 0.99."""
+        """The form of A3C according to its authors: s shared by all workers, from 0; epsilon 0.1, decay 0.99."""
         return cls(shared, groups, max_grad_norm, eps=0.1, start=0.0)
 
     def push(self, grads: Tensor, lr: float) -> float | None:

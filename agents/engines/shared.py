@@ -1,7 +1,8 @@
-"""One model whose parameters and statistics are flat tensors, in shared memory where several processes train it.
+"""A model whose parameters and optimiser statistics are flat tensors, in shared memory for several processes.
 
-Taking the shared parameters is one copy, the gradient norm is one reduction, and the optimiser is one fused kernel. A
-learner hands its gradients over explicitly on every update, so nothing depends on what `zero_grad` does to `.grad`.
+With flat tensors, fetching the shared parameters is one copy, the gradient norm one reduction, and the optimiser one
+fused kernel. A learner passes its gradients explicitly at every update, so the effect of `zero_grad` on `.grad` does
+not matter.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from kfrl.optim.groups import ParameterGroup
 
 
 def _view(flat: Tensor, shape: torch.Size) -> Tensor:
-    """A slice of a flat tensor as a parameter; four dimensions are laid out channels_last."""
+    """A slice of a flat tensor as a parameter; with four dimensions in channels_last order."""
     if len(shape) != 4:
         return flat.view(shape)
     out, channels, height, width = shape
@@ -33,7 +34,7 @@ def _slices(groups: Sequence[ParameterGroup], flat: Tensor) -> Iterator[tuple[nn
 
 
 def flatten(groups: Sequence[ParameterGroup]) -> Tensor:
-    """The current values of all parameters in one new flat tensor."""
+    """The values of all parameters in one new flat tensor."""
     parameters = [p for group in groups for p in group.parameters]
     flat = torch.empty(sum(p.numel() for p in parameters), device=parameters[0].device)
     for parameter, view in _slices(groups, flat):
@@ -42,7 +43,7 @@ def flatten(groups: Sequence[ParameterGroup]) -> Tensor:
 
 
 def bind(groups: Sequence[ParameterGroup], flat: Tensor, grads: Tensor | None = None) -> None:
-    """Make `flat` (and `grads`) the storage of the parameters (and of their gradients)."""
+    """Make `flat` the storage of the parameters, and `grads` that of their gradients."""
     for parameter, view in _slices(groups, flat):
         parameter.data = view
     if grads is not None:
@@ -51,24 +52,24 @@ def bind(groups: Sequence[ParameterGroup], flat: Tensor, grads: Tensor | None = 
 
 
 def untrained(net: nn.Module, groups: Sequence[ParameterGroup]) -> dict[str, Tensor]:
-    """The tensors of a net's `state_dict` that no group trains, by name; no copies."""
+    """The tensors of a net's `state_dict` that no group trains, by name, without copying."""
     trained = {id(parameter) for group in groups for parameter in group.parameters}
     held = net.state_dict(keep_vars=True)
     return {name: tensor.detach() for name, tensor in held.items() if id(tensor) not in trained}
 
 
 def named_views(net: nn.Module, groups: Sequence[ParameterGroup], flat: Tensor) -> dict[str, Tensor]:
-    """Views of a flat tensor under the parameters' names, e.g. of Adam's statistics for a checkpoint."""
+    """Views of a flat tensor by the parameters' names, e.g. of Adam's statistics for a checkpoint."""
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     return {names[id(parameter)]: view for parameter, view in _slices(groups, flat)}
 
 
 @dataclass(frozen=True)
 class SharedModel:
-    """What all processes of a run share, without a lock: a process that is killed can block no other."""
+    """The tensors that all processes of a run share, without a lock, so that a killed process cannot block another."""
 
     parameters: Tensor
-    """(N,) the model."""
+    """(N,) parameters of the model."""
     exp_avg: Tensor
     """(N,) Adam's first moment."""
     exp_avg_sq: Tensor
@@ -76,19 +77,19 @@ class SharedModel:
     adam_steps: Tensor
     """(groups,) Adam's step counts."""
     steps: Tensor
-    """(1 + workers,) int64: agent steps of the phase before it was resumed, then of each worker."""
+    """(1 + workers,) int64: agent steps of the phase; entry 0 those of earlier sessions, then those of each worker."""
     other_steps: Tensor
-    """(1 + workers,) int64: agent steps that the phase's budget does not count; first all those before."""
+    """(1 + workers,) int64: agent steps that the phase's budget does not count; entries as in `steps`."""
     updates: Tensor
-    """(1 + workers,) int64: updates, likewise."""
+    """(1 + workers,) int64: updates; entries as in `steps`."""
     dropped: Tensor
-    """(1 + workers,) int64: updates dropped for a non-finite gradient, likewise."""
+    """(1 + workers,) int64: updates dropped for a non-finite gradient; entries as in `steps`."""
     stop: Tensor
-    """(1,) int64: not 0 when workers should finish."""
+    """(1,) int64: 1 when the workers should finish."""
 
     @classmethod
     def create(cls, groups: Sequence[ParameterGroup], num_workers: int) -> SharedModel:
-        """Allocate shared memory, or memory of the parameters' own device, and copy the parameters into it."""
+        """Allocate shared memory, or memory on the parameters' device, and copy the parameters into it."""
         flat = flatten(groups)
         counters = (torch.zeros(1 + num_workers, dtype=torch.int64) for _ in range(4))
         tensors = (
@@ -105,12 +106,12 @@ class SharedModel:
 
     @property
     def global_step(self) -> int:
-        """Agent steps that the phase's budget counts, earlier sessions of the run included."""
+        """Agent steps that the phase's budget counts, including earlier sessions of the run."""
         return int(self.steps.sum())
 
 
 def clipped_norm(grads: Tensor, max_grad_norm: float) -> float | None:
-    """Scale `grads` in place down to `max_grad_norm`; their norm before, or None if it is not finite."""
+    """Clip the norm of `grads` in place; returns the norm before, or None if it is not finite."""
     norm = float(grads.norm())
     if not norm < float("inf"):
         return None

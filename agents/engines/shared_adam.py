@@ -1,4 +1,4 @@
-"""Adam whose statistics all workers share."""
+"""Adam with statistics that all workers share."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ BETAS = (0.9, 0.999)
 
 
 class SharedAdam:
-    """Adam on a `SharedModel`; every worker has one, and all of them advance the same statistics.
+    """Adam on a `SharedModel`. Every worker has one object, and all of them update the same statistics.
 
-    Calls the kernel of `torch.optim.Adam(fused=True)` itself: the optimiser around it keeps its own step counts, takes
-    longer than a rollout's forward pass for a small net, and has each process import 60 MB of compiler.
+    It calls the kernel of `torch.optim.Adam(fused=True)` directly, because the class keeps its own step counts, takes
+    longer than a rollout's forward pass for a small net, and makes each process import 60 MB of compiler.
     """
 
     def __init__(
         self, shared: SharedModel, groups: Sequence[ParameterGroup], max_grad_norm: float, eps: float = 1e-8
     ) -> None:
-        """Train the parameters of `shared`, whose slices have the groups' rates."""
+        """Train the parameters of `shared`, with the learning rate of each group."""
         self._max_grad_norm, self._eps = max_grad_norm, eps
         self._groups = groups
         self._sizes = [sum(p.numel() for p in group.parameters) for group in groups]
@@ -37,11 +37,11 @@ class SharedAdam:
         """Apply one update.
 
         Args:
-            grads: (N,) gradients; scaled in place when their norm exceeds the maximum.
-            lr: Learning rate, before a group's own factor.
+            grads: (N,) gradients; clipped in place.
+            lr: Learning rate, before the factor of a group.
 
         Returns:
-            The norm before clipping, or None when it was not finite: the update was then dropped.
+            The norm before clipping, or None if it was not finite and the update was dropped.
         """
         norm = clipped_norm(grads, self._max_grad_norm)
         if norm is None:

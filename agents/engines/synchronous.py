@@ -1,4 +1,4 @@
-"""A2C and PPO: collect a rollout of all games, update, repeat; on CPU or GPU, and reproducible on the CPU."""
+"""Synchronous engines, A2C and PPO, on CPU or GPU; reproducible on the CPU."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ TICK_SECONDS = 0.2
 
 
 class SyncTrainer(Trainer):
-    """One learner in this process, on one game; or on several, with a rollout and an update of each in turn."""
+    """One learner in this process. With several games, it makes a rollout and an update of each in turn."""
 
     keep_graph = True
-    """Whether one update follows each rollout, so that the acting passes' activations serve it."""
+    """Whether each rollout has one update, which can use the activations of the acting passes."""
 
     def place(self) -> None:
-        """Move net and teachers to the device."""
+        """Move the net and the teachers to the device."""
         self.net.to(self.run.config.device)
         for teacher in self.run.teachers:
             teacher.net.to(self.run.config.device)
@@ -94,7 +94,7 @@ class SyncTrainer(Trainer):
 
     @abstractmethod
     def optimiser(self) -> Optimiser:
-        """What applies the gradients."""
+        """Build the optimiser."""
 
     @abstractmethod
     def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
@@ -102,14 +102,14 @@ class SyncTrainer(Trainer):
 
 
 class A2CTrainer(SyncTrainer):
-    """A3C's losses as means over the rollout, one update each (OpenAI baselines' A2C)."""
+    """One update for each rollout, with A3C's losses as means over it (OpenAI baselines' A2C)."""
 
     def optimiser(self) -> Optimiser:
-        """RMSProp in TensorFlow's form."""
+        """Build RMSProp in TensorFlow's form."""
         return RMSpropTF(self.shared, self.groups, self.run.config.shape.max_grad_norm)
 
     def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
-        """One update."""
+        """Make one update."""
         config = self.run.config
         rollout = with_gradient(self.method, self.net, rollout)
         terms = a3c_terms(self.method, self.net, rollout, progress, config)
@@ -118,16 +118,16 @@ class A2CTrainer(SyncTrainer):
 
 
 class PPOTrainer(SyncTrainer):
-    """Several epochs of minibatches over each rollout, the policy's change clipped."""
+    """Several epochs of minibatches over each rollout, with clipped probability ratios."""
 
     keep_graph = False
 
     def optimiser(self) -> Optimiser:
-        """Adam with the epsilon of the published code."""
+        """Build Adam with the epsilon of the published code."""
         return SharedAdam(self.shared, self.groups, self.run.config.shape.max_grad_norm, eps=1e-5)
 
     def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
-        """`epochs` passes over the rollout, its samples shuffled anew for each."""
+        """Make `epochs` passes over the rollout, each in a new random order."""
         config = self.run.config
         samples = Samples.of(rollout, self.method.rewards(self.net, rollout), config)
         episodes = rollout.episodes

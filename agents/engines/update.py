@@ -1,4 +1,4 @@
-"""One update from named terms: backward, optimiser, counts; dropped and counted when it is not finite."""
+"""Updates from named loss terms: backward pass, optimiser and counters; non-finite updates are dropped."""
 
 from __future__ import annotations
 
@@ -17,60 +17,60 @@ from kfrl.training.proof import Proof
 
 MAX_CONSECUTIVE_DROPS = 50
 ALGORITHM_TERMS = {"policy", "value", "entropy"}
-"""Names of the actor-critic's own terms."""
+"""Names of the actor-critic terms."""
 
 
 @dataclass
 class Report:
-    """What a learner reports from time to time."""
+    """A regular report of a learner."""
 
     game: str = ""
-    """The ROM that it plays."""
+    """The ROM of its game."""
     episodes: list[Episode] = field(default_factory=list)
     """The games that ended."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Sums over updates of what is logged."""
+    """Sums of the logged values over the updates."""
     updates: int = 0
     error: str | None = None
-    """The traceback of what ended this learner."""
+    """The traceback of the error that ended the learner."""
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Count one update."""
+        """Add one update."""
         self.updates += 1
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
 
 class NonFiniteError(RuntimeError):
-    """Gradients stayed NaN or infinite; training on would only hide it."""
+    """The gradients of many updates in a row were not finite."""
 
 
 class SilentTermError(RuntimeError):
-    """A term of a method has no gradient: what was asked for does nothing."""
+    """A term of a method has no gradient, so it has no effect."""
 
 
 class Optimiser(Protocol):
     """Changes the parameters of a `SharedModel`."""
 
     def push(self, grads: Tensor, lr: float) -> float | None:
-        """Apply flat gradients; the norm before clipping, or None when it was not finite and the update dropped."""
+        """Apply flat gradients; returns the norm before clipping, or None if the update was dropped as non-finite."""
 
 
 class Updater:
-    """Turns the terms of an objective into updates of the parameters."""
+    """Makes updates of the parameters from the terms of an objective."""
 
     def __init__(
         self, method: AnyMethod, net: nn.Module, shared: SharedModel, grads: Tensor, optimiser: Optimiser, rank: int
     ) -> None:
-        """Keep what an update touches.
+        """Store the objects of an update.
 
         Args:
-            method: Whose `after_update` follows.
-            net: Bound to the parameters of `shared`.
-            shared: Holds the counters.
-            grads: (N,) where `backward` leaves its gradients.
-            optimiser: Takes them.
-            rank: Which counter is this learner's.
+            method: The method, whose `after_update` is called.
+            net: The net, bound to the parameters of `shared`.
+            shared: The shared model, with the counters.
+            grads: (N,) storage of the gradients.
+            optimiser: The optimiser.
+            rank: Index of this learner's counters.
         """
         self._method, self._net, self._shared, self._grads = method, net, shared, grads
         self._optimiser, self._rank = optimiser, rank
@@ -81,14 +81,14 @@ class Updater:
         """Make one update and report it.
 
         Args:
-            batch: Whose output the terms were made from.
+            batch: The batch whose output gave the terms.
             terms: Scalars, whose sum is minimised.
             lr: Learning rate.
             progress: Share of the phase that is done.
-            report: Takes what is logged.
+            report: Report to which the logged values are added.
 
         Raises:
-            NonFiniteError: too many in a row had to be dropped.
+            NonFiniteError: too many updates in a row were dropped.
             SilentTermError: a term of the method has had no gradient since the start.
         """
         if complaint := self._proof.complaint(terms, self._has_gradient):
@@ -121,5 +121,5 @@ class Updater:
         losses = ", ".join(f"{name} {value:g}" for name, value in values.items())
         raise NonFiniteError(
             f"{self._drops} updates in a row had a non-finite gradient (last losses: {losses}). The parameters have "
-            "probably diverged. Start anew with a smaller step: --config RUN/config.yaml --lr ... --run-dir NEW"
+            "probably diverged. Start a new run with a smaller step: --config RUN/config.yaml --lr ... --run-dir NEW"
         )

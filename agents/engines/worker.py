@@ -1,4 +1,4 @@
-"""One A3C worker: sync -> collect rollout -> loss -> push gradients."""
+"""An A3C worker: copy the parameters, collect a rollout, compute the losses, push the gradients."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ from kfrl.training.signals import ignore_signals
 
 REPORT_SECONDS = 0.5
 MIN_ENVS_TO_KEEP_GRAPH = 8
-"""With fewer games, a second forward pass over the whole rollout and one backward pass take less time than a backward
-pass for each step."""
+"""Fewest environments with which keeping the graph is faster: a backward pass for each step, instead of one forward
+and one backward pass over the whole rollout."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker is to do."""
+    """The task of one worker."""
 
     rank: int
     config: TrainConfig
     protocol: Protocol
-    """The rules of the game that it plays."""
+    """The protocol of the worker's game."""
     spec: NetSpec
     """The run's own game."""
     teachers: tuple[Teacher, ...]
     phase: Phase
     phase_index: int
     task: NetSpec
-    """The game that it plays."""
+    """The worker's game."""
     counter: Tensor
-    """(1 + workers,) where it counts its steps."""
+    """(1 + workers,) the counters for its steps."""
     fixed: dict[str, Tensor]
-    """What of the net does not train, by name, in shared memory."""
+    """The tensors of the net that are not trained, by name, in shared memory."""
     shared: SharedModel
     session: int
-    """How often the run was resumed: later sessions see other random numbers."""
+    """Number of times that the run was resumed; it changes the random numbers."""
 
 
 def run_worker(job: Job, connection: Connection) -> None:
-    """Train until the phase's steps are done or the launcher says stop. Entry point of a spawned process."""
-    # Ctrl-C reaches the whole process group; the launcher decides, the workers finish their rollout.
+    """Train until the phase's steps are done or the launcher stops the workers. Entry point of a worker process."""
+    # Ctrl-C reaches the whole process group; the launcher handles it, and the workers finish their rollout.
     ignore_signals()
     torch.set_num_threads(1)
     keep_memory()
@@ -115,7 +115,7 @@ def _collector(method: AnyMethod, net: nn.Module, job: Job, seed: int) -> Collec
 
 
 def _build(method: AnyMethod, job: Job) -> nn.Module:
-    """The net as the phase has it, what trains still at its first values."""
+    """Build the net for the phase; its trained parameters still have their initial values."""
     net: nn.Module = method.build(job.spec, job.teachers)
     net.load_state_dict(job.fixed, strict=False, assign=True)
     method.begin(net, job.phase_index, job.task, job.rank)

@@ -1,1 +1,1 @@
-"""Games played for a score or a video."""
+"""Evaluation: games played for a score or a video."""

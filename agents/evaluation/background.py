@@ -1,4 +1,4 @@
-"""A process beside the workers that plays the student alone, all along the run."""
+"""The evaluator process, which plays the student alone during training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kfrl.training.signals import ignore_signals
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A student to play; plain arrays, so that no memory is shared with the run."""
+    """A student to evaluate, as plain arrays, which share no memory with the run."""
 
     step: int
     arch: dict[str, Any]
@@ -30,10 +30,10 @@ class Snapshot:
 
 
 class Evaluator:
-    """The launcher's end: one process that plays one snapshot at a time."""
+    """The launcher's side of the evaluator process, which plays one snapshot at a time."""
 
     def __init__(self, protocol: Protocol, episodes: int, seed: int) -> None:
-        """Prepare it; the games are `episodes` whole ones from no-op starts, the same for every snapshot."""
+        """Prepare the process. It plays `episodes` whole games from no-op starts, the same for every snapshot."""
         context = process_context()
         self._pipe, self._theirs = context.Pipe()
         arguments = (protocol, episodes, seed, self._theirs)
@@ -41,7 +41,7 @@ class Evaluator:
         self.busy = False
 
     def ask(self, snapshot: Snapshot) -> None:
-        """Have a student played; `answers` will hold its scores."""
+        """Send a student to the process; `answers` returns its scores later."""
         if self._process.pid is None:
             start(self._process)
             self._theirs.close()
@@ -49,7 +49,7 @@ class Evaluator:
         self.busy = True
 
     def answers(self) -> list[tuple[int, tuple[float, ...]]]:
-        """(step, scores) of each student whose games have ended since the last call.
+        """(step, scores) of each student whose evaluation ended since the last call.
 
         Raises:
             ChildProcessError: the process died.
@@ -71,7 +71,7 @@ class Evaluator:
 
 
 def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Connection) -> None:
-    """Answer each `Snapshot` with (step, scores) until the pipe closes. Entry point of a spawned process."""
+    """Answer each `Snapshot` with (step, scores) until the pipe closes. Entry point of the evaluator process."""
     ignore_signals()
     torch.set_num_threads(1)
     keep_memory()
@@ -85,7 +85,7 @@ def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Conn
             result = evaluate(_policy(net), protocol, episodes=episodes, seed=seed)
             connection.send((snapshot.step, result.scores))
         except UserError:
-            # The weights are not finite. The workers report that; the curve has no point here.
+            # The weights are not finite. The workers report it; the curve gets no point here.
             connection.send((snapshot.step, ()))
         except (EOFError, BrokenPipeError):
             return

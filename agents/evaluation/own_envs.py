@@ -1,4 +1,4 @@
-"""Games as an agent's own code showed and played them: its pictures, and the buttons that its wrappers press."""
+"""Environments with the preprocessing of an agent of another program: its screens, and the buttons it presses."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from envs.protocols import Protocol
 
 
 class OwnEnvs:
-    """`AtariEnvs` under an agent's preprocessing; steps and points are counted as ever.
+    """`AtariEnvs` with an agent's preprocessing; steps and points are counted as in `AtariEnvs`.
 
-    A pressed button takes the place of the agent's action in that step. Under rules in which a lost life ends no
-    episode, buttons are pressed at the starts of games only. Rules that press them (`Protocol.fire_reset`) do so
-    between two steps of the agent, and nothing is pressed here.
+    A pressed button replaces the agent's action in that step. Under rules in which a lost life does not end the
+    episode, buttons are pressed only at the start of a game. Under `Protocol.fire_reset`, the environment presses the
+    buttons between two steps of the agent, so nothing is pressed here.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class OwnEnvs:
         return self._see(obs, np.ones(len(obs), dtype=bool))
 
     def step(self, actions: NDArray[np.int64]) -> Transition:
-        """Play one step in every game: the button that is due, else the agent's action; `actions` (K,)."""
+        """Play one step in every game, with the due button or else the agent's action; `actions` (K,)."""
         pressing = np.array([bool(presses) for presses in self._presses])
         due = [presses.popleft() if presses else action for presses, action in zip(self._presses, actions, strict=True)]
         transition = self._envs.step(np.array(due))
@@ -65,7 +65,7 @@ class OwnEnvs:
         self._presses[k] = deque([0, *fire] if after_a_life else fire)
 
     def _see(self, obs: NDArray[np.uint8], started: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        """Observations as the agent sees them; its stack is empty where something has `started`."""
+        """Preprocess the observations; the frame stack of a game that has `started` is cleared."""
         if self._own is None:
             return obs
         self._stacks[started] = 0

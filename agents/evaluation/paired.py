@@ -1,4 +1,4 @@
-"""Returns of policies from the same starts, a step at a time, so that whoever waits can do other things meanwhile."""
+"""Returns of policies from the same starts, played step by step, so that the caller can do other work in between."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from agents.rollout import sample
 from envs.atari import AtariEnvs
 
 KEEP_EVERY = 8
-"""Steps between two of the observations that are kept."""
+"""Steps between two kept observations."""
 
 
 @torch.no_grad()
 def returns(
     policy: Callable[[Tensor], Tensor], envs: AtariEnvs, steps: int, seed: int, seen: list[Tensor] | None = None
 ) -> Generator[None, None, Tensor]:
-    """Play a game in each of K environments, to its end or for `steps` steps; a turn of the generator is one step.
+    """Play a game in each of K environments, to its end or for `steps` steps; yields after each step.
 
-    Same seed, same starts and same random numbers for the actions: differences between policies are paired.
+    With the same seed, the starts and the random numbers for the actions are the same, so that differences between
+    policies are paired.
 
     Args:
         policy: (K, stack, H, W) uint8 -> logits (K, A).
         envs: K games.
-        steps: At most, of each game.
-        seed: Of the starts and of the sampled actions.
-        seen: Gets every eighth step's observations.
+        steps: Most steps of a game.
+        seed: Seed of the starts and of the sampled actions.
+        seen: List to which the observations of every eighth step are appended.
 
     Returns:
-        (K,) sums of the rewards as the learner sees them, over all lives.
+        (K,) sums of the learner's rewards over all lives.
     """
     generator = torch.Generator().manual_seed(seed)
     obs, total = envs.reset(seed), np.zeros(envs.num_envs)

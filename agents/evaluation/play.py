@@ -1,4 +1,4 @@
-"""The published protocol of scores: whole games from no-op starts, raw points; and videos of the play."""
+"""Evaluation of policies by whole games from no-op starts, with raw scores; and videos."""
 
 from __future__ import annotations
 
@@ -43,30 +43,30 @@ Frame = NDArray[np.uint8]
 
 SIDE_BY_SIDE = 10
 EPSILON = 0.01
-"""How often a Q-network acts at random."""
+"""Probability of a random action of a Q-network."""
 FRAMES_PER_SECOND = 15
-"""Agent steps in a second of the console's 60 Hz at the usual frame skip of 4."""
+"""Frames of a video a second: agent steps a second at the console's 60 Hz and a frame skip of 4."""
 UPSCALE = 2
 CAPTION_HEIGHT = 24
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The games that a policy played, and the rules that it played under."""
+    """The evaluation of a policy by games: the games played, and the rules."""
 
     protocol: Protocol
     greedy: bool
     seed: int
     num_envs: int
-    """Games side by side; with the seed it decides which games are played."""
+    """Number of environments; together with the seed it determines the games."""
     games: tuple[Episode, ...]
-    """Ordered by environment, then by time."""
+    """The games, ordered by environment, then by time."""
     preprocessing: Preprocessing = ALE
-    """What the agent saw."""
+    """The agent's preprocessing."""
 
     @property
     def episodes(self) -> int:
-        """How many games were played."""
+        """Number of games."""
         return len(self.games)
 
     @property
@@ -81,7 +81,7 @@ class Evaluation:
 
     @property
     def truncated(self) -> int:
-        """How many games the frame cap cut off."""
+        """Number of games that the frame cap ended."""
         return sum(game.truncated for game in self.games)
 
     @property
@@ -91,16 +91,16 @@ class Evaluation:
 
     @cached_property
     def summary(self) -> Summary:
-        """The scores in numbers; the interval is over episodes, hence of this one agent."""
+        """Statistics of the scores; the interval is over games, so it is about this one agent."""
         return summarise(self.scores, seed=self.seed)
 
     @property
     def human_normalised(self) -> float | None:
-        """Of the mean score; None for a game outside Atari-57, or under another frame cap than the human's."""
+        """The human-normalised mean score; None for a game outside Atari-57 or under another frame cap."""
         return human_normalised(self.summary.mean, self.protocol.game, self.protocol.max_frames)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON; `mean` to `iqm` are raw points."""
+        """The evaluation for JSON; `mean` to `iqm` are raw points."""
         summary = asdict(self.summary)
         del summary["n"]
         reference = reference_of(self.protocol.game, self.protocol.max_frames)
@@ -123,7 +123,7 @@ class Evaluation:
         }
 
     def table(self, title: str = "") -> Table:
-        """What `kfrl eval` prints."""
+        """The table that `kfrl eval` prints."""
         table = Table(title=title or None, show_header=False, title_justify="left")
         table.add_column(style="bold")
         for row in self._rows():
@@ -158,11 +158,10 @@ class Evaluation:
 
 
 def policy_of(net: nn.Module, actions: tuple[str, ...], played: tuple[str, ...]) -> Policy:
-    """A net as a player of games.
+    """The policy of a net.
 
-    Actions are matched by name; one that the net does not have is never taken. An actor-critic's logits are used as
-    they are.
-    A Q-network's are no log-probabilities, so it acts by its greatest Q, and at random once in 1 / EPSILON steps.
+    Actions are matched by name; an action that the net lacks is never taken. The logits of an actor-critic are used
+    unchanged. A Q-network acts epsilon-greedily with `EPSILON`, because Q values are not log-probabilities.
 
     Args:
         net: uint8 observations (K, stack, H, W) to logits (K, A) and values.
@@ -170,7 +169,7 @@ def policy_of(net: nn.Module, actions: tuple[str, ...], played: tuple[str, ...])
         played: The actions of the game.
 
     Raises:
-        UserError: the net has an action that the game has not.
+        UserError: the net has an action that the game lacks.
     """
     strange = sorted(set(actions) - set(played))
     if strange:
@@ -200,20 +199,20 @@ def evaluate(
     num_threads: int = 1,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> Evaluation:
-    """Play whole games and count raw points, whatever the learner saw.
+    """Play whole games and return their raw scores.
 
-    How many games each environment plays is fixed beforehand. The first games to finish would be the short
-    ones, and in most games the bad ones.
+    The number of games of each environment is fixed in advance. Taking the first games to finish would prefer short
+    games, which usually have low scores.
 
     Args:
-        policy: What plays; called without gradients, on the observations of the games that still count.
-        protocol: The rules; life loss and reward clipping do not touch the score.
-        preprocessing: What the policy sees, and which buttons are pressed for it.
-        episodes: Games.
-        seed: Of the games and of the sampled actions. Same seed and `num_envs`, same games.
+        policy: The policy; called without gradients, on the observations of the unfinished games.
+        protocol: The rules; life loss and reward clipping do not affect the score.
+        preprocessing: The preprocessing of the policy's observations, and the buttons that are pressed for it.
+        episodes: Number of games.
+        seed: Seed of the games and of the sampled actions. The same seed and `num_envs` give the same games.
         greedy: Take the most probable action instead of sampling.
-        num_envs: K, games side by side; by default 10, at most `episodes`.
-        num_threads: Emulator threads; changes nothing but the speed.
+        num_envs: K, number of environments; by default 10, at most `episodes`.
+        num_threads: Emulator threads; they affect only the speed.
         on_episode: Called with each game that counts, when it ends.
 
     Raises:
@@ -281,18 +280,18 @@ def record(
     greedy: bool = False,
     max_steps: int = 4_500,
 ) -> float:
-    """Play one game and write what the agent does, 15 steps a second.
+    """Play one game and write a video of it atomically, with 15 steps a second.
 
     Args:
-        policy: What plays.
+        policy: The policy.
         protocol: The rules.
-        path: Ends in .mp4 or .gif; whole or not there, whatever happens.
-        seed: Of the game and of the sampled actions.
+        path: The file, .mp4 or .gif.
+        seed: Seed of the game and of the sampled actions.
         greedy: Take the most probable action instead of sampling.
-        max_steps: The video ends here at the latest; the default is five minutes.
+        max_steps: Most steps of the video; the default is five minutes.
 
     Returns:
-        The raw score of what the video shows.
+        The raw score at the end of the video.
 
     Raises:
         UserError: another suffix, a file that cannot be written, or logits that do not fit the game.
@@ -305,7 +304,7 @@ def record(
 
 
 def check_video_path(path: Path) -> None:
-    """Refuse, before anything is played, a file that `record` cannot write.
+    """Refuse a file that `record` cannot write, before anything is played.
 
     Raises:
         UserError: the suffix is neither .mp4 nor .gif.
@@ -317,7 +316,7 @@ def check_video_path(path: Path) -> None:
 
 
 class Screening:
-    """One game, frame by frame as colour pictures (H, W, 3); `score` is what it has come to."""
+    """One game as an iterator of colour frames (H, W, 3); `score` is the score so far."""
 
     def __init__(
         self, policy: Policy, protocol: Protocol, seed: int = 0, greedy: bool = False, max_steps: int = 4_500
@@ -327,12 +326,12 @@ class Screening:
         self._policy, self._max_steps, self._seed = policy, max_steps, seed
         self._generator = _generator(seed, greedy)
         self._game = AtariEnvs(raw, 1)
-        # Same seed and same actions give the same game: one is what the policy sees, the other is shown.
+        # The same seed and actions give the same game twice: once for the policy, once for the video.
         self._screen = AtariEnvs(raw, 1, grayscale=False, native_screen=True)
         self.score = 0.0
 
     def __iter__(self) -> Iterator[Frame]:
-        """Play it, a frame for each step."""
+        """Play the game; yields a frame for each step."""
         obs = self._game.reset(stream(self._seed, 0))
         yield _captioned(self._screen.reset(stream(self._seed, 0)), self.score)
         for _ in range(self._max_steps):
@@ -346,7 +345,7 @@ class Screening:
 
 
 def _captioned(screens: NDArray[np.uint8], score: float) -> Frame:
-    """The newest of screens (1, stack, H, W, 3), enlarged, the score below it."""
+    """The newest of the screens (1, stack, H, W, 3), enlarged, with the score below it."""
     large = screens[0, -1].repeat(UPSCALE, axis=0).repeat(UPSCALE, axis=1)
     frame = np.pad(large, ((0, CAPTION_HEIGHT), (0, 0), (0, 0)))
     place = (6, frame.shape[0] - 7)

@@ -1,4 +1,4 @@
-"""One file a method. The file's name is the method's: `--method fine-tune` is `fine_tune.py`, its class is `METHOD`."""
+"""Methods for games, one file each: `--method fine-tune` is the class `METHOD` in `fine_tune.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def method_names() -> tuple[str, ...]:
-    """The names that `--method` takes."""
+    """The names that `--method` accepts."""
     return names_in(__path__)
 
 
@@ -19,7 +19,7 @@ def get_method(name: str) -> type[AnyMethod]:
     """Return the class of method `name`, which may be the path of a file.
 
     Raises:
-        UserError: no such method, with the nearest name; or a file that cannot be imported or has no method.
+        UserError: there is no such method (with the nearest name), or the file cannot be imported or has no method.
     """
     from agents.methods.base import Method
 

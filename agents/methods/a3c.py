@@ -1,4 +1,4 @@
-"""Scratch A3C (Mnih et al. 2016): the baseline without teachers."""
+"""A3C from scratch (Mnih et al. 2016): the baseline without teachers."""
 
 from agents.methods.base import Method
 

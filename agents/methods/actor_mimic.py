@@ -1,4 +1,4 @@
-"""Actor-mimic (Parisotto et al. 2016): imitate several teachers in their games, then learn another from there."""
+"""Actor-mimic (Parisotto et al. 2016): imitate several teachers in their games, then learn another game."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MIMIC = "mimic"
 class MimicNet(MultiTaskNet):
     """A body with a head of 18 actions for all teachers' games, a feature net f_i for each of them, and its own heads.
 
-    Body and own heads are what the run's own game is learned with: the body goes over as it is, the last layer is new.
+    The run's own game is learned with the pre-trained body and new heads, those of the student.
     """
 
     def __init__(self, student: AtariNet, features: dict[str, int]) -> None:
-        """Add the head and, game -> units of its teacher's last hidden layer, the feature nets."""
+        """Add the head and the feature nets; `features` maps a game to the units of its teacher's last hidden layer."""
         super().__init__(student, {MIMIC: len(ALL_ACTIONS)})
         hidden = student.arch["hidden"]
         self.regressors = nn.ModuleDict({game: nn.Linear(hidden, units) for game, units in features.items()})
@@ -45,7 +45,7 @@ class Settings(ImitationSettings):
 
 
 class ActorMimic(Imitation[MimicNet]):
-    """L = -sum_a pi_E(a) log pi_AMN(a) + lambda ||f_i(h_AMN) - h_E||^2 in the teachers' games, then plain learning."""
+    """L = -sum_a pi_E(a) log pi_AMN(a) + lambda ||f_i(h_AMN) - h_E||^2 in the teachers' games, then plain RL."""
 
     takes_sources = "teachers-before"
     Settings = Settings
@@ -55,7 +55,7 @@ class ActorMimic(Imitation[MimicNet]):
     q_temperature = 1.0
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
-        """All teachers' games at the same time, then the run's own."""
+        """First all teachers' games at the same time, then the run's own game."""
         assert self.config.source_steps is not None
         stored = bool(self.config.answers)
         return (
@@ -64,7 +64,7 @@ class ActorMimic(Imitation[MimicNet]):
         )
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> MimicNet:
-        """The student of the own game, with what it needs to imitate."""
+        """The student, with the head and the feature nets for imitation."""
         self.take(teachers, spec.sources)
         units = {
             teacher.card.game: self._stored_features(teacher).shape[1] if self._answers else hidden_units(teacher)
@@ -74,11 +74,11 @@ class ActorMimic(Imitation[MimicNet]):
 
     @property
     def imitates(self) -> bool:
-        """Whether the teachers' games are played, not yet the run's own."""
+        """Whether this is the phase of the teachers' games."""
         return self.phase == 0
 
     def begin(self, net: MimicNet, phase: int, task: NetSpec, rank: int) -> None:
-        """Train body, shared head and feature nets; then the student alone."""
+        """Train the body, the shared head and the feature nets in the first phase, then only the student."""
         super().begin(net, phase, task, rank)
         for part in (net.policies, net.regressors):
             part.requires_grad_(self.imitates)
@@ -86,7 +86,7 @@ class ActorMimic(Imitation[MimicNet]):
             net.student.get_submodule(head).requires_grad_(not self.imitates)
 
     def parts_of_games(self, net: MimicNet) -> list[nn.Module]:
-        """The feature nets, as long as they train."""
+        """The feature nets, while they are trained."""
         return list(net.regressors.values()) if self.imitates else []
 
     def features(self, net: MimicNet, obs: Tensor) -> Context:
@@ -99,27 +99,27 @@ class ActorMimic(Imitation[MimicNet]):
         return logits, self._stored_features(self.teacher)[rows].relu()
 
     def _stored_features(self, teacher: Teacher) -> Tensor:
-        """The last hidden pre-activations in its file of answers, (N, H)."""
+        """The teacher's last hidden pre-activations in its file of answers, (N, H)."""
         file = self._answers[teacher.card.game]
         return file.features(teacher, file.asked(teacher).hidden)
 
     def forward(self, net: MimicNet, obs: Tensor, context: Context) -> Output:
-        """Of the head of 18 actions those that the game has; in the run's own game the student's own."""
+        """Logits of the shared head for the game's actions; in the run's own game those of the student."""
         if not self.imitates:
             return Output(*net(obs))
         logits, values = net(obs, MIMIC)
         return Output(in_order(logits, ALL_ACTIONS, self.task.actions), values)
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
-        """The student's policy, or the teacher's in the teachers' games."""
+        """The student's logits; in the teachers' games, those of the actor that the settings choose."""
         return super().acting_logits(logits, context) if self.imitates else logits
 
     def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rewards count in the run's own game."""
+        """The actor-critic terms in the run's own game; none in the teachers' games."""
         return {} if self.imitates else terms
 
     def losses(self, net: MimicNet, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Policy and feature regression on samples from memory, scaled as a rollout's sum."""
+        """Policy and feature regression on samples of the replay buffer, scaled like a sum over a rollout."""
         if not self.imitates:
             return {}
         obs, targets, features = self.remembered(batch)
@@ -128,7 +128,7 @@ class ActorMimic(Imitation[MimicNet]):
         distance = (net.regressors[self.task.game](h) - features).square().sum(1)
         steps = len(batch.values) / batch.num_envs
         soft, way = targets / self.temperature, self.own.kl_direction
-        # The paper's cross-entropy is KL[teacher || student] and the teacher's entropy, which does not train.
+        # The paper's cross-entropy is KL[teacher || student] plus the teacher's entropy, which has no gradient.
         loss = cross_entropy(logits, soft) if way == "forward" else directed_kl(logits, soft, way)
         terms = {"distillation": steps * loss.mean()}
         if self.own.feature_coef:

@@ -1,4 +1,4 @@
-"""What a method is: a network plus loss terms, plugged into the loop of any engine."""
+"""Base class of methods for games: a network and loss terms, used by every engine."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kfrl.training.method import OwnSettings
 
 N = TypeVar("N", bound=nn.Module)
 Net = TypeVar("Net", bound=nn.Module, default=AtariNet)
-"""What a method's `build` returns, and every other hook gets; a method of another net than `AtariNet` names it."""
+"""The class of the net that a method builds, which every other hook gets; default `AtariNet`."""
 
 
 @dataclass(frozen=True)
 class NetSpec:
-    """A game, and what a net that plays it must fit."""
+    """A game with its actions, for which a net is built."""
 
     game: str
     """The ROM's name."""
@@ -39,26 +39,26 @@ class NetSpec:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run: games that are learned at the same time, in one way."""
+    """A phase of a run: games that are learned at the same time, in the same way."""
 
     games: tuple[NetSpec, ...]
-    """What the workers play, as evenly divided as can be; the run's own game first, if it is among them."""
+    """The games, divided evenly over the workers; the run's own game is first, if it is among them."""
     steps: int
-    """Agent steps: of the run's own game, or of all source games together in a `source` phase."""
+    """Agent steps in the run's own game; in a `source` phase, in all its games together."""
     title: str = ""
-    """What it is called, where a run has several phases of the same games."""
+    """Its name, if a run has several phases of the same games."""
     lr: tuple[float, float] = (1.0, 0.0)
-    """The learning rate at its start and at its end, as shares of the run's; linear between them."""
+    """The learning rate at the start and at the end, as shares of the run's; linear in between."""
     warm_up: float = 0.0
-    """Share of the phase in which the rate grows from 0: Adam's first steps at full rate undo what the net knows."""
+    """Share of the phase in which the rate rises from 0: Adam's first steps at full rate would damage a trained net."""
     t_max: int | None = None
     """Steps of a rollout; default: the run's."""
     imitates: bool = False
-    """Rewards do not count: one update by Adam a rollout, from the method's own losses alone, on every engine."""
+    """Whether rewards are ignored: on every engine, one update by Adam per rollout, from the method's losses only."""
     stored: bool = False
-    """No game is played: updates draw from stored answers, and each step counts for one sample of a rollout."""
+    """Whether no game is played: updates draw from stored answers, and each step counts as one sample of a rollout."""
     source: bool = False
-    """It prepares the run's own learning: its steps are source steps, even those in a game of the same name."""
+    """Whether its steps count as source steps, even those in the run's own game."""
 
     def lr_share(self, progress: float) -> float:
         """The learning rate at `progress` in [0, 1], as a share of the run's."""
@@ -68,13 +68,13 @@ class Phase:
 
 
 class Play(Protocol):
-    """Plays the run's own game and gives observations of it. The steps count."""
+    """Plays the run's own game and returns observations. The steps count for the run's budget."""
 
     def __call__(self, count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(count, stack, H, W) uint8, every fourth step of several games.
 
         Args:
-            count: How many, rounded up to a multiple of the games.
+            count: Number of observations, rounded up to a multiple of the environments.
             policy: (B, stack, H, W) -> logits (B, A); without one, random play.
         """
 
@@ -84,42 +84,42 @@ class Review:
     """The result of a review of the net during training."""
 
     lines: tuple[str, ...] = ()
-    """Sentences for whoever watches the run."""
+    """Sentences for the display."""
     history: tuple[dict[str, Any], ...] = ()
-    """Rows for the run's history.csv, all of the same columns."""
+    """Rows for the run's history.csv, with equal columns."""
     fresh: tuple[nn.Parameter, ...] = ()
-    """Parameters that have begun anew: the optimiser's statistics of them go back to 0."""
+    """Parameters that were re-initialised; their optimiser statistics are reset to 0."""
 
 
 class Method(OwnSettings, Generic[Net]):
-    """A method with nothing to add: the base that the others override, and all that scratch A3C needs.
+    """Base class of the methods for games; unchanged it is A3C from scratch.
 
-    One instance lives in each process. `progress` is the share of the phase's steps that are done, in [0, 1]; most
-    methods have one phase.
+    Each process has one instance. `progress` is the share of the phase's steps that is done, in [0, 1]; most methods
+    have one phase.
     """
 
     takes_teachers = "none"
-    """`none`, `one` or `some`."""
+    """Teachers that it needs: `none`, `one` or `some`."""
     takes_sources = "none"
-    """`none`; `beside` or `before`: --source-games, at the same time or in phases before; `teachers-beside` or
-    `teachers-before`: the games that its teachers play, likewise."""
+    """Source games: `none`; `beside` or `before`: --source-games, at the same time or in earlier phases;
+    `teachers-beside` or `teachers-before`: the games of its teachers, likewise."""
     takes_answers = "none"
-    """What it makes of --answers: `none`; `instead`: teachers are not needed beside them; `beside`: they are."""
+    """Use of --answers: `none`; `instead`: they replace the teachers; `beside`: the teachers are still needed."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo", "acktr")
-    """The values of `--algo` that it runs under."""
+    """The values of `--algo` that it supports."""
     takes_init = True
-    """Whether what it trains can start from other weights than its own (--init)."""
+    """Whether it supports other initial weights (--init)."""
     games_in_turn = False
-    """Whether one learner may learn several games, a rollout and an update of each in turn: `task` says of which."""
+    """Whether one learner may learn several games, with a rollout and an update of each in turn; `task` is the game."""
     leans_on_teachers = False
-    """Whether a trained net may need its teachers beside what is exported; `independent` says when it does not."""
+    """Whether a trained net may still need its teachers; `independent` tells whether it does."""
     trains_value = True
-    """Whether the value head of what it exports is trained."""
+    """Whether the value head of the exported net is trained."""
     former_hooks = (("observe", "features"), ("before_rollout", "after_rollout"))
     phase: int = 0
-    """The index of the phase that this process is in."""
+    """The index of the present phase."""
     features_of: Hashable = None
-    """What `features` depends on beside the observations; where it changes, those at hand are computed anew."""
+    """A key for the state on which `features` depends; when it changes, cached features are computed again."""
     task: NetSpec
     """The game that this process plays; set by `begin`."""
 
@@ -129,7 +129,7 @@ class Method(OwnSettings, Generic[Net]):
 
     @property
     def memory_bytes(self) -> float:
-        """Bytes that all learners together remember of earlier play, when their memories are full."""
+        """Bytes of the full replay buffers of all learners."""
         return 0.0
 
     @classmethod
@@ -137,11 +137,11 @@ class Method(OwnSettings, Generic[Net]):
         """Refuse a number of teachers that the method cannot use.
 
         Raises:
-            UserError: saying how many it takes.
+            UserError: the message says how many it accepts.
         """
         if cls.takes_teachers == "none" and count:
             learns = cls.takes_sources in ("beside", "before")
-            instead = "It learns other games itself: --source-games NAME[,NAME]" if learns else "Leave them out"
+            instead = "It learns source games itself: --source-games NAME[,NAME]" if learns else "Leave them out"
             raise UserError(
                 f"Method {name} takes no teachers, got {count}. {instead}, or use --method knowledge-flow or fine-tune."
             )
@@ -149,8 +149,7 @@ class Method(OwnSettings, Generic[Net]):
             raise UserError(f"Method {name} takes exactly one teacher (--teachers NAME), got {count}.")
         if cls.takes_teachers == "some" and not count:
             raise UserError(
-                f"Method {name} needs at least one teacher: --teachers NAME[,NAME...]; "
-                "`kfrl teachers list` shows what there is."
+                f"Method {name} needs at least one teacher: --teachers NAME[,NAME...]; `kfrl teachers list` lists them."
             )
 
     @classmethod
@@ -158,7 +157,7 @@ class Method(OwnSettings, Generic[Net]):
         """Refuse source games that the method cannot use, or their absence.
 
         Raises:
-            UserError: saying what it takes.
+            UserError: the message says what it accepts.
         """
         given = cls.takes_sources in ("beside", "before")
         if given and not count:
@@ -172,179 +171,179 @@ class Method(OwnSettings, Generic[Net]):
             )
             raise UserError(f"Method {name} takes no --source-games, got {count}{why}.")
         if not cls.takes_sources.endswith("before") and steps is not None:
-            raise UserError(f"Method {name} learns no game before its own, so --source-steps {steps:,} means nothing.")
+            raise UserError(
+                f"Method {name} learns no game before its own, so --source-steps {steps:,} has no effect. Leave it out."
+            )
 
     @classmethod
     def check_answers(cls, name: str, files: int) -> None:
-        """Refuse stored answers that the method would not read.
+        """Refuse stored answers that the method does not use.
 
         Raises:
-            UserError: saying which methods do.
+            UserError: the message names the methods that use them.
         """
         if cls.takes_answers == "none" and files:
             raise UserError(
-                f"Method {name} does not read --answers. policy-distillation and actor-mimic learn from them, and "
+                f"Method {name} does not use --answers. policy-distillation and actor-mimic learn from them, and "
                 "knowledge-flow folds on them."
             )
 
     @classmethod
     def check_init(cls, name: str, init: str) -> None:
-        """Refuse a start of weights that the method would not use.
+        """Refuse an initialisation that the method does not use.
 
         Raises:
-            UserError: its nets start in a way of their own.
+            UserError: the method has its own initialisation.
         """
         if init != "orthogonal" and not cls.takes_init:
             raise UserError(
-                f"Method {name} starts its nets' weights in a way of its own (its page says how), got --init {init}. "
-                "Leave it out."
+                f"Method {name} has its own initialisation (see its page), got --init {init}. Leave it out."
             )
 
     @classmethod
     def check_algo(cls, name: str, algo: str) -> None:
-        """Refuse an algorithm that the method cannot run under.
+        """Refuse an algorithm that the method does not support.
 
         Raises:
-            UserError: saying which it can.
+            UserError: the message names those that it supports.
         """
         if algo not in cls.algos:
             raise UserError(f"Method {name} does not run under --algo {algo}, only under {' or '.join(cls.algos)}.")
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> Net:
-        """The network that trains: obs (B, stack, H, W) uint8 -> logits (B, A), values (B,)."""
+        """Build the net to train: obs (B, stack, H, W) uint8 -> logits (B, A), values (B,)."""
         return cast(Net, self.student(spec))
 
     def student(self, spec: NetSpec) -> AtariNet:
-        """A fresh plain net for a game, as the settings say."""
+        """Build a plain net for a game, according to the settings."""
         return self.started(AtariNet(len(spec.actions), self.config.convs, self.config.hidden))
 
     def started(self, net: N) -> N:
-        """A fresh net, its weights from what the settings name."""
+        """Initialise a new net according to the settings; returns the net."""
         start(net, self.config.init)
         return net
 
     def prepare(self, net: Net, play: Play) -> Iterable[str]:
-        """Fit a new run's net, as `build` made it, to its game, once, in the launcher.
+        """Fit the net of a new run to its game, after `build`. Called once, in the launcher.
 
         Returns:
-            Sentences for whoever watches the run, as they come.
+            Sentences for the display; the iterable does the work.
         """
         return ()
 
     def notes(self, net: Net) -> Sequence[str]:
-        """Sentences for whoever starts a run, of what its settings amount to."""
+        """Sentences for the display at the start of a run, about the effect of its settings."""
         return ()
 
     def caveat(self, net: Net) -> str:
-        """A sentence to be quoted with the trained net's scores; the net's file has it."""
+        """A sentence that must be quoted with the trained net's scores; it is written into the net's file."""
         return ""
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
-        """What is learned, in turn; the run's own game is among the games of the last phase."""
+        """The phases of the run in order; the last phase contains the run's own game."""
         return (Phase((spec,), self.config.steps),)
 
     def fitted_phases(self, net: Net, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-        """`phases` as a net needs them that `prepare` or `end_phase` has fitted; one of no steps is passed over.
+        """Adapt `phases` to a net after `prepare` or `end_phase`; a phase without steps is skipped.
 
-        Their order and number stay, so does the sum of their steps.
+        Their order, their number and the sum of their steps must not change.
         """
         return phases
 
     def begin(self, net: Net, phase: int, task: NetSpec, rank: int) -> None:
-        """Take up a phase: called in every process, on every copy of the net, before anything below.
+        """Start a phase. Called in every process, for every copy of the net, before the hooks below.
 
         Args:
-            net: With all that its `state_dict` holds as the phase starts or was interrupted.
+            net: The net, with its `state_dict` at the start of the phase or from the checkpoint.
             phase: Index into `phases`.
-            task: The game that this process plays.
-            rank: The learner's number.
+            task: The game of this process.
+            rank: Index of the learner.
         """
         self.phase, self.task = phase, task
 
     def end_phase(self, net: Net, play: Play) -> Iterable[str]:
-        """Make the net ready for the next phase, once, in the launcher. The optimiser starts afresh by itself.
+        """Prepare the net for the next phase. Called once, in the launcher. The optimiser state is reset separately.
 
-        What later phases have to know of this one stands in the net, in tensors of its `state_dict`.
+        The net must keep all information for later phases in tensors of its `state_dict`.
 
         Returns:
-            Sentences for whoever watches the run, as they come.
+            Sentences for the display; the iterable does the work.
         """
         return ()
 
     def parameter_groups(self, net: Net) -> list[ParameterGroup]:
-        """What the optimiser updates in this phase: all that is not frozen.
+        """The parameters to train in this phase; by default all that are not frozen.
 
-        All other tensors of the net's `state_dict` are one copy for all processes.
+        All processes share one copy of the other tensors in the net's `state_dict`.
         """
         return [ParameterGroup(tuple(p for p in net.parameters() if p.requires_grad))]
 
     def schedule(self, net: Net, progress: float) -> None:
-        """Bring the schedules that live in the net up to date, and nothing else: any process may ask, at any time."""
+        """Update the schedules in the net, and nothing else: any process may call it at any time."""
 
     def features(self, net: Net, obs: Tensor) -> Context:
-        """Compute what does not depend on the trained parameters, once per observation; `obs` as `forward` takes it."""
+        """Compute features that do not depend on trained parameters, once per observation; `obs` as in `forward`."""
         return ()
 
     def forward(self, net: Net, obs: Tensor, context: Context) -> Output:
-        """What the net says of `obs`, and what else of this pass `rewards` and `losses` read.
+        """The net's logits and values on `obs`, and other results of the pass that `rewards` and `losses` need.
 
-        `obs` are (B, stack, H, W) uint8, or the floats that `kfrl.nets.memory_format.screens` made of them and would
-        leave as they are: every net begins with it.
+        `obs` are (B, stack, H, W) uint8, or floats from `kfrl.nets.memory_format.screens`. Every net starts with that
+        function, which returns floats unchanged.
         """
         return Output(*net(obs))
 
     def after_rollout(self, rollout: Rollout) -> None:
-        """Take note of what was played; an update from it follows."""
+        """Called after each rollout, before its update."""
 
     def rewards(self, net: Net, rollout: Rollout) -> Tensor:
-        """The rewards (T, K) that returns and advantages are made of."""
+        """The rewards (T, K) for returns and advantages."""
         return rollout.rewards
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
-        """The logits (B, A) that actions are drawn from; `logits` are the net's own."""
+        """The logits (B, A) from which actions are drawn; `logits` are those of the net."""
         return logits
 
     def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What is kept of the actor-critic's own terms: policy, value, entropy."""
+        """The actor-critic terms that are used: some of policy, value and entropy."""
         return terms
 
     def losses(self, net: Net, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Named terms to add to the actor-critic loss: scalars, already weighted."""
+        """Named terms to add to the actor-critic loss: weighted scalars."""
         return {}
 
     def measure(self, batch: Batch, terms: Mapping[str, Tensor]) -> dict[str, float]:
-        """What to log of an update beside its losses; `terms` are the whole objective, before the backward pass."""
+        """Values of an update to log besides its losses; `terms` are all terms, before the backward pass."""
         return {}
 
     def after_update(self, net: Net, progress: float) -> None:
-        """Put the shared parameters back where they belong; `net` is bound to shared memory."""
+        """Called after each update, e.g. to project parameters; `net` is bound to the shared parameters."""
 
     def review(self, net: Net, step: int, games: Callable[[int], AtariEnvs]) -> Iterator[Review | None] | None:
-        """Look at the net along the way, and perhaps change it. The launcher asks between updates, again and again.
+        """Review the net during training, and change it if needed. The launcher calls this repeatedly between updates.
 
         Args:
-            net: Whose parameters others may train meanwhile.
+            net: The net; other processes may train it at the same time.
             step: Agent steps of the phase that are done.
-            games: Starts so many games of the run's own.
+            games: Starts a number of games of the run's own game.
 
         Returns:
-            None as long as nothing is due. Else an iterator, each turn of which takes a moment and gives None, and the
-            last one what was found.
+            None if no review is due. Else an iterator of short steps, which gives None, and the review at its end.
         """
         return None
 
     def export(self, net: Net) -> nn.Module:
-        """The net to save, evaluate and ship: plays the run's own game and depends on no teacher."""
+        """The net to save, evaluate and distribute; it plays the run's own game without teachers."""
         return copy.deepcopy(net)
 
     def independent(self, net: Net) -> bool:
-        """Whether the trained net needs no teacher any more, so that its score is the exported net's."""
+        """Whether the trained net needs no teacher, so that the exported net has the same score."""
         return True
 
     def metrics(self, net: Net) -> dict[str, float]:
-        """What to log beside the losses."""
+        """Metrics to log besides the losses."""
         return {}
 
 
 AnyMethod: TypeAlias = Method[Any]
-"""A method of any net."""
+"""A method with any class of net."""

@@ -1,4 +1,4 @@
-"""Distral (Teh et al. 2017): several games at the same time, their policies held near one that is distilled of them."""
+"""Distral (Teh et al. 2017): several games at the same time, with policies regularised towards a distilled policy."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from kfrl.nets.init import HEAD_GAINS, orthogonal
 from kfrl.optim.groups import ParameterGroup
 
 DISTILLED = "distilled"
-"""The logits of pi_0 among the extras of an output."""
+"""Key of the logits of pi_0 in the extras of an output."""
 
 
 class GamesNet(nn.Module):
-    """A net that plays several games; each game has its own actions, found by name among those of all games."""
+    """A net for several games; each game has its own subset of all games' actions."""
 
     def __init__(self, specs: Sequence[NetSpec]) -> None:
-        """Find the actions of the games."""
+        """Compute the union of the games' actions, and the indices of each game's actions in it."""
         super().__init__()
         self.actions = tuple(name for name in ALL_ACTIONS if any(name in spec.actions for spec in specs))
         self._indices = {spec.game: [self.actions.index(name) for name in spec.actions] for spec in specs}
 
     @abstractmethod
     def forward(self, game: str, obs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits (B, A) of a game, values (B,) and, with two columns, the logits (B, A) of pi_0 that are in them."""
+        """Logits (B, A) of a game, values (B,) and, with two columns, the logits (B, A) of pi_0 that they contain."""
 
     @abstractmethod
     def export(self, game: str) -> nn.Module:
-        """The policy of `game` and its value as one net that knows no other game."""
+        """A net with the policy and the value of `game` only."""
 
     @abstractmethod
     def groups(self) -> list[ParameterGroup]:
-        """What all games train, and lazily what each trains for itself."""
+        """The parameters that all games train, and a lazy group for each game's own."""
 
 
 class SharedNet(GamesNet):
@@ -60,13 +60,13 @@ class SharedNet(GamesNet):
         self.net = AtariNet(len(self.actions), convs, hidden)
 
     def forward(self, game: str, obs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of the logits those of the game's actions."""
+        """Logits of the game's actions, values (B,), None."""
         logits, values = self.net(obs)
         return logits[:, self._indices[game]], values, None
 
     @torch.no_grad()
     def export(self, game: str) -> nn.Module:
-        """The net without the actions that the game has not."""
+        """The net with only the game's actions."""
         rows = self._indices[game]
         fields = {name: value for name, value in self.net.arch.items() if name != "family"}
         net = AtariNet(len(rows), **fields)
@@ -76,15 +76,14 @@ class SharedNet(GamesNet):
         return net
 
     def groups(self) -> list[ParameterGroup]:
-        """Everything."""
+        """All parameters."""
         return [ParameterGroup(tuple(self.parameters()))]
 
 
 class DistralNet(GamesNet):
-    """h(s), the logits of the distilled policy pi_0, and a net f_i with a value head for each game.
+    """The distilled policy pi_0 with logits h(s), and for each game a net f_i with a value head.
 
-    pi_0 chooses between all actions that a game of the run has; for a game its logits are those of the game's own
-    actions, found by name.
+    pi_0 has the union of the games' actions; for a game, its logits are restricted to the game's actions.
     """
 
     def __init__(self, specs: Sequence[NetSpec], convs: Sequence[Sequence[int]], hidden: int, alpha: float) -> None:
@@ -92,9 +91,9 @@ class DistralNet(GamesNet):
 
         Args:
             specs: The games.
-            convs: Of every net; see `AtariNet`.
-            hidden: Likewise.
-            alpha: Weight of h in a game's logits: `alpha h + f_i`; 0 makes it one column.
+            convs: Convolutions of every net; see `AtariNet`.
+            hidden: Units of the fully connected layer of every net.
+            alpha: Weight of h in a game's logits, `alpha h + f_i`; 0 for one column.
         """
         super().__init__(specs)
         self.alpha = alpha
@@ -109,7 +108,7 @@ class DistralNet(GamesNet):
         return logits
 
     def forward(self, game: str, obs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits (B, A) of pi_i, values (B,) and, with two columns, the logits (B, A) of pi_0 that are in them."""
+        """Logits (B, A) of pi_i, values (B,) and, with two columns, the logits (B, A) of pi_0 that they contain."""
         logits, values = self.games[game](obs)
         if not self.alpha:
             return logits, values, None
@@ -118,7 +117,7 @@ class DistralNet(GamesNet):
 
     @torch.no_grad()
     def export(self, game: str) -> nn.Module:
-        """The policy of `game` and its value as one net that knows no other game."""
+        """A net with the policy and the value of `game` only."""
         own = self.games[game]
         assert isinstance(own, AtariNet)
         if not self.alpha:
@@ -133,7 +132,7 @@ class DistralNet(GamesNet):
         return net
 
     def groups(self) -> list[ParameterGroup]:
-        """The distilled column, which every game trains, and the games' nets, each of which its own game trains."""
+        """The distilled column, which all games train, and a lazy group for each game's net."""
         distilled = ParameterGroup((*self.distilled.parameters(), *self.h.parameters()))
         return [distilled, *(ParameterGroup(tuple(own.parameters()), lazy=True) for own in self.games.values())]
 
@@ -146,25 +145,25 @@ class Settings:
     """Distral. c_Ent is --entropy-coef; alpha = c_KL / (c_KL + c_Ent), beta = 1 / (c_KL + c_Ent)."""
 
     variant: Variant | None = None
-    """A row of the paper's comparison by name, in place of --columns: kl-ent-* have both terms, kl-* have c_KL 1 / beta
-    and no entropy, a3c-* no divergence; 1col and 2col are the columns, a3c-multitask is one net for all games. The
-    Knowledge Flow paper's Table 7 compares with kl-ent-1col."""
+    """A variant of the paper's comparison, instead of --columns. kl-ent-*: both terms. kl-*: c_KL = 1 / beta, no
+    entropy. a3c-*: no divergence. *-1col, *-2col: the columns. a3c-multitask: one net for all games. The Knowledge Flow
+    paper's Table 7 compares with kl-ent-1col."""
     columns: Literal[1, 2] = 2
-    """1: a game's policy is its own net. 2: it is the shared policy's logits, times alpha, plus those of its own
+    """1: a game's logits are those of its own net. 2: alpha times the shared policy's logits plus those of its own
     net."""
     c_kl: NonNegative = 0.01
     """Weight of the divergence of a game's policy from the shared one."""
 
 
 class Distral(Method[GamesNet]):
-    """Rewards regularised by c_KL and c_Ent inside A3C's return, and pi_0 distilled of the games' policies.
+    """A3C with rewards regularised by c_KL and c_Ent, and pi_0 distilled from the games' policies.
 
     With c_KL = alpha / beta and c_Ent = (1 - alpha) / beta (Teh et al., section 2):
 
         R_i^reg = R_i + (alpha / beta) log pi_0(a|s) - (1 / beta) log pi_i(a|s)
         R_i + E_pi_i[R_i^reg - R_i] = R_i - c_KL D_KL[pi_i || pi_0] + c_Ent H(pi_i)
 
-    The second line is used: it has the same expected gradient, and usually less noise.
+    The second form is used: it has the same expected gradient, and usually less noise.
     """
 
     takes_sources = "beside"
@@ -192,7 +191,7 @@ class Distral(Method[GamesNet]):
 
     @property
     def alpha(self) -> float:
-        """The share of the divergence in the regularisation."""
+        """alpha: the share of the divergence in the regularisation."""
         return self.c_kl / (self.c_kl + self.c_ent)
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
@@ -200,7 +199,7 @@ class Distral(Method[GamesNet]):
         return (Phase((spec, *spec.sources), self.config.steps),)
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> GamesNet:
-        """A net for each game, and the distilled one; or one net for all."""
+        """The distilled policy and a net for each game; or one net for all games."""
         self.game = spec.game
         specs, convs, hidden = (spec, *spec.sources), self.config.convs, self.config.hidden
         if self.one_net:
@@ -209,11 +208,11 @@ class Distral(Method[GamesNet]):
         return self.started(DistralNet(specs, convs, hidden, weight if self.columns == 2 else 0.0))
 
     def parameter_groups(self, net: GamesNet) -> list[ParameterGroup]:
-        """What every worker trains, and the games' nets, each of which its own workers train."""
+        """The groups of the net."""
         return net.groups()
 
     def forward(self, net: GamesNet, obs: Tensor, context: Context) -> Output:
-        """Logits and values of this worker's game, with the logits of pi_0 where the update will read them."""
+        """Logits and values of this worker's game, with the logits of pi_0 if the update needs them."""
         logits, values, distilled = net(self.task.game, obs)
         if distilled is None and isinstance(net, DistralNet) and torch.is_grad_enabled():
             distilled = net.distilled_logits(self.task.game, obs)
@@ -221,7 +220,7 @@ class Distral(Method[GamesNet]):
 
     @torch.no_grad()
     def rewards(self, net: GamesNet, rollout: Rollout) -> Tensor:
-        """R_i^reg of each step, its logarithms in expectation over the actions instead of those of the action taken."""
+        """The regularised reward of each step, in expectation over the actions instead of for the action taken."""
         if self.plain:
             return rollout.rewards
         distilled = rollout.output.extras.get(DISTILLED)
@@ -232,18 +231,18 @@ class Distral(Method[GamesNet]):
         return rollout.rewards + regularisation.view_as(rollout.rewards)
 
     def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A3C's own; its entropy bonus is the regularisation's other part, and c_Ent may be 0."""
+        """A3C's terms; its entropy bonus is a part of the regularisation, and left out if c_Ent is 0."""
         return {name: term for name, term in terms.items() if name != "entropy" or self.c_ent}
 
     def losses(self, net: GamesNet, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """c_KL D_KL[pi_i || pi_0], which trains both."""
+        """c_KL D_KL[pi_i || pi_0], which trains both policies."""
         if not self.c_kl:
             return {}
         divergence = kl_divergence(batch.logits, batch.output.extras[DISTILLED])
         return {"distilled": self.c_kl * divergence.sum() / batch.num_envs}
 
     def export(self, net: GamesNet) -> nn.Module:
-        """The policy of the run's own game: with two columns both of them, in one net."""
+        """The policy of the run's own game; with two columns, both in one net."""
         return net.export(self.game)
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: a student starts from one teacher's body with new heads; all of it trains, or the heads alone."""
+"""Fine-tuning: the student starts with a teacher's body and new heads; all layers are trained, or only the heads."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class Settings:
     """Fine-tuning."""
 
     heads_only: bool = False
-    """The teacher's body stays as it is, and the new policy and value heads alone are trained (the progressive nets
-    paper's baseline 2; training everything is its baseline 3)."""
+    """Train only the new policy and value heads and keep the teacher's body fixed (the progressive nets paper's
+    baseline 2; training all layers is its baseline 3)."""
 
 
 class FineTune(Method):
-    """Copies conv and fully connected layers; policy and value heads start afresh."""
+    """Fine-tuning on a game: copies the convolutions and the fully connected layer; the heads are new."""
 
     takes_teachers = "one"
     Settings = Settings
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> AtariNet:
-        """A plain net of the teacher's shape, whatever the student's settings say of conv and hidden sizes."""
+        """A plain net with the teacher's shape; the settings `convs` and `hidden` are not used."""
         (teacher,) = teachers
         if type(teacher.net) is not AtariNet:
             raise UserError(
-                f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}, whose body fits no Atari student. "
-                "--method knowledge-flow and --method progressive take teachers of any shape."
+                f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}, whose body an Atari student cannot use. "
+                "--method knowledge-flow and --method progressive accept teachers of any shape."
             )
         arch = teacher.net.arch
         net = AtariNet(len(spec.actions), arch["convs"], arch["hidden"])

@@ -1,4 +1,4 @@
-"""PathNet (Fernando et al. 2017): a population of paths through a net of modules, which evolves while they train."""
+"""PathNet (Fernando et al. 2017): a population of paths through a net of modules evolves while the modules train."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kfrl.nets.atari.pathnet import LastLayer, ModularNet, Path, PathNet
 from kfrl.optim.groups import ParameterGroup
 
 MUTATION_REACH = 2
-"""A mutated element moves by a number from -2 to 2."""
+"""A mutation adds a number from -2 to 2 to an element."""
 
 
 def path_of(genotype: Tensor) -> Path:
@@ -30,25 +30,25 @@ def path_of(genotype: Tensor) -> Path:
 
 
 def mutate(genotype: Tensor, modules: int) -> Tensor:
-    """A copy of (L, N) in which each element, with probability 1 / (N L), has moved by -2 to 2, modulo M."""
+    """A copy of (L, N); with probability 1 / (N L), a number from -2 to 2 is added to each element, modulo M."""
     chosen = torch.rand(genotype.shape) < 1.0 / genotype.numel()
     moves = torch.randint(-MUTATION_REACH, MUTATION_REACH + 1, genotype.shape)
     return (genotype.cpu() + moves * chosen) % modules
 
 
 class Population(nn.Module):
-    """P genotypes and what each scored; in shared memory, where each worker writes its own share only."""
+    """P genotypes and their fitness, in shared memory; each worker writes only its share."""
 
     genotypes: Tensor
-    """(P, L, N) int64: a module's index."""
+    """(P, L, N) int64: indices of modules."""
     fitness: Tensor
-    """(P,) the mean return of its last games; -inf while it has not played."""
+    """(P,) mean return of the genotype's last games; -inf if it has not played yet."""
 
     turns: Tensor
-    """(workers,) int64: which genotype each worker plays."""
+    """(workers,) int64: index of the genotype that each worker plays."""
 
     def __init__(self, size: int, layers: int, width: int, modules: int, workers: int) -> None:
-        """Draw random genotypes: P, L, N, M; and give each worker its first."""
+        """Draw P random genotypes, of L layers with N of M modules, and assign each worker its first one."""
         super().__init__()
         self.modules_per_layer = modules
         self.register_buffer("turns", torch.zeros(workers, dtype=torch.int64))
@@ -57,14 +57,14 @@ class Population(nn.Module):
         self.renew()
 
     def renew(self) -> None:
-        """Draw a new population, which nobody has played."""
+        """Draw a new population."""
         self.genotypes.copy_(torch.randint(self.modules_per_layer, self.genotypes.shape))
         self.fitness.fill_(-math.inf)
         self.turns.copy_(torch.arange(len(self.turns)))
 
     @property
     def played(self) -> Tensor:
-        """(P,) bool: which have a fitness."""
+        """(P,) bool: whether a genotype has a fitness."""
         return self.fitness.isfinite()
 
     @property
@@ -73,13 +73,13 @@ class Population(nn.Module):
         return path_of(self.genotypes[int(self.fitness.argmax())])
 
     def fix(self, width: int) -> None:
-        """Give every worker the same path: the first `width` modules of each layer."""
+        """Set all genotypes to the same path: the first `width` modules of each layer."""
         self.genotypes.copy_(torch.arange(width) % self.modules_per_layer)
 
     def compete(self, index: int, fitness: float, rivals: int) -> None:
-        """Genotype `index` has scored `fitness`; the first of B random others that is no worse takes its place.
+        """Set the fitness of genotype `index`, and compare it with B random others.
 
-        What overwrites it is a mutated copy, which has yet to play.
+        The first of them with at least this fitness replaces it by a mutated copy, which has no fitness yet.
         """
         self.fitness[index] = fitness
         others = [other for other in torch.randperm(len(self.fitness)).tolist() if other != index]
@@ -91,11 +91,11 @@ class Population(nn.Module):
 
 
 class EvolvingPathNet(PathNet):
-    """The modules with the population that chooses between them."""
+    """A PathNet with its population of paths."""
 
     population: Population
     unchosen: Tensor
-    """() int64: earlier games whose frozen path no tournament chose."""
+    """() int64: number of earlier games whose frozen path was not chosen by fitness."""
 
 
 class FitnessGames:
@@ -105,13 +105,13 @@ class FitnessGames:
     """
 
     def __init__(self, episodes: int, num_envs: int, t_max: int) -> None:
-        """Of at least `episodes` games, in K environments, with rollouts of `t_max` steps."""
+        """Collect at least `episodes` games from K environments, with rollouts of `t_max` steps."""
         self._quota, self._num_envs, self._t_max = math.ceil(episodes / num_envs), num_envs, t_max
         self._scores: dict[int, list[float]] = defaultdict(list)
         self._rollouts = 0
 
     def add(self, rollout: Batch) -> None:
-        """Count the games that ended; not those that another genotype played for a rollout or more."""
+        """Add the games that ended, without those that another genotype played for a rollout or more."""
         self._rollouts += 1
         longest = (self._rollouts + 1) * self._t_max
         for episode in rollout.episodes:
@@ -132,29 +132,29 @@ class Settings:
     modules: Count = 10
     """M, modules in each layer."""
     active_modules: Count = 4
-    """N, the most of them that a path uses."""
+    """N, most modules of a layer in a path."""
     module_convs: tuple[tuple[int, int, int], ...] = ((8, 8, 4), (8, 4, 2), (8, 3, 1))
-    """A module in each layer but the last: (filters, kernel, stride)."""
+    """(filters, kernel, stride) of the modules in each layer but the last."""
     module_units: Count = 256
     """Units of a module in the last layer."""
     population: Count = 64
-    """P, genotypes; a worker plays its share of them in turn."""
+    """P, number of genotypes; a worker plays its share of them in turn."""
     tournament_episodes: Count = 10
-    """T, games that a genotype plays before each tournament; rounded up to a multiple of a worker's games."""
+    """T, games of a genotype before each tournament; rounded up to a multiple of a worker's environments."""
     rivals: Count = 10
-    """B, others whose scores it then meets."""
+    """B, number of genotypes that it is then compared with."""
     last_layer: LastLayer = "sum"
-    """What the last layer makes of its modules: sum as in the paper, or mean as its published results had."""
+    """How the last layer combines its modules: sum as in the paper, or mean as in its published results."""
     control: Literal["none", "scratch", "fine-tuned"] = "none"
-    """One of the paper's controls: one fixed path of N modules a layer in the place of a population, trained on the
-    run's own game alone (scratch), or on the source games before it, without a freeze (fine-tuned)."""
+    """One of the paper's controls, with one fixed path of N modules per layer instead of a population. scratch: trained
+    on the run's own game only. fine-tuned: trained on the source games first, without freezing."""
 
 
 class PathNetMethod(Method[EvolvingPathNet]):
-    """A tournament of paths in each source game, whose best path is frozen, and then in the run's own game.
+    """A tournament of paths in each source game, after which the best path is frozen, and then in the run's own game.
 
-    Each worker plays its share of the population in turn, a genotype for T games; A3C trains the path's modules
-    meanwhile, and no others.
+    Each worker plays its share of the population in turn, each genotype for T games. A3C trains only the modules of the
+    path that is played.
     """
 
     takes_sources = "before"
@@ -162,28 +162,28 @@ class PathNetMethod(Method[EvolvingPathNet]):
     Settings = Settings
 
     def __init__(self, config: TrainConfig) -> None:
-        """Keep the settings.
+        """Store the settings.
 
         Raises:
-            UserError: more workers than genotypes.
+            UserError: there are more workers than genotypes.
         """
         super().__init__(config)
         self.workers = config.shape.workers
         self.fixed = self.own.control != "none"
         if not self.fixed and self.own.population < self.workers:
             raise UserError(
-                f"Each of {self.workers} workers needs a genotype of its own, got --population "
+                f"Each of {self.workers} workers needs its own genotype, got --population "
                 f"{self.own.population}. Give fewer --workers or a larger population."
             )
 
     @classmethod
     def check_sources(cls, name: str, count: int, steps: int | None) -> None:
-        """Their absence is for `build` to judge, which knows whether the run is the control without any."""
+        """Check the source games. `build` checks that there are some, because one control has none."""
         if count:
             super().check_sources(name, count, steps)
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
-        """A source game after the other, then the run's own."""
+        """One source game after the other, then the run's own game."""
         steps = self.config.source_steps
         assert steps is not None
         return (*(Phase((source,), steps, source=True) for source in spec.sources), Phase((spec,), self.config.steps))
@@ -192,12 +192,12 @@ class PathNetMethod(Method[EvolvingPathNet]):
         """All modules, a pair of heads for each game, and a random population.
 
         Raises:
-            UserError: no source games, or some for the control that has none.
+            UserError: there are no source games, or there are some for the control without source games.
         """
         if self.own.control != "scratch":
             super().check_sources("pathnet", len(spec.sources), None)
         elif spec.sources:
-            raise UserError("--control scratch learns the run's own game alone. Leave --source-games out.")
+            raise UserError("--control scratch learns only the run's own game. Leave --source-games out.")
         self.game = spec.game
         settings: Settings = self.own
         outputs = {task.game: len(task.actions) for task in (*spec.sources, spec)}
@@ -218,7 +218,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
         return net
 
     def begin(self, net: EvolvingPathNet, phase: int, task: NetSpec, rank: int) -> None:
-        """Go on with the genotype of this worker's share whose turn it is, its games from the first."""
+        """Start with the worker's present genotype, and with the first of its games."""
         super().begin(net, phase, task, rank)
         net.layers.requires_grad_(False)
         for module in net.free_modules():
@@ -231,7 +231,7 @@ class PathNetMethod(Method[EvolvingPathNet]):
         self._games = FitnessGames(self.own.tournament_episodes, shape.envs_per_worker, shape.t_max)
 
     def end_phase(self, net: EvolvingPathNet, play: Play) -> Iterable[str]:
-        """Freeze the best path, re-initialise the other modules, and draw a new population; a control goes on."""
+        """Freeze the best path, re-initialise the free modules, and draw a new population; not in a control."""
         if self.fixed:
             return ()
         net.unchosen += int(not net.population.played.any())
@@ -240,17 +240,18 @@ class PathNetMethod(Method[EvolvingPathNet]):
         return ()
 
     def caveat(self, net: EvolvingPathNet) -> str:
-        """In how many phases no path won its place."""
+        """A sentence on the games in which no path had a fitness."""
         phases = int(net.unchosen) + (not net.population.played.any())
         if self.fixed or not phases:
             return ""
         return (
-            f"In {phases} of {self.phase + 1} games no path has finished the games for its fitness, so the path taken as "
-            "the best is a random one. Give more steps, fewer --tournament-episodes or fewer --envs-per-worker."
+            f"In {phases} of {self.phase + 1} games no path has finished the games for its fitness, so the "
+            "path taken as the best is a random one. Give more steps, fewer --tournament-episodes or fewer "
+            "--envs-per-worker."
         )
 
     def parameter_groups(self, net: EvolvingPathNet) -> list[ParameterGroup]:
-        """The game's heads, and each module by itself, so that those off the path stay as they are."""
+        """The game's heads, and a lazy group for each free module, so that unused modules do not change."""
         heads = ParameterGroup(tuple(net.heads[self.task.game].parameters()))
         return [heads, *(ParameterGroup(tuple(module.parameters()), lazy=True) for module in net.free_modules())]
 
@@ -259,15 +260,15 @@ class PathNetMethod(Method[EvolvingPathNet]):
         return Output(*net(obs, self.path(net), self.task.game))
 
     def path(self, net: EvolvingPathNet) -> Path:
-        """Of the genotype that this worker plays."""
+        """The path of this worker's genotype."""
         return path_of(net.population.genotypes[self._index])
 
     def after_rollout(self, rollout: Rollout) -> None:
-        """Count the games that ended."""
+        """Add the games that ended."""
         self._games.add(rollout)
 
     def after_update(self, net: EvolvingPathNet, progress: float) -> None:
-        """When the genotype has played its games: the tournament, and the next of this worker's share."""
+        """After the games of a genotype: run the tournament, and start the next genotype of this worker's share."""
         fitness = self._games.fitness
         if fitness is None or self.fixed:
             return
@@ -278,11 +279,11 @@ class PathNetMethod(Method[EvolvingPathNet]):
         self._start_games()
 
     def export(self, net: EvolvingPathNet) -> ModularNet:
-        """The best path, and nothing but its modules."""
+        """A net with the modules of the best path only."""
         return net.along(net.population.best, self.game)
 
     def metrics(self, net: EvolvingPathNet) -> dict[str, float]:
-        """The population's fitness, if it has any, and what the best path has of the source games' modules."""
+        """The population's fitness, if it has any, and the numbers of modules and frozen modules in the best path."""
         fitness = net.population.fitness
         played = fitness[net.population.played]
         best = net.population.best

@@ -1,4 +1,4 @@
-"""Policy distillation (Rusu et al. 2016): the student imitates teachers in their own games; rewards do not count."""
+"""Policy distillation (Rusu et al. 2016): the student imitates teachers in their own games, without rewards."""
 
 from __future__ import annotations
 
@@ -30,27 +30,28 @@ from kfrl.nets.hooks import features_of, layer_shapes
 from kfrl.optim.groups import ParameterGroup
 
 EPSILON = 0.05
-"""How often a Q-network that collects data acts at random."""
+"""Probability of a random action when a Q-network plays."""
 Q_TEMPERATURE = 0.01
-"""Q values of different actions are close together; the paper sharpens them."""
+"""The paper's temperature for Q values, which differ little between actions."""
 
 
 @dataclass(frozen=True)
 class ImitationSettings:
-    """What all methods that imitate teachers' policies can set."""
+    """Settings of all methods that imitate teachers' policies."""
 
     temperature: Positive | None = None
-    """Teachers' logits are divided by it. Default: 1; policy-distillation 0.01 for Q values (the papers)."""
+    """Temperature by which teachers' logits are divided. Default: 1; policy-distillation 0.01 for Q values (the
+    papers)."""
     distill_actor: Literal["teacher", "student"] | None = None
-    """Who plays the games that are imitated. Default: the teacher under policy-distillation, the student, who meets its
-    own mistakes, under actor-mimic (the papers)."""
+    """The policy that plays the teachers' games. Default: the teacher in policy-distillation, the student in
+    actor-mimic (the papers)."""
     epsilon: Fraction | None = None
-    """Whoever acts takes its best action, and one at random with this probability (actor-mimic's paper: 0.1). Default:
-    it samples its policy; with Q values, 0.05."""
+    """Act epsilon-greedily with this probability of a random action (actor-mimic's paper: 0.1). Default: sample from
+    the policy; with Q values, 0.05."""
     replay_reuse: Positive = 2.0
-    """Samples of an update for each sample of a rollout, drawn from memory."""
+    """Samples drawn from the replay buffer for each sample of a rollout."""
     replay_memory: Count = 16_384
-    """Samples that all workers together remember; 28 KB each."""
+    """Samples in the replay buffers of all workers together; 28 KB each."""
     kl_direction: Direction = "forward"
     """forward: KL[teacher || student] as in the papers; reverse: KL[student || teacher]; mixed: the mean of both."""
 
@@ -60,18 +61,18 @@ class Settings(ImitationSettings):
     """Policy distillation."""
 
     distill_loss: Literal["kl", "nll", "mse"] = "kl"
-    """KL to the teacher's policy, log-likelihood of its best action, or squared error of its logits or Q values. The
-    paper compares all three; KL is its best."""
+    """Loss: KL to the teacher's policy, negative log-likelihood of its best action, or squared error of its logits or Q
+    values. The paper compares all three; KL is best."""
 
 
 Net = TypeVar("Net", bound=MultiTaskNet)
 
 
 class Imitation(Method[Net], Generic[Net]):
-    """A student imitates teachers in their own games, one teacher for each game.
+    """Base class of methods in which a student imitates one teacher in each of their games.
 
-    Samples are drawn from a replay buffer of each worker's own game, so a batch is of one game; or from stored answers,
-    with which no game is played and no teacher runs.
+    Samples are drawn from the replay buffer of each worker, so that a batch is of one game; or from stored answers, and
+    then no game is played and no teacher is run.
     """
 
     takes_teachers = "some"
@@ -79,11 +80,11 @@ class Imitation(Method[Net], Generic[Net]):
     trains_value = False
     Settings = ImitationSettings
     teacher_acts = True
-    """Who acts, unless the settings say."""
+    """Whether the teacher acts by default."""
     q_temperature = Q_TEMPERATURE
 
     def __init__(self, config: TrainConfig) -> None:
-        """Keep the settings; teachers come with `build`."""
+        """Store the settings; `build` gets the teachers."""
         super().__init__(config)
         self._teachers: dict[str, Teacher] = {}
         self._memory = Memory(self.own.replay_memory // config.shape.workers)
@@ -91,11 +92,11 @@ class Imitation(Method[Net], Generic[Net]):
 
     @property
     def memory_bytes(self) -> float:
-        """The memory that updates draw from; stored answers stay on the disk."""
+        """Bytes of the replay buffers; stored answers stay on the disk."""
         return 0.0 if self.config.answers else float(SAMPLE_BYTES * self.own.replay_memory)
 
     def notes(self, net: Net) -> Sequence[str]:
-        """What stored answers amount to."""
+        """A sentence on the stored answers, if there are any."""
         if not self._answers:
             return ()
         held = "; ".join(
@@ -104,12 +105,12 @@ class Imitation(Method[Net], Generic[Net]):
             for file in self._answers.values()
         )
         return (
-            "No game is played and no teacher runs while it imitates: each step stands for "
+            "While the student imitates, no game is played and no teacher is run: each step counts as "
             f"{self.own.replay_reuse:g} samples of {held}.",
         )
 
     def parameter_groups(self, net: Net) -> list[ParameterGroup]:
-        """What all games train, and lazily what each trains for itself."""
+        """The parameters that all games train, and a lazy group for each game's own."""
         own = [tuple(part.parameters()) for part in self.parts_of_games(net)]
         apart = {id(parameter) for part in own for parameter in part}
         shared = tuple(p for p in net.parameters() if p.requires_grad and id(p) not in apart)
@@ -117,14 +118,18 @@ class Imitation(Method[Net], Generic[Net]):
 
     @abstractmethod
     def parts_of_games(self, net: Net) -> list[nn.Module]:
-        """What a game trains for itself, of each game."""
+        """For each game, the part of the net that only this game trains."""
 
     def take(self, teachers: Sequence[Teacher], specs: Sequence[NetSpec]) -> None:
-        """Keep the teachers by game; there has to be one for each, with actions that the game has."""
+        """Store the teachers by game; each game needs one, with at least one action of the game.
+
+        Raises:
+            UserError: a game has no suitable teacher or no stored answers, or two teachers have the same game.
+        """
         self._teachers = {teacher.card.game: teacher for teacher in teachers}
         if len(self._teachers) < len(teachers):
             raise UserError(
-                f"Method {self.config.method_name} takes one teacher for each game, got "
+                f"Method {self.config.method_name} accepts one teacher for each game, got "
                 f"{', '.join(f'{teacher.name} for {teacher.card.game}' for teacher in teachers)}."
             )
         self._answers = {file.card.game: file for file in open_all(self.config.answer_files)}
@@ -147,17 +152,17 @@ class Imitation(Method[Net], Generic[Net]):
                 )
 
     def _check_stored(self, spec: NetSpec) -> None:
-        """Refuse answers of other rules of play than the run's, or without what the method reads."""
+        """Refuse stored answers of other rules than the run's, and --distill-actor with stored answers."""
         answers_for(tuple(self._answers.values()), get_protocol(self.config.protocol, spec.game))
         if self.own.distill_actor is not None:
             raise UserError(
-                f"--distill-actor {self.own.distill_actor} says who plays, and with --answers nobody does. "
-                "Leave it out; `kfrl collect --actor` said who played."
+                f"--distill-actor {self.own.distill_actor} has no effect with --answers, because no game is played. "
+                "Leave it out; `kfrl collect --actor` chooses the policy that plays."
             )
 
     @property
     def teacher(self) -> Teacher:
-        """Of the game that this process plays."""
+        """The teacher of this process's game."""
         return self._teachers[self.task.game]
 
     def read(self, obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +173,7 @@ class Imitation(Method[Net], Generic[Net]):
         return in_order(seen[policy], self.teacher.card.actions, self.task.actions), seen[hidden].relu()
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
-        """The teacher's policy, or the student's own."""
+        """The logits of the actor that the settings choose: the teacher or the student."""
         actor = self.own.distill_actor
         student_acts = actor == "student" or (actor is None and not self.teacher_acts)
         acting, epsilon = logits if student_acts else context[0], self.own.epsilon
@@ -177,7 +182,11 @@ class Imitation(Method[Net], Generic[Net]):
         return acting if epsilon is None else epsilon_greedy(acting, epsilon)
 
     def remembered(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Samples of this rollout and earlier ones, or stored ones: observations and what the teacher made of them."""
+        """Samples from the replay buffer, to which the rollout is added, or from stored answers.
+
+        Returns:
+            Observations, and the teacher's outputs on them as in `features`.
+        """
         count = max(1, round(len(batch.values) * self.own.replay_reuse))
         if self._answers:
             file = self._answers[self.task.game]
@@ -189,11 +198,11 @@ class Imitation(Method[Net], Generic[Net]):
 
     @abstractmethod
     def stored(self, file: Answers, rows: Tensor) -> tuple[Tensor, ...]:
-        """What `features` would give on `rows` (n,) of a file's observations."""
+        """The outputs of `features` for `rows` (n,) of a file, read from its stored answers."""
 
     @property
     def temperature(self) -> float:
-        """Tau: as set, or what suits the teacher's kind."""
+        """Tau: the setting, or the default for the teacher's kind of head."""
         return self.own.temperature or (self.q_temperature if self._q_values else 1.0)
 
     @property
@@ -216,15 +225,15 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
     former_settings = ("feature_coef",)
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
-        """Every teacher's game at the same time."""
+        """All teachers' games at the same time."""
         stored = bool(self.config.answers)
         return (Phase((spec, *spec.sources), self.config.steps, imitates=stored, stored=stored),)
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> MultiTaskNet:
-        """The student with a head for its own game, and one for each other teacher's.
+        """The student, with a head for its own game and one for each other teacher's game.
 
         Raises:
-            UserError: teachers that cannot be imitated, or a direction of a loss that is no KL.
+            UserError: a teacher cannot be imitated, or a direction is given for a loss other than KL.
         """
         if self.own.kl_direction != "forward" and self.own.distill_loss != "kl":
             raise UserError(
@@ -237,11 +246,11 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
         return MultiTaskNet(student, {source.game: len(source.actions) for source in spec.sources})
 
     def parts_of_games(self, net: MultiTaskNet) -> list[nn.Module]:
-        """The heads, where there are several."""
+        """The heads, if there are several."""
         return [net.student.policy, *net.policies.values()] if len(net.policies) else []
 
     def features(self, net: MultiTaskNet, obs: Tensor) -> Context:
-        """The teacher's logits; -inf for an action that it has not."""
+        """The teacher's logits; -inf for an action that it lacks."""
         return self.read(obs)[:1]
 
     def stored(self, file: Answers, rows: Tensor) -> tuple[Tensor, ...]:
@@ -249,16 +258,16 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
         return (file.logits(self.teacher, self.task.actions, rows),)
 
     def forward(self, net: MultiTaskNet, obs: Tensor, context: Context) -> Output:
-        """Logits of the head of the game that this process plays."""
+        """Logits of the head of this process's game."""
         game = self.task.game
         return Output(*net(obs, game if game in net.policies else None))
 
     def rl_terms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Nothing: rewards do not count."""
+        """None: rewards are not used."""
         return {}
 
     def losses(self, net: MultiTaskNet, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """The distillation on samples from memory, scaled as a rollout's sum."""
+        """The distillation loss on samples of the replay buffer, scaled like a sum over a rollout."""
         obs, targets = self.remembered(batch)
         logits = self.forward(net, obs, ()).logits
         loss = {"kl": self._kl, "nll": negative_log_likelihood, "mse": squared_error}[self.own.distill_loss]
@@ -269,22 +278,22 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
 
 
 def _layers(teacher: Teacher) -> tuple[str, str]:
-    """The names of the layers whose outputs are its last hidden pre-activations and its logits.
+    """The names of the teacher's last hidden layer and of its layer of logits.
 
     Raises:
-        UserError: the net does not name them.
+        UserError: the net does not name its layers.
     """
     hidden, heads = getattr(teacher.net, "hidden_layers", ()), getattr(teacher.net, "head_layers", ())
     if not (hidden and heads):
         raise UserError(
-            f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}, which does not say which of its layers are "
-            "hidden and which are its heads: there is nothing to imitate."
+            f"Teacher {teacher.name!r} is a {type(teacher.net).__name__}, which does not name its hidden layers and "
+            "heads, so it cannot be imitated."
         )
     return hidden[-1], heads[0]
 
 
 def hidden_units(teacher: Teacher) -> int:
-    """How many activations its last hidden layer has."""
+    """The number of activations of the teacher's last hidden layer."""
     hidden, _ = _layers(teacher)
     arch = arch_of(teacher.net)
     stack, size = arch["frame_stack"], arch["screen_size"]

@@ -1,4 +1,4 @@
-"""Progressive nets (Rusu et al. 2016) as a method: a new column that reads frozen ones, in training and ever after."""
+"""Progressive nets (Rusu et al. 2016) as a method: a new column with laterals from frozen columns."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ class Settings:
     """Progressive nets."""
 
     initial_scalar: Positive = 0.1
-    """alpha at the start: the learned scalar that a frozen column's activations are multiplied by (the paper samples
-    1, 0.1, 0.01)."""
+    """Initial alpha, the learned scalar on a frozen column's activations (the paper samples 1, 0.1, 0.01)."""
     random_columns: bool = False
-    """Frozen columns of the teachers' shapes with random weights (the paper's baseline 4)."""
+    """Use frozen columns with the teachers' shapes and random weights (the paper's baseline 4)."""
 
 
 class Progressive(Method[ProgressiveNet]):
-    """Every teacher is a frozen column; the student is the trained one, with laterals from all of them.
+    """Every teacher is a frozen column; the student is the trained column, with laterals from all of them.
 
-    The exported net holds the frozen columns too: that is what plays.
+    The exported net contains the frozen columns, because it needs them to play.
     """
 
     takes_teachers = "some"
@@ -37,9 +36,9 @@ class Progressive(Method[ProgressiveNet]):
     Settings = Settings
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> ProgressiveNet:
-        """The student's column beside the teachers' nets themselves, which stay where they are in memory.
+        """The student's column and the teachers' nets, which are not copied.
 
-        Under `random_columns` beside fresh nets of their shapes, the same in all processes: they are not trained.
+        With `random_columns`, new nets with their shapes; they are not trained, so all processes share their weights.
         """
         columns = {teacher.name: teacher.net for teacher in teachers}
         if self.own.random_columns:
@@ -48,7 +47,7 @@ class Progressive(Method[ProgressiveNet]):
         return ProgressiveNet(len(spec.actions), columns, config.convs, config.hidden, initial_scalar=scalar)
 
     def features(self, net: ProgressiveNet, obs: Tensor) -> Context:
-        """What the frozen columns make of a screen."""
+        """The activations of the frozen columns."""
         return net.features(obs)
 
     def forward(self, net: ProgressiveNet, obs: Tensor, context: Context) -> Output:
@@ -56,12 +55,12 @@ class Progressive(Method[ProgressiveNet]):
         return Output(*net(obs, context))
 
     def metrics(self, net: ProgressiveNet) -> dict[str, float]:
-        """Alpha of each frozen column, by the layer that its lateral goes into."""
+        """Alpha of each frozen column, by the layer that reads its lateral."""
         return {f"progressive/alpha/{column}/{layer}": alpha for (column, layer), alpha in net.scalars().items()}
 
 
 def _fresh(teacher: Teacher) -> nn.Module:
-    """A net of a teacher's shape, as a new run would begin with."""
+    """A net with a teacher's shape and new weights."""
     return build_net(arch_of(teacher.net), len(teacher.card.actions)).eval().requires_grad_(False)
 
 

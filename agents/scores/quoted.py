@@ -1,4 +1,4 @@
-"""Scores that others published: shown beside ours, never part of a statistic."""
+"""Published scores of others, shown for comparison and not used in any statistic."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Quoted:
-    """One published score, as printed there."""
+    """One published score, as printed in its source."""
 
     source: str
     """Paper and table, or repository and commit."""
     rom: str
     method: str
     teachers: str
-    """As the source names them; empty without teachers."""
+    """The teachers, as the source names them; empty without teachers."""
     score: float
     """Raw points."""
     approximate: bool
-    """The source read it off a plot."""
+    """Whether the source read it off a plot."""
     protocol: str
-    """How it was measured, where that is known."""
+    """How it was measured, if known."""
     max_frames: int | None
-    """The cap of a game; None where the source does not say."""
+    """The frame cap of a game; None if not known."""
 
 
 @functools.cache
 def quoted_scores() -> tuple[Quoted, ...]:
-    """Every published score that ships with kfrl, source by source."""
+    """All published scores that kfrl ships, grouped by source."""
     lines = Path(__file__).with_name("quoted_scores.csv").read_text(encoding="utf-8").splitlines()
     rows = csv.DictReader(line for line in lines if not line.startswith("#"))
     return tuple(

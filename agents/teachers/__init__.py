@@ -1,1 +1,1 @@
-"""Teachers: frozen nets found by name, read from files that are never unpickled."""
+"""Teachers: frozen nets, found by name and read from files without unpickling."""

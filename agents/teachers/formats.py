@@ -1,4 +1,4 @@
-"""The native agent file and its card."""
+"""Kfrl's agent file and its card."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ FORMAT = "kfrl-agent-1"
 
 @dataclass(frozen=True)
 class Card(ModelCard):
-    """What a file says of the agent in it."""
+    """The card of an agent on a game."""
 
     game: str
     """The ROM's name."""
     actions: tuple[str, ...]
     """The actions by name, in the order of the logits."""
     arch: dict[str, Any]
-    """What `build_net` needs."""
+    """The architecture block for `build_net`."""
     steps: int = 0
-    """Agent steps that it was trained for."""
+    """Agent steps of its training."""
     protocol: dict[str, Any] = field(default_factory=dict)
-    """The rules of its training."""
+    """The protocol of its training."""
     preprocessing: Preprocessing = ALE
-    """The pictures that it was trained on, and the buttons that its wrappers press for it."""
+    """Its preprocessing in training, and the buttons that its wrappers press."""
     curve: tuple[tuple[int, float], ...] = ()
-    """(agent steps, mean raw return of the student alone) along its training."""
+    """(agent steps, mean raw return of the student alone) during training."""
     trains_value: bool = True
-    """Whether its value head was trained; it is a random one where not."""
+    """Whether its value head was trained; if not, its values are random."""
     notes: str = ""
     caveat: str = ""
-    """What its scores must not be quoted without."""
+    """A sentence that must be quoted with its scores."""
 
     @property
     def mean_score(self) -> float | None:
@@ -55,21 +55,21 @@ class Card(ModelCard):
 
 @dataclass(frozen=True)
 class Teacher(SavedModel[Card]):
-    """A loaded agent."""
+    """An agent on a game, loaded from its file."""
 
     weights: Path | None = None
-    """Of a layer table: the file of weights that it describes."""
+    """The file of weights, if it was read through a layer table."""
     loaded: tuple[str, ...] = ()
-    """Of another program's file: what became of each of its tensors."""
+    """How each tensor of another program's file was used, a line each."""
 
     @property
     def sha256(self) -> str:
-        """The checksum of all that it was read from."""
+        """The checksum of the files that it was read from."""
         return sha256(self.path, self.weights) if self.weights and not self.checksum else super().sha256
 
 
 def save_agent(path: Path, net: nn.Module, card: Card, half: bool = False) -> None:
-    """Write `net` and its `card`, with `half` in half precision; the file is either whole or not there."""
+    """Write `net` and its `card` atomically, with `half` in half precision."""
     write_net(path, net, card, FORMAT, half)
 
 
@@ -77,7 +77,7 @@ def read_card(path: Path) -> Card:
     """Read only the header of an agent file.
 
     Raises:
-        UserError: not a whole native agent file.
+        UserError: the file is not an agent file of kfrl, or is damaged.
     """
     return read_net(path, Card, FORMAT, with_tensors=False)[0]
 
@@ -87,10 +87,10 @@ def load_agent(path: Path, name: str | None = None) -> Teacher:
 
     Args:
         path: The file.
-        name: What to call it; by default the file's stem.
+        name: Its name in the run; by default the file's stem.
 
     Raises:
-        UserError: missing, truncated, of a foreign format, or tensors that do not fit the architecture it names.
+        UserError: the file is missing, truncated or of another format, or its tensors do not fit its architecture.
     """
     card, tensors = read_net(path, Card, FORMAT, with_tensors=True)
     net = load_tensors(path, build_net(card.arch, len(card.actions)), tensors)
@@ -98,5 +98,5 @@ def load_agent(path: Path, name: str | None = None) -> Teacher:
 
 
 def is_native(path: Path) -> bool:
-    """Whether a file says of itself that it is one of ours. False if it cannot be read."""
+    """Whether a file is an agent file of kfrl, according to its header. False if it cannot be read."""
     return has_format(path, FORMAT)

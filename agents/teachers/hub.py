@@ -1,4 +1,4 @@
-"""Files of the Hugging Face Hub, through its own client: its cache, its token, its offline mode."""
+"""Download of files from the Hugging Face Hub with its client, which has a cache, a token and an offline mode."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 from kfrl.errors import UserError
 
 OFFLINE = (
-    "Without a network: fetch the file where there is one (it stays in the cache of HF_HOME) and set HF_HUB_OFFLINE=1, "
-    "or copy it here and give its path."
+    "Without a network: download the file on a machine with one (it stays in the cache of HF_HOME) and set "
+    "HF_HUB_OFFLINE=1, or copy it here and give its path."
 )
 
 
 def download(place: str) -> tuple[Path, str]:
-    """Fetch `owner/repo[@revision]/file` unless the cache has it.
+    """Download `owner/repo[@revision]/file` unless the cache has it.
 
     Returns:
-        The local file, and the place with the commit that it is of as its revision.
+        The local file, and the place with the file's commit as revision.
 
     Raises:
-        UserError: no such file, no access, no network, or the client is not installed.
+        UserError: there is no such file, no access or no network, or the client is not installed.
     """
     owner, _, rest = place.partition("/")
     repo_at, _, file = rest.partition("/")
@@ -45,7 +45,7 @@ def download(place: str) -> tuple[Path, str]:
     except HFValidationError as error:
         raise UserError(f"hub:{place} cannot be a place on the Hub: {error}") from None
     except LocalEntryNotFoundError:
-        raise UserError(f"The Hub is out of reach, and hub:{place} is not in its cache. {OFFLINE}") from None
+        raise UserError(f"The Hub cannot be reached, and hub:{place} is not in the cache. {OFFLINE}") from None
     except RevisionNotFoundError:
         raise UserError(f"The repository {owner}/{repo} of the Hub has no revision {revision!r}.") from None
     except RepositoryNotFoundError:

@@ -1,4 +1,4 @@
-"""Finding a teacher by what a user types: a file of any program, a run's folder, a game, an agent of the zoo."""
+"""Finding a teacher by its reference: a file of any program, a run's folder, a game, or an agent of the zoo."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ ZOO = Path(__file__).parent / "zoo"
 ZOO_PREFIX = "zoo:"
 HUB_PREFIX = "hub:"
 WHOLE_ZOO = "all"
-"""What means every agent of the zoo."""
+"""The reference for all agents of the zoo."""
 SUFFIXES = (".safetensors", ".zip", ".pt", ".pth", ".bin", ".cleanrl_model", *TABLE_SUFFIXES)
-"""A reference with such an ending means a file, not a game."""
+"""Endings of references to files."""
 
 Identify = Callable[[str, int | tuple[str, ...]], tuple[str, tuple[str, ...], dict[str, Any]]]
-"""A game as people write it, and how many actions an agent has, or which: the ROM, the actions by name in the order of
-the logits, and the rules to play it by. The core knows no games: `envs.atari.identify` does."""
+"""(game in any spelling, number or names of an agent's actions) -> (ROM, action names in the order of the logits,
+protocol). `envs.atari.identify` implements it."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a user types for a teacher that is a file: `[FORMAT:][hub:]PLACE[@GAME]`."""
+    """A reference to a teacher's file: `[FORMAT:][hub:]PLACE[@GAME]`."""
 
     place: str
     """A path, or `hub:owner/repo[@revision]/file`."""
     kind: str = ""
-    """A format, to accept only this one."""
+    """The only accepted format; empty: any."""
     game: str = ""
-    """For files that do not say it."""
+    """The game, for files that do not name it."""
 
     @classmethod
     def parse(cls, text: str) -> Reference:
-        """Take a reference apart; a file that is called exactly like it goes first."""
+        """Parse a reference; if a file with exactly this name exists, the reference is its path."""
         if user_path(text).exists():
             return cls(text)
         found = re.fullmatch(rf"(?:({'|'.join(FORMATS)}):)?(.*?)(?:@([^@/]+))?", text, re.DOTALL)
@@ -49,7 +49,7 @@ class Reference:
         return cls(place, kind, game)
 
     def __str__(self) -> str:
-        """As a user would type it."""
+        """The reference as text."""
         return (f"{self.kind}:" if self.kind else "") + self.place + (f"@{self.game}" if self.game else "")
 
     @property
@@ -58,13 +58,13 @@ class Reference:
         return self.place.startswith(HUB_PREFIX)
 
     def file(self) -> tuple[Path, Reference] | None:
-        """The file that is meant, fetched if it is on the Hub; None if it is no file but a name or a folder.
+        """The file, downloaded if it is on the Hub; None if the reference is a name or a folder.
 
         Returns:
-            The file, and the reference that means it from everywhere and for ever.
+            The file, and an exact reference to it, valid in any folder and pinned to its revision.
 
         Raises:
-            UserError: a file is meant, and it is not there.
+            UserError: the file does not exist.
         """
         if self.on_hub:
             path, pinned = download(self.place.removeprefix(HUB_PREFIX))
@@ -79,18 +79,18 @@ class Reference:
 
 @dataclass(frozen=True)
 class Entry:
-    """An agent that a name can mean."""
+    """An agent that can be found by its reference."""
 
     reference: str
-    """What `--teachers` takes to mean exactly this file."""
+    """The exact reference to this file for `--teachers`."""
     path: Path
     card: Card
 
 
 def list_teachers(runs: Path) -> list[Entry]:
-    """The user's own scored runs below `runs`, then the zoo, then runs that nobody has scored yet.
+    """The user's scored runs below `runs`, then the zoo, then the runs without a score.
 
-    Runs of one game under the same rules stand together, the best first. Files that cannot be read are left out.
+    Runs of the same game and rules are consecutive, the best first. Files that cannot be read are left out.
     """
     own = [_entry(path, str(path)) for path in sorted(runs.glob(f"*/*/*/{STUDENT_FILE}"))]
     zoo = [_entry(path, ZOO_PREFIX + path.stem) for path in sorted(ZOO.glob("*.safetensors"))]
@@ -104,13 +104,13 @@ def list_teachers(runs: Path) -> list[Entry]:
 
 
 def _rules(card: Card) -> tuple[str, bool]:
-    """What must agree before scores of a game are ranked: its rules' fingerprint, and how actions were chosen."""
+    """The conditions for ranking scores of a game: the fingerprint of the rules, and whether play was greedy."""
     protocol = card.evaluation.get("protocol", card.protocol)
     return str(protocol.get("fingerprint", "")), bool(card.evaluation.get("greedy", False))
 
 
 def _check_one_ranking(reference: str, own: Sequence[Entry]) -> None:
-    """Refuse to call one run the best where their scores are of different rules."""
+    """Refuse to rank runs whose scores are from different rules."""
     best: dict[tuple[str, bool], Entry] = {}
     for entry in own:
         best.setdefault(_rules(entry.card), entry)
@@ -121,7 +121,7 @@ def _check_one_ranking(reference: str, own: Sequence[Entry]) -> None:
             for (_, greedy), entry in best.items()
         )
         raise UserError(
-            f"Which of your runs of {reference}? Their scores are of different rules of play, so none is the best: "
+            f"Several of your runs of {reference} have scores under different rules of play, so none is the best: "
             f"{found}. Give the folder of one."
         )
 
@@ -134,26 +134,26 @@ def _entry(path: Path, reference: str) -> Entry | None:
 
 
 def find_teacher(reference: str, runs: Path) -> Entry:
-    """Return what `reference` means: a file, a run's folder, `zoo:NAME`, or a game.
+    """Find the agent of a reference: a file, a run's folder, `zoo:NAME`, or a game.
 
-    A game is looked up among the user's own runs first (the best evaluated one), then in the zoo.
+    A game is looked up first among the user's runs (the one with the best score), then in the zoo.
 
     Raises:
-        UserError: nothing of that name; the message lists what there is and names the nearest. Or runs of the game
-            whose scores are of different rules, so that none is the best.
+        UserError: there is no such agent (the message lists the valid names and the nearest), or the user's runs of
+            the game have scores under different rules.
     """
     path = user_path(reference)
     if path.is_dir():
         folder = RunFolder(path)
         if folder.config.is_file() and folder.checkpoints.is_dir() and not folder.student.exists():
             raise UserError(
-                f"The run {reference} has no student yet: it has made no step in its own game. Let it go on: "
+                f"The run {reference} has no student yet: it has made no step in its own game. Continue the run: "
                 f"kfrl train --resume {reference}"
             )
         path = folder.student
         if not path.exists():
             raise UserError(
-                f"{reference} is a folder without a {STUDENT_FILE}: not a run of kfrl that has saved anything."
+                f"{reference} is a folder without a {STUDENT_FILE}: it is not a run of kfrl with a saved student."
             )
     if path.is_file() or path.suffix == ".safetensors" or "/" in reference:
         if not path.is_file():
@@ -170,7 +170,7 @@ def find_teacher(reference: str, runs: Path) -> Entry:
         "teacher",
         reference,
         {entry.card.game for entry in entries},
-        "Give a game from this list, or the path of an agent file; `kfrl teachers list` shows them all.",
+        "Give a game from this list, or the path of an agent file; `kfrl teachers list` lists all agents.",
     )
 
 
@@ -178,15 +178,15 @@ def load_teacher(reference: str | Reference, runs: Path, identify: Identify) -> 
     """Load an agent of any program as a frozen net on the CPU.
 
     Args:
-        reference: What `find_teacher` takes, or a file: see `Reference`.
-        runs: Where the user's runs are.
+        reference: A reference as for `find_teacher`, or to a file: see `Reference`.
+        runs: The folder of the user's runs.
         identify: See `Identify`.
 
     Returns:
-        The agent, called after its file, and the exact reference to find the same file again.
+        The agent, named after its file, and the exact reference to the file.
 
     Raises:
-        UserError: nothing of that name, an unusable file, or one whose game nobody says.
+        UserError: there is no such agent, its file cannot be used, or its game is not known.
     """
     asked = Reference.parse(reference) if isinstance(reference, str) else reference
     file = asked.file()
@@ -209,10 +209,10 @@ def load_teacher(reference: str | Reference, runs: Path, identify: Identify) -> 
 def load_teachers(
     references: Iterable[str], runs: Path, identify: Identify
 ) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:
-    """Load every teacher, `all` being the whole zoo; of two for the same game the second is called `<game>-2`.
+    """Load teachers; `all` is the whole zoo. A second teacher of the same game is named `<game>-2`.
 
     Returns:
-        The teachers, and the exact references to find the same files again.
+        The teachers, and the exact references to their files.
     """
     teachers: list[Teacher] = []
     exact = []
@@ -226,7 +226,7 @@ def load_teachers(
 
 
 def _expanded(references: Iterable[str]) -> Iterator[str]:
-    """The references, the zoo's agents in the place of `all`."""
+    """The references, with `all` replaced by the zoo's agents."""
     for reference in references:
         if reference == WHOLE_ZOO and not Path(reference).exists():
             yield from (ZOO_PREFIX + path.stem for path in sorted(ZOO.glob("*.safetensors")))
@@ -238,7 +238,7 @@ def _card(agent: ForeignAgent, asked: Reference, identify: Identify) -> Card:
     game = asked.game or agent.game
     if not game:
         raise UserError(
-            f"Which game does {asked.place} play? Its file does not say: give {asked}@GAME, e.g. {asked}@Breakout."
+            f"The file {asked.place} does not name the game of its agent. Give {asked}@GAME, e.g. {asked}@Breakout."
         )
     rom, actions, protocol = identify(game, agent.actions or agent.net.policy.out_features)
     return Card(
@@ -256,7 +256,7 @@ def _card(agent: ForeignAgent, asked: Reference, identify: Identify) -> Card:
 
 
 def _in_full(name: str) -> str:
-    """A game's name with the whole flavour, where it has a part of one (`freeway:m1`) or the default."""
+    """A game's name with its complete flavour, if it has a part of one (`freeway:m1`) or the default."""
     return find_game(name).name if ":" in name and not name.startswith(ZOO_PREFIX) else name
 
 

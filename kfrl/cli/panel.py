@@ -92,7 +92,8 @@ def _loaded_lines(run: Run, plan: Plan) -> Iterator[str]:
 def _engine_lines(config: TrainConfig) -> Iterator[str]:
     shape = config.shape
     if config.algo == "a3c":
-        who = f"{shape.workers} worker{'s' * (shape.workers > 1)} x {shape.envs_per_worker} games on {cores()} cores"
+        workers = "1 worker" if shape.workers == 1 else f"{shape.workers} workers"
+        who = f"{workers} x {shape.envs_per_worker} games on {cores()} cores"
     else:
         who = f"{config.algo} with {shape.envs_per_worker} games in step, learning on {config.device}"
     yield f"{config.steps:,} agent steps, {who}, t_max {shape.t_max}, learning rate {shape.lr:.3g}"

@@ -38,7 +38,7 @@ class Show:
 
 @dataclass(frozen=True)
 class Check:
-    """Play an agent under its own rules, with its own and with ale-py's preprocessing; compare with its card's score."""
+    """Play an agent under its own rules, with its own and with ale-py's preprocessing; compare with its card."""
 
     name: tyro.conf.Positional[str]
     """Anything that --teachers accepts: a file, a run's folder, a game, or zoo:NAME."""

@@ -160,7 +160,7 @@ def _difference(net: nn.Module, run: Run, batch: Tensor) -> float:
         if own.shape != written.shape or not torch.allclose(own, written, rtol=TOLERANCE, atol=TOLERANCE):
             raise UserError(
                 "The outputs of the exported net and of the net differ on the same input, so no file was written. "
-                "Please report the net and the versions of `kfrl doctor`; --to safetensors writes its tensors as they are."
+                "Report the net and the versions of `kfrl doctor`; --to safetensors writes its tensors unchanged."
             )
         worst = max(worst, float((own - written).abs().max()))
     return worst

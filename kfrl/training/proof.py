@@ -1,4 +1,4 @@
-"""A check that every term that a method adds to its loss changes something."""
+"""A check that every term that a method adds to its loss has a gradient."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor
 
 PROOF_UPDATES = 100
-"""Updates within which each term of a method has to show a gradient."""
+"""Updates within which each term of a method must have a gradient."""
 
 
 class Proof:
-    """Looks at the terms of the first updates, each until it has had a gradient once."""
+    """Checks the terms of the first updates; a term that has had a gradient once is not checked again."""
 
     def __init__(self, known: Iterable[str] = ()) -> None:
         """Start with no updates.
@@ -24,11 +24,11 @@ class Proof:
         self._without: Counter[str] = Counter()
 
     def complaint(self, terms: Mapping[str, Tensor], has_gradient: Callable[[Tensor], bool]) -> str | None:
-        """A sentence about a term that has had no gradient in its first `PROOF_UPDATES` updates, if there is one.
+        """An error message about a term without a gradient in its first `PROOF_UPDATES` updates, or None.
 
         Args:
-            terms: Of one update: scalars, by name, before the backward pass.
-            has_gradient: Whether a term that requires a gradient has one, by a backward pass that keeps the graph.
+            terms: Name -> scalar term of one update, before its backward pass.
+            has_gradient: Tests whether a term has a gradient, by a backward pass that keeps the graph.
         """
         for name in [name for name in terms if name not in self._proven]:
             if terms[name].requires_grad and has_gradient(terms[name]):
@@ -37,7 +37,7 @@ class Proof:
             self._without[name] += 1
             if self._without[name] >= PROOF_UPDATES:
                 return (
-                    f"The term losses/{name} had no gradient in its first {PROOF_UPDATES} updates: what was asked for "
-                    "does nothing. Give it a weight and something to act on, or a weight of 0, which leaves it out."
+                    f"The term losses/{name} had no gradient in its first {PROOF_UPDATES} updates: it has no effect. "
+                    "Check its weight and its inputs, or give it the weight 0, which leaves it out."
                 )
         return None

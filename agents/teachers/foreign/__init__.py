@@ -1,4 +1,4 @@
-"""Agents of other programs, recognised by what is in their files, which are never unpickled."""
+"""Agents of other programs, recognised by the content of their files, without unpickling."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ TABLE_SUFFIXES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class ForeignAgent:
-    """What a foreign file says of its agent; what it does not say is empty."""
+    """An agent from a file of another program; facts that the file does not give are empty."""
 
     net: AtariNet
-    """Called like any other net: scale and frame order are folded in."""
+    """The net, called like any other net, because scale and frame order are folded into it."""
     method: str
     preprocessing: Preprocessing
     game: str = ""
-    """As the file spells it."""
+    """The game, as the file spells it."""
     actions: tuple[str, ...] = ()
-    """By name, in the order of the logits."""
+    """Names of the actions, in the order of the logits."""
     steps: int = 0
     seed: int | None = None
     score: float | None = None
-    """What its authors report."""
+    """The score that its authors report."""
     notes: str = ""
     weights: Path | None = None
-    """Beside a layer table: the file that it describes."""
+    """The file of weights, if a layer table describes it."""
     loaded: tuple[str, ...] = ()
-    """What became of each tensor of the file."""
+    """How each tensor of the file was used, a line each."""
 
 
 @dataclass(frozen=True)
 class AgentTable:
-    """A YAML file that describes an agent in a file of weights which kfrl does not recognise."""
+    """A YAML file that describes the agent in a file of weights that kfrl does not recognise."""
 
     weights: Path
-    """The state dict: torch.save's or safetensors; relative to the YAML file."""
+    """The file of the state dict (torch.save or safetensors), relative to the YAML file."""
     layers: LayerTable
     game: str = ""
     actions: tuple[str, ...] = ()
-    """In the order of the logits; by default the game's minimal set, or all 18 if there are that many."""
+    """Names of the actions in the order of the logits; by default the game's minimal set, or all 18 for 18 logits."""
     preprocessing: str | Preprocessing = "ale"
     """A preset's name, or its fields."""
     method: str = "imported"
     steps: int = 0
     score: float | None = None
-    """What its authors report."""
+    """The score that its authors report."""
     notes: str = ""
 
 
@@ -67,11 +67,11 @@ def read_foreign(path: Path, kind: str | None = None) -> ForeignAgent:
     """Read an agent of another program.
 
     Args:
-        path: A Stable-Baselines3 zip, a state dict (torch.save's or safetensors), or a YAML file with a layer table.
-        kind: One of FORMATS, to accept only this.
+        path: A Stable-Baselines3 zip, a state dict (torch.save or safetensors), or a YAML file with a layer table.
+        kind: The only accepted format, one of FORMATS.
 
     Raises:
-        UserError: missing, damaged, with code in it (which did not run), or of a net that no teacher can be.
+        UserError: the file is missing or damaged, contains code (which was not run), or its net cannot be a teacher.
     """
     if kind is not None and kind not in FORMATS:
         raise unknown("format", kind, FORMATS)
@@ -83,7 +83,7 @@ def read_foreign(path: Path, kind: str | None = None) -> ForeignAgent:
     members = _members(path)
     if any(re.search(r"(^|/)code/.*\.py$", name) for name in members):
         raise UserError(
-            f"{path} is TorchScript, which is code, so it was not opened. Save its weights alone: "
+            f"{path} is TorchScript, which is code, so it was not opened. Save only its weights: "
             f"torch.save(torch.jit.load({str(path)!r}).state_dict(), ...)."
         )
     if sb3.POLICY in members:
@@ -92,8 +92,8 @@ def read_foreign(path: Path, kind: str | None = None) -> ForeignAgent:
         return _read_sb3(path)
     if members and not any(name.endswith("data.pkl") for name in members):
         raise UserError(
-            f"{path} is a zip archive with no policy in it: it holds {', '.join(members[:6])}. Expected the "
-            f"{sb3.POLICY} of Stable-Baselines3, or what torch.save wrote."
+            f"{path} is a zip archive without a policy: it contains {', '.join(members[:6])}. Expected the "
+            f"{sb3.POLICY} of Stable-Baselines3, or a file of torch.save."
         )
     read, entry = _read_tensors(path)
     tensors = canonical(read)
@@ -119,10 +119,10 @@ def _members(path: Path) -> list[str]:
 
 
 def _read_tensors(path: Path) -> tuple[Tensors, str]:
-    """The state dict, and which entry of the file it is."""
+    """The state dict, and the name of its entry in the file."""
     with path.open("rb") as file:
         start = file.read(9)
-    # A safetensors file starts with its header's length, eight bytes, and then the header.
+    # A safetensors file starts with the header's length in eight bytes, then the header.
     return (load_safetensors(path), "") if start[8:] == b"{" else load_torch(path, str(path))
 
 

@@ -1,4 +1,4 @@
-"""Layer tables: which tensors of a foreign state dict are which layer of an Atari net, and what it expects to see."""
+"""Layer tables: the mapping from tensors of another program's state dict to layers of an Atari net, and its input."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kfrl.nets.atari.net import AtariNet
 Tensors = Mapping[str, Tensor]
 FRAMES = 4
 STRIDES = {8: 4, 4: 2, 3: 1}
-"""Kernel -> stride in the nets of Mnih et al. 2015 and 2016; a state dict does not hold strides."""
+"""Kernel -> stride in the nets of Mnih et al. 2015 and 2016, because a state dict does not contain strides."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Conv:
     """One convolution."""
 
     layer: str
-    """Its name: `features.0` for the tensors `features.0.weight` and `features.0.bias`."""
+    """Its name, e.g. `features.0` for the tensors `features.0.weight` and `features.0.bias`."""
     stride: Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True)
 class LayerTable:
-    """A net of convolutions, one fully connected layer and its heads, ReLU between them, by the names of its layers."""
+    """Names of the layers of a net: convolutions, one fully connected layer and heads, with ReLU between them."""
 
     convs: tuple[Conv, ...]
-    """Input side first."""
+    """The convolutions, from input to output."""
     fc: str
     """The fully connected layer."""
     policy: str = ""
@@ -43,17 +43,17 @@ class LayerTable:
     value: str = ""
     """The layer of the value."""
     q: str = ""
-    """Instead of policy and value: the layer of a Q-network's action values."""
+    """The layer of a Q-network's action values, instead of policy and value."""
     scale: Literal["0..1", "0..255"] = "0..1"
     """The range of pixels that the net was trained on."""
     stack: Literal["oldest-first", "newest-first"] = "oldest-first"
     """The order of the four frames."""
     ignore: tuple[str, ...] = ()
-    """Tensors whose names start like this are left out, e.g. a target net."""
+    """Prefixes of names of tensors to ignore, e.g. of a target net."""
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Every layer, in the order of the input's way through the net."""
+        """All layers, in the order of the forward pass."""
         heads = (self.q,) if self.q else (self.policy, self.value)
         return (*(conv.layer for conv in self.convs), self.fc, *heads)
 
@@ -63,17 +63,17 @@ class LayerTable:
         return [name for name in tensors if name not in used and not name.startswith(self.ignore or ("\0",))]
 
     def fits(self, tensors: Tensors) -> bool:
-        """Whether the names are those of this table, with nothing missing and nothing left over."""
+        """Whether the tensors have exactly the layers of this table."""
         return all(f"{layer}.weight" in tensors for layer in self.layers) and not self.leftover(tensors)
 
 
 def loading(table: LayerTable, tensors: Tensors) -> tuple[str, ...]:
-    """What becomes of every tensor of a file that `build_agent` takes, a line each."""
+    """For each tensor of a file, a line on how `build_agent` uses it."""
     ours = (*(f"conv{index + 1}" for index in range(len(table.convs))), "fc", "policy", "value")
     first = table.convs[0].layer
     changes = [
         *(["times 255"] if table.scale == "0..255" else []),
-        *(["frames turned round"] if table.stack == "newest-first" else []),
+        *(["frames reversed"] if table.stack == "newest-first" else []),
     ]
     lines = []
     for own, theirs in zip(ours, table.layers, strict=False):
@@ -90,18 +90,18 @@ def loading(table: LayerTable, tensors: Tensors) -> tuple[str, ...]:
 
 
 def build_agent(table: LayerTable, tensors: Tensors, source: str) -> AtariNet:
-    """Build the net that `table` finds in `tensors`.
+    """Build the net that `table` describes, with the weights in `tensors`.
 
-    Scale and frame order are folded into the first convolution, so that the net is called like any other:
-    (B, 4, 84, 84) uint8, oldest frame first.
+    Scale and frame order are folded into the first convolution, so that the input is the usual one: (B, 4, 84, 84)
+    uint8, oldest frame first.
 
     Args:
-        table: The names.
+        table: The names of the layers.
         tensors: The state dict.
-        source: What to call it in errors.
+        source: The name of the file in errors.
 
     Raises:
-        UserError: layers that are missing, do not fit together, or were made for another input.
+        UserError: layers are missing, do not fit together, or are for another input.
     """
     _check_names(table, tensors, source)
     weights = {layer: tensors[f"{layer}.weight"].float() for layer in table.layers}
@@ -123,10 +123,10 @@ def build_agent(table: LayerTable, tensors: Tensors, source: str) -> AtariNet:
     for ours, theirs in zip((*net.hidden_layers, *net.head_layers), table.layers, strict=False):
         weight = weights[theirs]
         state[f"{ours}.weight"] = weight
-        # A column in nets trained by ACKTR; a layer without a bias has a bias of 0.
+        # Nets trained by ACKTR have the bias as a column; a layer without a bias gets a bias of 0.
         state[f"{ours}.bias"] = tensors.get(f"{theirs}.bias", torch.zeros(len(weight))).float().flatten()
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
-        raise UserError(f"{source} holds weights that are not finite numbers. Take an earlier checkpoint.")
+        raise UserError(f"{source} contains weights that are not finite. Use an earlier checkpoint.")
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
@@ -140,7 +140,7 @@ def listing(tensors: Tensors) -> str:
 
 
 def refuse_other_kinds(tensors: Tensors, source: str) -> None:
-    """Refuse a policy that is no feed-forward convolutional net.
+    """Refuse a policy that is not a feed-forward convolutional net.
 
     Raises:
         UserError: it is recurrent, or has no convolution.
@@ -154,12 +154,12 @@ def refuse_other_kinds(tensors: Tensors, source: str) -> None:
 
 
 def unrecognised(tensors: Tensors, source: str, weights: str) -> UserError:
-    """Build the error for shapes of no known net: it prints them, and the YAML that would describe them.
+    """Build the error for an unknown net: it prints the shapes, and a YAML file to complete.
 
     Args:
         tensors: The state dict.
-        source: What to call it.
-        weights: The file's name, for the YAML.
+        source: The name of the file in the error.
+        weights: The file's name for the YAML.
     """
     refuse_other_kinds(tensors, source)
     layers = {name.removesuffix(".weight"): tensor.shape for name, tensor in tensors.items() if ".weight" in name}
@@ -178,14 +178,14 @@ def unrecognised(tensors: Tensors, source: str, weights: str) -> UserError:
         lines.append(f"  q: {_quoted(heads[-1]) if heads else '?'}")
     text = "\n".join(lines)
     return UserError(
-        f"{source} holds a net that kfrl does not know. Its tensors:\n{listing(tensors)}\n"
-        "If it is convolutions, one fully connected layer and its heads, with ReLU between them, describe it in a YAML "
-        f"file and give that instead; with your game, and strides and layers as they are:\n\n{text}\n"
+        f"{source} contains a net that kfrl does not recognise. Its tensors:\n{listing(tensors)}\n"
+        "If it consists of convolutions, one fully connected layer and heads, with ReLU between them, describe it in a "
+        f"YAML file and give that file instead. Correct the game, the strides and the layers:\n\n{text}\n"
     )
 
 
 def _quoted(layer: str) -> str:
-    """A layer's name in YAML: nn.Sequential's `0` and `1.0` would be numbers without quotes."""
+    """A layer's name in YAML, with quotes if it would be a number, like nn.Sequential's `0` and `1.0`."""
     return f'"{layer}"' if re.fullmatch(r"[\d.]+", layer) else layer
 
 
@@ -199,8 +199,8 @@ def _check_names(table: LayerTable, tensors: Tensors, source: str) -> None:
     leftover = table.leftover(tensors)
     if leftover:
         raise UserError(
-            f"{source} uses no tensor {', '.join(leftover[:5])}: a layer that is left out would change the net. If it "
-            "plays no part in acting, list it under `ignore`."
+            f"{source} does not use {', '.join(leftover[:5])}: leaving a layer out would change the net. If acting "
+            "does not need these tensors, list them under `ignore`."
         )
 
 
@@ -213,13 +213,13 @@ def _check_shapes(table: LayerTable, weights: Tensors, source: str) -> None:
     frames = weights[table.convs[0].layer].shape[1]
     if frames != FRAMES:
         raise UserError(
-            f"{source} sees {frames} x ? x ? pictures; a teacher sees what its student sees, {FRAMES} gray frames: "
-            f"{FRAMES} x {SCREEN} x {SCREEN}."
+            f"{source} has an input of {frames} channels; expected a net for the student's input, {FRAMES} gray frames "
+            f"of {SCREEN} x {SCREEN}."
         )
 
 
 def _padded_features(net: AtariNet) -> set[int]:
-    """What the last convolution gives where all are padded: by 1, by 2, or by half of their kernels."""
+    """Number of features of the last convolution, if all are padded by 1, by 2, or by half of their kernels."""
     found = set()
     for padding in (1, 2, None):
         size = SCREEN
@@ -235,17 +235,17 @@ def _check_screen(net: AtariNet, features: int, source: str) -> None:
     made_for = ""
     if _padded_features(net) & {features}:
         raise UserError(
-            f"{source}: its fully connected layer takes {features} numbers, as if its convolutions were padded, and "
-            f"kfrl's pad nothing: theirs give {net.fc.in_features}. Take an agent whose convolutions have padding 0."
+            f"{source}: its fully connected layer has {features} inputs, as after padded convolutions; without padding "
+            f"it has {net.fc.in_features}. Use an agent whose convolutions have padding 0."
         )
     for size in range(8, 257):
         try:
             if AtariNet(1, net.arch["convs"], 1, screen_size=size).fc.in_features == features:
-                made_for = f": it was made for {size} x {size} screens"
+                made_for = f": it is for {size} x {size} screens"
                 break
         except ValueError:
             continue
     raise UserError(
-        f"{source}: its fully connected layer takes {features} numbers, where {FRAMES} x {SCREEN} x {SCREEN} screens "
-        f"give {net.fc.in_features}{made_for}. A teacher sees what its student sees, {FRAMES} x {SCREEN} x {SCREEN}."
+        f"{source}: its fully connected layer has {features} inputs, but {FRAMES} x {SCREEN} x {SCREEN} screens "
+        f"give {net.fc.in_features}{made_for}. Expected a net for the student's input, {FRAMES} x {SCREEN} x {SCREEN}."
     )

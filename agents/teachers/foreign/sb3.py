@@ -1,4 +1,4 @@
-"""Stable-Baselines3 zips: tensors from `policy.pth`, facts from the JSON `data`. Its pickles are never read."""
+"""Stable-Baselines3 zips: tensors from `policy.pth`, settings from the JSON `data`; its pickles are not read."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ KNOWN: dict[str, LayerTable] = {
 
 
 def read_zip(path: Path) -> tuple[str, LayerTable, Tensors, dict[str, Any]]:
-    """Read the policy of a zip that `model.save` wrote.
+    """Read the policy from a zip of `model.save`.
 
     Returns:
-        The algorithm, its layers, their tensors, and the JSON of its settings, which may be empty.
+        The algorithm, the layer table, the tensors, and the JSON of the settings, which may be empty.
 
     Raises:
-        UserError: a policy that is no CnnPolicy with one body, or a damaged archive.
+        UserError: the policy is not a CnnPolicy with one body, or the archive is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -82,7 +82,7 @@ def _check_extractor(tensors: Tensors, data: dict[str, Any], source: str) -> Non
     extractor = str(_settings(data).get("features_extractor_class", "NatureCNN"))
     if "NatureCNN" not in extractor:
         raise UserError(
-            f"{source} has a features extractor of its own, {extractor}, whose activations its file does not tell. "
+            f"{source} has a custom features extractor, {extractor}, whose activations are not in the file. "
             "Valid: NatureCNN, the default of CnnPolicy."
         )
     own = "vf_features_extractor."
@@ -95,14 +95,14 @@ def _check_extractor(tensors: Tensors, data: dict[str, Any], source: str) -> Non
 
 
 def _mean_of_quantiles(tensors: Tensors, data: dict[str, Any], source: str) -> Tensors:
-    """One Q head for the quantile head: the mean of linear layers is a linear layer."""
+    """Replace the quantile head by one Q head; the mean of linear layers is a linear layer."""
     space = data.get("action_space")
     count = str(space.get("n")) if isinstance(space, dict) else ""
     rows = len(tensors[f"{_QUANTILES}.weight"])
     if not count.isdecimal() or int(count) < 1 or rows % int(count):
         raise UserError(
-            f"{source} holds {rows} quantiles, but its `data` does not say for how many actions (action_space.n is "
-            f"{count!r})."
+            f"{source} has {rows} quantiles, but its `data` does not give a matching number of actions (action_space.n "
+            f"is {count!r})."
         )
     means = {
         name: tensors[name].reshape(-1, int(count), *tensors[name].shape[1:]).mean(0)

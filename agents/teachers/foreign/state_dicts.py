@@ -9,7 +9,7 @@ from agents.teachers.foreign.tensors import unwrapped
 from envs.preprocessing import PRESETS, Preprocessing
 
 _PARTS = {
-    # torch.nn modules that ikostrikov's ACKTR splits into weight and bias, and the older form of the same.
+    # ikostrikov's ACKTR splits torch.nn modules into weight and bias; then its older form.
     r"\.module\.weight$": ".weight",
     r"\.add_bias\._bias$": ".bias",
     r"^ab(\d)\.bias$": r"conv\1.bias",
@@ -20,7 +20,7 @@ _PARTS = {
 
 
 def nature(prefix: str, fc: str, *, policy: str = "", value: str = "", q: str = "") -> LayerTable:
-    """The table of a net with Mnih et al.'s (2015) strides whose convolutions are `prefix` and a number."""
+    """The layer table of a net with the strides of Mnih et al. 2015, whose convolutions are `prefix` and a number."""
     names = (f"{prefix}{index}" for index in ((1, 2, 3) if prefix.endswith("conv") else (0, 2, 4)))
     convs = tuple(Conv(name, stride) for name, stride in zip(names, (4, 2, 1), strict=True))
     return LayerTable(convs, fc, policy, value, q)
@@ -37,11 +37,11 @@ KNOWN: dict[str, dict[str, LayerTable]] = {
         "oldest actor-critic": nature("conv", "linear1", policy="actor_linear", value="critic_linear"),
     },
 }
-"""Format -> what trained the net -> the names of its layers."""
+"""Format -> method that trained the net -> layer table."""
 
 
 def canonical(tensors: Tensors) -> Tensors:
-    """The same tensors, weight and bias of a layer under one name, and no wrapper's prefix."""
+    """The same tensors by canonical names: `<layer>.weight` and `<layer>.bias`, without prefixes of wrappers."""
     renamed = {}
     for name, tensor in unwrapped(tensors).items():
         for pattern, replacement in _PARTS.items():
@@ -51,14 +51,14 @@ def canonical(tensors: Tensors) -> Tensors:
 
 
 def recognise(tensors: Tensors, kind: str | None) -> tuple[str, LayerTable, Preprocessing] | None:
-    """Find whose state dict this is.
+    """Recognise the program that wrote a state dict.
 
     Args:
-        tensors: As `canonical` gives them.
-        kind: Consider this format only.
+        tensors: The result of `canonical`.
+        kind: The only format to consider.
 
     Returns:
-        What trained it, its layers, and the pictures that its family trains on; None if nobody's.
+        The method, the layer table, and the preprocessing of that program; None if no program is recognised.
     """
     for format_, tables in KNOWN.items():
         for method, table in tables.items():
@@ -71,7 +71,7 @@ def recognise(tensors: Tensors, kind: str | None) -> tuple[str, LayerTable, Prep
 
 
 def _plain(tensors: Tensors) -> LayerTable | None:
-    """Layers called conv1.. / fc / policy / value, or conv1.. / fc / q, with the usual strides."""
+    """The table of layers named conv1.. / fc / policy / value, or conv1.. / fc / q, with the usual strides."""
     convs = []
     for index in range(1, 1 + sum(re.fullmatch(r"conv\d+\.weight", name) is not None for name in tensors)):
         shape = tensors[f"conv{index}.weight"].shape if f"conv{index}.weight" in tensors else ()

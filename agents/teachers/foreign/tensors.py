@@ -1,4 +1,4 @@
-"""Tensors out of files of other programs, without unpickling anything."""
+"""Tensors from files of other programs, without unpickling."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from torch import Tensor
 from kfrl.errors import UserError
 
 DEPTH = 2
-"""A state dict that stands in another dict is looked for so deep."""
+"""Depth of the search for a state dict in nested dicts."""
 
 
 def load_torch(file: Path | IO[bytes], source: str) -> tuple[dict[str, Tensor], str]:
-    """Read a state dict as `torch.save` wrote it; `weights_only` refuses whatever could run code.
+    """Read a state dict from a file of `torch.save`; `weights_only` refuses anything that could run code.
 
     Returns:
-        The tensors, and the entry of the file that they are: empty where the file is the state dict itself.
+        The tensors, and the name of their entry in the file; empty if the file is the state dict itself.
 
     Raises:
-        UserError: damaged, with no state dict in it or several, or with code in it, which did not run.
+        UserError: the file is damaged, has no state dict or several, or contains code, which was not run.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Not torch's own words: they advise to load the file with weights_only=False.
+        # Not torch's message, which advises loading the file with weights_only=False.
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f": it asks for {asked[1]}, which is code" if asked else " of tensors, or is truncated"
         raise UserError(
-            f"{source} is no plain state dict{reason}. It was not unpickled and no code in it ran. Expected what "
-            "torch.save(net.state_dict(), ...) writes."
+            f"{source} is not a plain state dict{reason}. It was not unpickled and no code in it ran. Expected a file "
+            "of torch.save(net.state_dict(), ...)."
         ) from None
     if _is_state_dict(tensors):
         return tensors, ""
     found = dict(_state_dicts(tensors, "", DEPTH))
     if len(found) > 1:
         raise UserError(
-            f"{source} holds {len(found)} state dicts: {', '.join(found)}. Which is the agent's? Save that one alone: "
+            f"{source} contains {len(found)} state dicts: {', '.join(found)}. Save only that of the agent: "
             f"torch.save(torch.load({str(source)!r}, weights_only=True)[...], ...)."
         )
     for entry, inside in found.items():
@@ -62,7 +62,7 @@ def _is_state_dict(loaded: object) -> bool:
 
 
 def _state_dicts(loaded: object, path: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every state dict in a dict of dicts, by the names on the way to it."""
+    """All state dicts in nested dicts, by their path of keys."""
     for name, inside in loaded.items() if isinstance(loaded, dict) else ():
         entry = f"{path}.{name}" if path else str(name)
         if _is_state_dict(inside):
@@ -72,9 +72,9 @@ def _state_dicts(loaded: object, path: str, depth: int) -> Iterator[tuple[str, d
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without what torch.compile and DataParallel put before their names."""
+    """The same tensors without the prefixes of torch.compile and DataParallel in their names."""
     compiled = {re.sub(r"(^|\.)_orig_mod\.", r"\1", name): tensor for name, tensor in tensors.items()}
-    # ACKTR's `linear.module.weight` is another thing: there `module` holds the weight itself.
+    # Not ACKTR's `linear.module.weight`, where `module` holds the weight itself.
     return {re.sub(r"(^|\.)module\.(?=.+\.)", r"\1", name): tensor for name, tensor in compiled.items()}
 
 
@@ -82,7 +82,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        UserError: damaged.
+        UserError: the file is damaged.
     """
     try:
         return _checked(load_file(path), str(path))
