@@ -196,8 +196,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-OWN = "with its own preprocessing"
-ALE_SCREENS = "with ale-py's preprocessing, as a student's teacher sees the screens"
+OWN = "on its own pictures"
+ALE_SCREENS = "on ale-py's pictures, as a student's teacher sees them"
 
 
 def _check(command: Check) -> None:

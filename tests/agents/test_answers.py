@@ -222,7 +222,7 @@ def test_answers_of_another_file_of_the_teacher_are_refused(tmp_path: Path, expe
     other = tmp_path / "other.safetensors"
     save_agent(other, expert.net, expert.card)
     config = TrainConfig("Breakout", method="policy-distillation", answers=str(tmp_path / "a"), **SHAPE)
-    with pytest.raises(UserError, match=rf"SHA-256 {expert.sha256}; that of .*other.*Collect answers of this one"):
+    with pytest.raises(UserError, match=rf"SHA-256 {expert.sha256}; that of .*other.*Collect the answers of this file"):
         resolve(replace(config, teachers=str(other)))
     with pytest.raises(UserError, match="SHA-256"):
         resolve(replace(config, method="knowledge-flow", teachers=str(other)))
@@ -235,11 +235,11 @@ def test_answers_of_another_file_of_the_teacher_are_refused(tmp_path: Path, expe
     ("settings", "words"),
     [
         ({"game": "Pong"}, "No teacher plays pong"),
-        ({"protocol": "machado"}, "by the rules of paper, and the run has those of machado. Collect anew"),
-        ({"method": "a3c"}, "Method a3c does not read --answers. policy-distillation"),
+        ({"protocol": "machado"}, "under the rules of paper, and the run has those of machado. Collect again"),
+        ({"method": "a3c"}, "Method a3c does not use --answers. policy-distillation"),
         ({"method": "actor-mimic", "game": "Pong"}, "no features of layer fc of teacher 'breakout', only of none"),
-        ({"methods": {"policy-distillation": {"distill_actor": "student"}}}, "with --answers nobody does"),
-        ({"answers": "expert.safetensors"}, "kfrl-agent-1.*Files of answers are what `kfrl collect` writes"),
+        ({"methods": {"policy-distillation": {"distill_actor": "student"}}}, "no effect with --answers"),
+        ({"answers": "expert.safetensors"}, "kfrl-agent-1.*`kfrl collect` writes files of answers"),
         ({"answers": "nowhere"}, "There is no file nowhere"),
         ({"answers": "a,a"}, "one file for each game, got several of breakout"),
         ({"answers": "short"}, "truncated or damaged"),

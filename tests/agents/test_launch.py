@@ -121,7 +121,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_the_names_of_both(
     change(written.tensors, written.state)
     # As early versions wrote it: without a word of themselves.
     save_file(written.tensors, written.path, {"state": json.dumps(written.state)})
-    with pytest.raises(UserError, match=f"written by an earlier version of kfrl, and this one.*: .*{words}"):
+    with pytest.raises(UserError, match=f"written by an earlier version of kfrl, and this version.*: .*{words}"):
         Session.resume(tmp_path / "run").prepare(Silent())
 
 
@@ -129,7 +129,7 @@ def test_settings_of_another_version_are_refused_by_the_names_of_both(tmp_path: 
     Session.start({**TINY, "run_dir": tmp_path / "run"})
     with (tmp_path / "run" / "config.yaml").open("a") as file:
         file.write("handover_start: 0.5\n")
-    with pytest.raises(UserError, match=r"handover_start.*another version began the run \(an earlier.*this one is"):
+    with pytest.raises(UserError, match=r"handover_start.*another version started the run \(an earlier.*this one is"):
         Session.resume(tmp_path / "run")
 
 

@@ -162,7 +162,7 @@ def test_a_run_is_on_the_hub_and_its_card_says_of_what_its_scores_are(
     said = capsys.readouterr().out
     assert "student.safetensors" in said
     assert "5 files" in said
-    assert "hub:me/breakout, which will be made, public; as me." in said
+    assert "hub:me/breakout, which will be created, public; as me." in said
     assert f"Uploaded: {hub.address}/me/breakout/commit/{'1' * 40}" in said
     files = hub.repos["me/breakout"]
     assert set(files) == {"README.md", "student.safetensors", "config.yaml", "eval.json", "metrics.csv"}
@@ -198,10 +198,10 @@ def test_a_repository_that_is_there_gets_another_commit_and_a_group_s_may_be_pri
 ) -> None:
     assert main(["push", str(run), "hub:our-lab/breakout", "--private", "--yes"]) == 0
     assert hub.private["our-lab/breakout"]
-    assert "will be made, private" in capsys.readouterr().out
+    assert "will be created, private" in capsys.readouterr().out
     (run / "curves.png").write_bytes(b"png")
     assert main(["push", str(run), "hub:our-lab/breakout", "--yes"]) == 0
-    assert "is there, and gets another commit" in capsys.readouterr().out
+    assert "exists and gets a new commit" in capsys.readouterr().out
     assert hub.repos["our-lab/breakout"]["curves.png"] == b"png"
 
 
@@ -220,7 +220,7 @@ def test_a_dry_run_shows_the_card_and_asks_nobody(
     assert main(["push", str(run), "hub:me/breakout", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "## Scores" in said
-    assert "Nothing was sent. hub:me/breakout would get these files." in said
+    assert "Nothing was sent. These files would go to hub:me/breakout." in said
     assert not hub.repos
 
 
@@ -246,7 +246,7 @@ def refused(run: Path, capsys: pytest.CaptureFixture[str], place: str = "hub:me/
 def test_who_may_not_push_is_told_why(
     hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert "You are me on the Hub, and you is none of yours. Push to one of: me, our-lab" in refused(
+    assert "You are me on the Hub and may not push to you. Push to one of: me, our-lab" in refused(
         run, capsys, "hub:you/breakout"
     )
     hub.may_write = False
@@ -265,16 +265,16 @@ def test_offline_is_said(
     # The client waits longer and longer between its tries.
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert "The Hub is out of reach. Nothing was uploaded" in refused(run, capsys)
+    assert "The Hub cannot be reached. Nothing was uploaded" in refused(run, capsys)
 
 
 def test_runs_that_cannot_be_pushed(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Expected hub:OWNER/REPO, got 'me/breakout'" in refused(run, capsys, "me/breakout")
     assert main(["push", str(run), "hub:me/breakout"]) == 2
-    assert "no terminal to ask whether to upload this. Give --yes" in capsys.readouterr().err
+    assert "no terminal to ask on. Give --yes" in capsys.readouterr().err
     agent = load_agent(run / "student.safetensors")
     save_agent(run / "student.safetensors", agent.net, replace(agent.card, steps=1))
     assert "is another" in refused(run, capsys)
     (run / "student.safetensors").unlink()
-    assert "has no student yet. Let it go on: kfrl train --resume" in refused(run, capsys)
+    assert "has no student yet. Continue the run: kfrl train --resume" in refused(run, capsys)
     assert "is not the folder of a run: it has no config.yaml" in refused(run.parent, capsys)

@@ -104,5 +104,5 @@ def test_a_flavour_that_the_rom_does_not_have_lists_those_it_has(flavour: str) -
 
 @pytest.mark.parametrize("flavour", ["", "hard", "1", "m1d0x", "d0m1"])
 def test_what_is_no_flavour_is_refused_with_the_form_of_one(flavour: str) -> None:
-    with pytest.raises(UserError, match=r"no flavour of Freeway\. One is written m1d0.*modes 0, 1"):
+    with pytest.raises(UserError, match=r"not a flavour of Freeway\. Expected e\.g\. m1d0.*modes 0, 1"):
         find_game(f"Freeway:{flavour}")

@@ -235,8 +235,8 @@ def test_two_former_groups_of_one_method_become_one() -> None:
     [
         ("steps: [1", "is not YAML"),
         ("game: a: b", "is not YAML"),
-        ("- steps", "should hold `key: value` lines, got a list"),
-        ("just words", "should hold `key: value` lines, got a str"),
+        ("- steps", "expected `key: value` lines, got a list"),
+        ("just words", "expected `key: value` lines, got a str"),
         ("!!python/object/apply:os.system ['true']", "is not YAML"),
     ],
 )

@@ -69,9 +69,9 @@ def test_a_driver_without_a_build_for_it(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr("torch.version.cuda", None)
-    assert "built for the CPU alone" in machine.gpus().value
+    assert "built for the CPU only" in machine.gpus().value
     monkeypatch.setattr("torch.version.cuda", "12.8")
-    assert "older than CUDA 12.8" in machine.gpus().problem
+    assert "needs a driver for CUDA 12.8" in machine.gpus().problem
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert not machine.gpus().problem
 

@@ -39,12 +39,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("x = 1\n\n\n1 / 0", "line 4: ZeroDivisionError"),
         (
             "from kfrl.supervised.methods.base import Method\nclass A(Method):\n    def loss(self): ...\nMETHOD = A",
-            "line 2: UserError: Method A defines loss(), which nothing calls: it is losses() now",
+            "line 2: UserError: Method A defines loss(), which is not called: it is losses() now",
         ),
-        ("x = 1", "defines no method. Derive a class from kfrl.supervised.methods.base.Method and name it"),
-        ("METHOD = int", "should be a class derived from kfrl.supervised.methods.base.Method, got <class 'int'>"),
+        ("x = 1", "defines no method. Derive a class from kfrl.supervised.methods.base.Method and add"),
+        ("METHOD = int", "expected a class derived from kfrl.supervised.methods.base.Method, got <class 'int'>"),
         ("from agents.methods.base import Method as METHOD", "derived from kfrl.supervised.methods.base.Method"),
-        (FILE.format(setting="epochs"), "has a setting 'epochs', which is a common setting's name"),
+        (FILE.format(setting="epochs"), "has a setting 'epochs', which is the name of a common setting"),
     ],
 )
 def test_a_method_file_that_cannot_be_used_is_explained(

@@ -228,7 +228,7 @@ def test_notes_say_what_runs_share_and_where_they_differ(many: Many) -> None:
     )
     assert "All 4 runs share their budget (100 agent steps)" in note(comparison, "share")
     assert note(comparison, "differ in lr") == "Arms differ in lr: a3c 0.001, knowledge-flow (seaquest) 0.1."
-    assert note(comparison, "states of the code").endswith("2 states of the code: 12345678, abc.")
+    assert note(comparison, "commits of the code").endswith("2 commits of the code: 12345678, abc.")
     assert "several runs of seed 1" in note(comparison, "several runs")
     assert note(comparison, "Left out") == "Left out, 2 in all: runs/bad (empty); runs/worse (no eval.json)."
 
@@ -240,8 +240,8 @@ def test_runs_of_a_named_arm_may_differ_and_it_is_said(finished_run: Build, tmp_
     ]
     comparison = compare(runs)
     assert note(comparison, "Runs of mine") == "Runs of mine differ in teachers (zoo:seaquest / other)."
-    assert "Unknown" in note(comparison, "counted apart")
-    assert "Unknown" not in note(compare(runs[:1]), "counted apart")
+    assert "Unknown" in note(comparison, "counted separately")
+    assert "Unknown" not in note(compare(runs[:1]), "counted separately")
 
 
 def test_a_copy_of_a_run_is_not_a_second_one(finished_run: Build, tmp_path: Path) -> None:

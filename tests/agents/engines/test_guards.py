@@ -173,7 +173,7 @@ def test_resumed_run_goes_on_with_counters_schedules_statistics_and_curve(
     assert second.finish() == 0
     after = latest_checkpoint(folder / "checkpoint")
     rows = read_metrics(folder / "metrics.csv")
-    assert f"Going on from step {before.state['global_step']:,}" in second.output
+    assert f"Continuing from step {before.state['global_step']:,}" in second.output
     assert after.state["global_step"] >= STEPS
     assert after.state["session"] == 1
     assert after.state["updates"] > before.state["updates"]

@@ -83,5 +83,5 @@ def test_rmsprop_has_the_rate_of_its_paper_and_only_a3c_takes_it() -> None:
     assert TrainConfig(optimizer="rmsprop", preset="paper").shape.lr == 7e-4
     assert TrainConfig(optimizer="rmsprop", envs_per_worker=4).shape.lr == pytest.approx(1.4e-3)
     assert TrainConfig(optimizer="rmsprop", lr=0.1).shape.lr == 0.1
-    with pytest.raises(UserError, match="--algo ppo has an optimiser of its own, got --optimizer rmsprop"):
+    with pytest.raises(UserError, match="--algo ppo has its own optimiser, got --optimizer rmsprop"):
         resolve(TrainConfig(game="Breakout", algo="ppo", optimizer="rmsprop"))

@@ -38,7 +38,7 @@ def test_a_term_without_a_gradient_ends_the_run_and_is_named(
     term: str, algo: str, tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proof, "PROOF_UPDATES", 3)
-    with pytest.raises(TrainingError, match="losses/mine had no gradient in its first 3 updates: what was asked for"):
+    with pytest.raises(TrainingError, match="losses/mine had no gradient in its first 3 updates: it has no effect"):
         train(tmp_path, term, algo)
 
 

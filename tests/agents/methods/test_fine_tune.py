@@ -78,7 +78,7 @@ def test_heads_only_trains_the_heads_and_leaves_the_body_the_teachers(expert: Te
 
 def test_another_body_is_refused_with_what_takes_it(teacher: Callable[..., Teacher]) -> None:
     columns = teacher(ColumnNet(4, ((4, 8, 8),), 5), ACTIONS)
-    with pytest.raises(UserError, match=r"'breakout' is a ColumnNet, .*--method progressive take"):
+    with pytest.raises(UserError, match=r"'breakout' is a ColumnNet, .*--method progressive accept"):
         build(columns)
 
 

@@ -444,7 +444,7 @@ def test_a_path_that_no_tournament_chose_is_frozen_and_scored_with_a_word(
     ("settings", "words"),
     [
         ({"source_games": ""}, "pathnet needs source games"),
-        ({"workers": 7}, r"7 workers needs a genotype of its own, got --population 6"),
+        ({"workers": 7}, r"7 workers needs its own genotype, got --population 6"),
         ({"teachers": "zoo:seaquest"}, "takes no teachers"),
         ({"methods": {"pathnet": {**SMALL, "module_convs": ((4, 99, 8),)}}}, "kernel 1 to 84"),
     ],
@@ -495,7 +495,7 @@ def test_the_fine_tuned_control_goes_on_with_what_the_source_game_trained_and_no
 def test_the_scratch_control_has_no_source_game(tmp_path: Path) -> None:
     run = resolve(controlled("scratch", source_games="", run_dir=tmp_path / "run"))
     assert [phase.games[0].game for phase in run.phases] == ["breakout"]
-    with pytest.raises(UserError, match=r"--control scratch learns the run's own game alone"):
+    with pytest.raises(UserError, match=r"--control scratch learns only the run's own game"):
         resolve(controlled("scratch", run_dir=tmp_path / "run"))
     with pytest.raises(UserError, match="needs source games"):
         resolve(controlled("fine-tuned", source_games="", run_dir=tmp_path / "run"))

@@ -243,7 +243,7 @@ def test_a_teacher_that_does_not_name_its_layers_is_refused(
 ) -> None:
     odd = mlp(3, 2)
     odd.arch = {}
-    with pytest.raises(UserError, match="'breakout' is a Sequential, which does not say which of its layers"):
+    with pytest.raises(UserError, match="'breakout' is a Sequential, which does not name its hidden layers"):
         start(ALONE, [teacher(odd, ALONE.actions)])
 
 

@@ -42,7 +42,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
     ("name", "count", "words"),
     [
         ("a3c", 1, "a3c takes no teachers, got 1. Leave them out, or use --method knowledge-flow"),
-        ("pathnet", 1, "pathnet takes no teachers, got 1. It learns other games itself: --source-games"),
+        ("pathnet", 1, "pathnet takes no teachers, got 1. It learns source games itself: --source-games"),
         ("fine-tune", 0, "fine-tune takes exactly one teacher .* got 0"),
         ("fine-tune", 2, "fine-tune takes exactly one teacher .* got 2"),
         ("progressive", 0, "progressive needs at least one teacher"),

@@ -151,7 +151,7 @@ def test_a_damaged_header_is_refused(agent: Path) -> None:
     whole = agent.read_bytes()
     for position in (8, 12, 40):
         agent.write_bytes(whole[:position] + b"\xff\x00" + whole[position + 2 :])
-        refused(agent, "truncated or damaged", "no safetensors file", "cannot", "can read")
+        refused(agent, "truncated or damaged", "not a safetensors file", "cannot", "can read")
 
 
 def test_a_torch_file_is_refused(tmp_path: Path, small_net: Net) -> None:
@@ -163,14 +163,14 @@ def test_a_torch_file_is_refused(tmp_path: Path, small_net: Net) -> None:
 def test_a_text_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.safetensors"
     path.write_text("these are no weights")
-    refused(path, "no safetensors file")
+    refused(path, "not a safetensors file")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_code_in_a_pickle_never_runs(tmp_path: Path, protocol: int) -> None:
     marker, path = tmp_path / "ran", tmp_path / "evil.safetensors"
     path.write_bytes(pickle.dumps(Evil(marker), protocol))
-    refused(path, "pickle", "no safetensors file")
+    refused(path, "pickle", "not a safetensors file")
     assert not marker.exists()
     pickle.loads(path.read_bytes())
     assert marker.exists(), "the file would not have run anything anyway"

@@ -60,7 +60,7 @@ def test_a_run_keeps_the_commit_of_the_file_that_it_took(tmp_path: Path, monkeyp
 def test_a_hub_out_of_reach_says_how_to_work_offline(tmp_path: Path, settings: dict[str, str]) -> None:
     done = kfrl(tmp_path, "import", "hub:me/agents/ppo.pth@Breakout", "--output", "out.safetensors", **settings)
     assert done.returncode == 2
-    assert "kfrl: The Hub is out of reach, and hub:me/agents/ppo.pth is not in its cache." in done.stderr
+    assert "kfrl: The Hub cannot be reached, and hub:me/agents/ppo.pth is not in the cache." in done.stderr
     assert "HF_HUB_OFFLINE=1" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out.safetensors").exists()

@@ -148,7 +148,7 @@ def test_a_run_in_its_source_games_is_told_to_go_on_and_another_folder_is_not(ru
     folder = tmp_path / "begun"
     folder.mkdir()
     (folder / "config.yaml").write_text("")
-    with pytest.raises(UserError, match="not a run of kfrl that has saved anything"):
+    with pytest.raises(UserError, match="not a run of kfrl with a saved student"):
         find_teacher(str(folder), runs)
     (folder / "checkpoint").mkdir()
     with pytest.raises(UserError, match=r"has no student yet.*kfrl train --resume"):
@@ -302,7 +302,7 @@ def test_a_table_behind_a_link_is_found_again(runs: Path, foreign: Path, tmp_pat
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
-        ("{}", ["Which game does", "ppo.pth@GAME", "ppo.pth@Breakout"]),
+        ("{}", ["does not name the game", "ppo.pth@GAME", "ppo.pth@Breakout"]),
         ("{}@Braekout", ["Unknown game 'Braekout'", "'Breakout'"]),
         ("{}@Pong", ["4 actions", "Pong has 6 (NOOP, FIRE, RIGHT, LEFT, RIGHTFIRE, LEFTFIRE)", "18"]),
         ("cleanrl:{}@Breakout", ["not of format cleanrl"]),

@@ -107,7 +107,7 @@ def test_quoted_scores_have_a_file_of_their_own_that_says_so(runs: Path) -> None
     one_kind(runs)
     assert main(["compare", "runs", "--output", "out"]) == 0
     latex = Path("out/quoted.tex").read_text()
-    assert latex.startswith("% QUOTED, not run here\n% Quoted scores are others' own")
+    assert latex.startswith("% QUOTED, not run here\n% Quoted scores were published by others")
     assert "read off plots" in latex.partition(r"\begin")[0]
     assert re.search(r"Alien .*\\textasciitilde\{\}1,700", latex)
 
@@ -122,9 +122,9 @@ def test_mixed_numbers_of_games_are_all_in_the_title(runs: Path, capsys: pytest.
 def test_what_an_earlier_comparison_left_is_named(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one_kind(runs)
     assert main(["compare", "runs", "--output", "out"]) == 0
-    assert "Also there" not in capsys.readouterr().out
+    assert "The folder also holds" not in capsys.readouterr().out
     assert main(["compare", "runs/Breakout", "--output", "out"]) == 0
-    said = capsys.readouterr().out.rpartition("Also there, and not written now: ")[2]
+    said = capsys.readouterr().out.rpartition("files of an earlier comparison: ")[2]
     assert said.strip().split(", ") == [
         "aggregate.csv",
         "aggregate.tex",
@@ -265,6 +265,6 @@ def test_the_best_areas_of_many_runs_stand_beside_all_of_them(
         finished_run(Path("runs", str(seed)), [7.0], {50: level, 100: level}, game="Alien", seed=seed)
     assert main(["compare", "runs"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Alien, area under the training curve: the top 3 as papers report them" in said
+    assert "Alien, area under the training curve: mean of the top 3 runs, as papers report it" in said
     # Areas 10, 20, 30, 40 and 50: the best three are 40 in the mean.
     assert re.search(r"a3c │ 5 │ 30\.00 \+- 15\.81 │ 40\.00 │", said)

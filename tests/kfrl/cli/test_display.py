@@ -24,7 +24,7 @@ def test_a_run_goes_on_when_nobody_reads_standard_output_any_more(
             display.say("third")
     said = (tmp_path / "log.txt").read_text().splitlines()
     assert [said[0], said[1], said[-1]] == ["first", "second", "third"]
-    assert "Nobody reads" in said[2]
+    assert "was closed; the run continues" in said[2]
 
 
 def test_a_notebooks_backend_and_an_ascii_terminal_end_nothing(

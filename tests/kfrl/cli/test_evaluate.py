@@ -120,7 +120,7 @@ def test_a_student_of_flow_is_scored_when_its_teachers_are_gone(
     run = finished_run(tmp_path / "run", teachers=str(tmp_path / "gone.safetensors"))
     assert main(["eval", str(run), "--episodes", "1", "--json", str(tmp_path / "scores.json")]) == 0
     said = capsys.readouterr().out.replace("\n", "")
-    assert "What it scores with its teachers' links is left out: There is no file" in said
+    assert "Its score with its teachers' links is left out: There is no file" in said
     assert "needs no teacher" not in said
     assert len(json.loads((tmp_path / "scores.json").read_text())["scores"]) == 1
 

@@ -53,7 +53,7 @@ def test_rules_that_gymnasium_does_not_have_are_named(tmp_path: Path, capsys: py
     output = str(tmp_path / "x.safetensors")
     assert main(["export", str(tmp_path / "agent.safetensors"), "--to", "safetensors", "--output", output]) == 0
     said = capsys.readouterr().out
-    assert "press it yourself" in said
+    assert "press FIRE yourself" in said
     assert "It leans on others." in said
 
 

@@ -131,7 +131,7 @@ def test_zsh_completes_commands_and_flags() -> None:
     assert ran.stderr == ""
     commands, flags = ran.stdout.splitlines()
     assert commands.split() == list(SUPERVISED)
-    assert flags.startswith("--no-dry-run:Say what the run would do")
+    assert flags.startswith("--no-dry-run:Print the plan and the cost of the run")
 
 
 def test_a_reader_that_goes_away_sees_no_traceback() -> None:

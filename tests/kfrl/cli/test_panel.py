@@ -37,7 +37,7 @@ def test_more_workers_than_cores_are_named_with_what_would_be_faster(monkeypatch
     monkeypatch.setattr("kfrl.cli.panel.cores", lambda: 4)
     first, warning = _engine_lines(TrainConfig(preset="paper"))
     assert "16 workers x 1 games on 4 cores" in first
-    assert "16 workers with one thread each share 4 cores: 4 wait for every one that runs" in warning
+    assert "16 workers with one thread each share 4 cores: 4 workers share a core" in warning
     assert "--preset fast (4 workers x 32 games)" in warning
     (only,) = _engine_lines(TrainConfig())
     assert "4 workers x 32 games on 4 cores" in only

@@ -46,7 +46,7 @@ def test_one_run_has_curves_links_games_settings_and_provenance(finished_run: Bu
     assert re.search(r">2</td><td>5</td>", page), "the second final game"
     assert re.search(r">seed</td><td[^>]*>7<", page)
     assert ">abc<" in page, "the commit"
-    assert "What the numbers of the games do not say" in words
+    assert "Limits of the comparison of games" in words
     assert "Fewer than 3 seeds" in words
 
 
@@ -94,7 +94,7 @@ def test_broken_and_half_written_runs_are_shown_as_far_as_they_go(
     (cut / "student.safetensors").write_bytes(b"\x00" * 20)
     (cut / "eval.json").write_text("[1]")
     assert main(["report", "runs"]) == 0
-    assert "3 runs, 3 of them not whole" in capsys.readouterr().out
+    assert "3 runs, 3 of them incomplete" in capsys.readouterr().out
     words = text(Path("report.html").read_text())
     for told in (
         "There is no eval.json: the run was not finished",
@@ -113,8 +113,8 @@ def test_runs_of_both_domains_stand_on_one_page(finished_run: Build) -> None:
     assert main(["report", "runs"]) == 0
     page = Path("report.html").read_text()
     words = text(page)
-    assert "What the numbers of the games do not say" in words
-    assert "What the numbers of the images do not say" in words
+    assert "Limits of the comparison of games" in words
+    assert "Limits of the comparison of images" in words
     assert "test error" in words
     (accuracy,) = [chart for chart in charts(page).values() if chart["y"] == "%"]
     assert accuracy["x"] == "epochs"
@@ -147,8 +147,8 @@ def test_thirty_runs_stay_far_below_five_megabytes(finished_run: Build) -> None:
     [
         ("", "Which runs?"),
         ("nowhere", "There is no folder nowhere."),
-        ("run --output report.pdf", "A report ends in .html, got 'report.pdf'."),
-        ("run --output page.html", "--output is a file, and page.html is a folder."),
+        ("run --output report.pdf", "--output expects a file that ends in .html, got 'report.pdf'."),
+        ("run --output page.html", "--output expects a file, and page.html is a folder."),
         ("empty", "No run in empty"),
     ],
 )

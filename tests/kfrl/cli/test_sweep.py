@@ -37,7 +37,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_more_cpus_than_there_are(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec.write_text("settings: {game: Pong, workers: 4000}\n")
-    assert "takes 4000 cpus, one for each of its processes, and this machine has" in complaint(capsys, str(spec))
+    assert "needs 4000 CPUs, one for each of its processes, and this machine has" in complaint(capsys, str(spec))
 
 
 def test_a_missing_file_and_a_wrong_one(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,9 +50,9 @@ def test_a_missing_file_and_a_wrong_one(spec: Path, capsys: pytest.CaptureFixtur
     ("file", "words"),
     [
         ("sets: {game: Pong}", "Unknown key sets. Did you mean settings?"),
-        ("settings: {game: Pong, seed: {grid: []}}", "seed: {grid: [..]} holds at least one value, got []"),
-        ("settings: {game: Pong, lr: {uniform: [2, 1]}}", "goes up, got [2, 1]. Swap its ends: [1, 2]"),
-        ("settings: {game: {grid: [Pong, pong]}, workers: 1}", "mean the same folder, pong-s1"),
+        ("settings: {game: Pong, seed: {grid: []}}", "seed: {grid: [..]} expects at least one value, got []"),
+        ("settings: {game: Pong, lr: {uniform: [2, 1]}}", "expects low below high, got [2, 1]. Swap them: [1, 2]"),
+        ("settings: {game: {grid: [Pong, pong]}, workers: 1}", "have the same folder, pong-s1"),
     ],
 )
 def test_a_file_that_is_no_sweep_is_refused_and_leaves_nothing(
@@ -106,7 +106,7 @@ def test_an_address_that_nobody_answers(spec: Path, capsys: pytest.CaptureFixtur
         taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
         port = taken.getsockname()[1]
         said = complaint(capsys, str(spec), "--address", f"127.0.0.1:{port}")
-    assert f"Nobody answers at 127.0.0.1:{port}" in said and "ray start --head" in said
+    assert f"No cluster answers at 127.0.0.1:{port}" in said and "ray start --head" in said
     assert "HOST:PORT or auto, got 'there'" in complaint(capsys, str(spec), "--address", "there")
 
 

@@ -124,7 +124,7 @@ def test_the_game_may_stand_in_the_reference(breakout: AtariNet) -> None:
     ("flags", "words"),
     [
         (["breakout.pth", "--game", "Alien"], ["4 actions, but Alien has 18"]),
-        (["breakout.pth"], ["Which game", "breakout.pth@GAME"]),
+        (["breakout.pth"], ["does not name the game", "breakout.pth@GAME"]),
         (["breakout.pth@Brekout"], ["'Brekout'", "'Breakout'"]),
         (["braekout.pth@Breakout"], ["There is no file", "'breakout.pth'"]),
         (["breakout.pth@Breakout", "--format", "cleanlr"], ["'cleanlr'", "'cleanrl'"]),
@@ -132,9 +132,9 @@ def test_the_game_may_stand_in_the_reference(breakout: AtariNet) -> None:
         (["breakout.pth@Breakout", "--preprocessing", "baseline"], ["'baseline'", "'baselines'"]),
         (["breakout.pth@Breakout", "--output", "b.pth"], [".safetensors", "'b.pth'"]),
         (["breakout.pth@Breakout", "--output", "there.safetensors"], ["there.safetensors exists"]),
-        (["ours.safetensors", "--output", "b.safetensors"], ["agent file of kfrl already"]),
-        (["text.zip@Pong"], ["no policy in it", "readme"]),
-        (["notes.pth@Pong"], ["no plain state dict", "no code in it ran"]),
+        (["ours.safetensors", "--output", "b.safetensors"], ["already an agent file of kfrl"]),
+        (["text.zip@Pong"], ["without a policy", "readme"]),
+        (["notes.pth@Pong"], ["not a plain state dict", "no code in it ran"]),
         (["hub:owner/file@Pong"], ["owner/repo/file", "hub:owner/file"]),
     ],
 )
@@ -217,13 +217,13 @@ def test_check_plays_an_agent_on_its_own_pictures_and_on_ales(
     # Nobody scores in 25 steps, so there is no interval to hold the claim against.
     assert set(own["scores"]) == {0.0}
     assert own["ci_low"] is None
-    assert "claims 400.0; games that all end alike have no interval to hold that against" in " ".join(said.split())
+    assert "claims 400.0; games with equal scores have no interval to compare it with" in " ".join(said.split())
 
 
 def test_one_game_is_held_against_no_card(capsys: pytest.CaptureFixture[str], short: None) -> None:
     assert main(["teachers", "check", "zoo:seaquest", "--episodes", "1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Its card claims 1,657.3; one game has no interval to hold that against" in said
+    assert "Its card claims 1,657.3; one game has no interval to compare it with" in said
 
 
 def test_check_plays_an_agent_of_ours_once(breakout: AtariNet, short: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,10 +121,10 @@ def test_a_run_without_final_games_gets_them_later(
     flags = "--game Breakout --algo a2c --envs-per-worker 2 --steps 64 --curve-points 0 --eval-episodes 0 --run-dir run"
     assert main(["train", *flags.split()]) == 0
     assert main(["compare", "run"]) == 2
-    assert "Write their number into its config.yaml, and: kfrl train --resume run" in capsys.readouterr().err
+    assert "Set eval_episodes in its config.yaml, then: kfrl train --resume run" in capsys.readouterr().err
     config = Path("run/config.yaml")
     assert main(["train", "--resume", "run"]) == 0
-    assert f"(eval_episodes) into {config}" in " ".join(capsys.readouterr().out.split())
+    assert f"set eval_episodes in {config}" in " ".join(capsys.readouterr().out.split())
     config.write_text(config.read_text().replace("eval_episodes: 0", "eval_episodes: 2"))
     assert main(["train", "--resume", "run"]) == 0
     seeds = {stream(1, 999_997), stream(2, 999_997)}
@@ -162,7 +162,7 @@ def test_a_run_whose_config_was_changed_is_not_resumed_with_another_net(
     before = [path.read_bytes() for path in kept]
     said = " ".join(refusal(capsys, "train", "--resume", str(folder)).split())
     assert "fc.bias: (256,) instead of (128,)" in said
-    assert "put config and teachers back" in said
+    assert "restore the config and the teachers" in said
     assert [path.read_bytes() for path in kept] == before
 
 
@@ -307,8 +307,8 @@ def test_broken_teacher_files_are_refused_and_no_code_runs(empty: Path, capsys: 
     for name, word in {
         "cut.safetensors": "truncated",
         "bomb.pt": "no code in it ran",
-        "foreign.pth": "Which game",
-        "notes.txt": "no plain state dict",
+        "foreign.pth": "does not name the game",
+        "notes.txt": "not a plain state dict",
     }.items():
         said = refusal(capsys, "train", "--game", "Alien", "--teachers", name)
         assert name in said

@@ -139,7 +139,7 @@ def test_fsp_matrix_by_hand() -> None:
 
 
 def test_fsp_between_maps_of_different_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one size, got \(4, 4\) and \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"equal size, got \(4, 4\) and \(2, 2\)"):
         fsp_matrix(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 2, 2))
 
 

@@ -42,5 +42,5 @@ def test_the_flag_reaches_the_student_and_is_refused_where_it_would_do_nothing()
         students[name] = Method(TrainConfig(init=name)).student(spec)
     assert not students["orthogonal"].fc.bias.any()
     assert students["torch"].fc.bias.any()
-    with pytest.raises(UserError, match=r"progressive starts its nets' weights in a way of its own .* --init torch"):
+    with pytest.raises(UserError, match=r"progressive has its own initialisation .* --init torch"):
         resolve(TrainConfig(game="Pong", method="progressive", teachers="zoo:pong", init="torch"))

@@ -62,7 +62,7 @@ def test_a_net_is_loaded_or_refused_with_what_differs(tmp_path: Path) -> None:
     checkpoint, same = latest_checkpoint(tmp_path), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
     checkpoint.load_net(same)
     assert torch.equal(same[1].weight, saved[1].weight)
-    with pytest.raises(UserError, match=r"0\.weight: \(2, 3\) instead of \(2, 4\)\)\. Go on with .* wrote it, kfrl "):
+    with pytest.raises(UserError, match=r"0\.weight: \(2, 3\) instead of \(2, 4\)\)\. Resume with .* wrote it, kfrl "):
         checkpoint.load_net(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 5)))
     with pytest.raises(UserError, match=r"1\.bias: \(5,\) instead of none; 1\.weight: \(5, 2\) instead of none\)"):
         checkpoint.load_net(nn.Sequential(nn.Linear(3, 2)))

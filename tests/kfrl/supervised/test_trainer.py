@@ -83,7 +83,7 @@ def test_a_term_without_a_gradient_ends_the_run_and_is_named(
     monkeypatch.setattr(proof, "PROOF_UPDATES", 3)
     _, outcome = train(run(method=own_method(tmp_path, term)))
     assert outcome.failure is not None
-    assert "losses/mine had no gradient in its first 3 updates: what was asked for does" in outcome.failure
+    assert "losses/mine had no gradient in its first 3 updates: it has no effect" in outcome.failure
     assert outcome.step == 0
 
 

@@ -74,7 +74,7 @@ def test_a_sweep_may_gain_runs_and_not_change_them(tmp_path: Path) -> None:
     assert [trial.name for trial in folder.read().trials] == ["s1", "s2", "s3"]
     with pytest.raises(UserError, match="holds another sweep: run s1 differs in steps"):
         folder.prepare(plan_of(settings={"name": "x", "steps": 11, "seed": {"range": 3}}))
-    with pytest.raises(UserError, match="it has a run s3, this one has not"):
+    with pytest.raises(UserError, match="it has a run s3, which this sweep does not have"):
         folder.prepare(plan_of(settings={"name": "x", "seed": {"range": 2}}))
     with pytest.raises(UserError, match=r"scale 1, this is 0\.5"):
         folder.prepare(replace(folder.read(), scale=0.5))

@@ -138,7 +138,7 @@ def test_the_yaml_of_the_error_describes_the_net(tmp_path: Path, obs: Tensor) ->
     with pytest.raises(UserError) as error:
         read_foreign(tmp_path / "net.pth")
     path = tmp_path / "net.yaml"
-    path.write_text(str(error.value).split("as they are:")[1])
+    path.write_text(str(error.value).split("and the layers:")[1])
     logits, values = read_foreign(path).net(obs)
     h = net.body(net.more(net.eyes(obs / 255).relu()).relu().flatten(1)).relu()
     torch.testing.assert_close(logits, net.pi(h), rtol=1e-4, atol=1e-5)

@@ -130,7 +130,7 @@ def test_an_extractor_of_ones_own(tmp_path: Path) -> None:
         PPO,
         policy_kwargs={"features_extractor_class": type("MyCnn", (NatureCNN,), {}), "net_arch": []},
     )
-    refused(tmp_path / "own.zip", "extractor of its own", "MyCnn", "Valid: NatureCNN")
+    refused(tmp_path / "own.zip", "custom features extractor", "MyCnn", "Valid: NatureCNN")
 
 
 def test_layers_after_the_convolutions(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_code_in_its_settings_never_runs(tmp_path: Path, obs: Tensor) -> None:
 def test_a_zip_with_no_policy_in_it(tmp_path: Path) -> None:
     saved(tmp_path / "empty.zip", A2C)
     rewrite(tmp_path / "empty.zip", policy__pth=None)
-    refused(tmp_path / "empty.zip", "no policy in it", "data, pytorch_variables.pth", "policy.pth")
+    refused(tmp_path / "empty.zip", "without a policy", "data, pytorch_variables.pth", "policy.pth")
 
 
 @pytest.mark.parametrize("data", [None, b"", b"[]", b"{", b"\xff"])

@@ -333,7 +333,7 @@ def test_shapes_of_no_known_net_are_printed_with_the_yaml_that_would_describe_th
     torch.save(tensors, tmp_path / "net.pth")
     refused(
         tmp_path / "net.pth",
-        "holds a net that kfrl does not know",
+        "contains a net that kfrl does not recognise",
         *(f"  {name}  {' x '.join(map(str, tensor.shape))}\n" for name, tensor in tensors.items()),
         "weights: net.pth\ngame: ",
         "layers:\n  convs:\n    - {layer: ",
@@ -344,7 +344,7 @@ def test_shapes_of_no_known_net_are_printed_with_the_yaml_that_would_describe_th
     ("changes", "words"),
     [
         ({"fc.weight": torch.zeros(8, 99)}, ["takes 99 numbers", "screens give 1600", "4 x 84 x 84"]),
-        ({"fc.weight": torch.zeros(8, 4 * 15 * 15)}, ["it was made for 64 x 64 screens"]),
+        ({"fc.weight": torch.zeros(8, 4 * 15 * 15)}, ["it is for 64 x 64 screens"]),
         ({"conv1.weight": torch.zeros(4, 1, 8, 8)}, ["sees 1 x ? x ?", "4 x 84 x 84"]),
         ({"conv1.weight": torch.zeros(4, 12, 8, 8)}, ["sees 12 x ? x ?"]),
         ({"conv1.weight": torch.zeros(4, 4, 8, 6)}, ["square kernel", "(4, 4, 8, 6)"]),
@@ -416,5 +416,5 @@ def test_padded_convolutions_are_called_padded(tmp_path: Path) -> None:
     net.conv1, net.conv2 = nn.Conv2d(4, 16, 8, stride=4, padding=1), nn.Conv2d(16, 32, 4, stride=2, padding=1)
     net.fc, net.policy, net.value = nn.Linear(32 * 10 * 10, 8), nn.Linear(8, 4), nn.Linear(8, 1)
     torch.save(net.state_dict(), tmp_path / "net.pth")
-    with pytest.raises(UserError, match="as if its convolutions were padded"):
+    with pytest.raises(UserError, match="as after padded convolutions"):
         read_foreign(tmp_path / "net.pth")

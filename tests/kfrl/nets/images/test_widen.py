@@ -93,9 +93,9 @@ def test_units_extended_with_zeros_never_learn_and_uniform_ones_do() -> None:
     ("small", "large", "words"),
     [
         ("mlp-5", "conv-5", "within its family: a net of family 'mlp' cannot become one of 'conv'"),
-        ("resnet-8", "resnet-8", "family 'resnet' do not grow; those that do: mlp, conv, lstm"),
+        ("resnet-8", "resnet-8", "family 'resnet' cannot grow. Families that can: mlp, conv, lstm"),
         ("mlp-5", "mlp-5-5", "not deeper: 2 layers cannot become 3"),
-        ("mlp-5", "mlp-5", "nowhere larger than its teacher: .* Name a wider net"),
+        ("mlp-5", "mlp-5", "no layer of this net is larger than the teacher's: .* Name a wider net"),
         ("mlp-5", "mlp-4", r"fc1.weight would shrink from \(5, 2, 24, 24\) to \(4, 2, 24, 24\)"),
     ],
 )
