@@ -112,7 +112,7 @@ def test_distillation_learns_from_the_file_what_the_teacher_would_say(
     live = PolicyDistillation(replace(config, answers=""))
     live.begin(live.build(SPEC, [expert]), 0, SPEC, rank=0)
     torch.testing.assert_close(targets, live.features(net, file.observations[rows])[0])
-    with pytest.raises(UserError, match="not the teacher"):
+    with pytest.raises(UserError, match="not its net"):
         absent.net(file.observations)
 
 
