@@ -83,7 +83,7 @@ def test_a_list_of_names_is_a_list_of_teachers(read: Read) -> None:
     [
         ("lr: .inf", "lr: expected a finite number, got inf"),
         ("ppo: {clip_range: .nan}", "ppo.clip_range: "),
-        ("steps: 100\nsteps: 7", "the key steps stands twice"),
+        ("steps: 100\nsteps: 7", "the key steps occurs twice"),
         ("steps: yes", "steps: yes"),
         ("steps: off", "steps: no"),
         ("ppo: {epochs: on}", "ppo.epochs: yes"),
