@@ -1,22 +1,22 @@
-"""All methods on two games, from the same teachers, at one budget of agent steps in the game itself.
+"""Study of all methods on two games, with the same teachers and the same budget of agent steps in the game itself.
 
     python benchmarks/comparison.py run --out comparison
     kfrl compare "policy-distillation (a3c)=comparison/policy-distillation" comparison --output tables
 
-`run` trains every arm with the first seed, the most important and the cheapest first, then the other seeds of those
-that have more. Finished runs are skipped and broken ones resumed, so that it can be stopped and started again. `list`
-says what there is to do.
+`run` trains every arm with the first seed, the most important and the cheapest arms first, then the other seeds. Finished
+runs are skipped and interrupted ones resumed, so that it can be stopped and started again. `list` prints the state of
+each run.
 
-All arms have the same workers, games, learning rate and protocol, and their method's defaults, but for this:
+All arms have the same workers, games, learning rate and protocol, and their method's defaults, with these exceptions:
 
-- fine-tune takes one teacher, the first.
-- policy-distillation imitates a teacher of the same game, which none of the teachers is. It gets the student of the a3c
-  run of its game and seed, so its row says how much of a scratch run a fresh net has after as many steps of imitation.
-- pathnet and distral take no teachers: they learn the teachers' games themselves. Those steps are not in the budget;
-  `kfrl compare` counts them beside it, as it does what teachers were trained on. distral learns all games at the same
-  time, so each has all the workers that the game has under the other methods.
-- pathnet's population is small enough to be played several times over in a short run, and its source games, which it
-  learns one after the other, share the steps that actor-mimic has for both at the same time.
+- fine-tune uses only the first teacher.
+- policy-distillation needs a teacher of the same game, and none of the teachers plays it. It gets the student of the a3c
+  run with its game and seed, so its row compares a new net with a scratch run after as many steps of imitation.
+- pathnet and distral have no teachers: they learn the teachers' games themselves. Those steps are not in the budget;
+  `kfrl compare` counts them separately, like the frames of the teachers' training. distral learns all games at the same
+  time, so each game has as many workers as with the other methods.
+- pathnet's population is small enough to be played several times in a short run. Its source games, learned one after the
+  other, share the number of steps that actor-mimic has for both at the same time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ METHODS = (
     "distral",
     "pathnet",
 )
-"""In the order in which they run."""
+"""The methods, in the order of their runs."""
 MANY_SEEDS = ("a3c", "fine-tune", "knowledge-flow", "progressive")
 
 
@@ -65,49 +65,49 @@ class Job:
 
     @property
     def state(self) -> str:
-        """How far it is."""
+        """Its state: done, interrupted or to do."""
         if self.folder.evaluation.exists():
             return "done"
-        return "broken off" if any(self.folder.checkpoints.glob("*.safetensors")) else "to do"
+        return "interrupted" if any(self.folder.checkpoints.glob("*.safetensors")) else "to do"
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is trained where."""
+    """Options of the study."""
 
     what: tyro.conf.Positional[Literal["run", "list"]]
     out: Path = Path("comparison")
-    """The runs: a folder for each method, in it one for each game and seed."""
+    """The folder of the runs: a folder for each method, with one for each game and seed."""
     games: tuple[str, ...] = ("Alien", "ChopperCommand")
     """The games to learn."""
     teachers: str = "zoo:seaquest,zoo:riverraid"
-    """As `kfrl train` takes them; of the student's own shape, which fine-tuning needs."""
+    """Teachers as for `kfrl train`; with the student's shape, which fine-tuning needs."""
     only: tuple[str, ...] = ()
     """Methods to run; default all."""
     seeds: int = 3
-    """Of a3c, fine-tune, knowledge-flow and progressive."""
+    """Seeds of a3c, fine-tune, knowledge-flow and progressive."""
     other_seeds: int = 1
-    """Of the other methods."""
+    """Seeds of the other methods."""
     steps: int = 500_000
     """Agent steps of a run in its own game."""
     source_steps: Annotated[int, Ge(1)] | None = None
-    """Agent steps in all source games before it, under pathnet and actor-mimic; default: as many as --steps."""
+    """Agent steps in all source games before it, with pathnet and actor-mimic; default: as many as --steps."""
     workers: int = 2
     """Worker processes that play the game."""
     envs_per_worker: int = 16
-    """Games of each."""
+    """Environments of each worker."""
     lr: float = 7e-4
-    """Learning rate of every arm: that of Mnih et al. 2016, with which the zoo's Seaquest teacher learned. It was tuned
-    for none of the methods."""
+    """Learning rate of every arm: that of Mnih et al. 2016, with which the zoo's Seaquest teacher was trained. It was not
+    tuned for any of the methods."""
     population: int = 8
-    """PathNet's, in place of 64."""
+    """PathNet's population, instead of 64."""
     eval_episodes: int = 30
     """Final games of the student alone."""
     curve_points: int = 10
-    """Evaluations of the student alone along a run; they take the workers' cores."""
+    """Evaluations of the student alone during a run; they use the workers' cores."""
 
     def jobs(self) -> Iterator[Job]:
-        """Every run, in the order in which they are made."""
+        """All runs, in order."""
         teachers, _ = load_teachers(split_names(self.teachers), RUNS, identify)
         played = tuple(dict.fromkeys(teacher.card.game for teacher in teachers))
         for seed in range(1, max(self.seeds, self.other_seeds) + 1):
@@ -155,14 +155,14 @@ class Study:
 
 
 def run(job: Job) -> str:
-    """Train unless it is done; returns what came of it."""
+    """Train unless it is done; returns the result as text."""
     if job.state == "done":
         return "done before"
     flags = job.flags
-    if job.state == "broken off":
+    if job.state == "interrupted":
         flags = ("--resume", str(job.folder.path))
     else:
-        # What was killed before its first checkpoint has nothing to go on from.
+        # A run that was killed before its first checkpoint cannot be resumed.
         shutil.rmtree(job.folder.path, ignore_errors=True)
     code = _train(flags)
     if code < 0 or code > 128:
@@ -171,7 +171,7 @@ def run(job: Job) -> str:
 
 
 def _train(flags: Sequence[str]) -> int:
-    """Run `kfrl train`, which ends by itself on Ctrl-C, with a checkpoint; a SIGTERM is passed on to it."""
+    """Run `kfrl train`, which ends by itself on Ctrl-C, with a checkpoint; SIGTERM is passed on to it."""
     child = subprocess.Popen([sys.executable, "-m", "kfrl.cli.main", "train", *flags])
     with noting_signals(lambda number: child.terminate() if number == signal.SIGTERM else None):
         return child.wait()

@@ -1,8 +1,8 @@
-"""Prints what fixed seeds train to, bit for bit: run it before and after a change that must not change results.
+"""Print hashes of students trained with fixed seeds; run it before and after a change that must not change results.
 
     python benchmarks/fingerprint.py > before.txt
 
-Everything runs on one thread: a2c and ppo play real games, and the supervised methods read the `digits` data set.
+All runs use one thread: a2c and ppo play real games, and the supervised methods use the data set `digits`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ GAMES = [
     "0",
 ]
 IMAGES = ["--data", "digits", "--epochs", "2", "--net", "mlp-32-16", "--batch-size", "64"]
+SEED = "7"
 RUNS: dict[str, list[str]] = {
     "a2c": ["train", *GAMES, "--algo", "a2c"],
     "ppo": ["train", *GAMES, "--algo", "ppo", "--t-max", "32", "--batch-size", "64"],
@@ -70,7 +71,7 @@ RUNS: dict[str, list[str]] = {
 
 
 def fingerprint(path: Path) -> str:
-    """The hash of a file's tensors, whatever its header says."""
+    """The hash of a file's tensors, without its header."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(path).items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -78,11 +79,11 @@ def fingerprint(path: Path) -> str:
 
 
 def train(flags: list[str], folder: Path, baseline: Path) -> str:
-    """Train into `folder`; the hash of the student, or how the run failed."""
+    """Train into `folder`; returns the hash of the student, or the end of the output of a failed run."""
     words = [str(baseline) if word == "baseline" else word for word in flags]
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-        code = main([*words, "--seed", "7", "--run-dir", str(folder)])
+        code = main([*words, "--seed", SEED, "--run-dir", str(folder)])
     student = folder / "student.safetensors"
     return fingerprint(student) if code == 0 and student.is_file() else f"failed: {shown.getvalue()[-300:]}"
 

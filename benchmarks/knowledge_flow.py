@@ -1,10 +1,10 @@
-"""Knowledge Flow beside fine-tuning and scratch at equal agent steps: the study of docs/knowledge-flow.md.
+"""Study of docs/knowledge-flow.md: Knowledge Flow, fine-tuning and scratch with equal agent steps.
 
     python benchmarks/knowledge_flow.py run --expert breakout-a2c.safetensors --non-expert seaquest
     python benchmarks/knowledge_flow.py draw
 
 `run` trains every arm with every seed, one after the other, and skips the runs that are finished, so that it can be
-stopped and started again. `draw` makes the table and the pictures from what is there.
+stopped and started again. `draw` makes the table and the plots of the finished runs.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ NO_HEADS = ("--link-heads", "never", "--imitate", "always")
 NO_HIDDEN = "methods:\n  knowledge-flow:\n    links:\n" + "".join(
     f"      - {{{{student: {head}, teacher: {{teacher}}, layer: {head}}}}}\n" for head in ("policy", "value")
 )
-"""A config that links the heads alone; {teacher} is the expert's name."""
+"""A config that links only the heads; {teacher} is the expert's name."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the table."""
+    """An arm of the study, one row of the table."""
 
     name: str
     title: str
     flags: tuple[str, ...]
     config: str = ""
-    """YAML for --config, where a setting has no flag."""
+    """YAML for --config, for settings without a flag."""
 
 
 def arms(expert: str, non_expert: str, random: str) -> tuple[Arm, ...]:
-    """What is compared: the method, and it without each of its parts."""
+    """The arms: the method, and the method without each of its parts."""
     heads_alone = NO_HIDDEN.format(teacher=load_teachers([expert], RUNS, identify)[0][0].name if expert else "")
     taught = ("--teachers", expert)
     return (
@@ -76,62 +76,61 @@ class Run:
     """Train every arm with every seed."""
 
     expert: str
-    """An agent that plays the game well: a path, or a name as --teachers takes it."""
+    """An agent that plays the game well, as for --teachers."""
     non_expert: str = "seaquest"
-    """An agent of another game, of the student's own shape (fine-tuning needs that)."""
+    """An agent of another game with the student's shape, which fine-tuning needs."""
     random: str = ""
-    """An agent of random weights, e.g. the student of a run of a few steps; without one the arm is
-    left out."""
+    """An agent with random weights, e.g. the student of a run of a few steps; without it this arm is left out."""
     game: str = "Breakout"
     """The game to learn."""
     steps: int = 200_000
     """Agent steps of a run."""
     seeds: tuple[int, ...] = (1, 2, 3)
-    """One run of each arm for each."""
+    """Seeds; each arm has one run for each."""
     only: tuple[str, ...] = ()
     """Names of the arms to run; default all."""
     curve_points: int = 5
     """Evaluations of the student alone along a run; each takes the time of some 10,000 steps."""
     out: Path = Path("runs/knowledge-flow")
-    """Where the runs go."""
+    """The folder for the runs."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Make the table and the pictures."""
+    """Make the table and the plots."""
 
     out: Path = Path("runs/knowledge-flow")
-    """Where the runs are."""
+    """The folder of the runs."""
     pictures: Path = Path("docs/images")
-    """Where the pictures go."""
+    """The folder for the plots."""
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """Draw single runs over each other."""
+    """Draw single runs in one plot."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """label=folder, each."""
+    """The runs, each as label=folder."""
     output: Path
-    """The picture."""
+    """The file of the plot."""
 
 
 def run(options: Run) -> None:
-    """Train what is missing."""
+    """Train the missing runs."""
     for seed in options.seeds:
         for arm in arms(options.expert, options.non_expert, options.random):
             folder = options.out / arm.name / f"s{seed}"
             unwanted = arm.name not in options.only if options.only else arm.name == "random" and not options.random
             if unwanted or (folder / "eval.json").exists():
                 continue
-            going_on = (folder / "config.yaml").exists()
-            flags = ["--resume", str(folder)] if going_on else _flags(options, arm, seed, folder)
+            started = (folder / "config.yaml").exists()
+            flags = ["--resume", str(folder)] if started else _flags(options, arm, seed, folder)
             _train(flags)
 
 
 def _train(flags: Sequence[str]) -> None:
     child = subprocess.Popen([sys.executable, "-m", "kfrl.cli.main", "train", *flags])
-    # Ctrl-C reaches the run as well, which ends with a checkpoint when it is left to.
+    # Ctrl-C reaches the run too, which then ends with a checkpoint by itself.
     with noting_signals(lambda number: child.send_signal(number) if number == signal.SIGTERM else None):
         code = child.wait()
     if code:
@@ -152,7 +151,7 @@ def _flags(options: Run, arm: Arm, seed: int, folder: Path) -> list[str]:
 
 
 def draw(options: Draw) -> None:
-    """Read every finished run and draw."""
+    """Read all finished runs and draw."""
     found = {
         arm: [path.parent for path in sorted((options.out / arm.name).glob("*/eval.json"))] for arm in arms("", "", "")
     }
@@ -162,7 +161,7 @@ def draw(options: Draw) -> None:
 
 
 def overlay(options: Overlay) -> None:
-    """Draw single runs over each other."""
+    """Draw single runs in one plot."""
     named = (run.partition("=") for run in options.runs)
     _curves({label: [Path(folder)] for label, _, folder in named}, options.output)
 
@@ -189,7 +188,7 @@ def _evaluation(folder: Path) -> dict[str, Any]:
 
 
 def _tenths(folder: Path) -> list[float]:
-    """Mean raw return of the games that ended in each tenth of a run, with links while there are any."""
+    """Mean raw return of the training games that ended in each tenth of a run."""
     rows = read_metrics(folder / "metrics.csv")
     last = max(row["global_step"] for row in rows)
     return [float(mean) for mean in smooth(rows, TRAINING, np.linspace(0, last + 1, 11), "charts/episodes")[1:]]

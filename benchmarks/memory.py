@@ -20,44 +20,44 @@ from kfrl.training.status import Status
 
 @dataclass(frozen=True)
 class Options:
-    """Follow the memory of a run in the paper's shape."""
+    """Record the memory of a run in the paper's shape."""
 
     output: Path
     """The CSV to write: a row for each of --points."""
     teachers: str
     """Two teachers, comma-separated."""
     game: str = "Seaquest"
-    """The game to learn. The hand-over remembers observations only if a teacher plays it."""
+    """The game to learn. The hand-over has a replay buffer only if a teacher plays it."""
     steps: int = 500_000
     """Agent steps of all workers together."""
     points: int = 50
-    """How often memory is read."""
+    """Number of measurements."""
 
 
 class Recorder:
     """Writes a row at every point of a run."""
 
     def __init__(self, path: Path, every: int) -> None:
-        """Write to `path` every so many steps."""
+        """Write a row to `path` every `every` steps."""
         self._file = path.open("w", newline="", buffering=1)
         self._rows = csv.writer(self._file)
         self._rows.writerow(["global_step", "sum_mb", "launcher_mb", "largest_worker_mb"])
         self._every, self._next = every, every
 
     def update(self, status: Status) -> None:
-        """Read the memory when it is time."""
-        if status.done < self._next or len(held := pss_mb()) < 2:  # no workers, or one that is just ending
+        """Measure the memory if it is due."""
+        if status.done < self._next or len(held := pss_mb()) < 2:  # no workers are running
             return
         launcher, *workers = held
         self._rows.writerow([status.done, *(f"{mb:.1f}" for mb in (launcher + sum(workers), launcher, max(workers)))])
         self._next += self._every
 
     def say(self, text: str) -> None:
-        """Nothing to say."""
+        """Print nothing."""
 
 
 def main(options: Options) -> None:
-    """Train, and record."""
+    """Train, and record the memory."""
     with TemporaryDirectory() as folder:
         session = Session.start(
             TrainConfig(

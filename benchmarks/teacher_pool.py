@@ -1,8 +1,8 @@
-"""Who is linked at the end: an expert, two agents of other games and one of random weights, in a game of eight steps.
+"""Test of the teacher pool in a game of eight steps, with an expert, two agents of other games and a random net.
 
-The game: one quadrant of a noisy screen is brighter, its button gives a point, and then another one is. The two others
-have learned games on the same screens in which only its column counts. For each seed the student begins with two linked
-teachers, the random one and one of the others; the other and the expert wait.
+The game: one quadrant of a noisy screen is brighter, its button gives a point, and then the quadrant changes. The two
+other agents have learned games on the same screens in which only the quadrant's column counts. For each seed the student
+starts with two linked teachers, the random net and one of these agents; the other agent and the expert wait.
 
     python benchmarks/teacher_pool.py --seeds 10
 """
@@ -36,23 +36,25 @@ CELLS, CELL = 12, 7
 """The screen is 12 x 12 cells of 7 pixels."""
 LENGTH = 8
 ANSWERS = {"breakout": (0, 1, 2, 3), "pong": (0, 1, 0, 1), "seaquest": (3, 2, 3, 2)}
-"""Game -> the buttons of the four quadrants; the two others know left from right, not up from down."""
+"""Game -> the buttons of the four quadrants; in the two other games the button depends only on the column."""
 CONVS, HIDDEN = ((8, 7, 7),), 32
+TEACHER_SEED = 100
+"""No student has this seed."""
 USED_BY = ("agents.trainer", "agents.engines.synchronous", "agents.observations", "agents.plan")
 
 
 class Quadrants:
-    """K games in the place of `AtariEnvs`."""
+    """K games with the interface of `AtariEnvs`."""
 
     game = "breakout"
 
     def __init__(self, protocol: Protocol, num_envs: int, *, num_threads: int = 1) -> None:
-        """Prepare them; `reset` must come next."""
+        """Prepare the games; `reset` must come next."""
         self.num_envs, self.actions = num_envs, ACTIONS
         self._answers = np.array(ANSWERS[self.game])
 
     def reset(self, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Start them."""
+        """Start the games."""
         self._rng, self._steps = np.random.default_rng(seed), 0
         self._scores = np.zeros(self.num_envs)
         return self._next()
@@ -65,7 +67,7 @@ class Quadrants:
         return np.repeat(screens[:, None], 4, axis=1)
 
     def step(self, actions: np.ndarray[Any, Any]) -> Transition:
-        """Play one step of each."""
+        """Play one step of each game."""
         rewards = (actions == self._answers[self._quadrant]).astype(np.float32)
         self._scores += rewards
         self._steps += 1
@@ -76,7 +78,7 @@ class Quadrants:
 
 
 def playing(game: str) -> ExitStack:
-    """Have the library play the toy."""
+    """A context in which the library plays the toy game."""
     stack = ExitStack()
     for module in USED_BY:
         stack.enter_context(patch(f"{module}.AtariEnvs", type("Toy", (Quadrants,), {"game": game})))
@@ -84,7 +86,7 @@ def playing(game: str) -> ExitStack:
 
 
 def settings(folder: Path, seed: int, steps: int, **more: Any) -> TrainConfig:
-    """A run of the toy."""
+    """Settings of a run on the toy game."""
     return TrainConfig(
         game="Breakout",
         algo="ppo",
@@ -104,18 +106,18 @@ def settings(folder: Path, seed: int, steps: int, **more: Any) -> TrainConfig:
 
 
 def train_teachers(folder: Path, steps: int) -> dict[str, Path]:
-    """The expert, the two of other games, and the one of random weights."""
+    """Train the expert and the two agents of other games, and write the random net; returns their files."""
     files = {}
     for game in ANSWERS:
         files[game] = folder / f"{game}.safetensors"
         if not files[game].exists():
             with playing(game):
-                result = agents.train(settings(folder / game, 100, steps))
+                result = agents.train(settings(folder / game, TEACHER_SEED, steps))
             save_agent(files[game], result.student, Card(game, ACTIONS, arch_of(result.student)))
             print(
                 game, [row.get("charts/episodic_return") for row in read_metrics(result.folder / "metrics.csv")][::100]
             )
-    seed_everything(100)
+    seed_everything(TEACHER_SEED)
     net = AtariNet(len(ACTIONS), CONVS, HIDDEN)
     files["alien"] = folder / "random.safetensors"
     save_agent(files["alien"], net, Card("alien", ACTIONS, net.arch))
@@ -123,7 +125,7 @@ def train_teachers(folder: Path, steps: int) -> dict[str, Path]:
 
 
 def study(folder: Path, files: dict[str, Path], seed: int, steps: int, every: int) -> list[dict[str, str]]:
-    """The history of one student's teachers."""
+    """Train a student with the pool; returns the rows of its history.csv."""
     pool = ("alien", "pong", "seaquest", "breakout")
     pooled = {"fold_at": None, "linked_teachers": 2, "review_every": every, "review_games": 50}
     run = settings(folder / f"student-{seed}", seed, steps, method="knowledge-flow", methods={"knowledge-flow": pooled})
@@ -133,7 +135,7 @@ def study(folder: Path, files: dict[str, Path], seed: int, steps: int, every: in
 
 
 def main() -> None:
-    """Train the teachers, then a student for each seed; print who is linked at the end."""
+    """Train the teachers, then a student for each seed; print the teachers linked at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=10_000)

@@ -1,4 +1,4 @@
-"""A method of your own for games, in a file of your own: kickstarting (Schmitt et al. 2018).
+"""Your own method for games in your own file: kickstarting (Schmitt et al. 2018).
 
 kfrl train --method examples/games_method.py --game Pong --teachers zoo:pong --strength 0.5
 kfrl train --method examples/games_method.py --help
@@ -20,21 +20,21 @@ from kfrl.nets.atari.net import AtariNet
 
 
 class Kickstarting(Method):
-    """A plain student whose policy is drawn to the teacher's, less and less as the run goes on."""
+    """A plain student with a cross-entropy loss to the teacher's policy, whose weight decreases during the run."""
 
     takes_teachers = "one"
 
     @dataclass(frozen=True)
     class Settings:
-        """They are flags of this method, and are in the run's config.yaml."""
+        """Settings of the method; they are flags, and are written into the run's config.yaml."""
 
         strength: NonNegative = 1.0
-        """lambda, the weight of the cross-entropy with the teacher's policy at the start."""
+        """lambda, the initial weight of the cross-entropy with the teacher's policy."""
         ends_at: Fraction = 0.5
-        """Share of the run after which the weight is 0."""
+        """Share of the run at which the weight reaches 0."""
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> AtariNet:
-        """The net that trains."""
+        """Build the net to train."""
         self.teacher, self.actions = teachers[0], spec.actions
         return super().build(spec, teachers)
 

@@ -1,4 +1,4 @@
-"""A method of your own for images, in a file of your own: the confidence penalty (Pereyra et al. 2017).
+"""Your own method for images in your own file: the confidence penalty (Pereyra et al. 2017).
 
 kfrl supervised train --method examples/images_method.py --data digits --penalty 0.2
 kfrl supervised train --method examples/images_method.py --help
@@ -17,11 +17,11 @@ from kfrl.supervised.methods.base import Method, Progress
 
 
 class ConfidencePenalty(Method):
-    """The labels, and a penalty on outputs of low entropy."""
+    """Cross-entropy with the labels, and a penalty on outputs with low entropy."""
 
     @dataclass(frozen=True)
     class Settings:
-        """They are flags of this method, and are in the run's config.yaml."""
+        """Settings of the method; they are flags, and are written into the run's config.yaml."""
 
         penalty: NonNegative = 0.1
         """beta, the weight of the negative entropy."""

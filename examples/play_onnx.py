@@ -1,4 +1,4 @@
-"""An exported student plays, without kfrl and PyTorch: python play_onnx.py exported.onnx [SEED].
+"""Play with an exported student, without kfrl and PyTorch: python play_onnx.py exported.onnx [SEED].
 
 Needs `pip install onnxruntime gymnasium ale-py`, and a file of `kfrl export RUN --to onnx`.
 """

@@ -1,4 +1,4 @@
-"""A run from Python: the settings of `kfrl train` as plain values, and the result as an object.
+"""Start a run from Python: the settings of `kfrl train` as plain values, the result as an object.
 
 python examples/run_from_python.py
 """
@@ -25,6 +25,6 @@ result = agents.train(
 )
 
 print(f"folder:     {result.folder}")
-print(f"student:    {sum(p.numel() for p in result.student.parameters()):,} parameters, on its own")
+print(f"student:    {sum(p.numel() for p in result.student.parameters()):,} parameters, without its teacher")
 print(f"scores:     {result.evaluation['scores']}")
 print(f"continue:   agents.resume({str(result.folder)!r})")

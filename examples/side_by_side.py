@@ -1,7 +1,7 @@
-"""A teacher, the student with its links, and the student alone play the same game: python side_by_side.py RUN OUT.gif.
+"""Show the teacher, the linked student and the student alone in the same game: python side_by_side.py RUN OUT.gif.
 
-RUN is the folder of a run of Knowledge Flow that has folded its student. SEED FIRST LAST may follow: the game's seed,
-and the steps between which it is shown (by default 0, 0 and 900), every second one.
+RUN is the folder of a run of Knowledge Flow whose student is folded. Optional arguments are SEED FIRST LAST: the game's
+seed, and the first and last step to show (by default 0, 0 and 900). Every second step is shown.
 """
 
 import sys
@@ -32,8 +32,8 @@ policies = {
 
 
 def titled(title: str, frames: list[np.ndarray]) -> list[np.ndarray]:
-    """The frames with a line above them; the last one stays until the longest game is over."""
-    frames = frames + frames[-1:] * (last - len(frames))
+    """Every second frame with a title above it; the last frame of a short game is repeated."""
+    frames = frames + [frames[-1]] * (last - len(frames))
     bars = [np.pad(frame, ((24, 0), (2, 2), (0, 0))) for frame in frames[first:last:2]]
     for bar in bars:
         cv2.putText(bar, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1)
@@ -45,7 +45,7 @@ with torch.no_grad():
     for title, policy in policies.items():
         screening = Screening(policy, run.protocol, seed, max_steps=last)
         columns.append(titled(title, list(islice(screening, last))))
-        print(f"{title}: {screening.score:,.0f} points in the game that is shown")
+        print(f"{title}: {screening.score:,.0f} points in the shown game")
 pictures = [Image.fromarray(np.concatenate(row, axis=1)).quantize(32) for row in zip(*columns, strict=True)]
 pictures[0].save(output, save_all=True, append_images=pictures[1:], duration=1000 // 15, loop=0, optimize=True)
 print(f"Wrote {output}, {len(pictures)} frames, {output.stat().st_size / 1e6:.1f} MB")

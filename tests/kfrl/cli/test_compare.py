@@ -167,7 +167,7 @@ def test_bad_folders_among_good_ones_are_named_and_counted(runs: Path, capsys: p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["Which runs?"]),
+        ([], ["No run is given"]),
         (["nowhere"], ["no folder nowhere"]),
         (["runs"], ["do not share", "episodes 1: runs/", "episodes 2: runs/", "--allow-mixed"]),
         (["empty"], ["No run is left", "1 in all", "empty"]),

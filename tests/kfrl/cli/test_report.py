@@ -145,11 +145,11 @@ def test_thirty_runs_stay_far_below_five_megabytes(finished_run: Build) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "Which runs?"),
+        ("", "No run is given"),
         ("nowhere", "There is no folder nowhere."),
         ("run --output report.pdf", "--output expects a file that ends in .html, got 'report.pdf'."),
         ("run --output page.html", "--output expects a file, and page.html is a folder."),
-        ("empty", "No run in empty"),
+        ("empty", "empty: no run can be read"),
     ],
 )
 def test_bad_input(words: str, message: str, finished_run: Build, capsys: pytest.CaptureFixture[str]) -> None:
