@@ -1,13 +1,13 @@
-"""Images per second of kfrl's supervised methods beside a plain PyTorch loop: docs/supervised.md.
+"""Images per second of kfrl's supervised methods and of a plain PyTorch loop: docs/supervised.md.
 
     python benchmarks/supervised.py
     python benchmarks/supervised.py --pair mlp --device cuda
 
-Contestants take turns, so that what else the machine does hits all of them; ratios are medians over the rounds. On the
-CPU, time is that of the processor with one thread. The plain loop is what a script would do: normalised float images in
-memory, a teacher under `no_grad`, the sum of both losses, `torch.optim.SGD`, and PyTorch's defaults for the rest: maps
-that are not `channels_last`, and float32 on a GPU too, where kfrl computes in bfloat16. torchdistill itself needs
-torchvision, whose wheel does not import beside a CPU build of torch.
+The contestants take turns, so that other load on the machine affects all of them; ratios are medians over the rounds. On
+the CPU, processor time with one thread is measured. The plain loop has normalised float images in memory, a teacher under
+`no_grad`, the sum of both losses, `torch.optim.SGD`, and PyTorch's defaults otherwise: no `channels_last`, and float32
+also on a GPU, where kfrl computes in bfloat16. torchdistill itself is not measured, because it needs torchvision, whose
+wheel cannot be imported with a CPU build of torch.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ PAIRS = {
     "resnet": ("resnet-20", "resnet-20", (3, 32, 32), {}),
     "wrn": ("wrn-40-2", "wrn-16-2", (3, 32, 32), {}),
 }
-"""Teacher, student, images, links."""
+"""Pair -> teacher, student, shape of the images, settings of the links."""
 CLASSES = tuple("0123456789")
 
 
 @dataclass(frozen=True)
 class Flags:
-    """What is measured."""
+    """Options of the measurement."""
 
     pair: Literal["mlp", "mlp, low-rank Q", "resnet", "wrn", "all"] = "all"
     rounds: int = 5
     updates: int = 10
-    """Of each contestant in a round."""
+    """Updates of each contestant in a round."""
     batch_size: int = 128
     device: str = "cpu"
 
 
 def contestants(flags: Flags, pair: str, folder: Path) -> dict[str, Callable[[], None]]:
-    """One update each, by name."""
+    """Name -> function that makes one update."""
     teacher_net, student_net, shape, flow = PAIRS[pair]
     pixels = torch.randint(0, 256, (4 * flags.batch_size, *shape), dtype=torch.uint8)
     images = Images(pixels, torch.randint(0, 10, (len(pixels),)))
@@ -112,7 +112,7 @@ def _update(run: Run) -> Callable[[], None]:
 
 
 class _Plain:
-    """The loops of a script."""
+    """The plain loops."""
 
     def __init__(self, images: Images, teacher: nn.Module, student: nn.Module, config: SupervisedConfig) -> None:
         self.device = torch.device(config.device)

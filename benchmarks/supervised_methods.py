@@ -1,9 +1,9 @@
-"""Small studies of the methods between classifiers, on Fashion-MNIST: the tables and pictures of docs.
+"""Small studies of the methods for classifiers on Fashion-MNIST: the tables and figures of the documentation.
 
-    python benchmarks/supervised_methods.py rows             every method once, at the budget of the baseline
+    python benchmarks/supervised_methods.py rows             every method once, with the budget of the baseline
     python benchmarks/supervised_methods.py anti-distillation    the paper's figures 1 and 2
 
-Finished runs are read, not repeated: delete a folder below --out to have it run again.
+Finished runs are read, not repeated: delete a folder below --out to repeat its run.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from kfrl.supervised.run import Run
 from kfrl.training.session import Silent
 
 CORRUPTION = (0, 5, 10, 20, 30, 40, 50)
-"""Percent of the pixels."""
+"""Corrupted pixels, in percent."""
 
 
 def train(config: SupervisedConfig, corruption: Iterable[int] = ()) -> dict[str, Any]:
-    """Train unless it is done; what `eval.json` holds, the processor time, and the scores under corruption."""
+    """Train unless it is done; returns the content of `eval.json`, the processor time, and the corrupted scores."""
     folder = config.run_dir
     assert folder is not None
     record = folder / "study.json"
@@ -73,7 +73,7 @@ def _corruption(run: Run, percents: Iterable[int]) -> dict[str, dict[str, float]
 
 
 def rows(options: argparse.Namespace) -> None:
-    """ResNet-8 on 10,000 images for a few epochs; the teacher, where there is one, is a ResNet-14."""
+    """ResNet-8 on 10,000 images for a few epochs; the teacher, if there is one, is a ResNet-14."""
     common = SupervisedConfig(
         data="fashion-mnist",
         data_dir=options.data_dir,
@@ -126,11 +126,11 @@ NETS = {
     "convolutional": ("conv-8-8", "conv-16-32"),
     "LSTM": ("lstm-32", "lstm-64"),
 }
-"""Layers -> the teacher, and what it grows into."""
+"""Kind of layers -> the teacher, and the larger student."""
 
 
 def anti_distillation(options: argparse.Namespace) -> None:
-    """Fresh weights beside grown ones, for each kind of layer: learning curves, and accuracy under corruption."""
+    """Compare new and grown weights for each kind of layer: learning curves, and accuracy under corruption."""
     common = SupervisedConfig(
         data="fashion-mnist",
         data_dir=options.data_dir,
@@ -144,7 +144,7 @@ def anti_distillation(options: argparse.Namespace) -> None:
         keep="last",
     )
     arms: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
-    # Seed by seed, so that a study that is broken off has every kind of layer.
+    # Seed by seed, so that an interrupted study has every kind of layer.
     for seed in range(1, options.seeds + 1):
         for kind, (small, large) in NETS.items():
             folder = options.out / "anti-distillation" / f"{small}-s{seed}"
@@ -223,12 +223,12 @@ def main() -> None:
     """Read the arguments and run a study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=["rows", "anti-distillation"])
-    parser.add_argument("--out", type=Path, default=Path("runs/supervised-methods"), help="where runs and results go")
-    parser.add_argument("--data-dir", type=Path, help="where Fashion-MNIST is")
+    parser.add_argument("--out", type=Path, default=Path("runs/supervised-methods"), help="folder for runs and results")
+    parser.add_argument("--data-dir", type=Path, help="folder of Fashion-MNIST")
     parser.add_argument("--images", type=int, default=10_000, help="training images (rows)")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--thetas", type=float, nargs="*", default=[0.01, 0.1], help="of U[0, theta]")
+    parser.add_argument("--thetas", type=float, nargs="*", default=[0.01, 0.1], help="values of theta in U[0, theta]")
     options = parser.parse_args()
     torch.set_num_threads(1)
     {"rows": rows, "anti-distillation": anti_distillation}[options.study](options)

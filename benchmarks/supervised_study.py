@@ -4,10 +4,10 @@
     kfrl supervised compare study --output study/tables
     python benchmarks/supervised_study.py cost --images cifar-10.tar.gz
 
-`run` trains the teachers, then every arm of a study with the first seed, then with the second, and so on; finished runs
-are skipped and broken ones resumed, so that it can be stopped and started again. `list` says what there is to do.
-`cost` measures what the papers' own settings cost on the CPU, from a few updates of each on the images of a folder,
-with untrained nets as teachers.
+`run` trains the teachers, then every arm of a study with the first seed, then with the second, and so on. Finished runs
+are skipped and interrupted ones resumed, so that it can be stopped and started again. `list` prints the runs. `cost`
+estimates the CPU time of the papers' settings from a few updates of each on the images of a folder, with untrained nets
+as teachers.
 """
 
 from __future__ import annotations
@@ -36,34 +36,36 @@ from kfrl.supervised.trainer import Trainer
 from kfrl.training.session import Silent, TrainingError
 
 CONFIGS = Path("configs/supervised")
+TEACHER_SEED = 100
+"""No student has this seed, so that the expert is another net than the baseline."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is trained where."""
+    """Options of the study."""
 
     what: tyro.conf.Positional[Literal["run", "list", "cost"]]
     out: Path = Path("study")
-    """The runs, a folder each."""
+    """The folder of the runs."""
     data_dir: Path | None = None
-    """Where the images are. Default: the user's cache folder."""
+    """The folder of the images. Default: the user's cache folder."""
     seeds: int = 3
     teacher_epochs: int = 10
-    """Of the MNIST teacher."""
+    """Epochs of the MNIST teacher."""
     table4_epochs: int = 10
-    """Of its students."""
+    """Epochs of its students."""
     transfer_images: int = 2000
-    """What a student has of Fashion-MNIST, validation images included; teachers have all of their images."""
+    """Images of Fashion-MNIST for a student, including validation images; teachers have all of their images."""
     transfer_epochs: int = 40
-    """Of such a student."""
+    """Epochs of such a student."""
     images: Path | None = None
     """cost: a folder or an archive of images by class."""
     configs: tuple[str, ...] = ("reproduction", "stl-10", "collaborative", "cifar-10")
     """cost: files of configs/supervised."""
     batch_size: int | None = None
-    """cost: another than the config's."""
+    """cost: batch size instead of the config's."""
     updates: int = 10
-    """cost: how many are timed, after one that is not."""
+    """cost: number of timed updates, after one warm-up update."""
 
     def teachers(self) -> Iterator[SupervisedConfig]:
         """Hinton's large net on MNIST; an expert, a half-expert and a non-expert for Fashion-MNIST."""
@@ -76,8 +78,7 @@ class Study:
             epochs=self.teacher_epochs,
         )
         for data in ("fashion-mnist", "fashion-mnist-half", "mnist"):
-            # A seed that no student has: the expert is another net than the baseline.
-            yield self._config(f"teachers/{data}", data=data, net="mnist-mlp", epochs=5, seed=100)
+            yield self._config(f"teachers/{data}", data=data, net="mnist-mlp", epochs=5, seed=TEACHER_SEED)
 
     def transfer(self, seed: int) -> Iterator[SupervisedConfig]:
         """Fashion-MNIST, alone and from every teacher."""
@@ -124,7 +125,7 @@ class Study:
         return SupervisedConfig(data_dir=self.data_dir, run_dir=self.out / folder, **settings)
 
     def all(self) -> Iterator[SupervisedConfig]:
-        """Teachers first, then each study seed by seed."""
+        """All runs: teachers first, then each study seed by seed."""
         yield from self.teachers()
         for students in (self.transfer, self.table4):
             for seed in range(1, self.seeds + 1):
@@ -132,15 +133,15 @@ class Study:
 
 
 def run(config: SupervisedConfig) -> str:
-    """Train unless it is done; returns what came of it."""
+    """Train unless it is done; returns the result as text."""
     assert config.run_dir is not None
     folder = RunFolder(config.run_dir)
     if folder.evaluation.exists():
         return "done before"
     started = time.process_time()
-    broken = any(folder.checkpoints.glob("*.safetensors"))
+    started_before = any(folder.checkpoints.glob("*.safetensors"))
     try:
-        result = resume(folder.path) if broken else train(config)
+        result = resume(folder.path) if started_before else train(config)
     except TrainingError as failure:
         return str(failure)
     if result.stopped_by is not None:
@@ -150,7 +151,7 @@ def run(config: SupervisedConfig) -> str:
 
 
 def cost(study: Study, name: str) -> None:
-    """Time updates of a config, first of its student alone."""
+    """Time updates of a config, first with the student alone, then with teachers."""
     assert study.images is not None, "--images"
     config = load_config(CONFIGS / f"{name}.yaml", SupervisedConfig)
     known = SETS[config.data]

@@ -1,4 +1,4 @@
-"""A sweep against the same runs started by hand, two at a time, in turns; and the memory of a sweep beside its trials.
+"""Time of a sweep compared with the same runs started by hand, two at a time; and the memory of a sweep without trials.
 
 python benchmarks/sweep_overhead.py --trials 24 --steps 10000 --output overhead.csv
 """
@@ -27,21 +27,21 @@ AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Options:
-    """Time runs on Breakout, one worker each, whose student plays one final game."""
+    """Time runs on Breakout with one worker each and one final game."""
 
     output: Path
-    """The CSV: a row for each turn."""
+    """The CSV to write, a row for each round."""
     trials: int = 24
     steps: int = 10_000
-    """Agent steps of each."""
+    """Agent steps of each run."""
     envs: int = 8
-    """Games side by side of a run's worker."""
+    """Environments of each run's worker."""
     rounds: int = 2
-    """Turns of each."""
+    """Rounds, each with the runs by hand and the sweep."""
 
 
 def settings(options: Options) -> dict[str, int]:
-    """What both ways have."""
+    """The common settings of all runs."""
     return {
         "workers": 1,
         "envs_per_worker": options.envs,
@@ -52,7 +52,7 @@ def settings(options: Options) -> dict[str, int]:
 
 
 def by_hand(options: Options, folder: Path) -> float:
-    """Seconds of the runs as commands, two at a time."""
+    """Seconds of the runs as separate commands, two at a time."""
     flags = [text for name, value in settings(options).items() for text in (f"--{name.replace('_', '-')}", str(value))]
     began, waiting, running = time.monotonic(), list(range(1, options.trials + 1)), list[subprocess.Popen[bytes]]()
     while waiting or running:
@@ -78,7 +78,7 @@ def by_hand(options: Options, folder: Path) -> float:
 
 
 def by_sweep(options: Options, folder: Path) -> tuple[float, float, float]:
-    """Seconds of the sweep, those until its first run was under way, and the most memory beside the trials in MB."""
+    """Seconds of the sweep, seconds until its first run started, and its peak memory without the trials in MB."""
     spec = folder / "sweep.yaml"
     spec.write_text(str({"settings": {**settings(options), "game": "Breakout", "seed": {"range": options.trials}}}))
     storage = folder / "sweep"
@@ -97,7 +97,7 @@ def by_sweep(options: Options, folder: Path) -> tuple[float, float, float]:
 
 
 def beside_trials(pid: int) -> float:
-    """Proportional set size of a sweep's processes without Tune's actors and what is below them, in MB."""
+    """Proportional set size of a sweep's processes without Tune's actors and their descendants, in MB."""
     own = {pid, *descendants(pid)}
     for one in list(own):
         with suppress(OSError):
@@ -107,7 +107,7 @@ def beside_trials(pid: int) -> float:
 
 
 def main(options: Options) -> None:
-    """Take turns, and print the ratios."""
+    """Measure in turns, and print the ratios."""
     os.environ["OMP_NUM_THREADS"] = "1"
     rows = []
     for number in range(options.rounds):

@@ -1,10 +1,10 @@
-"""Kills at random moments of a sweep: what runs on ten seconds later, and which finished trials are lost or run twice.
+"""Kill processes of a sweep at random times; count processes left after ten seconds, and trials lost or run twice.
 
     python benchmarks/sweep_survival.py --output survival.csv
 
-Each kill is a SIGKILL of the command (`kfrl sweep`), of its driver (which holds Ray), of Ray's raylet, of a trial
+Each kill is a SIGKILL of the command (`kfrl sweep`), of its driver (which runs Ray), of Ray's raylet, of a trial
 (Tune's actor) or of a worker (a process that plays games for a trial), in turn. A sweep that has ended is started
-again, with more trials when they are almost done.
+again, with more trials if almost all are finished.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kfrl.sweep.descendants import alive, descendants
 KINDS = ("command", "driver", "raylet", "trial", "worker")
 MARK = "KFRL_SURVIVAL"
 LATER = 10.0
-"""Seconds from a kill to the count."""
+"""Seconds between a kill and the count."""
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,25 @@ class Options:
     """Kill parts of a sweep of small trials on Breakout, two at a time."""
 
     output: Path
-    """The CSV: a row for each kill."""
+    """The CSV to write, a row for each kill."""
     folder: Path
-    """The sweep's folder, which must not be there."""
+    """The sweep's folder, which must not exist."""
     kills: int = 20
     trials: int = 12
-    """At first."""
+    """Initial number of trials."""
     steps: int = 4000
     """Agent steps of a trial: 1 worker x 4 games."""
     seed: int = 1
-    """Of the moments."""
+    """Seed of the times of the kills."""
     longest: float = 20.0
-    """Seconds between the start of what is killed, or the last kill, and the kill, at most."""
+    """Most seconds between the start of the killed process, or the last kill, and the kill."""
 
 
 class Sweep:
-    """`kfrl sweep`, started again when it has ended; its processes are known by a mark in their environment."""
+    """`kfrl sweep`, started again when it has ended; a variable in the environment marks its processes."""
 
     def __init__(self, folder: Path, trials: int, steps: int) -> None:
-        """Nothing runs yet."""
+        """Prepare the sweep; it is not started."""
         self.folder, self.trials, self.steps, self.mark = folder, trials, steps, uuid.uuid4().hex
         self.spec, self.log = folder.parent / "survival.yaml", folder.parent / "sweep.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -72,7 +72,7 @@ class Sweep:
         return self.process.pid
 
     def start(self) -> None:
-        """Start it, or go on with it."""
+        """Start or continue the sweep."""
         self.spec.parent.mkdir(parents=True, exist_ok=True)
         self.spec.write_text(
             f"settings: {{game: Breakout, workers: 1, envs_per_worker: 4, steps: {self.steps}, curve_points: 0, "
@@ -85,7 +85,7 @@ class Sweep:
             )
 
     def marked(self) -> set[int]:
-        """All living processes that this sweep has started, whoever is their parent now."""
+        """All living processes that this sweep has started, independent of their present parent."""
         found = set()
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -94,7 +94,7 @@ class Sweep:
         return found
 
     def find(self, kind: str) -> list[int]:
-        """The processes of that kind."""
+        """The processes of a kind."""
         if kind == "command":
             return [self.ensure()]
         return sorted(pid for pid in self.marked() if _is(kind, pid))
@@ -112,17 +112,17 @@ def _is(kind: str, pid: int) -> bool:
         return name == "raylet"
     if kind == "trial":
         return line.startswith("ray::") and "Trainable" in line
-    # A worker is forked from multiprocessing's fork server, and looks like it; the server is the parent of the others.
+    # A worker is forked from multiprocessing's fork server and has its command line; only the server has children.
     return "forkserver" in line and not descendants(pid)
 
 
 def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Each finished trial: when its scores were written, and what they are."""
+    """Finished trial -> time and content of its scores."""
     return {path.parent.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.glob("*/eval.json")}
 
 
 def kills(options: Options, sweep: Sweep) -> Iterator[dict[str, object]]:
-    """A row for each kill."""
+    """Make the kills; yields a row for each."""
     moments, known = random.Random(options.seed), finished(sweep.folder)
     for number in range(options.kills):
         kind = KINDS[number % len(KINDS)]
@@ -136,8 +136,8 @@ def kills(options: Options, sweep: Sweep) -> Iterator[dict[str, object]]:
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
         time.sleep(LATER)
-        # Of a whole sweep nothing may be left, what was born since the kill included; but a sweep whose raylet died
-        # before it was joined starts another one.
+        # No process of a whole sweep may be left, including those started since the kill; but a sweep whose raylet
+        # died before the driver connected starts another raylet.
         left = sweep.marked() if whole else {pid for pid in doomed if alive(pid)}
         if kind == "raylet" and sweep.process is not None and sweep.process.poll() is None:
             left -= {sweep.process.pid, *descendants(sweep.process.pid)}
@@ -163,17 +163,17 @@ def _running(sweep: Sweep, kind: str) -> list[int]:
 
 
 def _await(condition: Callable[[], Any], seconds: float = 600.0) -> Any:
-    """What the condition says as soon as it says something."""
+    """Wait until the condition is true; returns its value."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise SystemExit("It did not come to that: see the sweep's log.")
+            raise SystemExit(f"A process to kill did not start within {seconds:g} s: see the sweep's log.")
         time.sleep(0.2)
     return found
 
 
 def main(options: Options) -> None:
-    """Kill, count, let the sweep come to its end, and count again."""
+    """Kill and count, then let the sweep finish and count again."""
     sweep = Sweep(options.folder, options.trials, options.steps)
     rows = []
     try:

@@ -1,12 +1,11 @@
-"""Steps a second beside Stable-Baselines3's A2C and PPO and PFRL's A3C: same game, net, rollouts, batches, epochs.
+"""Steps a second compared with Stable-Baselines3's A2C and PPO and PFRL's A3C: same game, net, rollouts, batches, epochs.
 
     python benchmarks/versus_sb3.py --rounds 5
 
-SB3 runs as its documentation has it: `make_atari_env` with `SubprocVecEnv`, `VecFrameStack`, a features extractor that
-is the paper's net, PyTorch's own choice of threads. Everything is measured in turns, A B C A B C ..., each in a process
-of its own, after a warm-up; the table has medians. SB3 comes with the dev extra: `make setup`. PFRL is measured where
-it is installed (`pip install --no-deps pfrl gym==0.26.2 gym-notices`), set up as its own `train_a3c.py`, on the same
-wrapped games as SB3.
+SB3 runs as in its documentation: `make_atari_env` with `SubprocVecEnv`, `VecFrameStack`, the paper's net as features
+extractor, and PyTorch's default threads. Everything is measured in turns, A B C A B C ..., each in a new process, after a
+warm-up; the table has medians. SB3 is in the dev extra: `make setup`. PFRL is measured if it is installed
+(`pip install --no-deps pfrl gym==0.26.2 gym-notices`), set up as in its `train_a3c.py`, on the same wrapped games as SB3.
 """
 
 from __future__ import annotations
@@ -55,13 +54,13 @@ class Options:
     game: str = "Seaquest"
     """The game."""
     rounds: int = 5
-    """How often each is measured."""
+    """Measurements of each arm."""
     seconds: float = 10.0
-    """Length of a measurement, after a warm-up."""
+    """Seconds of a measurement, after a warm-up."""
     json: Path | None = None
     """Also write every measurement to this file."""
     only: str = ""
-    """For the processes that this script starts: measure this one and print its rate."""
+    """Internal: measure only this arm and print its rate."""
 
 
 def sb3_rate(arm: str, game: str, seconds: float) -> float:
@@ -100,7 +99,7 @@ def sb3_rate(arm: str, game: str, seconds: float) -> float:
             return not self.start[1] or now[0] - self.start[0] < seconds
 
     a2c = arm == "sb3-a2c"
-    # What NoFrameskip-v4 stood for, which ale-py does not register any more; SB3's wrapper skips the frames.
+    # The rules of NoFrameskip-v4, which ale-py no longer registers; SB3's wrapper skips the frames.
     name, rules = f"ale_py:ALE/{find_game(game).title}-v5", {"frameskip": 1, "repeat_action_probability": 0.0}
     num_envs = A2C_ENVS if a2c else PPO_ENVS
     envs = make_atari_env(name, n_envs=num_envs, seed=1, env_kwargs=rules, vec_env_cls=SubprocVecEnv)
@@ -117,7 +116,7 @@ def sb3_rate(arm: str, game: str, seconds: float) -> float:
 
 
 class StackedGame:
-    """One game in the wrappers that SB3 uses, four screens stacked, with the interface of old Gym that PFRL expects."""
+    """One game in SB3's wrappers, with four stacked screens and the interface of old Gym, which PFRL needs."""
 
     def __init__(self, game: str) -> None:
         """Start a game."""
@@ -173,7 +172,7 @@ def pfrl_rate(game: str, seconds: float) -> float:
         phi=lambda x: np.asarray(x, dtype=np.float32) / 255,
         max_grad_norm=40.0,
     )
-    times = mp.Array("d", 3)  # of the first step, of the measurement's first and of its last
+    times = mp.Array("d", 3)  # of the first step, and of the first and the last step of the measurement
     counts = mp.Array("l", 3)
     stop = mp.Event()
 
@@ -199,7 +198,7 @@ def pfrl_rate(game: str, seconds: float) -> float:
             max_episode_len=None,
             global_step_hooks=[clock],
             stop_event=stop,
-            random_seeds=list(range(A2C_ENVS)),  # its own default is of a type that Python no longer takes
+            random_seeds=list(range(A2C_ENVS)),  # PFRL's default has a type that Python no longer accepts
             use_tensorboard=False,
         )
     rate: float = (counts[2] - counts[1]) / (times[2] - times[1])
@@ -207,7 +206,7 @@ def pfrl_rate(game: str, seconds: float) -> float:
 
 
 def kfrl_rate(arm: str, game: str, seconds: float) -> float:
-    """Agent steps a second of ours."""
+    """Agent steps a second of kfrl."""
     from agents.benchmark import Benchmark
 
     with TemporaryDirectory() as folder:
@@ -217,7 +216,7 @@ def kfrl_rate(arm: str, game: str, seconds: float) -> float:
 
 
 def measure(arm: str, options: Options) -> float:
-    """Measure in a process of its own, ours as `kfrl` starts it."""
+    """Measure an arm in a new process; kfrl with the environment of the command `kfrl`."""
     ours = {} if "-" in arm else {"OMP_WAIT_POLICY": "passive"}
     flags = ["--only", arm, "--game", options.game, "--seconds", str(options.seconds)]
     done = subprocess.run(
