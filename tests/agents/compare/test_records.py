@@ -171,7 +171,7 @@ def test_what_is_not_a_whole_run_is_named_and_left_out(finished_run: Build, tmp_
         "only-log": "no config.yaml",
         "only-checkpoints": "no config.yaml",
         "without-games": "eval_episodes: 0",
-        "other-game": "config.yaml says Pong, eval.json says breakout",
+        "other-game": "the game is Pong in config.yaml and breakout in eval.json",
     }
     assert {name: words for name, words in expected.items() if words not in named[name]} == {}, named
 
