@@ -3,20 +3,20 @@
     python benchmarks/comparison.py run --out comparison
     kfrl compare "policy-distillation (a3c)=comparison/policy-distillation" comparison --output tables
 
-`run` trains every arm with the first seed, the most important and the cheapest arms first, then the other seeds. Finished
-runs are skipped and interrupted ones resumed, so that it can be stopped and started again. `list` prints the state of
-each run.
+`run` trains every arm with the first seed, the most important and the cheapest arms first, then the other seeds.
+Finished runs are skipped and interrupted ones resumed, so that it can be stopped and started again. `list` prints the
+state of each run.
 
 All arms have the same workers, games, learning rate and protocol, and their method's defaults, with these exceptions:
 
 - fine-tune uses only the first teacher.
-- policy-distillation needs a teacher of the same game, and none of the teachers plays it. It gets the student of the a3c
-  run with its game and seed, so its row compares a new net with a scratch run after as many steps of imitation.
+- policy-distillation needs a teacher of the same game, and none of the teachers plays it. It gets the student of the
+  a3c run with its game and seed, so its row compares a new net with a scratch run after as many steps of imitation.
 - pathnet and distral have no teachers: they learn the teachers' games themselves. Those steps are not in the budget;
   `kfrl compare` counts them separately, like the frames of the teachers' training. distral learns all games at the same
   time, so each game has as many workers as with the other methods.
-- pathnet's population is small enough to be played several times in a short run. Its source games, learned one after the
-  other, share the number of steps that actor-mimic has for both at the same time.
+- pathnet's population is small enough to be played several times in a short run. Its source games, learned one after
+  the other, share the number of steps that actor-mimic has for both at the same time.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Study:
     envs_per_worker: int = 16
     """Environments of each worker."""
     lr: float = 7e-4
-    """Learning rate of every arm: that of Mnih et al. 2016, with which the zoo's Seaquest teacher was trained. It was not
-    tuned for any of the methods."""
+    """Learning rate of every arm: that of Mnih et al. 2016, with which the zoo's Seaquest teacher was trained. It was
+    not tuned for any of the methods."""
     population: int = 8
     """PathNet's population, instead of 64."""
     eval_episodes: int = 30

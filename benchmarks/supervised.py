@@ -3,11 +3,11 @@
     python benchmarks/supervised.py
     python benchmarks/supervised.py --pair mlp --device cuda
 
-The contestants take turns, so that other load on the machine affects all of them; ratios are medians over the rounds. On
-the CPU, processor time with one thread is measured. The plain loop has normalised float images in memory, a teacher under
-`no_grad`, the sum of both losses, `torch.optim.SGD`, and PyTorch's defaults otherwise: no `channels_last`, and float32
-also on a GPU, where kfrl computes in bfloat16. torchdistill itself is not measured, because it needs torchvision, whose
-wheel cannot be imported with a CPU build of torch.
+The contestants take turns, so that other load on the machine affects all of them; ratios are medians over the rounds.
+On the CPU, processor time with one thread is measured. The plain loop has normalised float images in memory, a
+teacher under `no_grad`, the sum of both losses, `torch.optim.SGD`, and PyTorch's defaults otherwise: no
+`channels_last`, and float32 also on a GPU, where kfrl computes in bfloat16. torchdistill itself is not measured,
+because it needs torchvision, whose wheel cannot be imported with a CPU build of torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Test of the teacher pool in a game of eight steps, with an expert, two agents of other games and a random net.
 
 The game: one quadrant of a noisy screen is brighter, its button gives a point, and then the quadrant changes. The two
-other agents have learned games on the same screens in which only the quadrant's column counts. For each seed the student
-starts with two linked teachers, the random net and one of these agents; the other agent and the expert wait.
+other agents have learned games on the same screens in which only the quadrant's column counts. For each seed the
+student starts with two linked teachers, the random net and one of these agents; the other agent and the expert wait.
 
     python benchmarks/teacher_pool.py --seeds 10
 """

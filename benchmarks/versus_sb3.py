@@ -1,11 +1,12 @@
-"""Steps a second compared with Stable-Baselines3's A2C and PPO and PFRL's A3C: same game, net, rollouts, batches, epochs.
+"""Steps a second of kfrl, Stable-Baselines3's A2C and PPO and PFRL's A3C, with the same game, net and rollouts.
 
     python benchmarks/versus_sb3.py --rounds 5
 
 SB3 runs as in its documentation: `make_atari_env` with `SubprocVecEnv`, `VecFrameStack`, the paper's net as features
-extractor, and PyTorch's default threads. Everything is measured in turns, A B C A B C ..., each in a new process, after a
-warm-up; the table has medians. SB3 is in the dev extra: `make setup`. PFRL is measured if it is installed
-(`pip install --no-deps pfrl gym==0.26.2 gym-notices`), set up as in its `train_a3c.py`, on the same wrapped games as SB3.
+extractor, and PyTorch's default threads. Everything is measured in turns, A B C A B C ..., each in a new process,
+after a warm-up; the table has medians. SB3 is in the dev extra: `make setup`. PFRL is measured if it is installed
+(`pip install --no-deps pfrl gym==0.26.2 gym-notices`), set up as in its `train_a3c.py`, on the same wrapped games as
+SB3.
 """
 
 from __future__ import annotations
