@@ -274,7 +274,7 @@ def test_runs_that_cannot_be_pushed(hub: Hub, run: Path, capsys: pytest.CaptureF
     assert "no terminal to ask on. Give --yes" in capsys.readouterr().err
     agent = load_agent(run / "student.safetensors")
     save_agent(run / "student.safetensors", agent.net, replace(agent.card, steps=1))
-    assert "is another" in refused(run, capsys)
+    assert "has another" in refused(run, capsys)
     (run / "student.safetensors").unlink()
     assert "has no student yet. Continue the run: kfrl train --resume" in refused(run, capsys)
     assert "is not the folder of a run: it has no config.yaml" in refused(run.parent, capsys)

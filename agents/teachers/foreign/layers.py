@@ -213,8 +213,8 @@ def _check_shapes(table: LayerTable, weights: Tensors, source: str) -> None:
     frames = weights[table.convs[0].layer].shape[1]
     if frames != FRAMES:
         raise UserError(
-            f"{source} has an input of {frames} channels; expected a net for the student's input, {FRAMES} gray frames "
-            f"of {SCREEN} x {SCREEN}."
+            f"{source} has an input of {frames} channels; expected a net for the student's input, {FRAMES} x "
+            f"{SCREEN} x {SCREEN} ({FRAMES} gray frames)."
         )
 
 

@@ -58,7 +58,7 @@ def test_fewer_than_three_seeds_have_no_interval_and_it_is_said(many: Many) -> N
     assert flow.difference == Estimate(2.5)
     # 4 beats 2 and 3; 9 beats all: five of six pairs.
     assert flow.improvement == Estimate(5 / 6)
-    assert "knowledge-flow (seaquest) on Breakout (2)" in note(comparison, "no interval")
+    assert "knowledge-flow (seaquest) on Breakout (2)" in note(comparison, "so no interval")
     assert "2 to 3" in note(comparison, "Seeds per cell differ")
 
 
@@ -226,7 +226,7 @@ def test_notes_say_what_runs_share_and_where_they_differ(many: Many) -> None:
         ],
         [Skipped(Path("runs/bad"), "empty"), Skipped(Path("runs/worse"), "no eval.json.")],
     )
-    assert "All 4 runs share their budget (100 agent steps)" in note(comparison, "share")
+    assert "All 4 runs share their budget (100 agent steps)" in note(comparison, "runs share")
     assert note(comparison, "differ in lr") == "Arms differ in lr: a3c 0.001, knowledge-flow (seaquest) 0.1."
     assert note(comparison, "commits of the code").endswith("2 commits of the code: 12345678, abc.")
     assert "several runs of seed 1" in note(comparison, "several runs")

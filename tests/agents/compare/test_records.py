@@ -187,4 +187,4 @@ def test_a_folder_that_does_not_exist_is_an_error(finished_run: Build, tmp_path:
 def test_a_folder_without_runs_is_named(tmp_path: Path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("")
-    assert reasons(collect([str(tmp_path / "books")], read_run)[1]) == {"books": "holds no run"}
+    assert reasons(collect([str(tmp_path / "books")], read_run)[1]) == {"books": "contains no run"}

@@ -142,7 +142,7 @@ def test_layers_after_the_convolutions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [((84, 84, 3), "sees 3 x"), ((96, 96, 4), "made for 92 x 92"), ((84, 84, 1), "sees 1 x")],
+    [((84, 84, 3), "input of 3 channels"), ((96, 96, 4), "for 92 x 92 screens"), ((84, 84, 1), "input of 1 channels")],
 )
 def test_another_input(tmp_path: Path, shape: tuple[int, int, int], words: str) -> None:
     saved(tmp_path / "other.zip", A2C, env=Noise(shape))

@@ -343,10 +343,10 @@ def test_shapes_of_no_known_net_are_printed_with_the_yaml_that_would_describe_th
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fc.weight": torch.zeros(8, 99)}, ["takes 99 numbers", "screens give 1600", "4 x 84 x 84"]),
+        ({"fc.weight": torch.zeros(8, 99)}, ["has 99 inputs", "screens give 1600", "4 x 84 x 84"]),
         ({"fc.weight": torch.zeros(8, 4 * 15 * 15)}, ["it is for 64 x 64 screens"]),
-        ({"conv1.weight": torch.zeros(4, 1, 8, 8)}, ["sees 1 x ? x ?", "4 x 84 x 84"]),
-        ({"conv1.weight": torch.zeros(4, 12, 8, 8)}, ["sees 12 x ? x ?"]),
+        ({"conv1.weight": torch.zeros(4, 1, 8, 8)}, ["input of 1 channels", "4 x 84 x 84"]),
+        ({"conv1.weight": torch.zeros(4, 12, 8, 8)}, ["input of 12 channels"]),
         ({"conv1.weight": torch.zeros(4, 4, 8, 6)}, ["square kernel", "(4, 4, 8, 6)"]),
         ({"conv1.weight": torch.zeros(4, 4, 8, 8, 1)}, ["without convolutions"]),
         ({"fc.bias": torch.zeros(())}, ["do not fit together"]),
