@@ -93,7 +93,7 @@ class RunFolder:
 
     @contextmanager
     def naming_version(self) -> Iterator[None]:
-        """Add to an error about the run's settings which version began the run."""
+        """Add to an error about the run's settings which version started the run."""
         try:
             yield
         except UserError as error:

@@ -152,7 +152,7 @@ def test_a_flow_of_an_earlier_version_is_refused_by_the_names_of_both(tmp_path: 
     Session.start({**settings, "run_dir": tmp_path / "run"})
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("dependence_coef:", "handover_coef: 1.0\n    dependence_coef:"))
-    with pytest.raises(UserError, match=r"handover_coef.*another version began the run \(an earlier.*this one is"):
+    with pytest.raises(UserError, match=r"handover_coef.*another version started the run \(an earlier.*this one is"):
         Session.resume(tmp_path / "run")
 
 
