@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kfrl.errors import UserError
@@ -18,8 +20,8 @@ the axis of the first weight that is the image's channels."""
 
 
 @torch.no_grad()
-def grow(small: Classifier, large: Classifier, extension: Extension, theta: float = 0.01) -> None:
-    """Write the weights of `small` into `large` and extend them: phi of the paper's section 4 with w[u] = u.
+def grow(small: Classifier, large: Classifier, extension: Extension, theta: float = 0.01) -> dict[str, Tensor]:
+    """Write the weights of `small` into `large` and extend them (section 3): w[u] = u.
 
     The units, maps, classes and pixels of the small net become the first ones of the large net, pixels from the upper
     left. If the small net takes gray images and the large one RGB, the copied weights read the luma. The additional
@@ -32,6 +34,9 @@ def grow(small: Classifier, large: Classifier, extension: Extension, theta: floa
         large: The net to write to; statistics of batch norms and other new values do not change.
         extension: `zero`, or `uniform`: U[0, theta].
         theta: Upper end of `uniform`.
+
+    Returns:
+        Which weights of the large net are w[u]: a mask of each parameter's shape, by the parameter's name.
 
     Raises:
         UserError: the nets have different families or depths, the family cannot grow, or a layer of the large net is
@@ -50,6 +55,7 @@ def grow(small: Classifier, large: Classifier, extension: Extension, theta: floa
             "--method fine-tune. Name a wider net."
         )
     trained = [name for name, _ in large.named_parameters()]
+    carried = {}
     for name, new in target.items():
         old = source[name]
         if new.ndim == 0:
@@ -63,9 +69,43 @@ def grow(small: Classifier, large: Classifier, extension: Extension, theta: floa
                 f"A net grows wider, but {name} would shrink from {tuple(old.shape)} to {tuple(grown.shape)}. Name a "
                 "net whose layers, classes and images are all at least as large."
             )
+        place = tuple(slice(size) for size in old.shape)
         if name in trained:
             _extend(grown, extension, theta)
-        grown[tuple(slice(size) for size in old.shape)] = old
+            mask = torch.zeros_like(grown, dtype=torch.bool)
+            mask[place] = True
+            carried[name] = mask.view(new.shape)
+        grown[place] = old
+    return carried
+
+
+def embed(images: Tensor, shape: Sequence[int]) -> Tensor:
+    """Images of the small net as images of the large one: psi of the paper's section 4, by `grow`'s places.
+
+    Gray is repeated as R, G and B, so that their luma is that gray; other channels are the first ones. The image stands
+    in the upper left. New pixels and new channels are 0, which is the mean of images that are normalised. So a fully
+    connected net that was grown with `zero` says of psi(x) what the small net says of x. A convolution whose images
+    are larger does not, because it adds its bias to the new pixels too, nor does an LSTM that reads more rows.
+
+    Args:
+        images: (B, C, H, W), normalised.
+        shape: (C', H', W') of the large net's images, nowhere smaller.
+
+    Returns:
+        (B, C', H', W').
+
+    Raises:
+        UserError: a shape that is smaller somewhere.
+    """
+    if any(old > new for old, new in zip(images.shape[1:], shape, strict=True)):
+        raise UserError(
+            f"Images of {tuple(images.shape[1:])} (channels, height, width) cannot become smaller ones of "
+            f"{tuple(shape)}. Give a student whose images are nowhere smaller than its teacher's; --image-size resizes."
+        )
+    if (images.shape[1], shape[0]) == (1, 3):
+        images = images.expand(-1, 3, -1, -1)
+    channels, height, width = (new - old for old, new in zip(images.shape[1:], shape, strict=True))
+    return F.pad(images, (0, width, 0, height, 0, channels))
 
 
 def _of_luma(weights: Tensor, axis: int) -> Tensor:

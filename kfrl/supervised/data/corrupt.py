@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from kfrl.supervised.data.batches import Images
 
@@ -19,10 +20,23 @@ def corrupted(images: Images, share: float, seed: int = 0) -> Images:
         seed: Of the choice of pixels, and of the noise.
     """
     images = images.decoded()
-    count, _, height, width = images.pixels.shape
-    generator = torch.Generator().manual_seed(seed)
-    hit = torch.rand(count, height * width, generator=generator).argsort(1) < round(share * height * width)
-    noise = torch.randint(0, 256, images.pixels.shape, dtype=torch.uint8, generator=generator)
+    hit, noise = draw_noise(images.pixels.shape, share, torch.Generator().manual_seed(seed))
     device = images.pixels.device
-    mask = hit.view(count, 1, height, width).to(device)
-    return Images(torch.where(mask, noise.to(device), images.pixels), images.labels)
+    return Images(torch.where(hit.to(device), noise.to(device), images.pixels), images.labels)
+
+
+def draw_noise(shape: tuple[int, ...], share: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Draw, on the CPU, which pixels noise replaces, the same number in each image, and the noise.
+
+    Args:
+        shape: (N, C, H, W) of the images.
+        share: Of the pixels, in [0, 1].
+        generator: Default: torch's own.
+
+    Returns:
+        (N, 1, H, W) bool and (N, C, H, W) uint8.
+    """
+    count, _, height, width = shape
+    hit = torch.rand(count, height * width, generator=generator).argsort(1) < round(share * height * width)
+    noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return hit.view(count, 1, height, width), noise

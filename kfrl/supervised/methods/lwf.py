@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -14,15 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.config import Direction, Fraction, NonNegative, Positive
-from kfrl.errors import UserError, shortened
+from kfrl.errors import UserError
 from kfrl.losses.distillation import cross_entropy, directed_kl
 from kfrl.nets.images.classifier import Classifier
 from kfrl.nets.memory_format import channels_last
 from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Card, Teacher
 from kfrl.supervised.config import SupervisedConfig
-from kfrl.supervised.data.batches import Batch, Images, Loader, Normalisation, split_off
-from kfrl.supervised.data.sets import is_data_set, load_data
+from kfrl.supervised.data.batches import Batch, Loader, Normalisation
 from kfrl.supervised.methods.base import (
     Elsewhere,
     Progress,
@@ -31,6 +28,7 @@ from kfrl.supervised.methods.base import (
     first_stage_epochs,
 )
 from kfrl.supervised.methods.fine_tune import FineTune
+from kfrl.supervised.old_data import old_images
 from kfrl.supervised.teachers import teacher_logits
 from kfrl.training.ranks import ranks
 
@@ -115,22 +113,16 @@ class LearningWithoutForgetting(FineTune):
         return net
 
     def _old_task(self, task: Task, card: Card, maps: bool) -> OldTask | None:
-        name = self.own.old_data or card.data
-        if name == NOT_COUNTED:
+        if (self.own.old_data or card.data) == NOT_COUNTED:
             if self.own.variant == "joint-training":
                 raise UserError(
                     "joint-training trains on the old task's images, and --old-data is none. Give --old-data FOLDER."
                 )
             return None
-        if not self.own.old_data and not is_data_set(name):
-            raise UserError(
-                f"Where are the images of {name!r}, which the teacher has learned? Give --old-data FOLDER; or "
-                "--old-data none, and only the new task is scored."
-            )
-        config = self.config
-        places = (config.data_dir, config.image_size, 1e9 * config.memory_gb)
-        parts = _old_images(name, *places, config.validation, card.classes)
+        leave_out = "--old-data none, and only the new task is scored"
+        parts = old_images(self.own.old_data, card, self.config, self.config.image_size, leave_out)
         if parts[0].shape != task.shape:
+            name = self.own.old_data or card.data
             raise UserError(
                 f"The images of {name} are of shape {parts[0].shape}, and those of {task.data} of {task.shape}. "
                 "--image-size N resizes both."
@@ -213,26 +205,6 @@ class LearningWithoutForgetting(FineTune):
             validation_accuracy=None,
         )
         return {"old": (_with_head(net, "old"), made)}
-
-
-@lru_cache(maxsize=1)
-def _old_images(
-    name: str, data_dir: Path | None, size: int | None, memory: float, share: float, classes: tuple[str, ...]
-) -> tuple[Images, Images, Images]:
-    """The old task's images for training, validation and test, divided as in the teacher's run.
-
-    Raises:
-        UserError: they cannot be loaded, or have other classes.
-    """
-    data = load_data(name, data_dir, size, memory)
-    if data.classes != classes:
-        raise UserError(
-            f"The teacher has {len(classes)} classes ({shortened(classes, 4)}), and {name} has {len(data.classes)} "
-            f"others ({shortened(data.classes, 4)}). Give the old task's images: --old-data."
-        )
-    rows, kept_back = split_off(data.train.labels, 0.0 if data.validation is not None else share)
-    validation = data.train.take(kept_back) if data.validation is None else data.validation
-    return data.train.take(rows), validation, data.test
 
 
 def _heads(net: nn.Module) -> Heads:

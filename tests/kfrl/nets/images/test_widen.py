@@ -6,7 +6,7 @@ from torch import nn
 from kfrl.errors import UserError
 from kfrl.nets.images.mlp import MLP
 from kfrl.nets.images.registry import make_net
-from kfrl.nets.images.widen import grow
+from kfrl.nets.images.widen import embed, grow
 
 PAIRS = [
     ("mlp-5-4", "mlp-9-4"),
@@ -107,3 +107,62 @@ def test_what_cannot_grow_is_refused(small: str, large: str, words: str) -> None
 def test_fewer_classes_are_refused() -> None:
     with pytest.raises(UserError, match=r"head.weight would shrink from \(3, 5\) to \(2, 5\)"):
         grow(trained("mlp-5"), make_net("mlp-5", (2, 24, 24), 2), "zero")
+
+
+# --- psi ------------------------------------------------------------------------------------------------------
+
+
+def test_gray_images_become_larger_rgb_ones_by_hand() -> None:
+    images = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    gray = torch.tensor([[1.0, 2.0, 0.0], [3.0, 4.0, 0.0]])
+    assert torch.equal(embed(images, (3, 2, 3)), gray.expand(1, 3, 2, 3))
+    assert torch.equal(embed(images, (1, 2, 2)), images)
+
+
+def test_other_channels_are_the_first_ones_and_new_rows_lie_below() -> None:
+    images = torch.rand(2, 2, 4, 5)
+    made = embed(images, (4, 6, 5))
+    assert made.shape == (2, 4, 6, 5)
+    assert torch.equal(made[:, :2, :4], images)
+    assert not made[:, 2:].any() and not made[:, :, 4:].any()
+
+
+@pytest.mark.parametrize(("old", "new"), [((1, 4, 5), (3, 6, 7)), ((2, 4, 5), (3, 4, 9)), ((3, 4, 5), (3, 5, 5))])
+def test_a_grown_net_says_of_psi_what_the_small_one_says(old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    small, large = MLP(3, old, (5, 4)), MLP(4, new, (6, 4))
+    grow(small, large, "zero")
+    images = torch.randn(8, *old)
+    said = large(embed(images, new))
+    torch.testing.assert_close(said[:, :3], small(images), rtol=1e-5, atol=1e-6)
+    assert said.std() > 0
+
+
+@pytest.mark.parametrize("name", ["conv-3-4", "cifar-conv-2", "lstm-5"])
+def test_gray_and_rgb_of_one_size_keep_the_function_of_every_net(name: str) -> None:
+    small, large = make_net(name, (1, 24, 24), 3).eval(), make_net(name, (3, 24, 24), 3).eval()
+    grow(small, large, "zero")
+    images = torch.randn(4, 1, 24, 24)
+    torch.testing.assert_close(large(embed(images, (3, 24, 24))), small(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (1, 4, 3), (3, 3, 9)])
+def test_images_that_would_shrink_are_refused(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(UserError, match=r"Images of \(1, 4, 4\) .* cannot become smaller ones of .*--image-size"):
+        embed(torch.zeros(1, 1, 4, 4), shape)
+
+
+def test_the_masks_say_where_the_small_nets_weights_are() -> None:
+    old, new = MLP(1, (1, 1, 2), (2,)), MLP(2, (3, 1, 2), (3,))
+    carried = grow(old, new, "zero")
+    assert set(carried) == {name for name, _ in new.named_parameters()}
+    unit, other = [True] * 6, [False] * 6
+    assert carried["fc1.weight"].tolist() == [unit, unit, other]
+    assert carried["fc1.bias"].tolist() == [True, True, False]
+    assert carried["head.weight"].tolist() == [[True, True, False], [False] * 3]
+    assert carried["head.bias"].tolist() == [True, False]
+
+
+def test_the_masks_of_an_lstm_have_units_of_each_gate() -> None:
+    carried = grow(make_net("lstm-2", (1, 4, 3), 2), make_net("lstm-3", (1, 4, 3), 2), "zero")
+    assert carried["lstm1.bias_ih_l0"].tolist() == [True, True, False] * 4
+    assert int(carried["lstm1.weight_hh_l0"].sum()) == 4 * 2 * 2

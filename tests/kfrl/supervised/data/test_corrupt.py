@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kfrl.supervised.data.batches import Images
-from kfrl.supervised.data.corrupt import corrupted
+from kfrl.supervised.data.corrupt import corrupted, draw_noise
 
 GRAY = Images(torch.full((20, 2, 10, 10), 7, dtype=torch.uint8), torch.arange(20))
 
@@ -29,3 +29,10 @@ def test_noise_covers_all_values_evenly_and_differs_between_images() -> None:
 def test_a_seed_is_a_corruption() -> None:
     assert torch.equal(corrupted(GRAY, 0.5).pixels, corrupted(GRAY, 0.5).pixels)
     assert not torch.equal(corrupted(GRAY, 0.5).pixels, corrupted(GRAY, 0.5, seed=1).pixels)
+
+
+def test_noise_is_drawn_anew_each_time_without_a_generator() -> None:
+    first, second = (draw_noise((3, 2, 4, 5), 0.5) for _ in range(2))
+    assert not torch.equal(first[0], second[0]) and not torch.equal(first[1], second[1])
+    assert first[0].shape == (3, 1, 4, 5) and first[0].flatten(1).sum(1).tolist() == [10, 10, 10]
+    assert first[1].shape == (3, 2, 4, 5)

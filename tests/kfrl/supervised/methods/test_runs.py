@@ -28,6 +28,15 @@ GRAPH = {
         Edge("small", "large"),
     ),
 }
+PHI = {
+    "extension": "uniform",
+    "phi_epochs": 2,
+    "old_weight": 0.5,
+    "teacher_weight": 0.01,
+    "noise_weight": 0.5,
+    "hessian_weight": 1e-3,
+    "old_images": 500,
+}
 SETTINGS = {
     "fitnets": {"net": "mlp-16-dropout"},
     "fsp": {"net": "resnet-8"},
@@ -38,7 +47,7 @@ SETTINGS = {
     "kd": {},
     "fine-tune": {"net": "mlp-24"},
     "knowledge-flow": {"net": "mlp-16-dropout", "methods": {"knowledge-flow": {"independence_at": 0.9}}},
-    "anti-distillation": {"net": "mlp-30"},
+    "anti-distillation": {"net": "mlp-30", "methods": {"anti-distillation": PHI}},
 }
 TAUGHT = {"fsp": "resnet"} | dict.fromkeys(
     ("fitnets", "collaborative", "mimic", "kd", "fine-tune", "knowledge-flow", "anti-distillation"), "mlp"
