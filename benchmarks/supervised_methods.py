@@ -1,7 +1,7 @@
 """Small studies of the methods for classifiers on Fashion-MNIST: the tables and figures of the documentation.
 
     python benchmarks/supervised_methods.py rows             every method once, with the budget of the baseline
-    python benchmarks/supervised_methods.py anti-distillation    the paper's figures 1 and 2
+    python benchmarks/supervised_methods.py anti-distillation    the paper's figures 1 and 2, with phi beside them
 
 Finished runs are read, not repeated: delete a folder below --out to repeat its run.
 """
@@ -23,13 +23,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tabulate import tabulate
 
 from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.corrupt import corrupted
-from kfrl.supervised.evaluate import evaluate
 from kfrl.supervised.graphs import Edge, Node
 from kfrl.supervised.launch import Session
 from kfrl.supervised.run import Run
@@ -59,13 +59,17 @@ def train(config: SupervisedConfig, corruption: Iterable[int] = ()) -> dict[str,
     return result
 
 
+@torch.no_grad()
 def _corruption(run: Run, percents: Iterable[int]) -> dict[str, dict[str, float]]:
-    net = load_classifier(run.folder.student).net
+    """Scores of the student; what it says is kept as `said-PERCENT.npy`, probabilities (N, K)."""
+    net, labels = load_classifier(run.folder.student).net, run.data.test.labels
     found = {}
     for percent in percents:
         images = run.loader(corrupted(run.data.test, percent / 100), channels_last=False)
-        result = evaluate(net, images, len(run.task.classes))
-        found[str(percent)] = {"accuracy": 100 * result.accuracy, "loss": result.loss}
+        logits = torch.cat([net(batch.images) for batch in images.ordered()])
+        np.save(run.folder.path / f"said-{percent}.npy", logits.softmax(1).numpy())
+        right = (logits.argmax(1) == labels).double().mean()
+        found[str(percent)] = {"accuracy": 100 * float(right), "loss": float(F.cross_entropy(logits, labels))}
     return found
 
 
@@ -78,7 +82,7 @@ def rows(options: argparse.Namespace) -> None:
         data="fashion-mnist",
         data_dir=options.data_dir,
         net="resnet-8",
-        train_images=options.images,
+        train_images=options.images or 10_000,
         epochs=options.epochs,
         batch_size=64,
         lr=0.05,
@@ -129,11 +133,23 @@ NETS = {
 """Kind of layers -> the teacher, and the larger student."""
 
 
+PHI = {
+    "extension": "uniform",
+    "phi_epochs": 1,
+    "old_weight": 0.5,
+    "teacher_weight": 0.01,
+    "noise_weight": 0.48999,
+    "hessian_weight": 0.00001,
+}
+"""The paper gives no lambda. These add up to 1, as its lambdas do."""
+
+
 def anti_distillation(options: argparse.Namespace) -> None:
-    """Compare new and grown weights for each kind of layer: learning curves, and accuracy under corruption."""
+    """Compare new and grown weights for each kind of layer: learning curves, and quality under corruption."""
     common = SupervisedConfig(
         data="fashion-mnist",
         data_dir=options.data_dir,
+        train_images=options.images,
         epochs=options.epochs,
         batch_size=128,
         optimizer="adam",
@@ -159,6 +175,7 @@ def anti_distillation(options: argparse.Namespace) -> None:
                     )
                     for theta in options.thetas
                 },
+                "phi": replace(grown, methods={"anti-distillation": {**PHI, "old_images": options.images}}),
             }.items():
                 path = folder / name.replace(" ", "-")
                 result = train(replace(config, run_dir=path), corruption=CORRUPTION)
@@ -168,28 +185,40 @@ def anti_distillation(options: argparse.Namespace) -> None:
 
 def _figures(out: Path, arms: Mapping[tuple[str, str], Sequence[tuple[Path, dict[str, Any]]]]) -> None:
     scores: list[list[Any]] = []
-    figures = {number: plt.subplots(2, len(NETS), figsize=(4 * len(NETS), 6), squeeze=False) for number in (1, 2)}
+    figures = {
+        number: plt.subplots(number + 1, len(NETS), figsize=(4 * len(NETS), 3 * (number + 1)), squeeze=False)
+        for number in (1, 2)
+    }
     for (kind, name), runs in arms.items():
         column = list(NETS).index(kind)
         _draw(figures[1][1][:, column], name, *_learning(runs))
         _draw(figures[2][1][:, column], name, *_corrupted(runs))
         for percent in CORRUPTION:
             found = [result["corruption"][str(percent)] for _, result in runs]
-            scores.append([kind, name, percent, *_summary(found, "accuracy"), *_summary(found, "loss")])
+            variance = _variance([path for path, _ in runs], percent)
+            scores.append([kind, name, percent, *_summary(found, "accuracy"), *_summary(found, "loss"), variance])
         for _, axes in figures.values():
             axes[0, column].set_title(f"{kind}: {NETS[kind][0]} grown to {NETS[kind][1]}", fontsize=9)
     for number, (figure, axes) in figures.items():
         axes[0, 0].set_ylabel("accuracy (%)")
         axes[1, 0].set_ylabel("cross-entropy")
-        for axis in axes[1]:
+        if number == 2:
+            axes[2, 0].set_ylabel("variance between seeds")
+        for axis in axes[-1]:
             axis.set_xlabel("epoch" if number == 1 else "corrupted pixels (%)")
         axes[0, 0].legend(fontsize=8)
         figure.tight_layout()
         figure.savefig(out / f"anti-distillation-figure-{number}.png", dpi=110)
-    header = ["layers", "weights", "corrupted (%)", "accuracy", "std", "cross-entropy", "std"]
+    header = ["layers", "weights", "corrupted (%)", "accuracy", "std", "cross-entropy", "std", "variance"]
     with (out / "anti-distillation.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *scores])
-    print(tabulate([row for row in scores if row[2] in (0, 20, 50)], header, tablefmt="github", floatfmt=".2f"))
+    print(tabulate([row for row in scores if row[2] in (0, 20, 50)], header, tablefmt="github", floatfmt=".4g"))
+
+
+def _variance(paths: Sequence[Path], percent: int) -> float:
+    """Of the predicted probabilities between the seeds, the mean over images and classes; 0 of one seed."""
+    said = np.stack([np.load(path / f"said-{percent}.npy") for path in paths])
+    return float(said.var(0, ddof=min(1, len(paths) - 1)).mean())
 
 
 def _learning(runs: Sequence[tuple[Path, Any]]) -> tuple[list[float], np.ndarray, np.ndarray]:
@@ -199,16 +228,20 @@ def _learning(runs: Sequence[tuple[Path, Any]]) -> tuple[list[float], np.ndarray
     return epochs, 100 * accuracy, loss
 
 
-def _corrupted(runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> tuple[list[float], np.ndarray, np.ndarray]:
+def _corrupted(
+    runs: Sequence[tuple[Path, Mapping[str, Any]]],
+) -> tuple[list[float], np.ndarray, np.ndarray, np.ndarray]:
     accuracy, loss = (
         np.array([[result["corruption"][str(percent)][key] for percent in CORRUPTION] for _, result in runs])
         for key in ("accuracy", "loss")
     )
-    return list(map(float, CORRUPTION)), accuracy, loss
+    variance = np.array([[_variance([path for path, _ in runs], percent) for percent in CORRUPTION]])
+    return list(map(float, CORRUPTION)), accuracy, loss, variance
 
 
-def _draw(axes: np.ndarray, name: str, x: list[float], accuracy: np.ndarray, loss: np.ndarray) -> None:
-    for axis, values in zip(axes, (accuracy, loss), strict=True):
+def _draw(axes: np.ndarray, name: str, x: list[float], *measured: np.ndarray) -> None:
+    """A line for each of (runs, points), with the standard deviation over the runs around it."""
+    for axis, values in zip(axes, measured, strict=True):
         mean, spread = values.mean(0), values.std(0)
         axis.plot(x, mean, label=name)
         axis.fill_between(x, mean - spread, mean + spread, alpha=0.2)
@@ -225,7 +258,7 @@ def main() -> None:
     parser.add_argument("study", choices=["rows", "anti-distillation"])
     parser.add_argument("--out", type=Path, default=Path("runs/supervised-methods"), help="folder for runs and results")
     parser.add_argument("--data-dir", type=Path, help="folder of Fashion-MNIST")
-    parser.add_argument("--images", type=int, default=10_000, help="training images (rows)")
+    parser.add_argument("--images", type=int, help="training images; default: 10,000 for rows, else all")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--thetas", type=float, nargs="*", default=[0.01, 0.1], help="values of theta in U[0, theta]")
