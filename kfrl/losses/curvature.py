@@ -1,4 +1,4 @@
-"""How much a loss bends: norms of its Hessian H, without H."""
+"""Norms of the Hessian H of a loss, computed without H itself."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def hessian_norm(loss: Tensor, parameters: Sequence[Tensor], steps: int = 0) -> Tensor:
-    """An estimate of the square of a norm of H, the Hessian of `loss`; a scalar with a gradient.
+    """An estimate of the squared norm of H, the Hessian of `loss`: a scalar with a gradient.
 
-    It is || H v ||^2, where v is drawn. For v of N(0, 1) its mean is || H ||_F^2 (Hutchinson's estimator). For the v
-    of length 1 at which power iteration ends it is the largest eigenvalue's square, || H ||_2^2.
+    It is || H v ||^2 for a vector v. If v is drawn from N(0, 1), the mean is || H ||_F^2 (Hutchinson's estimator). If v
+    is the result of power iteration, of length 1, it is the square of the largest absolute eigenvalue, || H ||_2^2.
 
     Args:
-        loss: A scalar whose graph is whole.
-        parameters: What H is taken by; all have to count in the loss.
-        steps: Of power iteration, at least; 0: Hutchinson's estimator.
+        loss: A scalar, before its backward pass.
+        parameters: H has the second derivatives by these; the loss depends on each.
+        steps: Of power iteration. 0: Hutchinson's estimator.
     """
     gradients = torch.autograd.grad(loss, parameters, create_graph=True)
     vector = [torch.randn_like(parameter) for parameter in parameters]

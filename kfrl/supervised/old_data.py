@@ -1,4 +1,4 @@
-"""The images that a teacher has learned, for methods that read them again."""
+"""The images that a teacher was trained on, for methods that use them again."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from kfrl.supervised.data.sets import is_data_set, load_data
 def old_images(
     given: str, card: Card, config: SupervisedConfig, size: int | None, otherwise: str, count: int | None = None
 ) -> tuple[Images, Images, Images]:
-    """A teacher's images for training, validation and test, divided as its run divided them.
+    """A teacher's images for training, validation and test, divided as in its run.
 
     Args:
         given: --old-data: a data set or a folder; "": the teacher's data set.
         card: The teacher's.
         config: Of the student's run.
         size: Resize the images to this height and width; None: as they are.
-        otherwise: What else the user can do where they are not to be had, as the end of a sentence.
-        count: For training and validation take those alone that a run with this --train-images takes. Default: all.
+        otherwise: What else the user can do if they are not there, as the end of a sentence.
+        count: Take the same images for training and validation as a run with this --train-images. Default: all.
 
     Raises:
-        UserError: they cannot be had, are fewer than `count`, or are of other classes.
+        UserError: they cannot be loaded, are fewer than `count`, or have other classes.
     """
     name = given or card.data
     if not given and not is_data_set(name):

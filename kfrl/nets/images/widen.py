@@ -80,12 +80,12 @@ def grow(small: Classifier, large: Classifier, extension: Extension, theta: floa
 
 
 def embed(images: Tensor, shape: Sequence[int]) -> Tensor:
-    """Images of the small net as images of the large one: psi of the paper's section 4, by `grow`'s places.
+    """Turn images of the small net into images of the large one: psi of the paper's section 4, which matches `grow`.
 
-    Gray is repeated as R, G and B, so that their luma is that gray; other channels are the first ones. The image stands
-    in the upper left. New pixels and new channels are 0, which is the mean of images that are normalised. So a fully
-    connected net that was grown with `zero` says of psi(x) what the small net says of x. A convolution whose images
-    are larger does not, because it adds its bias to the new pixels too, nor does an LSTM that reads more rows.
+    Gray is repeated as R, G and B, so that their luma is that gray; other channels are the first ones. The image is in
+    the upper left. New pixels and new channels are 0, the mean of normalised images. So a fully connected net that was
+    grown with `zero` has the same logits for psi(x) as the small net for x. A convolutional net with larger images does
+    not, because its convolutions add their biases at the new pixels too, and neither does an LSTM with more rows.
 
     Args:
         images: (B, C, H, W), normalised.

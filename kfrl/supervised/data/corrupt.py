@@ -26,7 +26,7 @@ def corrupted(images: Images, share: float, seed: int = 0) -> Images:
 
 
 def draw_noise(shape: tuple[int, ...], share: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Draw, on the CPU, which pixels noise replaces, the same number in each image, and the noise.
+    """Draw on the CPU which pixels noise replaces, the same number in each image, and the noise itself.
 
     Args:
         shape: (N, C, H, W) of the images.

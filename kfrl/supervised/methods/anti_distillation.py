@@ -29,38 +29,38 @@ from kfrl.training.ranks import ranks
 
 @dataclass(frozen=True)
 class Settings:
-    """Anti-distillation: a trained net grown wider, then fitted to its old task by phi if it is to be."""
+    """Anti-distillation: a trained net is grown wider, and may be fitted to its old task before it trains (phi)."""
 
     extension: Literal["zero", "uniform"] = "zero"
     """Initial values of the new weights: zero, or uniform in [0, theta]."""
     theta: Positive = 0.01
     """uniform: the upper bound of U[0, theta]."""
     phi_epochs: Annotated[int, Ge(0)] = 0
-    """Epochs in which the grown net minimises phi's loss, the sum of the four terms below, before it learns the new
-    images; each has as many updates as one of --epochs, and comes on top of them. 0: none."""
+    """Epochs in which the grown net minimises the sum of phi's four terms before it trains on the new images. They are
+    added to --epochs, and each has as many updates as an epoch of training. 0: no phi."""
     phi_lr: Positive = 1.0
-    """Learning rate of phi, as a multiple of --lr."""
+    """The learning rate during phi, as a multiple of --lr."""
     old_weight: NonNegative = 0.0
-    """lambda_1, of the cross-entropy on the teacher's images; 0: off, as of the other three."""
+    """lambda_1, the weight of the cross-entropy on the teacher's training images. 0 turns a term off."""
     teacher_weight: NonNegative = 0.0
-    """lambda_2, of || u - w[u] ||^2, how far the teacher's weights have moved. The paper's is above 0."""
+    """lambda_2, the weight of || u - w[u] ||^2, the distance to the teacher's weights. In the paper it is above 0."""
     noise_weight: NonNegative = 0.0
-    """lambda_3, of the cross-entropy on the teacher's images with noise in place of some pixels."""
+    """lambda_3, the weight of the cross-entropy on the teacher's images with noise."""
     noise_share: Fraction = 0.2
-    """delta, the share of those pixels."""
+    """delta, the share of the pixels of such an image that noise replaces."""
     hessian_weight: NonNegative = 0.0
-    """lambda_4, of || H ||^2, H the Hessian of the cross-entropy on the teacher's images."""
+    """lambda_4, the weight of || H ||^2; H is the Hessian of the cross-entropy on the teacher's images."""
     hessian_steps: Annotated[int, Ge(0)] = 0
-    """Which norm of H: 0, Frobenius, by Hutchinson's estimator; more, the largest eigenvalue, by so many steps of power
-    iteration."""
+    """The norm of H. 0: the Frobenius norm, by Hutchinson's estimator. More: the largest absolute eigenvalue, by this
+    number of steps of power iteration."""
     old_data: str = ""
-    """The teacher's images: a data set or a folder. Default: the teacher's data set."""
+    """The teacher's training images: a data set or a folder. Default: the teacher's data set."""
     old_images: Count | None = None
-    """So many of them only, those that a teacher with this --train-images learned. Default: all."""
+    """Take this number of them, the same ones as a teacher's run with this --train-images. Default: all."""
 
 
 class AntiDistillation(Method[Classifier]):
-    """The student starts as its teacher, grown; phi fits it to the old task; then it learns from the labels alone.
+    """The student starts as its grown teacher, phi fits it to the old task, and then it learns from the labels alone.
 
     phi = argmin lambda_1 L_f(w, D_1*) + lambda_2 || u - w[u] ||^2 + lambda_3 L_3(w, D_1) + lambda_4 || H ||^2, where
     L_f is the cross-entropy, D_1* the teacher's images as images of the student (`embed`), L_3 the cross-entropy on
@@ -80,8 +80,8 @@ class AntiDistillation(Method[Classifier]):
         """A net of the size of --net with all of the teacher's weights, the head's too (section 4: w[u] = u).
 
         Raises:
-            UserError: a teacher that does not fit into --net, phi without a term or without an epoch, or a teacher
-                whose images are needed and cannot be had.
+            UserError: a teacher that does not fit into --net, phi without epochs or without a term to minimise, or a
+                teacher whose images a term needs and that cannot be loaded.
         """
         self._check_phi()
         student = super().build(task, teachers)
@@ -91,48 +91,48 @@ class AntiDistillation(Method[Classifier]):
             device = torch.device(self.config.device)
             grown = {name: student.get_parameter(name).detach().clone().to(device) for name in carried}
             self._anchor = {name: (mask.to(device), grown[name]) for name, mask in carried.items()}
-        if self.own.old_weight or self.own.noise_weight or self.own.hessian_weight:
+        if self._needs_old_images:
             self._old = self._old_task(teacher, channels_last(student))
             embed(torch.empty(1, *teacher.card.input_shape), task.shape)
         return student
 
     def _check_phi(self) -> None:
         own = self.own
-        weights = {
-            "--old-weight": own.old_weight,
-            "--teacher-weight": own.teacher_weight,
-            "--noise-weight": own.noise_weight,
-            "--hessian-weight": own.hessian_weight,
-        }
+        weights = {"--old-weight": own.old_weight, "--noise-weight": own.noise_weight}
+        weights |= {"--hessian-weight": own.hessian_weight, "--teacher-weight": own.teacher_weight}
         given = " ".join(f"{flag} {weight:g}" for flag, weight in weights.items() if weight)
         if given and not own.phi_epochs:
             raise UserError(
-                f"{given} is for phi, and --phi-epochs is 0, so it would do nothing. Give --phi-epochs 1 or more, or "
-                "leave the weight out."
+                f"{given} is a weight of phi, and --phi-epochs is 0, so it has no effect. Give --phi-epochs 1 or more, "
+                "or leave the weight out."
             )
-        if own.phi_epochs and not given:
+        if own.phi_epochs and not self._needs_old_images:
             raise UserError(
-                f"--phi-epochs {own.phi_epochs} has nothing to minimise: all of phi's weights are 0. Give one or more "
-                f"of {', '.join(weights)}; or leave --phi-epochs out."
+                f"--phi-epochs {own.phi_epochs} has nothing to minimise: the grown net has the teacher's weights, and "
+                "no other term is on. Give --old-weight, --noise-weight or --hessian-weight, or leave --phi-epochs out."
             )
+
+    @property
+    def _needs_old_images(self) -> bool:
+        return bool(self.own.old_weight or self.own.noise_weight or self.own.hessian_weight)
 
     def _old_task(self, teacher: Teacher, maps: bool) -> Loader:
         own, card = self.own, teacher.card
         _, height, width = card.input_shape
-        leave_out = "leave --old-weight, --noise-weight and --hessian-weight out, which need them"
+        leave_out = "leave out --phi-epochs and the weights of phi, which need them"
         size = height if height == width else None
         images = old_images(own.old_data, card, self.config, size, leave_out, own.old_images)[0]
         if images.shape != card.input_shape:
             raise UserError(
-                f"The images of {own.old_data or card.data} are of {images.shape} (channels, height, width), and "
-                f"teacher {teacher.name!r} has learned images of {card.input_shape}. Give those: --old-data FOLDER."
+                f"The images of {own.old_data or card.data} are of shape {images.shape} (channels, height, width), and "
+                f"teacher {teacher.name!r} was trained on images of {card.input_shape}. Give those: --old-data FOLDER."
             )
         device = torch.device(self.config.device)
         normalisation = Normalisation(card.mean, card.std)
         return Loader(images.to(device), self.config.batch_size, normalisation, maps, ranks=ranks())
 
     def stages(self, net: Classifier) -> Sequence[Stage]:
-        """One for phi if it has epochs, without weight decay, which is none of phi's terms; then training."""
+        """A stage for phi if it has epochs, without weight decay, which is not a term of phi; then training."""
         train = super().stages(net)
         if not self.own.phi_epochs:
             return train
@@ -140,10 +140,10 @@ class AntiDistillation(Method[Classifier]):
         return (Stage("phi", self.own.phi_epochs, (group,)), *train)
 
     def losses(self, net: Classifier, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """In phi its terms, which read no new image; then the cross-entropy."""
+        """During phi its terms, which read no new image; then the cross-entropy."""
         if progress.stage or not self.own.phi_epochs:
             return super().losses(net, batch, progress)
-        # Second derivatives need all digits, and cuDNN has none of an LSTM.
+        # Second derivatives need float32, and cuDNN's LSTM has none.
         kernels = torch.backends.cudnn.flags(enabled=not self.own.hessian_weight)
         with torch.autocast(batch.images.device.type, enabled=False), kernels:
             return self._phi(net, len(batch.labels))
@@ -153,11 +153,10 @@ class AntiDistillation(Method[Classifier]):
         if own.teacher_weight:
             moved = [(net.get_parameter(name) - u).mul(mask) for name, (mask, u) in self._anchor.items()]
             terms["teacher"] = own.teacher_weight * torch.stack([part.square().sum() for part in moved]).sum()
-        if self._old is None:
-            return terms
-        drawn, shape = self._old.random(count), net.input_shape
+        assert self._old is not None
+        drawn = self._old.random(count)
         if own.old_weight or own.hessian_weight:
-            loss = F.cross_entropy(net(embed(drawn.images, shape)), drawn.labels)
+            loss = F.cross_entropy(net(embed(drawn.images, net.input_shape)), drawn.labels)
             if own.old_weight:
                 terms["old"] = own.old_weight * loss
             if own.hessian_weight:
@@ -165,7 +164,7 @@ class AntiDistillation(Method[Classifier]):
                 terms["hessian"] = own.hessian_weight * norm
         if own.noise_weight:
             noisy = _with_noise(drawn.images, own.noise_share, self._old.normalise)
-            terms["noise"] = own.noise_weight * F.cross_entropy(net(embed(noisy, shape)), drawn.labels)
+            terms["noise"] = own.noise_weight * F.cross_entropy(net(embed(noisy, net.input_shape)), drawn.labels)
         return terms
 
 
