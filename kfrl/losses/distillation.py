@@ -156,16 +156,16 @@ def similarity(logits: Tensor, other_logits: Tensor) -> Tensor:
 
 
 def attention(maps: Tensor, size: Sequence[int] | None = None) -> Tensor:
-    """Sum_c relu(z_c)^2 over the channels, as a unit vector over the positions (Zagoruyko and Komodakis 2017, eq. 1).
+    """Sum_c h_c^2 over the channels, as a unit vector over the positions (Zagoruyko and Komodakis 2017, eq. 1).
 
     Args:
-        maps: z, (B, C, h, w), before the activation.
+        maps: h, (B, C, h, w), behind the activation.
         size: Height and width to which the map is resized, bilinearly.
 
     Returns:
         (B, h w)
     """
-    energy = maps.relu().square().sum(1, keepdim=True)
+    energy = maps.square().sum(1, keepdim=True)
     if size is not None and tuple(energy.shape[2:]) != tuple(size):
         energy = F.interpolate(energy, list(size), mode="bilinear", align_corners=False)
     return F.normalize(energy.flatten(1), dim=1)

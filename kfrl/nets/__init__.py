@@ -20,6 +20,7 @@ FAMILIES = {
     "grown": "kfrl.nets.images.grown:GrownNet",
     "imagenet-resnet": "kfrl.nets.images.imagenet:ImageNetResNet",
     "lstm": "kfrl.nets.images.lstm:RowLSTM",
+    "maxout": "kfrl.nets.images.maxout:MaxoutNet",
     "mlp": "kfrl.nets.images.mlp:MLP",
     "pathnet": "kfrl.nets.atari.pathnet:ModularNet",
     "progressive": "kfrl.nets.atari.progressive:from_arch",

@@ -63,6 +63,17 @@ def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor, *, copied
     return seen
 
 
+def maxout_pieces(net: nn.Module) -> dict[str, int]:
+    """The maxout layers among the net's hidden layers, with their numbers of pieces."""
+    found: dict[str, int] = getattr(net, "maxout_pieces", {})
+    return found
+
+
+def activation_of(net: nn.Module, layer: str, z: Tensor) -> Tensor:
+    """The activation h of hidden layer `layer` from its output: relu(z), or z itself if it is a maxout layer."""
+    return z if layer in maxout_pieces(net) else z.relu()
+
+
 @torch.no_grad()
 def overwrites(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> bool:
     """Whether `net` overwrites the outputs of `layers`, as an in-place activation does.

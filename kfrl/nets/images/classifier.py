@@ -20,6 +20,8 @@ class Classifier(nn.Module):
     head_layers: tuple[str, ...] = ("head",)
     hidden_layers: tuple[str, ...] = ()
     """Sub-modules whose outputs are pre-activations z, from input to output; Knowledge Flow links them."""
+    maxout_pieces: dict[str, int]
+    """The hidden layers that are maxout layers, with their pieces: their outputs are activations, no ReLU follows."""
     flattened: dict[str, tuple[int, ...]]
     """Parameters with flattened axes, e.g. a matrix that reads maps: name -> the full shape, output units first."""
     head: nn.Linear
@@ -43,6 +45,7 @@ class Classifier(nn.Module):
             raise ValueError(f"Expected at least one class, got {num_classes}.")
         self.num_classes = num_classes
         self.input_shape: tuple[int, ...] = tuple(input_shape)
+        self.maxout_pieces = {}
         self.flattened = {}
         self.arch: dict[str, Any] = {"family": family, "input_shape": list(input_shape), **fields}
 

@@ -88,6 +88,7 @@ class GrownNet(Classifier):
         self.body = cast(Classifier, build_net(base, 1))
         features = self.body.head.in_features
         self.hidden_layers = tuple(f"body.{name}" for name in self.body.hidden_layers)
+        self.maxout_pieces = {f"body.{name}": pieces for name, pieces in self.body.maxout_pieces.items()}
         self.body.add_module("head", nn.Identity())
         self._top = self._widen(features, width) if width else None
         sizes = [features, width] if width else [features]

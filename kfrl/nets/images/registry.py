@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
 
 from kfrl.errors import UserError, unknown
@@ -20,6 +21,10 @@ NAMES = (
     "stl-conv-32",
     "conv-16-32",
     "lstm-128",
+    "fitnet-1",
+    "fitnet-4",
+    "fitnet-mnist",
+    "maxout-cifar",
     "128c-p-1200l-30k",
     "400l-8k",
     "resnet-20",
@@ -56,6 +61,25 @@ _FAMILIES: dict[str, Callable[[list[int], str | None], dict[str, Any]]] = {
     # Ba and Caruana 2014: maps of a convolution with pooling, linear units, hidden units in thousands.
     rf"((?:\d+c-p-)?\d+l-\d+k){_DROPOUT}": lambda n, dropout: _shallow(n, dropout, 1000),
     rf"((?:\d+c-p-)?\d+l-\d+){_DROPOUT}": lambda n, dropout: _shallow(n, dropout, 1),
+    # Romero et al. 2015, by their configuration files; their teacher is that of Goodfellow et al. 2013.
+    r"fitnet-1()()": lambda *_: _fitnet([16] * 3, [32] * 3, [48, 48, 64]),
+    r"fitnet-4()()": lambda *_: _fitnet([32, 32, 32, 48, 48], [80] * 6, [128] * 6),
+    r"fitnet-mnist()()": lambda *_: {
+        "family": "maxout",
+        "convs": [
+            [16, 2, 5, 0, 1, 1],
+            [16, 2, 3, 0, 4, 2],
+            [16, 2, 5, 3, 1, 1],
+            [16, 2, 3, 0, 4, 2],
+            [12, 4, 3, 3, 1, 1],
+            [12, 4, 3, 0, 2, 2],
+        ],
+    },
+    r"maxout-cifar()()": lambda *_: {
+        "family": "maxout",
+        "convs": [[96, 2, 8, 4, 4, 2], [192, 2, 8, 3, 4, 2], [192, 2, 5, 3, 2, 2]],
+        "hidden": [[500, 5]],
+    },
     r"lstm((?:-\d+)+)()": lambda hidden, _: {"family": "lstm", "hidden": hidden},
     r"resnet-(\d+)()": lambda n, _: {"family": "resnet", "depth": n[0]},
     r"imagenet-resnet-(\d+)()": lambda n, _: {"family": "imagenet-resnet", "depth": n[0]},
@@ -81,6 +105,14 @@ def _shallow(n: list[int], dropout: str | None, unit: int) -> dict[str, Any]:
     # Table 2 uses dropout on input and hidden units; 0.2 and 0.5 are the rates of Hinton et al. 2012.
     held = {**_dropout(dropout, 0.5), **({"input_dropout": 0.2} if dropout else {})}
     return {"family": "shallow", "maps": sum(maps), "linear": linear, "hidden": hidden * unit, **held}
+
+
+def _fitnet(*blocks: list[int]) -> dict[str, Any]:
+    """3x3 convolutions of two pieces: 2x2 pooling after each block, global pooling after the last."""
+    convs = [[width, 2, 3, 1, 1, 1] for block in blocks for width in block]
+    for end in accumulate(map(len, blocks)):
+        convs[end - 1][4:] = [0, 0] if end == len(convs) else [2, 2]
+    return {"family": "maxout", "convs": convs, "hidden": [[500, 5]]}
 
 
 def _densenet(n: list[int], bottleneck: bool, dropout: str | None) -> dict[str, Any]:

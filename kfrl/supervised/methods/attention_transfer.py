@@ -13,7 +13,7 @@ from kfrl.config import NonNegative
 from kfrl.errors import UserError
 from kfrl.flow import hidden_layers
 from kfrl.losses.distillation import attention_loss
-from kfrl.nets.hooks import features_of, layer_shapes, with_features
+from kfrl.nets.hooks import activation_of, features_of, layer_shapes, with_features
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.base import Method, Progress, Task
@@ -54,10 +54,14 @@ class AttentionTransfer(Method):
 
     def losses(self, net: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq. 2 of the paper, in the form of the authors' code."""
+        teacher = self.teachers[0].net
         with torch.no_grad():
-            taught = features_of(self.teachers[0].net, [theirs for _, theirs in self.pairs], batch.images)
+            taught = features_of(teacher, [theirs for _, theirs in self.pairs], batch.images)
         logits, maps = with_features(net, [own for own, _ in self.pairs], batch.images)
-        distance = sum(attention_loss(maps[own], taught[theirs]).mean() for own, theirs in self.pairs)
+        distance = sum(
+            attention_loss(activation_of(net, own, maps[own]), activation_of(teacher, theirs, taught[theirs])).mean()
+            for own, theirs in self.pairs
+        )
         weight: float = self.own.attention_weight / 2
         return {"task": F.cross_entropy(logits, batch.labels), "attention": weight * torch.as_tensor(distance)}
 

@@ -22,7 +22,7 @@ from kfrl.losses.distillation import (
     soft_target_loss,
 )
 from kfrl.nets.adapters import build_transform
-from kfrl.nets.hooks import Features, layer_shapes, with_features
+from kfrl.nets.hooks import Features, activation_of, layer_shapes, with_features
 from kfrl.nets.images.classifier import Classifier
 from kfrl.nets.images.ensemble import EnsembleNet, mean_logits
 from kfrl.supervised.classifiers import Teacher
@@ -104,12 +104,12 @@ class Collaborative(Method[nn.ModuleDict]):
         }
 
     def _forward(self, name: str, net: nn.Module, images: Tensor) -> tuple[Tensor, Features]:
-        """The logits of a node, and the features that edges compare."""
+        """The logits of a node, and the activations that edges compare."""
         layers = {pair[0] for edge, pair in self._layers.items() if edge.source == name}
         layers |= {pair[1] for edge, pair in self._layers.items() if edge.target == name}
         with torch.set_grad_enabled(name in self.trained):
             logits, features = with_features(net, sorted(layers), images)
-        return logits, features
+        return logits, {layer: activation_of(net, layer, z) for layer, z in features.items()}
 
     def _edge(
         self,
@@ -131,13 +131,17 @@ class Collaborative(Method[nn.ModuleDict]):
             if edge.loss in MAPS:
                 loss = MAPS[edge.loss](own_features, features)
             elif edge.loss == FEATURES:
-                guided = net[self._regressors[edge]](F.relu(own_features), torch.ones((), device=features.device))
-                loss = hint_loss(F.relu(guided), F.relu(features))
+                guided = net[self._regressors[edge]](own_features, torch.ones((), device=features.device))
+                loss = hint_loss(activation_of(self._net(net, edge.source), source_layer, guided), features)
             elif edge.loss == "apart":
                 loss = similarity(target, source.detach())
             else:
                 loss = soft_target_loss(target, source, self.graph.edge_temperature, self.graph.kl_direction)
         return GATES[edge.gate](loss, progress, right).mean()
+
+    def _net(self, net: nn.ModuleDict, name: str) -> nn.Module:
+        """The net of the node `name`."""
+        return self.frozen[name].net if name in self.frozen else net[self.trained[name]]
 
     def export(self, net: nn.ModuleDict) -> nn.Module:
         """The target node's net; for an ensemble all nets that train, as one."""

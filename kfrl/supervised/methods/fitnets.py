@@ -14,7 +14,8 @@ from kfrl.config import Direction, Fraction, NonNegative, Positive
 from kfrl.errors import UserError, unknown
 from kfrl.flow import hidden_layers
 from kfrl.losses.distillation import hint_loss, soft_target_loss
-from kfrl.nets.hooks import layer_shapes, parameters_before, with_features
+from kfrl.nets.hooks import activation_of, layer_shapes, maxout_pieces, parameters_before, with_features
+from kfrl.nets.images.maxout import Maxout
 from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.data.batches import Batch
@@ -84,7 +85,8 @@ class FitNets(Method[FitNet]):
         self.example = torch.zeros(2, *task.shape, device=self.config.device)
         guided = layer_shapes(student, [self.guided], self.example)[self.guided]
         hint = layer_shapes(teacher.net, [self.hint], self.example)[self.hint]
-        return FitNet(student, _regressor(f"{self.guided} -> {self.hint}", guided, hint))
+        pieces = maxout_pieces(teacher.net).get(self.hint)
+        return FitNet(student, _regressor(f"{self.guided} -> {self.hint}", guided, hint, pieces))
 
     def stages(self, net: FitNet) -> Sequence[Stage]:
         """The hint, then the soft targets."""
@@ -100,12 +102,14 @@ class FitNets(Method[FitNet]):
         return self._hint(net, batch) if progress.stage == 0 else self._soft(net.student, batch, progress.in_stage)
 
     def _hint(self, net: FitNet, batch: Batch) -> dict[str, Tensor]:
+        teacher = self.teachers[0].net
         with torch.no_grad():
-            _, taught = with_features(self.teachers[0].net, [self.hint], batch.images)
+            _, taught = with_features(teacher, [self.hint], batch.images)
         _, own = with_features(net.student, [self.guided], batch.images)
+        guided = net.regressor(activation_of(net.student, self.guided, own[self.guided]))
         # Both sides have the same non-linearity, as in the paper.
-        guided = F.relu(net.regressor(F.relu(own[self.guided])))
-        return {"hint": self.own.hint_weight * hint_loss(guided, F.relu(taught[self.hint])).mean()}
+        guided, hint = (activation_of(teacher, self.hint, z) for z in (guided, taught[self.hint]))
+        return {"hint": self.own.hint_weight * hint_loss(guided, hint).mean()}
 
     def _soft(self, student: nn.Module, batch: Batch, in_stage: float) -> dict[str, Tensor]:
         config, temperature = self.own, self.own.temperature
@@ -134,21 +138,28 @@ def _layer(net: nn.Module, name: str | None, kind: str) -> str:
     return name
 
 
-def _regressor(link: str, guided: Shape, hint: Shape) -> nn.Module:
+def _regressor(link: str, guided: Shape, hint: Shape, pieces: int | None) -> nn.Module:
     """The paper's regressor: a convolution without padding whose output is as large as the hint; a matrix for vectors.
+
+    For a hint from a maxout layer it is itself a maxout layer of as many pieces.
 
     Raises:
         UserError: a map and a vector, or a guided map smaller than the hint.
     """
+    outputs = hint[0] * (pieces or 1)
     if len(guided) == len(hint) == 1:
-        return nn.Linear(guided[0], hint[0])
+        return _maxout(nn.Linear(guided[0], outputs), pieces)
     kernel = [own - theirs + 1 for own, theirs in zip(guided[1:], hint[1:], strict=False)]
     if len(guided) != 3 or len(hint) != 3 or min(kernel) < 1:
         raise UserError(
             "The regressor of fitnets is a convolution without padding, or a matrix between vectors: it cannot turn "
             f"{guided} into {hint} ({link}). Name other layers with --guided-layer and --hint-layer."
         )
-    return nn.Conv2d(guided[0], hint[0], (kernel[0], kernel[1]))
+    return _maxout(nn.Conv2d(guided[0], outputs, (kernel[0], kernel[1])), pieces)
+
+
+def _maxout(filters: nn.Conv2d | nn.Linear, pieces: int | None) -> nn.Module:
+    return filters if pieces is None else Maxout(filters, pieces)
 
 
 METHOD = FitNets

@@ -15,7 +15,7 @@ from kfrl.config import Fraction, Positive
 from kfrl.errors import UserError
 from kfrl.flow import hidden_layers
 from kfrl.losses.distillation import fsp_loss, fsp_matrix
-from kfrl.nets.hooks import layer_shapes, parameters_before, with_features
+from kfrl.nets.hooks import activation_of, layer_shapes, parameters_before, with_features
 from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.data.batches import Batch
@@ -120,7 +120,7 @@ class Fsp(Method):
 
     def _matrices(self, net: nn.Module, layers: Sequence[str], images: Tensor) -> list[Tensor]:
         _, features = with_features(net, layers, images)
-        maps = [F.relu(features[layer]) for layer in layers]
+        maps = [activation_of(net, layer, features[layer]) for layer in layers]
         return [fsp_matrix(*self._same_size(first, second)) for first, second in pairwise(maps)]
 
     def _same_size(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

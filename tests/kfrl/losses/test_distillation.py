@@ -181,8 +181,8 @@ def test_similarity_is_the_cosine_of_the_outputs() -> None:
 
 
 def test_attention_by_hand() -> None:
-    # Two channels on two pixels; what ReLU cuts off does not count: 3^2 and 4^2, so 9 and 16 over their norm.
-    maps = torch.tensor([[[[3.0, -5.0]], [[-1.0, 4.0]]]])
+    # Two channels on two pixels: 3^2 and (-4)^2, so 9 and 16 over their norm.
+    maps = torch.tensor([[[[3.0, 0.0]], [[0.0, -4.0]]]])
     norm = math.hypot(9, 16)
     torch.testing.assert_close(attention(maps), torch.tensor([[9 / norm, 16 / norm]]))
     even = torch.ones(1, 3, 1, 2)

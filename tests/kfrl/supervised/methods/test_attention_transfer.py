@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from kfrl.errors import UserError
 from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.methods.attention_transfer import AttentionTransfer
 from kfrl.supervised.methods.base import Progress
 
@@ -34,3 +35,15 @@ def test_maps_of_one_size_are_compared_whatever_their_width(task, taught, batch)
 def test_nets_without_maps_in_common_are_refused(task, taught) -> None:
     with pytest.raises(UserError, match=r"have none in common \(student: no maps; teacher: layer1 8x8\)"):
         AttentionTransfer(SupervisedConfig()).build(task("mlp-6"), [taught("conv-5")])
+
+
+def test_maxout_maps_have_no_relu(task, taught) -> None:
+    shape = (1, 16, 16)
+    method = AttentionTransfer(SupervisedConfig(methods={"attention-transfer": {"attention_weight": 2.0}}))
+    net = method.build(task("fitnet-1", shape), [taught("fitnet-1", shape=shape)])
+    method.pairs = [("layer2", "layer1")]
+    images = torch.randn(2, *shape)
+    own, theirs = net.layer2(net.layer1(images)), method.teachers[0].net.layer1(images)
+    own, theirs = (F.normalize((maps**2).sum(1).flatten(1), dim=1) for maps in (own, theirs))
+    terms = method.losses(net, Batch(images, torch.tensor([0, 2])), NOW)
+    torch.testing.assert_close(terms["attention"], ((own - theirs) ** 2).mean())

@@ -12,6 +12,7 @@ from kfrl.losses.distillation import attention_loss, attention_similarity, simil
 from kfrl.nets import build_net
 from kfrl.nets.hooks import with_features
 from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.data.batches import Batch
 from kfrl.supervised.graphs import Edge, Graph, Node, read_graph, with_other_edges, write_graph
 from kfrl.supervised.methods.base import Progress
 from kfrl.supervised.methods.collaborative import Collaborative, check_graph
@@ -163,10 +164,10 @@ def test_an_edge_between_layers_compares_attention_maps_and_an_edge_apart_output
     terms = method.losses(net, batch, Progress(0, 0.5, 0.5))
     assert set(terms) == {"labels_to_a", "old_to_a_attention", "old_to_b_attention_apart", "b_to_a_apart"}
     a, b = net["node_0"].train(), net["node_1"].train()
-    wanted = attention_loss(a.layer1(batch.images), old.net.layer1(batch.images)).mean()
+    wanted = attention_loss(a.layer1(batch.images).relu(), old.net.layer1(batch.images).relu()).mean()
     torch.testing.assert_close(terms["old_to_a_attention"], wanted)
-    maps = with_features(old.net, ["layer2"], batch.images)[1]["layer2"]
-    mine = with_features(b, ["stage3"], batch.images)[1]["stage3"]
+    maps = with_features(old.net, ["layer2"], batch.images)[1]["layer2"].relu()
+    mine = with_features(b, ["stage3"], batch.images)[1]["stage3"].relu()
     torch.testing.assert_close(terms["old_to_b_attention_apart"], 0.5 * attention_similarity(mine, maps).mean())
     torch.testing.assert_close(terms["b_to_a_apart"], similarity(a(batch.images), b(batch.images)).mean())
     terms["b_to_a_apart"].backward()
@@ -291,3 +292,19 @@ def test_edges_that_are_not_listed_may_be_open_too(task, taught, batch) -> None:
     assert set(method.losses(net, batch, Progress(0, 0.0, 0.5))) == {
         *("labels_to_a", "labels_to_b", "a_to_b", "b_to_a", "old_to_b")
     }
+
+
+def test_edges_take_no_relu_of_maxout_layers(task, taught) -> None:
+    shape = (1, 28, 28)
+    old, images = taught("fitnet-mnist", shape=shape), torch.randn(2, 1, 28, 28)
+    edges = (
+        Edge("old", "a", loss=loss, source_layer="layer1", target_layer="layer2") for loss in ("features", "attention")
+    )
+    parts = graph(Node("a", net="fitnet-mnist"), OLD, Edge("labels", "a"), *edges)
+    method = Collaborative(SupervisedConfig(methods={"collaborative": asdict(parts)}))
+    net = method.build(task(shape=shape), [old])
+    terms = method.losses(net, Batch(images, torch.tensor([0, 2])), Progress(0, 0.0, 0.0))
+    own, theirs = net["node_0"].layer2(net["node_0"].layer1(images)), old.net.layer1(images)
+    guided = net["regressor_0"](own, torch.ones(()))
+    torch.testing.assert_close(terms["old_to_a_features"], 0.5 * (theirs - guided).square().mean())
+    torch.testing.assert_close(terms["old_to_a_attention"], attention_loss(own, theirs).mean())

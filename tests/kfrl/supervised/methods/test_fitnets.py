@@ -89,3 +89,49 @@ def test_two_stages_need_two_epochs(task, taught) -> None:
     method, net = build(task, taught, epochs=1)
     with pytest.raises(UserError, match=r"two stages.*--epochs 2, got 1"):
         method.stages(net)
+
+
+def test_a_maxout_layers_output_is_the_hint_without_a_relu(task, taught) -> None:
+    shape = (3, 32, 32)
+    config = {"guided_layer": "layer6", "hint_layer": "layer2", "hint_weight": 3.0}
+    method = FitNets(SupervisedConfig(methods={"fitnets": config}))
+    net = method.build(task("fitnet-1", shape), [taught("maxout-cifar", shape=shape)])
+    images = torch.randn(2, *shape)
+    terms = method.losses(net, Batch(images, torch.tensor([0, 2])), Progress(0, 0.0, 0.0))
+    hint, guided = images, images
+    with torch.no_grad():
+        for layer in (1, 2):
+            hint = method.teachers[0].net.get_submodule(f"layer{layer}")(hint)
+        for layer in range(1, 7):
+            guided = net.student.get_submodule(f"layer{layer}")(guided)
+        # The regressor has the teacher's two pieces.
+        filters = net.regressor.filters
+        assert filters.weight.shape == (2 * 192, 32, 2, 2)
+        z = F.conv2d(guided, filters.weight, filters.bias)
+        regressed = torch.maximum(z[:, ::2], z[:, 1::2])
+    assert hint.shape == regressed.shape == (2, 192, 7, 7)
+    assert all((side < 0).any() for side in (hint, guided, regressed))
+    torch.testing.assert_close(terms["hint"], 3.0 * 0.5 * (regressed - hint).square().mean())
+    terms["hint"].backward()
+    assert net.student.layer6[0].filters.weight.grad.abs().sum() > 0 and filters.weight.grad.abs().sum() > 0
+    assert net.student.layer7[0].filters.weight.grad is None
+    assert set(method.losses(net, Batch(images, torch.tensor([0, 2])), Progress(1, 0.0, 0.3))) == {
+        "task",
+        "distillation",
+    }
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("fitnet-mnist", "conv-4-5"), ("conv-4-5", "fitnet-mnist")])
+def test_a_relu_stands_on_the_side_of_the_net_that_has_it(task, taught, student: str, teacher: str) -> None:
+    shape = (1, 28, 28)
+    method = FitNets(SupervisedConfig(methods={"fitnets": {"guided_layer": "layer1", "hint_layer": "layer2"}}))
+    net = method.build(task(student, shape), [taught(teacher, shape=shape)])
+    images = torch.randn(2, *shape)
+    term = method.losses(net, Batch(images, torch.tensor([0, 2])), Progress(0, 0.0, 0.0))["hint"]
+    own = net.student.layer1(images)
+    other = method.teachers[0].net
+    if student == "fitnet-mnist":
+        guided, hint = net.regressor(own).relu(), other.layer2(F.max_pool2d(other.layer1(images).relu(), 2)).relu()
+    else:
+        guided, hint = net.regressor(own.relu()), other.layer2(other.layer1(images))
+    torch.testing.assert_close(term, 100.0 * 0.5 * (guided - hint).square().mean())

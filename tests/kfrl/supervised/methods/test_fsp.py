@@ -108,3 +108,13 @@ def test_nets_whose_flow_cannot_be_compared_are_refused(task, taught, student, t
 
 def test_the_weight_is_that_of_repdistillers_stage() -> None:
     assert Fsp(SupervisedConfig()).own.fsp_weight == 1.0
+
+
+def test_maxout_maps_have_no_relu(task, taught) -> None:
+    images = torch.randn(2, 1, 16, 16)
+    method = Fsp(SupervisedConfig(epochs=8))
+    net = method.build(task("fitnet-1", (1, 16, 16)), [taught("fitnet-1", shape=(1, 16, 16))])
+    matrices = method._matrices(net, ["layer1", "layer2"], images)
+    first = net.layer1(images)
+    assert (first < 0).any()
+    torch.testing.assert_close(matrices, [flow(first, net.layer2(first))])
