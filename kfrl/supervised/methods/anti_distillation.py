@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +145,9 @@ class AntiDistillation(Method[Classifier]):
         if progress.stage or not self.own.phi_epochs:
             return super().losses(net, batch, progress)
         # Second derivatives need float32, and cuDNN's LSTM has none.
-        kernels = torch.backends.cudnn.flags(enabled=not self.own.hessian_weight)
+        kernels: AbstractContextManager[Any] = nullcontext()
+        if self.own.hessian_weight:
+            kernels = torch.backends.cudnn.flags(enabled=False)
         with torch.autocast(batch.images.device.type, enabled=False), kernels:
             return self._phi(net, len(batch.labels))
 
