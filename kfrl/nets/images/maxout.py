@@ -28,8 +28,8 @@ class Maxout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, units, H', W'), or (B, F) -> (B, units)."""
-        z: Tensor = self.filters(x)
-        return z.unflatten(1, (-1, self.pieces)).amax(2)
+        pieces: Tensor = self.filters(x).unflatten(1, (-1, self.pieces))
+        return pieces.amax(2)
 
 
 class MaxoutNet(Classifier):
