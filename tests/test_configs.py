@@ -62,8 +62,8 @@ def test_the_paper_config_is_literal_where_it_can_be() -> None:
     assert flow.policy_kl_coef in (0.001, 0.01, 0.05)
     assert config.eval_episodes == 30
     for file in (path, CONFIGS / "supervised" / "paper.yaml"):
-        assert "What is not as there" in file.read_text()
-        assert "What the paper leaves open" in file.read_text()
+        assert "Differences from the paper that this file cannot set:" in file.read_text()
+        assert "The paper leaves open which layers are linked" in file.read_text()
 
 
 @pytest.mark.parametrize("path", SUPERVISED, ids=lambda path: path.name)

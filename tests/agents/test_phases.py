@@ -266,8 +266,8 @@ def test_beside_its_own_game_a_run_counts_steps_in_others_apart(
     ("takes", "settings", "words"),
     [
         ("none", {}, "takes no --source-games, got 2. --method pathnet learns them before"),
-        ("none", {"source_games": ""}, "learns no game before its own, so --source-steps 40 means nothing"),
-        ("beside", {}, "learns no game before its own, so --source-steps 40 means nothing"),
+        ("none", {"source_games": ""}, "learns no game before its own, so --source-steps 40 has no effect"),
+        ("beside", {}, "learns no game before its own, so --source-steps 40 has no effect"),
         ("before", {"source_games": ""}, "needs source games: --source-games"),
         ("beside", {"source_games": "", "source_steps": None}, "needs source games: --source-games"),
         ("teachers-before", {}, "got 2: its source games are those of its teachers"),
