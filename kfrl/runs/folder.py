@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +157,18 @@ class Skipped:
 
     path: Path
     reason: str
+
+
+def left_out_notes(records: Sequence[object], skipped: Sequence[Skipped]) -> list[str]:
+    """A note for each folder that a comparison of `records` leaves out.
+
+    Raises:
+        UserError: there are no records.
+    """
+    notes = [f"Left out: {entry.path} ({entry.reason.rstrip('.')})." for entry in skipped]
+    if not records:
+        raise UserError(" ".join(["No run is left to compare.", *notes]))
+    return notes
 
 
 def find_runs(arguments: Iterable[str]) -> tuple[list[tuple[Path, str | None]], list[Skipped]]:

@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 from kfrl.compare.facts import add_words, flat, show, unique_names, varying
 from kfrl.config import load_config, validated
 from kfrl.errors import UserError
-from kfrl.runs.folder import RunFolder, Skipped
+from kfrl.runs.folder import RunFolder, Skipped, left_out_notes
 from kfrl.supervised.classifiers import Card, read_card
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.methods import get_method, method_names
@@ -121,9 +121,7 @@ def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Compa
     Raises:
         UserError: there is no run.
     """
-    left_out = [f"Left out: {entry.path} ({entry.reason.rstrip('.')})." for entry in skipped]
-    if not records:
-        raise UserError(" ".join(["No run is left to compare.", *left_out]))
+    left_out = left_out_notes(records, skipped)
     arms = [arm for data in sorted({run.card.data for run in records}) for arm in _arms(records, data)]
     notes = [
         "Errors are those of the kept student alone, on test images that were used for no choice. n counts runs; +- is "

@@ -17,7 +17,7 @@ from scipy.stats import t as student_t
 from kfrl.compare.facts import add_words, show, unique_names, varying
 from kfrl.config import load_config
 from kfrl.errors import UserError
-from kfrl.runs.folder import RunFolder, Skipped
+from kfrl.runs.folder import RunFolder, Skipped, left_out_notes
 from kfrl.runs.metrics import read_metrics
 from kfrl.tabular.config import TabularConfig
 from kfrl.tabular.run import ERROR, RMSE
@@ -190,9 +190,7 @@ def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Compa
     Raises:
         UserError: there is no run.
     """
-    left_out = [f"Left out: {entry.path} ({entry.reason.rstrip('.')})." for entry in skipped]
-    if not records:
-        raise UserError(" ".join(["No run is left to compare.", *left_out]))
+    left_out = left_out_notes(records, skipped)
     data = sorted({run.card.data for run in records})
     arms = [arm for name in data for arm in _arms([run for run in records if run.card.data == name], name)]
     notes = [
