@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,28 +83,42 @@ def by_sweep(options: Options, folder: Path) -> tuple[float, float, float]:
     spec = folder / "sweep.yaml"
     spec.write_text(str({"settings": {**settings(options), "game": "Breakout", "seed": {"range": options.trials}}}))
     storage = folder / "sweep"
-    began, first, most, looked = time.monotonic(), 0.0, 0.0, 0.0
+    began, first, looked = time.monotonic(), 0.0, 0.0
+    samples: list[dict[int, float]] = []
+    actors: set[int] = set()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*KFRL, "sweep", str(spec), "--storage", str(storage)], stdout=log, stderr=log)
         while process.poll() is None:
             if not first and any(storage.glob("*/config.yaml")):
                 first = time.monotonic() - began
             if time.monotonic() - looked > 2.0:
-                most, looked = max(most, beside_trials(process.pid)), time.monotonic()
+                samples.append(memory_by_process(process.pid))
+                actors |= trial_processes(samples[-1])
+                looked = time.monotonic()
             time.sleep(0.05)
     if process.returncode:
         raise SystemExit(f"The sweep ended with code {process.returncode}: {(folder / 'log').read_text()[-500:]}")
+    most = max(sum(mb for pid, mb in sample.items() if pid not in actors) for sample in samples)
     return time.monotonic() - began, first, most
 
 
-def beside_trials(pid: int) -> float:
-    """Proportional set size of a sweep's processes without Tune's actors and their descendants, in MB."""
-    own = {pid, *descendants(pid)}
-    for one in list(own):
+def memory_by_process(pid: int) -> dict[int, float]:
+    """Proportional set size of a process and of each of its descendants, in MB."""
+    return {one: memory_mb([one]) for one in (pid, *descendants(pid))}
+
+
+def trial_processes(pids: Iterable[int]) -> set[int]:
+    """Tune's actors and their descendants: the processes that train the trials.
+
+    Ray gives an actor its name only after the actor has loaded PyTorch. A process that is found here once is therefore
+    a trial's process in earlier samples too.
+    """
+    found: set[int] = set()
+    for one in pids:
         with suppress(OSError):
             if b"Trainable" in Path(f"/proc/{one}/cmdline").read_bytes():
-                own -= {one, *descendants(one)}
-    return memory_mb(sorted(own))
+                found |= {one, *descendants(one)}
+    return found
 
 
 def main(options: Options) -> None:

@@ -111,6 +111,16 @@ def test_permutation_p_by_hand() -> None:
     assert permutation_p(ours, theirs) == pytest.approx(2 * below)
 
 
+@pytest.mark.parametrize(("n", "m", "within"), [(2, 2, 1e-12), (5, 7, 1e-12), (8, 8, 1e-12), (15, 12, 0.01)])
+def test_permutation_p_is_scipys(n: int, m: int, within: float) -> None:
+    drawn = np.random.default_rng(n)
+    ours, theirs = drawn.normal(0.4, 1.0, n).round(1), drawn.normal(0.0, 1.0, m).round(1)
+    independent = scipy.stats.permutation_test(
+        (ours, theirs), lambda one, other: one.mean() - other.mean(), vectorized=False, n_resamples=20_000, rng=1
+    )
+    assert permutation_p(ours, theirs) == pytest.approx(independent.pvalue, abs=within)
+
+
 def test_games_that_all_end_alike_have_no_interval() -> None:
     found = summarise([21.0] * 30)
     assert (found.mean, found.ci_low, found.ci_high) == (21.0, None, None)
