@@ -78,8 +78,8 @@ def by_hand(options: Options, folder: Path) -> float:
     return time.monotonic() - began
 
 
-def by_sweep(options: Options, folder: Path) -> tuple[float, float, float]:
-    """Seconds of the sweep, seconds until its first run started, and its peak memory without the trials in MB."""
+def by_sweep(options: Options, folder: Path) -> dict[str, float]:
+    """Seconds of the sweep and until its first run started; its memory without the trials in MB, median and peak."""
     spec = folder / "sweep.yaml"
     spec.write_text(str({"settings": {**settings(options), "game": "Breakout", "seed": {"range": options.trials}}}))
     storage = folder / "sweep"
@@ -98,8 +98,14 @@ def by_sweep(options: Options, folder: Path) -> tuple[float, float, float]:
             time.sleep(0.05)
     if process.returncode:
         raise SystemExit(f"The sweep ended with code {process.returncode}: {(folder / 'log').read_text()[-500:]}")
-    most = max(sum(mb for pid, mb in sample.items() if pid not in actors) for sample in samples)
-    return time.monotonic() - began, first, most
+    seconds = time.monotonic() - began
+    beside = [sum(mb for pid, mb in sample.items() if pid not in actors) for sample in samples]
+    return {
+        "sweep_sec": seconds,
+        "until_first_sec": first,
+        "beside_trials_mb": statistics.median(beside),
+        "peak_beside_trials_mb": max(beside),
+    }
 
 
 def memory_by_process(pid: int) -> dict[int, float]:
@@ -129,10 +135,9 @@ def main(options: Options) -> None:
         with tempfile.TemporaryDirectory(prefix="kfrl-overhead-") as folder:
             (Path(folder) / "hand").mkdir()
             hand = by_hand(options, Path(folder) / "hand")
-            seconds, first, memory = by_sweep(options, Path(folder))
-        rows.append({"hand_sec": hand, "sweep_sec": seconds, "until_first_sec": first, "beside_trials_mb": memory})
+            rows.append({"hand_sec": hand, **by_sweep(options, Path(folder))})
         shown = {name: round(value, 1) for name, value in rows[-1].items()}
-        print(f"round {number + 1}: {shown}, ratio {seconds / hand:.3f}", flush=True)
+        print(f"round {number + 1}: {shown}, ratio {rows[-1]['sweep_sec'] / hand:.3f}", flush=True)
         with options.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

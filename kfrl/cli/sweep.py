@@ -205,10 +205,11 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
     "TUNE_MAX_PENDING_TRIALS_PG": "16",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
 }
-"""Environment of the driver and of Ray: no telemetry, no logs and signal handlers of Ray's own."""
+"""Environment of the driver and of Ray: no telemetry, no logs and signal handlers of Ray's own, no idle workers."""
 
 
 def _watch(driver: subprocess.Popen[bytes], folder: SweepFolder, plan: SweepPlan, stopped: Sequence[int]) -> None:
