@@ -19,6 +19,7 @@ from agents.observations import play, steps_for
 from agents.teachers.formats import Card, Teacher
 from envs.protocols import Protocol
 from kfrl.errors import UserError
+from kfrl.nets import state_size
 from kfrl.nets.hooks import layer_shapes, with_features
 from kfrl.nets.links import hidden_layers
 from kfrl.nets.memory_format import screens
@@ -278,6 +279,11 @@ def _layers(teacher: Teacher, features: str) -> tuple[str, ...]:
 
 
 def _hidden(teacher: Teacher) -> tuple[str, ...]:
+    if state_size(teacher.net):
+        raise UserError(
+            f"Teacher {teacher.name!r} has an LSTM, whose answers depend on earlier observations, and stored answers "
+            "are to single ones. Collect from feed-forward teachers."
+        )
     found = tuple(hidden_layers(teacher.net))
     if not found:
         raise UserError(f"Teacher {teacher.name!r} has no hidden layer, so it has no features to store.")

@@ -84,6 +84,9 @@ class TrainConfig:
     """Seed of the initial weights, the games and the sampling. The order of a3c's updates stays random."""
     protocol: str = "paper"
     """Rules of play: paper, nature (games end after five minutes), machado or sb3."""
+    net: Literal["feed-forward", "lstm"] = "feed-forward"
+    """The student's net. lstm: with as many LSTM cells as --hidden units before the heads, as A3C, LSTM in Mnih et al.
+    2016; for a3c and a2c."""
     convs: tuple[tuple[int, int, int], ...] = ((16, 8, 4), (32, 4, 2))
     """The student's convolutions: (filters, kernel, stride) each."""
     hidden: Count = 256
@@ -176,6 +179,8 @@ class TrainConfig:
 
 RMSPROP_LR = 7e-4
 """Learning rate of the A3C paper's authors, for one environment per worker."""
+RECURRENT_ALGOS = ("a3c", "a2c")
+"""Algorithms whose updates go through a rollout in its order, as recurrent nets need it."""
 FAST_ENVS = 32
 """Environments per core with --preset fast; docs/performance.md compares the rates of other numbers."""
 

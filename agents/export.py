@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from envs.atari import identify
 from envs.games import Game
 from envs.preprocessing import ALE
 from envs.protocols import Protocol, get_protocol
+from kfrl.nets import state_size
 from kfrl.nets.export import SUFFIXES, Format, export
 from kfrl.runs.atomic import write_text
 from kfrl.runs.cards import has_format
@@ -29,7 +31,8 @@ class Exportable:
     """A net to export, with its description."""
 
     net: nn.Module
-    example: Tensor
+    example: Mapping[str, Tensor]
+    """Name of each input -> a batch of it."""
     outputs: tuple[str, ...]
     about: dict[str, Any]
 
@@ -99,7 +102,19 @@ def _classifier(teacher: classifiers.Teacher) -> Exportable:
         "arch": card.arch,
         "provenance": _provenance(card),
     }
-    return Exportable(net, example, ("logits",), about)
+    return Exportable(net, {"input": example}, ("logits",), about)
+
+
+class _Stepped(nn.Module):
+    """A recurrent net as a function: observations and states -> logits, values and the next states."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, obs: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = cast(Any, self.net).step(obs, state)
+        return found
 
 
 def _agent(agent: Teacher) -> Exportable:
@@ -136,7 +151,19 @@ def _agent(agent: Teacher) -> Exportable:
         "arch": card.arch,
         "provenance": _provenance(card) | {"sha256": agent.sha256, "steps": card.steps, "caveat": card.caveat},
     }
-    return Exportable(agent.net, example, ("logits", "value"), about)
+    numbers = state_size(agent.net)
+    if not numbers:
+        return Exportable(agent.net, {"input": example}, ("logits", "value"), about)
+    about["state"] = {
+        "input": "state",
+        "output": "next_state",
+        "shape": ["batch", numbers],
+        "type": "float32",
+        "meaning": "zeros at the start of an episode, else the next_state of the last step",
+        "an episode ends with": "a life" if protocol.episodic_life else "the game",
+    }
+    inputs = {"input": example, "state": torch.rand(len(example), numbers) * 2 - 1}
+    return Exportable(_Stepped(agent.net), inputs, ("logits", "value", "next_state"), about)
 
 
 def _gymnasium(protocol: Protocol) -> dict[str, Any] | None:

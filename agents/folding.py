@@ -14,6 +14,7 @@ from agents.observations import observe
 from agents.run import Run, reopen
 from agents.teachers.formats import save_agent
 from kfrl.errors import UserError
+from kfrl.nets import state_size
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.seeding import EVALUATION, stream
 
@@ -26,7 +27,7 @@ class LinkedRun:
 
         Raises:
             UserError: the folder is not that of a run, the run has no links or no checkpoint, or the student is
-                independent already.
+                independent already or has a state.
         """
         self.run: Run = reopen(path)
         name = self.run.config.method_name
@@ -41,6 +42,8 @@ class LinkedRun:
         checkpoint.load_net(net)
         if not isinstance(net, FlowNet) or method.independent(net):
             raise UserError(f"{path} is independent already: {self.run.folder.student} needs no teacher.")
+        if state_size(net):
+            raise UserError(f"{path} has a student with an LSTM, and a fold needs its answers to single observations.")
         self.net: FlowNet = net
         self.steps: int = checkpoint.state["global_step"]
 

@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
-from agents.evaluation.play import Evaluation, Policy, evaluate
+from agents.evaluation.play import Evaluation, evaluate
+from agents.policies import Policy, Recurrent, policy_from
 from agents.run import Run, reopen, resolve
 from agents.teachers.formats import load_agent
 from agents.trainer import Trainer
+from kfrl.nets import state_size
 from kfrl.runs.provenance import commit, sha256
 from kfrl.training import session
 from kfrl.training.session import Result, Silent
@@ -69,7 +71,7 @@ class Session(session.Session[Run, Trainer]):
         student = trainer.method.export(trainer.net)
         answer: dict[str, Any] = {}
         if run.config.eval_episodes:
-            policies: dict[str, Policy] = {"student alone": lambda obs: student(obs)[0]}
+            policies: dict[str, Policy] = {"student alone": policy_from(student)}
             linked = linked_policy(run, trainer.net)
             if linked is not None:
                 policies["with its teachers' links"] = linked
@@ -105,7 +107,14 @@ def linked_policy(run: Run, net: nn.Module) -> Policy | None:
     method = run.method()
     if method.independent(net):
         return None
-    return lambda obs: method.forward(net, obs, method.features(net, obs)).logits
+    if not state_size(net):
+        return lambda obs: method.forward(net, obs, method.features(net, obs)).logits
+
+    def step(obs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        output, after = method.forward_with_state(net, obs, method.features(net, obs), state)
+        return output.logits, after
+
+    return Recurrent(step, state_size(net))
 
 
 def train(config: TrainConfig | Mapping[str, Any], display: Display | None = None) -> Result:

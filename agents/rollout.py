@@ -14,11 +14,17 @@ from torch import Tensor, nn
 from agents.batch import Context, Output, Rollout
 from agents.methods.base import AnyMethod
 from envs.atari import AtariEnvs, Transition
+from kfrl.nets import state_size
 from kfrl.nets.memory_format import screens
 
 
 class Collector:
-    """Plays games and collects rollouts; each rollout starts where the last one ended."""
+    """Plays games and collects rollouts; each rollout starts where the last one ended.
+
+    A recurrent net has a state for each game, which goes on over rollouts. It is zero at the start of an episode as the
+    learner sees it: after the end of a game and, under rules where a lost life ends the episode, after a lost life,
+    because the return ends there too. The gradient goes back through a rollout and no further.
+    """
 
     def __init__(
         self,
@@ -40,11 +46,14 @@ class Collector:
             t_max: T.
             seed: Seed of the games and of the sampled actions.
             keep_graph: Keep the activations of the acting passes for the update, which then needs no forward pass.
-                Valid only if the parameters do not change before the update.
+                Valid only if the parameters do not change before the update. Those of a recurrent net are always kept.
             device: The device of the net and of the rollout.
         """
         self.envs, self.method, self.net, self.t_max = envs, method, net, t_max
-        self._keep_graph, self._device = keep_graph, torch.device(device)
+        self._device = torch.device(device)
+        size = state_size(net)
+        self._state = torch.zeros(envs.num_envs, size, device=self._device) if size else None
+        self._keep_graph = keep_graph or size > 0
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._previous_logits: Tensor | None = None
         self._context: Context | None = None
@@ -56,6 +65,8 @@ class Collector:
         """Play T steps with sampled actions."""
         if self.method.features_of != self._features_of:
             self._context, self._features_of = None, self.method.features_of
+        if self._state is not None:
+            self._state = self._state.detach()
         contexts, actions, outputs = [], [], []
         frames = self._frames
         transitions: list[Transition] = []
@@ -63,13 +74,15 @@ class Collector:
         for t in range(self.t_max):
             context = self._features()
             with torch.set_grad_enabled(self._keep_graph):
-                output = self.method.forward(self.net, self._seen, context)
+                output, self._state = self._forward(self._seen, context)
             action = sample(self.method.acting_logits(output.logits.detach(), context), self._generator)
             transition = self.envs.step(action.cpu().numpy())
             if transition.final_obs is not None and transition.truncated.any():
                 final = screens(self._pixels(transition.final_obs, np.empty_like(self._frames[0])))
                 context_of_final = self.method.features(self.net, final)
-                truncated_values[t] = self.method.forward(self.net, final, context_of_final).values
+                truncated_values[t] = self._forward(final, context_of_final)[0].values
+            if self._state is not None:
+                self._state = self._without(self._state, transition)
             contexts.append(context)
             actions.append(action)
             outputs.append(output)
@@ -81,7 +94,7 @@ class Collector:
         with torch.set_grad_enabled(self._keep_graph):
             output = Output.joined(outputs)
         previous_logits = self._previous_logits
-        after = self.method.forward(self.net, self._seen, self._features())
+        after, _ = self._forward(self._seen, self._features())
         self._previous_logits = after.logits
         return Rollout(
             obs=self._tensor(frames).permute(0, 1, 4, 2, 3).flatten(0, 1),
@@ -97,6 +110,18 @@ class Collector:
             truncated_values=truncated_values,
             bootstrap=after.values,
         )
+
+    def _forward(self, obs: Tensor, context: Context) -> tuple[Output, Tensor | None]:
+        """The output on `obs`, and the states after it; None for a feed-forward net."""
+        if self._state is None:
+            return self.method.forward(self.net, obs, context), None
+        return self.method.forward_with_state(self.net, obs, context, self._state)
+
+    def _without(self, state: Tensor, transition: Transition) -> Tensor:
+        """The states, zero in the games whose episode the step has ended."""
+        ended = self._tensor(transition.terminated | transition.truncated)
+        with torch.set_grad_enabled(self._keep_graph):
+            return state.masked_fill(ended[:, None], 0.0)
 
     def _features(self) -> Context:
         """Features of the present observations, cached: the last observation of a rollout is the next one's first."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from agents.answers import Answers, check_answerers, open_all
-from agents.config import Shape, TrainConfig
+from agents.config import RECURRENT_ALGOS, Shape, TrainConfig
 from agents.methods import get_method, method_names
 from agents.methods.base import AnyMethod, NetSpec, Phase
 from agents.teachers.formats import Card, Teacher, save_agent
@@ -23,7 +23,7 @@ from envs.protocols import Protocol, get_protocol
 from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.machine import allow_open_files
-from kfrl.nets import arch_of
+from kfrl.nets import arch_of, state_size
 from kfrl.optim.kfac import COLD_UPDATES, KroneckerFactors, factored_layers
 from kfrl.registry import exact_method
 from kfrl.runs.checkpoint import Checkpoint
@@ -128,6 +128,8 @@ def resolve(config: TrainConfig) -> Run:
     method.check_sources(config.method_name, len(config.source_names), config.source_steps)
     method.check_algo(config.method_name, config.algo)
     method.check_init(config.method_name, config.init)
+    if config.net == "lstm" and not method.carries_state():
+        raise _stateless(f"Method {config.method_name} learns from single observations")
     _check_engine(config)
     check_loggers(config.log_to)
     teachers, exact = _answerers(config, files) if instead else load_teachers(config.teacher_names, RUNS, identify)
@@ -135,6 +137,7 @@ def resolve(config: TrainConfig) -> Run:
         check_answerers(files, teachers)
     checksums = tuple(teacher.sha256 for teacher in teachers)
     check_pinned([teacher.path for teacher in teachers], checksums, config.teacher_sha256)
+    _check_recurrent_teachers(config, method, teachers)
     sources = _source_games(config, method, game, teachers)
     check_settings(config, method_names(), get_method)
     config = replace(
@@ -163,9 +166,42 @@ def resolve(config: TrainConfig) -> Run:
             f"The student (convs {config.convs}, hidden {config.hidden}) and its teachers cannot be combined on "
             f"{protocol.frame_stack} x {protocol.screen_size} x {protocol.screen_size} screens: {error}"
         ) from None
+    _check_state(run)
     if config.algo == "acktr":
         _check_factors(run)
     return run
+
+
+def _stateless(why: str) -> UserError:
+    """The refusal of a recurrent net, which names the methods that can train one."""
+    able = ", ".join(name for name in method_names() if get_method(name).carries_state())
+    return UserError(
+        f"{why}, and the state of an LSTM needs their order. Use --net feed-forward, or one of these methods: {able}."
+    )
+
+
+def _check_recurrent_teachers(config: TrainConfig, method: type[AnyMethod], teachers: Sequence[Teacher]) -> None:
+    """Refuse teachers with a state for a method that reads their answers to single observations."""
+    recurrent = [teacher.name for teacher in teachers if state_size(teacher.net)]
+    if recurrent and not method.takes_recurrent_teachers:
+        able = ", ".join(name for name in method_names() if get_method(name).takes_recurrent_teachers)
+        raise UserError(
+            f"Teacher {recurrent[0]} has an LSTM, whose answers depend on earlier observations, and method "
+            f"{config.method_name} asks it about single ones. Use a feed-forward teacher, or a method that copies it "
+            f"or reads only its convolutions and its fully connected layer: {able}."
+        )
+
+
+def _check_state(run: Run) -> None:
+    """Refuse a recurrent net under an algorithm that shuffles samples, and a method that ignores `--net lstm`."""
+    config, recurrent = run.config, state_size(run.built().net)
+    if config.net == "lstm" and not recurrent:
+        raise _stateless(f"Method {config.method_name} builds its own net, for single observations")
+    if recurrent and config.algo not in RECURRENT_ALGOS:
+        raise UserError(
+            f"--algo {config.algo} learns from single observations, and the state of an LSTM needs their order. Use "
+            f"--algo {' or '.join(RECURRENT_ALGOS)}, or a feed-forward net."
+        )
 
 
 def _answerers(config: TrainConfig, files: Sequence[Answers]) -> tuple[tuple[Teacher, ...], tuple[str, ...]]:

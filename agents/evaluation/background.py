@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from agents.engines.processes import keep_memory, launcher_alive, process_context, start
-from agents.evaluation.play import Policy, evaluate
+from agents.evaluation.play import evaluate
+from agents.policies import policy_from
 from envs.protocols import Protocol
 from kfrl.errors import UserError
 from kfrl.nets import build_net
@@ -82,18 +82,10 @@ def run_evaluator(protocol: Protocol, episodes: int, seed: int, connection: Conn
             snapshot: Snapshot = connection.recv()
             net = build_net(snapshot.arch, snapshot.outputs)
             net.load_state_dict({k: torch.from_numpy(v) for k, v in snapshot.weights.items()})
-            result = evaluate(_policy(net), protocol, episodes=episodes, seed=seed)
+            result = evaluate(policy_from(net), protocol, episodes=episodes, seed=seed)
             connection.send((snapshot.step, result.scores))
         except UserError:
             # The weights are not finite. The workers report it; the curve gets no point here.
             connection.send((snapshot.step, ()))
         except (EOFError, BrokenPipeError):
             return
-
-
-def _policy(net: nn.Module) -> Policy:
-    def logits(obs: Tensor) -> Tensor:
-        both: tuple[Tensor, Tensor] = net(obs)
-        return both[0]
-
-    return logits

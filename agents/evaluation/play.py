@@ -19,6 +19,7 @@ from torch import nn
 
 from agents.actions import epsilon_greedy, in_order
 from agents.evaluation.own_envs import OwnEnvs
+from agents.policies import Player, Policy, policy_from
 from envs.atari import AtariEnvs, Episode
 from envs.games import Game
 from envs.preprocessing import ALE, Preprocessing
@@ -36,8 +37,6 @@ from kfrl.errors import UserError
 from kfrl.runs.atomic import replacing
 from kfrl.seeding import stream
 
-Policy = Callable[[torch.Tensor], torch.Tensor]
-"""uint8 observations (K, stack, H, W) to logits (K, A)."""
 Frame = NDArray[np.uint8]
 """(H, W, 3) RGB."""
 
@@ -164,7 +163,7 @@ def policy_of(net: nn.Module, actions: tuple[str, ...], played: tuple[str, ...])
     unchanged. A Q-network acts epsilon-greedily with `EPSILON`, because Q values are not log-probabilities.
 
     Args:
-        net: uint8 observations (K, stack, H, W) to logits (K, A) and values.
+        net: uint8 observations (K, stack, H, W) to logits (K, A) and values; a recurrent one has a `step`.
         actions: The net's A actions.
         played: The actions of the game.
 
@@ -180,11 +179,10 @@ def policy_of(net: nn.Module, actions: tuple[str, ...], played: tuple[str, ...])
         )
     greedy = getattr(net, "head", "") == "q"
 
-    def policy(obs: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = net(obs)[0]
+    def adapted(logits: torch.Tensor) -> torch.Tensor:
         return in_order(epsilon_greedy(logits, EPSILON) if greedy else logits, actions, played)
 
-    return policy
+    return policy_from(net, adapted)
 
 
 def evaluate(
@@ -227,14 +225,15 @@ def evaluate(
         envs = AtariEnvs(protocol, num_envs, num_threads=num_threads)
     else:
         envs = OwnEnvs(protocol, num_envs, preprocessing, num_threads=num_threads)
-    generator = _generator(seed, greedy)
+    generator, player = _generator(seed, greedy), Player(policy, num_envs)
     obs = envs.reset(stream(seed, 0))
     games: list[Episode] = []
     while remaining.any():
         playing = np.flatnonzero(remaining)
         actions = np.zeros(num_envs, dtype=np.int64)
-        actions[playing] = _choose(policy, obs[playing], envs.actions, generator)
+        actions[playing] = _choose(player, obs[playing], playing, envs.actions, generator)
         transition = envs.step(actions)
+        player.see(transition)
         obs = transition.obs
         for episode in transition.episodes:
             if remaining[episode.env]:
@@ -251,10 +250,14 @@ def _generator(seed: int, greedy: bool) -> torch.Generator | None:
 
 
 def _choose(
-    policy: Policy, obs: NDArray[np.uint8], actions: tuple[str, ...], generator: torch.Generator | None
+    player: Player,
+    obs: NDArray[np.uint8],
+    games: NDArray[np.int64],
+    actions: tuple[str, ...],
+    generator: torch.Generator | None,
 ) -> NDArray[np.int64]:
     with torch.inference_mode():
-        logits = policy(torch.from_numpy(obs)).float().cpu()
+        logits = player.logits(torch.from_numpy(obs), games).float().cpu()
         if logits.shape != (len(obs), len(actions)):
             raise UserError(
                 f"The policy gave logits of shape {tuple(logits.shape)}; expected "
@@ -323,7 +326,7 @@ class Screening:
     ) -> None:
         """Start a game; the arguments are those of `record`."""
         raw = replace(protocol, clip_rewards=False)
-        self._policy, self._max_steps, self._seed = policy, max_steps, seed
+        self._player, self._max_steps, self._seed = Player(policy, 1), max_steps, seed
         self._generator = _generator(seed, greedy)
         self._game = AtariEnvs(raw, 1)
         # The same seed and actions give the same game twice: once for the policy, once for the video.
@@ -335,8 +338,9 @@ class Screening:
         obs = self._game.reset(stream(self._seed, 0))
         yield _captioned(self._screen.reset(stream(self._seed, 0)), self.score)
         for _ in range(self._max_steps):
-            action = _choose(self._policy, obs, self._game.actions, self._generator)
+            action = _choose(self._player, obs, np.zeros(1, np.int64), self._game.actions, self._generator)
             played, shown = self._game.step(action), self._screen.step(action)
+            self._player.see(played)
             obs = played.obs
             self.score += float(played.rewards[0])
             yield _captioned(shown.obs if shown.final_obs is None else shown.final_obs, self.score)

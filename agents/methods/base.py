@@ -15,6 +15,7 @@ from agents.config import TrainConfig
 from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
 from kfrl.errors import UserError
+from kfrl.nets.atari.lstm import LSTMNet
 from kfrl.nets.atari.net import AtariNet
 from kfrl.nets.init import start
 from kfrl.optim.groups import ParameterGroup
@@ -111,6 +112,8 @@ class Method(OwnSettings, Generic[Net]):
     """Whether it supports other initial weights (--init)."""
     games_in_turn = False
     """Whether one learner may learn several games, with a rollout and an update of each in turn; `task` is the game."""
+    takes_recurrent_teachers = False
+    """Whether it reads no layer of a teacher that depends on the teacher's state."""
     leans_on_teachers = False
     """Whether a trained net may still need its teachers; `independent` tells whether it does."""
     trains_value = True
@@ -210,13 +213,19 @@ class Method(OwnSettings, Generic[Net]):
         if algo not in cls.algos:
             raise UserError(f"Method {name} does not run under --algo {algo}, only under {' or '.join(cls.algos)}.")
 
+    @classmethod
+    def carries_state(cls) -> bool:
+        """Whether it can train a recurrent net: it has not replaced `forward` alone, without `forward_with_state`."""
+        return cls.forward is Method.forward or cls.forward_with_state is not Method.forward_with_state
+
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> Net:
         """Build the net to train: obs (B, stack, H, W) uint8 -> logits (B, A), values (B,)."""
         return cast(Net, self.student(spec))
 
     def student(self, spec: NetSpec) -> AtariNet:
         """Build a plain net for a game, according to the settings."""
-        return self.started(AtariNet(len(spec.actions), self.config.convs, self.config.hidden))
+        kind = LSTMNet if self.config.net == "lstm" else AtariNet
+        return self.started(kind(len(spec.actions), self.config.convs, self.config.hidden))
 
     def started(self, net: N) -> N:
         """Initialise a new net according to the settings; returns the net."""
@@ -292,6 +301,11 @@ class Method(OwnSettings, Generic[Net]):
         function, which returns floats unchanged.
         """
         return Output(*net(obs))
+
+    def forward_with_state(self, net: Net, obs: Tensor, context: Context, state: Tensor) -> tuple[Output, Tensor]:
+        """`forward` of a recurrent net: also takes the states (B, S) before `obs`, and gives those after them."""
+        logits, values, after = cast(Any, net).step(obs, state)
+        return Output(logits, values), after
 
     def after_rollout(self, rollout: Rollout) -> None:
         """Called after each rollout, before its update."""

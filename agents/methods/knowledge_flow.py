@@ -45,8 +45,10 @@ from kfrl.flow.settings import FlowSettings
 from kfrl.losses.distillation import directed_kl
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.machine import total_memory
+from kfrl.nets import state_size
 from kfrl.nets.adapters import build_transform
 from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.links import hidden_layers
 from kfrl.nets.memory_format import screens
 from kfrl.optim.groups import ParameterGroup
 from kfrl.seeding import REVIEW, stream
@@ -151,6 +153,11 @@ class FlowNet(nn.Module):
             self.fold_r2.register_buffer(tensor_name(layer), torch.tensor(torch.nan))
 
     @property
+    def state_size(self) -> int:
+        """That of the student."""
+        return state_size(self.alone)
+
+    @property
     def folded(self) -> bool:
         """Whether `alone` has been folded and learns by itself."""
         return not any(r2.isnan() for r2 in self.fold_r2.buffers())
@@ -195,16 +202,24 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     takes_teachers = "some"
     takes_answers = "beside"
+    takes_recurrent_teachers = True
     leans_on_teachers = True
     Settings = Settings
 
     def __init__(self, config: TrainConfig) -> None:
-        """Keep the settings."""
+        """Keep the settings.
+
+        Raises:
+            UserError: they need a student without a state.
+        """
         super().__init__(config)
         self.flow_config: Settings = self.own
+        if config.net == "lstm":
+            _check_recurrent_student(self.own)
         self._stages: tuple[str, ...] = (LINKED,)
         self._expert: Teacher | None = None
         self._without_value: tuple[str, ...] = ()
+        self._recurrent: tuple[str, ...] = ()
         self._game = ""
         self._actions: tuple[str, ...] = ()
         self._memory = Memory(self.flow_config.imitation_memory // config.shape.workers)
@@ -285,7 +300,9 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         size, stack = student.arch["screen_size"], student.arch["frame_stack"]
         example = torch.zeros(1, stack, size, size, dtype=torch.uint8)
         nets = {teacher.name: teacher.net for teacher in teachers}
+        self._recurrent = tuple(name for name, net in nets.items() if state_size(net))
         links = config.links or links_by_depth(student, nets, example) + self._head_links(spec, teachers)
+        _check_stateless(links, nets)
         flow = KnowledgeFlow(
             student,
             nets,
@@ -396,7 +413,12 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         unlinked = [
             f"Teacher {name}'s value head was never trained, so it is not linked." for name in self._without_value
         ]
-        return (*unlinked, *self._imitation_notes())
+        recurrent = [
+            f"Teacher {name} has an LSTM: its convolutions and its fully connected layer are linked. Its heads are not,"
+            " because they read its state, and it is not imitated."
+            for name in self._recurrent
+        ]
+        return (*unlinked, *recurrent, *self._imitation_notes())
 
     def _imitation_notes(self) -> Sequence[str]:
         config = self.flow_config
@@ -405,7 +427,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
                 f"The lone student imitates the linked one from {config.imitation_samples} samples a step, of "
                 f"{config.imitation_memory:,} in memory ({config.imitation_memory * SAMPLE_BYTES / 2**30:.1f} GiB).",
             )
-        if config.imitate == "expert" and config.fold_at is not None:
+        if config.imitate == "expert" and config.fold_at is not None and not self._recurrent:
             return ("No teacher plays this game, so there is no imitation; --imitate always turns it on.",)
         return ()
 
@@ -414,7 +436,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         linked = [
             teacher
             for teacher in teachers
-            if wanted == "always" or (wanted == "expert" and teacher.card.game == spec.game)
+            if not state_size(teacher.net)
+            and (wanted == "always" or (wanted == "expert" and teacher.card.game == spec.game))
         ]
         heads = AtariNet.head_layers
         self._without_value = tuple(teacher.name for teacher in linked if not teacher.card.trains_value)
@@ -560,6 +583,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != IMITATION):
             return Output(*(net.flow(obs, context) if self.stage == LINKED else net.alone(obs)))
 
+    def forward_with_state(self, net: FlowNet, obs: Tensor, context: Context, state: Tensor) -> tuple[Output, Tensor]:
+        """The linked student's; a student with a state stays linked."""
+        logits, values, after = net.flow(obs, context, state)
+        return Output(logits, values), after
+
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
         """In the imitation, the linked net's logits in some of the games: samples come from both policies."""
         if self.stage != IMITATION:
@@ -658,8 +686,35 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
 
 def _expert(spec: NetSpec, teachers: Sequence[Teacher]) -> Teacher | None:
-    """The first teacher that plays the run's own game."""
-    return next((teacher for teacher in teachers if teacher.card.game == spec.game), None)
+    """The first feed-forward teacher that plays the run's own game."""
+    found = (teacher for teacher in teachers if teacher.card.game == spec.game and not state_size(teacher.net))
+    return next(found, None)
+
+
+def _check_recurrent_student(settings: Settings) -> None:
+    """Refuse what evaluates a student on single observations."""
+    wrong = {
+        "--fold-at None": settings.fold_at is not None,
+        "--policy-kl-every 1": settings.policy_kl_every > 1,
+        "no --linked-teachers": settings.linked_teachers is not None,
+    }
+    if any(wrong.values()):
+        raise UserError(
+            "A student with an LSTM stays linked to all of its teachers: a fold, an imitation, a review and an older "
+            "policy need its answers to single observations. Give "
+            f"{' and '.join(name for name, asked in wrong.items() if asked)}, or --net feed-forward."
+        )
+
+
+def _check_stateless(links: Iterable[Link], teachers: Mapping[str, nn.Module]) -> None:
+    """Refuse links from layers of a recurrent teacher that depend on its state."""
+    for link in links:
+        teacher = teachers.get(link.teacher)
+        if teacher is not None and state_size(teacher) and link.layer not in hidden_layers(teacher):
+            raise UserError(
+                f"Link {link}: layer {link.layer} of teacher {link.teacher} depends on the state of its LSTM. Link one "
+                f"of these: {', '.join(hidden_layers(teacher))}."
+            )
 
 
 def _gradient_size(term: Tensor, logits: Tensor) -> float:

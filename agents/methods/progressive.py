@@ -33,6 +33,7 @@ class Progressive(Method[ProgressiveNet]):
 
     takes_teachers = "some"
     takes_init = False
+    takes_recurrent_teachers = True
     Settings = Settings
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> ProgressiveNet:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from agents.config import TrainConfig
-    from agents.evaluation.play import Evaluation, Policy
+    from agents.evaluation.play import Evaluation
+    from agents.policies import Policy
     from envs.preprocessing import Preprocessing
     from envs.protocols import Protocol
 

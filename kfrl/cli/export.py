@@ -43,7 +43,8 @@ def main(argv: Sequence[str]) -> int:
     found = exportable(flags.run, flags.runs)
     worst = found.write(flags.to, output)
     print(f"Wrote {output}, {output.stat().st_size / 1e6:.1f} MB, and its description, {output.name}.json")
-    print(f"On {len(found.example)} inputs its outputs are within {worst:.1g} of the student's.")
+    tried = len(found.example["input"])
+    print(f"On {tried} inputs its outputs are within {worst:.1g} of the student's.")
     if found.about.get("provenance", {}).get("caveat"):
         print(found.about["provenance"]["caveat"])
     if found.about.get("gymnasium", ...) is None:

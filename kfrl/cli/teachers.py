@@ -152,11 +152,12 @@ def _list(command: List) -> None:
 
 
 def net_name(arch: dict[str, Any]) -> str:
-    """A short name of an architecture: filters of its convolutions and units of its hidden layer, `16-32-256`."""
+    """A short name of an architecture: filters of its convolutions and units of its hidden layer, `16-32-256 LSTM`."""
     sizes = [filters for filters, *_ in arch.get("convs", ((16,), (32,)))]
     name = "-".join(str(size) for size in (*sizes, arch.get("hidden", 256)))
     columns = "".join(f" + {net_name(column['arch'])}" for column in arch.get("columns", ()))
-    return f"{name} Q" if arch.get("head") == "q" else name + columns
+    lstm = " LSTM" if arch.get("family") == "atari-lstm" else ""
+    return f"{name} Q" if arch.get("head") == "q" else name + lstm + columns
 
 
 def _show(command: Show) -> None:

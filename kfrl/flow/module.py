@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from functools import partial, reduce
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -237,15 +237,19 @@ class KnowledgeFlow(nn.Module):
             seen |= {(name, layer): z for layer, z in features.items()}
         return tuple(seen[tap] for tap in self._present_taps)
 
-    def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None) -> Any:
-        """The student's output with its links; `features` are the result of `teacher_features(obs)`."""
+    def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None, state: Tensor | None = None) -> Any:
+        """The student's output with its links; `features` are the result of `teacher_features(obs)`.
+
+        With the `state` of a recurrent student, the output of its `step`.
+        """
+        student: Any = self.student if state is None else partial(cast(Any, self.student).step, state=state)
         if self.independent:
-            return self.student(obs)
+            return student(obs)
         if features is None:
             features = self.teacher_features(obs)
         self._features = dict(zip(self._present_taps, features, strict=True))
         try:
-            return self.student(obs)
+            return student(obs)
         finally:
             self._features = {}
 

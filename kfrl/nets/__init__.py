@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Import paths instead of classes, so that a command's help can list nets without importing torch.
 FAMILIES = {
     "atari": "kfrl.nets.atari.net:AtariNet",
+    "atari-lstm": "kfrl.nets.atari.lstm:LSTMNet",
     "columns": "kfrl.nets.atari.two_column:ColumnNet",
     "conv": "kfrl.nets.images.conv:ConvNet",
     "densenet": "kfrl.nets.images.densenet:DenseNet",
@@ -39,6 +40,11 @@ def arch_of(net: nn.Module) -> dict[str, Any]:
 def heads_of(net: nn.Module) -> tuple[str, ...]:
     """The names of the layers of a net of kfrl that give logits or values."""
     return cast(tuple[str, ...], net.head_layers)
+
+
+def state_size(net: nn.Module) -> int:
+    """Numbers in a game's state of a recurrent net, which has `step(obs, state)`; 0 for a feed-forward net."""
+    return cast(int, getattr(net, "state_size", 0))
 
 
 def build_net(arch: dict[str, Any], outputs: int) -> nn.Module:

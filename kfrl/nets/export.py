@@ -29,13 +29,18 @@ TOLERANCE = 1e-3
 
 
 def export(
-    net: nn.Module, example: Tensor, outputs: tuple[str, ...], about: Mapping[str, Any], to: Format, path: Path
+    net: nn.Module,
+    example: Mapping[str, Tensor],
+    outputs: tuple[str, ...],
+    about: Mapping[str, Any],
+    to: Format,
+    path: Path,
 ) -> float:
-    """Write a net atomically. Its input is named `input` and accepts any batch size.
+    """Write a net atomically. Its inputs accept any batch size.
 
     Args:
         net: The net, in evaluation mode.
-        example: A batch (B, ...) of inputs, B at least 2.
+        example: Name of each input -> a batch (B, ...) of it, in the order of the net's arguments; B at least 2.
         outputs: Names of the outputs, in order.
         about: The description, written as JSON under `KEY`: as ONNX metadata, a TorchScript extra file, or in the
             header of safetensors.
@@ -52,7 +57,8 @@ def export(
     text = json.dumps(about)
     with replacing(path) as temporary:
         run = _WRITERS[to](plain, example, outputs, text, Path(temporary))
-        return max(_difference(net, run, batch) for batch in (example[:1], example))
+        first = {name: batch[:1] for name, batch in example.items()}
+        return max(_difference(net, run, batch) for batch in (first, example))
 
 
 def _plain(net: nn.Module) -> nn.Module:
@@ -79,10 +85,11 @@ def _quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-Run = Callable[[Tensor], tuple[Tensor, ...]]
+Inputs = Mapping[str, Tensor]
+Run = Callable[[Inputs], tuple[Tensor, ...]]
 
 
-def _onnx(net: nn.Module, example: Tensor, outputs: tuple[str, ...], text: str, path: Path) -> Run:
+def _onnx(net: nn.Module, example: Inputs, outputs: tuple[str, ...], text: str, path: Path) -> Run:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -96,10 +103,10 @@ def _onnx(net: nn.Module, example: Tensor, outputs: tuple[str, ...], text: str, 
         with _quiet():
             program = torch.onnx.export(
                 net,
-                (example,),
-                input_names=["input"],
+                tuple(example.values()),
+                input_names=list(example),
                 output_names=list(outputs),
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=({0: torch.export.Dim("batch")},) * len(example),
                 dynamo=True,
                 verbose=False,
             )
@@ -113,7 +120,11 @@ def _onnx(net: nn.Module, example: Tensor, outputs: tuple[str, ...], text: str, 
             f"ONNX does not support all operators of this net: {_reason(error)}. --to torchscript and --to safetensors "
             "support every net."
         ) from None
-    return lambda batch: tuple(map(torch.from_numpy, session.run(None, {"input": batch.numpy()})))
+
+    def run(batch: Inputs) -> tuple[Tensor, ...]:
+        return tuple(map(torch.from_numpy, session.run(None, {name: part.numpy() for name, part in batch.items()})))
+
+    return run
 
 
 def _reason(error: BaseException) -> str:
@@ -124,37 +135,37 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def _torchscript(net: nn.Module, example: Tensor, outputs: tuple[str, ...], text: str, path: Path) -> Run:
+def _torchscript(net: nn.Module, example: Inputs, outputs: tuple[str, ...], text: str, path: Path) -> Run:
     with _quiet(), torch.no_grad():
-        traced = torch.jit.trace(net, example, check_trace=False)
+        traced = torch.jit.trace(net, tuple(example.values()), check_trace=False)
         torch.jit.save(traced, str(path), _extra_files={KEY: text})
         loaded = torch.jit.load(str(path))
     return _as_tuple(loaded)
 
 
-def _safetensors(net: nn.Module, example: Tensor, outputs: tuple[str, ...], text: str, path: Path) -> Run:
+def _safetensors(net: nn.Module, example: Inputs, outputs: tuple[str, ...], text: str, path: Path) -> Run:
     tensors = {name: tensor.contiguous().clone() for name, tensor in net.state_dict().items()}
     save_file(tensors, path, {"format": "pt", KEY: text})
     return _as_tuple(net)
 
 
-def _as_tuple(net: Callable[[Tensor], Any]) -> Run:
-    def run(batch: Tensor) -> tuple[Tensor, ...]:
+def _as_tuple(net: Callable[..., Any]) -> Run:
+    def run(batch: Inputs) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            found = net(batch)
+            found = net(*batch.values())
         return found if isinstance(found, tuple) else (found,)
 
     return run
 
 
-_WRITERS: dict[Format, Callable[[nn.Module, Tensor, tuple[str, ...], str, Path], Run]] = {
+_WRITERS: dict[Format, Callable[[nn.Module, Inputs, tuple[str, ...], str, Path], Run]] = {
     "onnx": _onnx,
     "torchscript": _torchscript,
     "safetensors": _safetensors,
 }
 
 
-def _difference(net: nn.Module, run: Run, batch: Tensor) -> float:
+def _difference(net: nn.Module, run: Run, batch: Inputs) -> float:
     worst = 0.0
     for own, written in zip(_as_tuple(net)(batch), run(batch), strict=True):
         if own.shape != written.shape or not torch.allclose(own, written, rtol=TOLERANCE, atol=TOLERANCE):

@@ -25,7 +25,7 @@ def net() -> AtariNet:
 
 def test_onnx_has_the_same_logits_for_batches_of_any_size(net: AtariNet, obs: Tensor, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
-    assert export(net, obs, ("logits", "value"), ABOUT, "onnx", path) < 1e-4
+    assert export(net, {"input": obs}, ("logits", "value"), ABOUT, "onnx", path) < 1e-4
     session = onnxruntime.InferenceSession(str(path))
     assert json.loads(session.get_modelmeta().custom_metadata_map["kfrl"]) == ABOUT
     many = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
@@ -37,13 +37,13 @@ def test_onnx_has_the_same_logits_for_batches_of_any_size(net: AtariNet, obs: Te
 
 
 def test_torchscript_and_safetensors_too(net: AtariNet, obs: Tensor, tmp_path: Path) -> None:
-    export(net, obs, ("logits", "value"), ABOUT, "torchscript", tmp_path / "net.pt")
+    export(net, {"input": obs}, ("logits", "value"), ABOUT, "torchscript", tmp_path / "net.pt")
     files = {"kfrl": ""}
     loaded = torch.jit.load(str(tmp_path / "net.pt"), _extra_files=files)
     assert json.loads(files["kfrl"]) == ABOUT
     many = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
     torch.testing.assert_close(loaded(many), net(many))
-    export(net, obs, ("logits", "value"), ABOUT, "safetensors", tmp_path / "net.safetensors")
+    export(net, {"input": obs}, ("logits", "value"), ABOUT, "safetensors", tmp_path / "net.safetensors")
     with safe_open(tmp_path / "net.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["kfrl"]) == ABOUT
         held = {name: file.get_tensor(name) for name in file.keys()}
@@ -53,7 +53,7 @@ def test_torchscript_and_safetensors_too(net: AtariNet, obs: Tensor, tmp_path: P
 @pytest.mark.parametrize(("name", "to"), [("resnet-20", "torchscript"), ("lstm-16", "onnx")])
 def test_nets_with_statistics_and_recurrence(name: str, to: Format, tmp_path: Path) -> None:
     net = make_net(name, (1, 28, 28), 3).eval()
-    assert export(net, torch.rand(3, 1, 28, 28), ("logits",), {}, to, tmp_path / f"net{SUFFIXES[to]}") < 1e-3
+    assert export(net, {"input": torch.rand(3, 1, 28, 28)}, ("logits",), {}, to, tmp_path / f"net{SUFFIXES[to]}") < 1e-3
 
 
 class Unknown(nn.Module):
@@ -68,9 +68,9 @@ def test_a_net_that_onnx_does_not_know_is_refused_and_no_file_is_left(tmp_path: 
     with pytest.raises(
         UserError, match=r"ONNX does not support all operators of this net: .*linalg_eig.*--to torchscript"
     ):
-        export(Unknown(), example, ("x",), {}, "onnx", tmp_path / "net.onnx")
+        export(Unknown(), {"input": example}, ("x",), {}, "onnx", tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
-    assert export(Unknown(), example, ("x",), {}, "torchscript", tmp_path / "net.pt") == 0.0
+    assert export(Unknown(), {"input": example}, ("x",), {}, "torchscript", tmp_path / "net.pt") == 0.0
 
 
 class Fickle(nn.Module):
@@ -87,7 +87,7 @@ class Fickle(nn.Module):
 
 def test_a_net_that_came_out_differently_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="differ on the same input"):
-        export(Fickle(), torch.zeros(2, 1), ("x",), {}, "torchscript", tmp_path / "net.pt")
+        export(Fickle(), {"input": torch.zeros(2, 1)}, ("x",), {}, "torchscript", tmp_path / "net.pt")
     assert not list(tmp_path.iterdir())
 
 
@@ -96,4 +96,4 @@ def test_without_the_packages_it_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install onnx onnxscript onnxruntime"):
-        export(net, obs, ("logits", "value"), {}, "onnx", tmp_path / "net.onnx")
+        export(net, {"input": obs}, ("logits", "value"), {}, "onnx", tmp_path / "net.onnx")
