@@ -129,7 +129,7 @@ def resolve(config: TrainConfig) -> Run:
     method.check_algo(config.method_name, config.algo)
     method.check_init(config.method_name, config.init)
     if config.net == "lstm" and not method.carries_state():
-        raise _stateless(f"Method {config.method_name} learns from single observations")
+        raise _stateless(f"Method {config.method_name} runs its nets on single observations")
     _check_engine(config)
     check_loggers(config.log_to)
     teachers, exact = _answerers(config, files) if instead else load_teachers(config.teacher_names, RUNS, identify)

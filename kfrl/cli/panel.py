@@ -12,6 +12,7 @@ from envs.games import Game
 from kfrl.cli.display import RunDisplay, View, duration, link_table, p_of
 from kfrl.flow import KnowledgeFlow
 from kfrl.machine import cores, size, total_memory, warnings
+from kfrl.nets import state_size
 from kfrl.nets.carried import carried
 from kfrl.runs.checkpoint import Checkpoint
 
@@ -36,6 +37,11 @@ def introduce(display: RunDisplay, run: Run) -> Plan:
     deployed = "" if plan.deployed is None else f", {plan.deployed:,} are deployed"
     phase = "" if plan.deployed is not None else " in phase 1"
     display.say(f"{plan.trained:,} parameters train{phase}{deployed}")
+    if state_size(plan.net):
+        display.say(
+            f"recurrent: {state_size(plan.net):,} numbers of state a game, zero at the start of an episode; the "
+            f"gradient goes back through a rollout of {config.shape.t_max} steps"
+        )
     for line in _loaded_lines(run, plan):
         display.say(line)
     for flow in plan.net.modules():
