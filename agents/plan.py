@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from agents.engines.optimisers import SharedAdam
 from agents.engines.shared import SharedModel, bind, flatten
-from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Report, Updater
 from agents.engines.worker import MIN_ENVS_TO_KEEP_GRAPH
 from agents.methods.base import AnyMethod

@@ -10,10 +10,9 @@ from abc import abstractmethod
 import torch
 
 from agents.batch import Rollout
+from agents.engines.optimisers import RMSpropTF, SharedAdam
 from agents.engines.processes import keep_memory
-from agents.engines.rmsprop import RMSpropTF
 from agents.engines.shared import bind
-from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Optimiser, Report, Updater
 from agents.methods.base import NetSpec
 from agents.objective import Samples, a3c_terms, ppo_terms, with_gradient

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
+from agents.engines.optimisers import RMSpropTF, SharedAdam
 from agents.engines.processes import keep_memory, launcher_alive
-from agents.engines.rmsprop import RMSpropTF
 from agents.engines.shared import SharedModel, bind, flatten
-from agents.engines.shared_adam import SharedAdam
 from agents.engines.update import Report, Updater
 from agents.methods import get_method
 from agents.methods.base import AnyMethod, NetSpec, Phase

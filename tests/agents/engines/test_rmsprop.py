@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from agents.config import TrainConfig
-from agents.engines.rmsprop import RMSpropTF
+from agents.engines.optimisers import RMSpropTF
 from agents.engines.shared import SharedModel
 from agents.run import resolve
 from kfrl.errors import UserError

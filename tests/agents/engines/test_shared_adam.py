@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agents.engines.optimisers import SharedAdam
 from agents.engines.shared import SharedModel, bind, flatten, named_views
-from agents.engines.shared_adam import SharedAdam
 from kfrl.nets.atari.net import AtariNet
 from kfrl.optim.groups import ParameterGroup
 

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from agents.batch import Output, Rollout
 from agents.config import TrainConfig
+from agents.engines.optimisers import RMSpropTF, SharedAdam
 from agents.engines.registry import ENGINES
-from agents.engines.rmsprop import RMSpropTF
 from agents.engines.shared import SharedModel, bind, untrained
-from agents.engines.shared_adam import SharedAdam
 from agents.launch import Session
 from agents.methods.base import NetSpec
 from agents.methods.pathnet import EvolvingPathNet, FitnessGames, PathNetMethod, Population, mutate, path_of
