@@ -23,6 +23,7 @@ COMMANDS = {
     "teachers": "kfrl.cli.teachers",
     "plot": "kfrl.cli.plot",
     "report": "kfrl.cli.report",
+    "sensitivity": "kfrl.cli.sensitivity",
     "games": "kfrl.cli.games",
     "supervised": "kfrl.cli.supervised",
     "tabular": "kfrl.cli.tabular",
@@ -45,6 +46,7 @@ Transfer knowledge between deep nets in reinforcement and supervised learning.
   compare     compare runs: methods over seeds and games, with intervals
   report      write one HTML page on runs: curves, comparison, games, settings
   plot        draw a run: returns, and p of student and teachers per layer
+  sensitivity measure what a progressive student takes from which column
   teachers    list, show, check and import agents that can teach
   collect     store teachers' outputs on a game, to train from the file
   fold        turn a student that still has links into a plain net

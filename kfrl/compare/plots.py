@@ -212,6 +212,34 @@ def _draw_changes(axis: Any, rows: Sequence[Mapping[str, str]], time: Time) -> N
         axis.text(step, 0.5, " ".join(names), fontsize=5, rotation=90, ha="right", va="center", color="gray")
 
 
+def draw_shares(
+    panels: Mapping[str, NDArray[np.float64]], layers: Sequence[str], columns: Sequence[str], target: Path
+) -> None:
+    """Draw a panel of layers by columns for each measure, with the layer next to the input at the bottom.
+
+    Args:
+        panels: Title -> (layers, columns) shares from 0 to 1; NaN is left blank.
+        layers: Names of the layers, from input to output.
+        columns: Names of the columns.
+        target: The file of the plot.
+    """
+    from matplotlib.figure import Figure
+
+    size = (1.5 + (1.2 + 0.8 * len(columns)) * len(panels), 1.5 + 0.6 * len(layers))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, shares) in zip(axes, panels.items(), strict=True):
+        image = axis.imshow(shares, origin="lower", aspect="auto", vmin=0, vmax=1)
+        for (i, k), share in np.ndenumerate(shares):
+            if not np.isnan(share):
+                axis.text(k, i, f"{share:.2f}", ha="center", va="center", color="white" if share < 0.5 else "black")
+        axis.set(title=title, xlabel="column")
+        axis.set_xticks(range(len(columns)), [name.replace("$", r"\$") for name in columns])
+        axis.set_yticks(range(len(layers)), layers)
+    figure.colorbar(image, ax=axes)
+    save_figure(figure, target)
+
+
 def layer_metrics(rows: Rows, prefix: str) -> list[str]:
     """The metrics that start with `prefix`, in the order of the net's layers."""
     order = {"conv": 0, "fc": 1, "policy": 2, "value": 3}

@@ -7,12 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from kfrl.errors import UserError
 
 Features = dict[str, Tensor]
 """Layer -> its output (B, ...); the first output if a pass uses the layer several times."""
+
+
+RELUS = (F.relu, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 
 
 class _Enough(BaseException):
@@ -61,6 +66,41 @@ def features_of(net: nn.Module, layers: Iterable[str], inputs: Tensor, *, copied
             raise
     _check_all_used(wanted, seen)
     return seen
+
+
+class _ChangedRelus(TorchFunctionMode):
+    """Changes what a ReLU gives for a layer's output; the output itself stays as it is."""
+
+    def __init__(self, change: Callable[[str, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.outputs: Features = {}
+        self.changed: set[str] = set()
+        self._change = change
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in RELUS:
+            for layer, z in self.outputs.items():
+                if z is args[0]:
+                    self.changed.add(layer)
+                    return self._change(layer, z.relu())
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def changed_activations(
+    net: nn.Module, layers: Sequence[str], change: Callable[[str, Tensor], Tensor]
+) -> Iterator[None]:
+    """Replace the activation h = relu(z) of each of `layers` by `change(layer, h)` for all that reads it in `net`.
+
+    Raises:
+        UserError: the output z of a layer did not go into a ReLU.
+    """
+    mode = _ChangedRelus(change)
+    with _listening(net, layers, mode.outputs.__setitem__), mode:
+        yield
+    for layer in layers:
+        if layer not in mode.changed:
+            raise UserError(f"The output of layer {layer} goes into no ReLU, so its activation cannot be changed.")
 
 
 def maxout_pieces(net: nn.Module) -> dict[str, int]:

@@ -109,7 +109,8 @@ class ProgressiveNet(AtariNet):
         }
         self.columns = nn.ModuleList(columns.values()).requires_grad_(False)
         links = links_by_depth(self, columns)
-        self._taps = [[link.layer for link in links if link.teacher == name] for name in columns]
+        self.taps = {name: [link.layer for link in links if link.teacher == name] for name in columns}
+        """Column -> its layers that the laterals read, one for each hidden layer of the trained column."""
         self._readers: dict[str, int] = {}
         """Layer with laterals -> the index of the hidden layer before it."""
         self._add_laterals(example, initial_scalar)
@@ -136,7 +137,7 @@ class ProgressiveNet(AtariNet):
             h (B, *shape) for each column and each hidden layer of the trained column.
         """
         found: list[Tensor] = []
-        for column, layers in zip(self.columns, self._taps, strict=True):
+        for column, layers in zip(self.columns, self.taps.values(), strict=True):
             seen = features_of(column, layers, obs)
             found += [seen[layer].relu() for layer in layers]
         return tuple(found)
@@ -171,11 +172,10 @@ class ProgressiveNet(AtariNet):
     @torch.no_grad()
     def scalars(self) -> dict[tuple[str, str], float]:
         """Alpha of each lateral, by (column, layer that reads it)."""
-        names = [column["name"] for column in self.arch["columns"]]
         return {
             (name, layer): alpha
             for layer in self._readers
-            for name, alpha in zip(names, self.get_parameter(f"{layer}.scalars").tolist(), strict=True)
+            for name, alpha in zip(self.taps, self.get_parameter(f"{layer}.scalars").tolist(), strict=True)
         }
 
 

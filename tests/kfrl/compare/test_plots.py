@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -20,3 +21,17 @@ def test_a_runs_picture_says_when_teachers_came_and_went(tmp_path: Path, monkeyp
     weights = drawn[0].axes[1]
     assert [(text.get_text(), text.get_position()[0]) for text in weights.texts] == [("-pong +alien", 1.5)]
     assert [line.get_xdata() for line in weights.lines if line.get_linestyle() == ":"] == [[1.5, 1.5]]
+
+
+def test_shares_are_drawn_by_layer_and_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, target: drawn.append(figure))
+    panels = {"AFS": np.array([[0.25, 0.75], [np.nan, np.nan]]), "APS": np.array([[0.0, 1.0], [0.5, 0.5]])}
+    plots.draw_shares(panels, ["conv1", "fc"], ["pong", "student"], tmp_path / "shares.png")
+    afs, aps, _ = drawn[0].axes
+    assert {text.get_position(): text.get_text() for text in afs.texts} == {(0, 0): "0.25", (1, 0): "0.75"}
+    assert [axis.get_title() for axis in (afs, aps)] == ["AFS", "APS"]
+    # The layer next to the input is at the bottom.
+    assert afs.get_ylim() == (-0.5, 1.5)
+    assert [label.get_text() for label in afs.get_yticklabels()] == ["conv1", "fc"]
+    assert [label.get_text() for label in aps.get_xticklabels()] == ["pong", "student"]

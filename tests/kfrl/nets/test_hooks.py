@@ -3,7 +3,14 @@ import torch
 from torch import Tensor, nn
 
 from kfrl.errors import UserError
-from kfrl.nets.hooks import features_of, layer_shapes, overwrites, parameters_before, with_features
+from kfrl.nets.hooks import (
+    changed_activations,
+    features_of,
+    layer_shapes,
+    overwrites,
+    parameters_before,
+    with_features,
+)
 from kfrl.nets.images.registry import make_net
 
 
@@ -103,3 +110,30 @@ def test_parameters_before_a_layer_are_its_own_and_those_that_feed_it() -> None:
     wanted = [*net.stem.parameters(), *net.stage1.parameters()]
     assert list(map(id, parameters_before(net, ["stage1"], torch.zeros(2, 1, 8, 8)))) == list(map(id, wanted))
     assert len(parameters_before(net, ["stem", "head"], torch.zeros(2, 1, 8, 8))) == len(list(net.parameters()))
+
+
+def test_a_changed_activation_is_what_the_next_layer_reads() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(5, 3)
+    clean = net(x)
+    seen: dict[str, Tensor] = {}
+
+    def change(layer: str, h: Tensor) -> Tensor:
+        seen[layer] = h
+        # Negative, so that a change before the ReLU would be lost.
+        return h - 7.0 if layer == "2" else h
+
+    with changed_activations(net, ("0", "2"), change):
+        changed = net(x)
+    h1 = net[0](x).relu()
+    h2 = net[2](h1).relu()
+    torch.testing.assert_close(seen, {"0": h1, "2": h2})
+    torch.testing.assert_close(changed, net[4](h2 - 7.0))
+    assert torch.equal(net(x), clean)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_layer_without_a_relu_has_no_activation_to_change() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    with pytest.raises(UserError, match="layer 0 goes into no ReLU"), changed_activations(net, ("0",), lambda _, h: h):
+        net(torch.randn(5, 3))
