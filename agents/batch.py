@@ -68,6 +68,10 @@ class Batch:
     """K. Losses are summed over time and averaged over environments: `loss.sum() / num_envs`."""
     previous_logits: Tensor | None = None
     """(n, A) of the previous iteration's policy on the first n samples; there is none in the first iteration."""
+    state: Tensor | None = None
+    """(K, S) of a recurrent net, before the first of the T steps."""
+    ended: Tensor | None = None
+    """(T, K) bool, whether an episode ended with a step; for a recurrent net."""
 
     @property
     def context(self) -> Context:

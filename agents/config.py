@@ -86,7 +86,7 @@ class TrainConfig:
     """Rules of play: paper, nature (games end after five minutes), machado or sb3."""
     net: Literal["feed-forward", "lstm"] = "feed-forward"
     """The student's net. lstm: with as many LSTM cells as --hidden units before the heads, as A3C, LSTM in Mnih et al.
-    2016; for a3c and a2c."""
+    2016."""
     convs: tuple[tuple[int, int, int], ...] = ((16, 8, 4), (32, 4, 2))
     """The student's convolutions: (filters, kernel, stride) each."""
     hidden: Count = 256
@@ -179,7 +179,7 @@ class TrainConfig:
 
 RMSPROP_LR = 7e-4
 """Learning rate of the A3C paper's authors, for one environment per worker."""
-RECURRENT_ALGOS = ("a3c", "a2c")
+RECURRENT_ALGOS = ("a3c", "a2c", "ppo")
 """Algorithms whose updates go through a rollout in its order, as recurrent nets need it."""
 FAST_ENVS = 32
 """Environments per core with --preset fast; docs/performance.md compares the rates of other numbers."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from agents.batch import Batch, Output, Rollout
@@ -29,7 +31,11 @@ def with_gradient(method: AnyMethod, net: nn.Module, batch: B) -> B:
     if batch.output.has_graph:
         return batch
     context = batch.context
-    return replace(batch, contexts=(context,), output=method.forward(net, batch.obs, context))
+    if batch.state is None:
+        output = method.forward(net, batch.obs, context)
+    else:
+        output, _ = method.forward_with_state(net, batch.obs, context, batch.state, batch.ended)
+    return replace(batch, contexts=(context,), output=output)
 
 
 def a3c_terms(
@@ -101,10 +107,27 @@ class Samples(Batch):
             log_probs=log_prob(rollout.logits, rollout.actions),
             advantages=advantages.flatten(),
             returns=(advantages + values).flatten(),
+            state=rollout.state,
+            ended=rollout.ended,
         )
 
-    def pick(self, indices: Tensor, episodes: tuple[Episode, ...] = ()) -> Samples:
+    def shuffled(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The indices of all samples in a new random order, `size` at a time.
+
+        For a recurrent net, those of all steps of some games in their order, with the indices of these games.
+        """
+        device = self.actions.device
+        if self.ended is None:
+            yield from ((indices, None) for indices in torch.randperm(len(self.actions)).to(device).split(size))
+            return
+        steps, games = self.ended.shape
+        for chosen in torch.randperm(games).to(device).split(size // steps):
+            yield (torch.arange(steps, device=device)[:, None] * games + chosen).flatten(), chosen
+
+    def pick(self, indices: Tensor, episodes: tuple[Episode, ...] = (), games: Tensor | None = None) -> Samples:
         """The samples at `indices`, as a minibatch: losses are means over its samples.
+
+        For a recurrent net, they and `games` are from `shuffled`.
 
         One "environment" a sample makes the method's sums over time and means over environments plain means.
         """
@@ -120,6 +143,8 @@ class Samples(Batch):
             log_probs=self.log_probs[indices],
             advantages=self.advantages[indices],
             returns=self.returns[indices],
+            state=None if self.state is None else self.state[games],
+            ended=None if self.ended is None else self.ended[:, games],
         )
 
 

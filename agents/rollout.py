@@ -46,14 +46,13 @@ class Collector:
             t_max: T.
             seed: Seed of the games and of the sampled actions.
             keep_graph: Keep the activations of the acting passes for the update, which then needs no forward pass.
-                Valid only if the parameters do not change before the update. Those of a recurrent net are always kept.
+                Valid only if the parameters do not change before the update.
             device: The device of the net and of the rollout.
         """
         self.envs, self.method, self.net, self.t_max = envs, method, net, t_max
-        self._device = torch.device(device)
+        self._keep_graph, self._device = keep_graph, torch.device(device)
         size = state_size(net)
         self._state = torch.zeros(envs.num_envs, size, device=self._device) if size else None
-        self._keep_graph = keep_graph or size > 0
         self._generator = torch.Generator(self._device).manual_seed(seed)
         self._previous_logits: Tensor | None = None
         self._context: Context | None = None
@@ -65,8 +64,7 @@ class Collector:
         """Play T steps with sampled actions."""
         if self.method.features_of != self._features_of:
             self._context, self._features_of = None, self.method.features_of
-        if self._state is not None:
-            self._state = self._state.detach()
+        start = self._state = None if self._state is None else self._state.detach()
         contexts, actions, outputs = [], [], []
         frames = self._frames
         transitions: list[Transition] = []
@@ -82,7 +80,9 @@ class Collector:
                 context_of_final = self.method.features(self.net, final)
                 truncated_values[t] = self._forward(final, context_of_final)[0].values
             if self._state is not None:
-                self._state = self._without(self._state, transition)
+                with torch.set_grad_enabled(self._keep_graph):
+                    ended = self._tensor(transition.terminated | transition.truncated)
+                    self._state = self._state.masked_fill(ended[:, None], 0.0)
             contexts.append(context)
             actions.append(action)
             outputs.append(output)
@@ -96,6 +96,7 @@ class Collector:
         previous_logits = self._previous_logits
         after, _ = self._forward(self._seen, self._features())
         self._previous_logits = after.logits
+        terminated, truncated = self._stack(transitions, "terminated"), self._stack(transitions, "truncated")
         return Rollout(
             obs=self._tensor(frames).permute(0, 1, 4, 2, 3).flatten(0, 1),
             contexts=contexts,
@@ -104,9 +105,11 @@ class Collector:
             episodes=tuple(episode for step in transitions for episode in step.episodes),
             num_envs=self.envs.num_envs,
             previous_logits=previous_logits,
+            state=start,
+            ended=None if start is None else terminated | truncated,
             rewards=self._stack(transitions, "rewards"),
-            terminated=self._stack(transitions, "terminated"),
-            truncated=self._stack(transitions, "truncated"),
+            terminated=terminated,
+            truncated=truncated,
             truncated_values=truncated_values,
             bootstrap=after.values,
         )
@@ -116,12 +119,6 @@ class Collector:
         if self._state is None:
             return self.method.forward(self.net, obs, context), None
         return self.method.forward_with_state(self.net, obs, context, self._state)
-
-    def _without(self, state: Tensor, transition: Transition) -> Tensor:
-        """The states, zero in the games whose episode the step has ended."""
-        ended = self._tensor(transition.terminated | transition.truncated)
-        with torch.set_grad_enabled(self._keep_graph):
-            return state.masked_fill(ended[:, None], 0.0)
 
     def _features(self) -> Context:
         """Features of the present observations, cached: the last observation of a rollout is the next one's first."""

@@ -193,10 +193,16 @@ def _check_recurrent_teachers(config: TrainConfig, method: type[AnyMethod], teac
 
 
 def _check_state(run: Run) -> None:
-    """Refuse a recurrent net under an algorithm that shuffles samples, and a method that ignores `--net lstm`."""
+    """Refuse a recurrent net under an algorithm that does not keep samples in order, and a method without `--net`."""
     config, recurrent = run.config, state_size(run.built().net)
     if config.net == "lstm" and not recurrent:
         raise _stateless(f"Method {config.method_name} builds its own net, for single observations")
+    size, t_max = config.ppo.batch_size, config.shape.t_max
+    if recurrent and config.algo == "ppo" and size % t_max:
+        raise UserError(
+            f"--batch-size {size} is no multiple of the {t_max} steps of a game's rollout, and --algo ppo learns an "
+            f"LSTM from whole ones. Give a multiple of {t_max} that divides all games' samples."
+        )
     if recurrent and config.algo not in RECURRENT_ALGOS:
         raise UserError(
             f"--algo {config.algo} learns from single observations, and the state of an LSTM needs their order. Use "

@@ -131,9 +131,8 @@ class PPOTrainer(SyncTrainer):
         samples = Samples.of(rollout, self.method.rewards(self.net, rollout), config)
         episodes = rollout.episodes
         for _ in range(config.ppo.epochs):
-            order = torch.randperm(len(samples.actions)).to(samples.actions.device)
-            for indices in torch.split(order, config.ppo.batch_size):
-                batch = with_gradient(self.method, self.net, samples.pick(indices, episodes))
+            for indices, games in samples.shuffled(config.ppo.batch_size):
+                batch = with_gradient(self.method, self.net, samples.pick(indices, episodes, games))
                 terms = ppo_terms(self.method, self.net, batch, progress, config)
                 updater.update(batch, terms, self.lr, progress, report)
                 episodes = ()

@@ -302,9 +302,15 @@ class Method(OwnSettings, Generic[Net]):
         """
         return Output(*net(obs))
 
-    def forward_with_state(self, net: Net, obs: Tensor, context: Context, state: Tensor) -> tuple[Output, Tensor]:
-        """`forward` of a recurrent net: also takes the states (B, S) before `obs`, and gives those after them."""
-        logits, values, after = cast(Any, net).step(obs, state)
+    def forward_with_state(
+        self, net: Net, obs: Tensor, context: Context, state: Tensor, ended: Tensor | None = None
+    ) -> tuple[Output, Tensor]:
+        """`forward` of a recurrent net, and the next states (K, S).
+
+        `obs` are those of one step of K games, or of T steps, step by step; `state` (K, S) is before the first step,
+        and `ended` (T, K) tells where an episode ended with a step.
+        """
+        logits, values, after = cast(Any, net).step(obs, state, ended)
         return Output(logits, values), after
 
     def after_rollout(self, rollout: Rollout) -> None:

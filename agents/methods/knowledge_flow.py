@@ -583,9 +583,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage != IMITATION):
             return Output(*(net.flow(obs, context) if self.stage == LINKED else net.alone(obs)))
 
-    def forward_with_state(self, net: FlowNet, obs: Tensor, context: Context, state: Tensor) -> tuple[Output, Tensor]:
+    def forward_with_state(
+        self, net: FlowNet, obs: Tensor, context: Context, state: Tensor, ended: Tensor | None = None
+    ) -> tuple[Output, Tensor]:
         """The linked student's; a student with a state stays linked."""
-        logits, values, after = net.flow(obs, context, state)
+        logits, values, after = net.flow(obs, context, (state, ended))
         return Output(logits, values), after
 
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -237,19 +237,19 @@ class KnowledgeFlow(nn.Module):
             seen |= {(name, layer): z for layer, z in features.items()}
         return tuple(seen[tap] for tap in self._present_taps)
 
-    def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None, state: Tensor | None = None) -> Any:
+    def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None, state: Sequence[Any] = ()) -> Any:
         """The student's output with its links; `features` are the result of `teacher_features(obs)`.
 
-        With the `state` of a recurrent student, the output of its `step`.
+        For a recurrent student with `state`, the other arguments of its `step`, the output of that.
         """
-        student: Any = self.student if state is None else partial(cast(Any, self.student).step, state=state)
+        student: Any = cast(Any, self.student).step if state else self.student
         if self.independent:
-            return student(obs)
+            return student(obs, *state)
         if features is None:
             features = self.teacher_features(obs)
         self._features = dict(zip(self._present_taps, features, strict=True))
         try:
-            return student(obs)
+            return student(obs, *state)
         finally:
             self._features = {}
 

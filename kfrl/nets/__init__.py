@@ -43,7 +43,7 @@ def heads_of(net: nn.Module) -> tuple[str, ...]:
 
 
 def state_size(net: nn.Module) -> int:
-    """Numbers in a game's state of a recurrent net, which has `step(obs, state)`; 0 for a feed-forward net."""
+    """Numbers in a game's state of a recurrent net, which has `step` (see `LSTMNet`); 0 for a feed-forward net."""
     return cast(int, getattr(net, "state_size", 0))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from agents.config import TrainConfig
 from agents.evaluation.play import Screening, evaluate, policy_of
 from agents.methods.base import Method
-from agents.objective import a3c_terms, with_gradient
+from agents.objective import Samples, a3c_terms, with_gradient
 from agents.policies import Player, policy_from
 from agents.rollout import Collector, Rollout
 from envs.atari import Episode, Transition
@@ -82,8 +82,8 @@ def envs(monkeypatch: pytest.MonkeyPatch) -> type[Script]:
     return Games
 
 
-def collector(net: LSTMNet, envs: type[Script], games: int = K) -> Collector:
-    return Collector(envs(num_envs=games), Method(CONFIG), net, T, seed=3)  # type: ignore[arg-type]
+def collector(net: LSTMNet, envs: type[Script], games: int = K, *, keep_graph: bool = False) -> Collector:
+    return Collector(envs(num_envs=games), Method(CONFIG), net, T, seed=3, keep_graph=keep_graph)  # type: ignore[arg-type]
 
 
 def unrolled(net: LSTMNet, obs: Tensor, state: tuple[Tensor, Tensor], ends: dict[int, list[int]]) -> dict[str, Any]:
@@ -118,15 +118,20 @@ def split(rollout: Rollout) -> Tensor:
     return rollout.obs.unflatten(0, (T, -1))
 
 
+@pytest.mark.parametrize("keep_graph", [False, True])
 def test_the_gradient_of_a_rollout_is_that_of_the_unrolled_net_from_a_constant_state(
-    net: LSTMNet, envs: type[Script]
+    net: LSTMNet, envs: type[Script], keep_graph: bool
 ) -> None:
-    player = collector(net, envs)
+    class Games(envs):  # type: ignore[misc, valid-type]
+        lives: ClassVar[dict[int, list[int]]] = {3: [1], T + 2: [0]}
+
+    player = collector(net, Games, keep_graph=keep_graph)
     first, second = player.collect(), player.collect()
+    assert second.output.has_graph == keep_graph
     nothing = (torch.zeros(K, 8), torch.zeros(K, 8))
     before = unrolled(net, split(first), nothing, {3: [1]})
     start = (before["h"].detach(), before["c"].detach())
-    expected = unrolled(net, split(second), start, {})
+    expected = unrolled(net, split(second), start, {2: [0]})
     torch.testing.assert_close(second.logits, expected["logits"].flatten(0, 1))
     torch.testing.assert_close(second.values, expected["values"].flatten())
 
@@ -143,8 +148,7 @@ def test_the_gradient_of_a_rollout_is_that_of_the_unrolled_net_from_a_constant_s
     # Neither the steps alone nor the rollout before give the same.
     alone = net(second.obs)
     assert not torch.allclose(alone[0], second.logits, atol=1e-3)
-    through = unrolled(net, split(second), (before["h"], before["c"]), {})
-    whole = gradient(net, through["values"].square().sum() + through["logits"].square().sum())
+    whole = gradient(net, sum_of_squares(unrolled(net, split(second), (before["h"], before["c"]), {})))
     cut = gradient(net, sum_of_squares(unrolled(net, split(second), start, {})))
     assert not torch.allclose(whole, cut, rtol=1e-3)
 
@@ -237,3 +241,22 @@ def test_actions_of_a_recurrent_net_are_matched_by_name(net: LSTMNet, obs: Tenso
         logits = player.logits(obs, np.arange(2))
     torch.testing.assert_close(logits[:, [1, 3, 0]], net(obs)[0].detach())
     assert logits[:, 2].eq(-torch.inf).all()
+
+
+@pytest.mark.parametrize("size", [T, 2 * T])
+def test_minibatches_of_ppo_are_whole_games_from_their_states(net: LSTMNet, size: int) -> None:
+    class Games(Script):
+        lives: ClassVar[dict[int, list[int]]] = {T + 2: [0, 2]}
+
+    player, method = collector(net, Games, games=4), Method(CONFIG)
+    player.collect()
+    rollout = player.collect()
+    samples = Samples.of(rollout, rollout.rewards, CONFIG)
+    seen = []
+    for indices, games in samples.shuffled(size):
+        batch = with_gradient(method, net, samples.pick(indices, (), games))
+        assert len(batch.values) == size
+        torch.testing.assert_close(batch.logits, rollout.logits[indices])
+        torch.testing.assert_close(batch.values, rollout.values[indices])
+        seen += indices.tolist()
+    assert sorted(seen) == list(range(4 * T))

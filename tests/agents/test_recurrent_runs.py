@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
+from agents.engines.settings import PPOConfig
 from agents.evaluation.play import policy_of
 from agents.export import exportable
 from agents.launch import Session, linked_policy
@@ -38,7 +39,11 @@ from kfrl.training.status import Status
 from kfrl.training.trainer import Outcome
 
 SMALL = {"convs": ((4, 8, 8),), "hidden": 8, "curve_points": 0, "eval_episodes": 0}
-SHAPES = {"a3c": {"workers": 2, "envs_per_worker": 1}, "a2c": {"envs_per_worker": 2}}
+SHAPES = {
+    "a3c": {"workers": 2, "envs_per_worker": 1},
+    "a2c": {"envs_per_worker": 2},
+    "ppo": {"envs_per_worker": 4, "t_max": 8, "ppo": PPOConfig(epochs=2, batch_size=16)},
+}
 PONG = NetSpec("pong", ("NOOP", "FIRE", "LEFT"))
 LINKED = {"knowledge-flow": {"fold_at": None, "choose_channels": False}}
 
@@ -82,7 +87,7 @@ def saved(path: Path, kind: type[AtariNet], game: str = "breakout") -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ["a3c", "a2c"])
+@pytest.mark.parametrize("algo", ["a3c", "a2c", "ppo"])
 def test_a_run_trains_the_lstm_and_its_student_is_scored(
     algo: str,
     tmp_path: Path,
@@ -108,9 +113,11 @@ def test_a_run_trains_the_lstm_and_its_student_is_scored(
     assert "atari-lstm" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
 @pytest.mark.usefixtures("noise_games")
-def test_the_same_seed_gives_the_same_weights_and_another_others(tmp_path: Path) -> None:
-    one, same, other = (weights(train(prepare(tmp_path / str(at), seed=seed))) for at, seed in enumerate((1, 1, 2)))
+def test_the_same_seed_gives_the_same_weights_and_another_others(algo: str, tmp_path: Path) -> None:
+    runs = [prepare(tmp_path / str(at), algo, seed=seed) for at, seed in enumerate((1, 1, 2))]
+    one, same, other = (weights(train(run)) for run in runs)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -204,14 +211,15 @@ def test_a_fine_tuned_lstm_learns(tmp_path: Path) -> None:
 # --- knowledge flow -----------------------------------------------------------------------------------------
 
 
-def linked(tmp_path: Path, **settings: object) -> Run:
+def linked(tmp_path: Path, algo: str = "a2c") -> Run:
     teachers = saved(tmp_path / "breakout.safetensors", AtariNet)
-    return prepare(tmp_path / "run", teachers=teachers, methods=LINKED, **settings)
+    return prepare(tmp_path / "run", algo, teachers=teachers, methods=LINKED)
 
 
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
 @pytest.mark.usefixtures("noise_games")
-def test_an_lstm_student_is_linked_from_its_convolutions_to_its_heads(tmp_path: Path) -> None:
-    run = linked(tmp_path)
+def test_an_lstm_student_is_linked_from_its_convolutions_to_its_heads(algo: str, tmp_path: Path) -> None:
+    run = linked(tmp_path, algo=algo)
     outcome = train(run)
     assert outcome.failure is None
     net = outcome.net
@@ -310,8 +318,8 @@ METHOD = Mine
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"algo": "ppo"}, "--algo ppo learns from single observations, .* Use --algo a3c or a2c"),
-        ({"algo": "acktr"}, "--algo acktr learns from single observations, .* Use --algo a3c or a2c"),
+        ({"algo": "acktr"}, "--algo acktr learns from single observations, .* Use --algo a3c or a2c or ppo"),
+        ({"algo": "ppo", "ppo": PPOConfig(batch_size=64)}, "--batch-size 64 is no multiple of the 128 steps"),
         ({"method": "distral", "source_games": "Pong"}, IN_ORDER),
         ({"method": "pathnet", "source_games": "Pong"}, IN_ORDER),
         ({"method": "policy-distillation", "teachers": "zoo:pong"}, IN_ORDER),

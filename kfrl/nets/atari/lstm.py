@@ -45,10 +45,29 @@ class LSTMNet(AtariNet):
         logits, values, _ = self.step(obs, torch.zeros(len(obs), self.state_size, device=obs.device))
         return logits, values
 
-    def step(self, obs: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Observations (B, stack, H, W) uint8 and states (B, S) -> logits (B, A), values (B,) and the next states."""
+    def step(self, obs: Tensor, state: Tensor, ended: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (T K, A), values (T K,) and the next states (K, S) of T steps of K games.
+
+        Args:
+            obs: (T K, stack, H, W) uint8, step by step.
+            state: (K, S) before the first step.
+            ended: (T, K) bool, whether a game's episode ended with a step; by default none did.
+        """
+        outputs = []
+        read, games = self.gates(self.body(obs)), state.shape[0]
+        # An exporter cannot count the parts of a batch of any size.
+        for t, z in enumerate([read] if read.shape[0] == games else read.split(games)):
+            h, c = self._cell(z, state)
+            outputs.append(h)
+            state = torch.cat([h, c], dim=1)
+            if ended is not None:
+                state = state.masked_fill(ended[t, :, None], 0.0)
+        h = torch.cat(outputs)
+        return self.policy(h), self.value(h).squeeze(1), state
+
+    def _cell(self, z: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The next h and c (K, cells) from W relu(fc) + b (K, 4 cells) and the states."""
         h, c = state.chunk(2, dim=1)
-        i, f, g, o = (self.gates(self.body(obs)) + self.recurrence(h)).chunk(4, dim=1)
+        i, f, g, o = (z + self.recurrence(h)).chunk(4, dim=1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        return self.policy(h), self.value(h).squeeze(1), torch.cat([h, c], dim=1)
+        return o.sigmoid() * c.tanh(), c
