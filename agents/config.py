@@ -85,8 +85,7 @@ class TrainConfig:
     protocol: str = "paper"
     """Rules of play: paper, nature (games end after five minutes), machado or sb3."""
     net: Literal["feed-forward", "lstm"] = "feed-forward"
-    """The student's net. lstm: with as many LSTM cells as --hidden units before the heads, as A3C, LSTM in Mnih et al.
-    2016."""
+    """The student's net. lstm: the A3C paper's recurrent net, with as many LSTM cells as --hidden before the heads."""
     convs: tuple[tuple[int, int, int], ...] = ((16, 8, 4), (32, 4, 2))
     """The student's convolutions: (filters, kernel, stride) each."""
     hidden: Count = 256
