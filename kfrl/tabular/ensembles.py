@@ -56,15 +56,16 @@ class Voters:
     def predict(self, columns: Numbers) -> Numbers:
         """The share of the votes (n, classes) that each class gets."""
         total: Numbers = np.zeros((len(columns), self.classes))
+        rows, single = np.arange(len(columns)), np.asarray(columns, dtype=np.float32)
         for tree, vote in zip(self.trees, self.votes, strict=True):
-            total[np.arange(len(columns)), _answers(tree, columns)] += vote
+            total[rows, _answers(tree, single)] += vote
         return np.asarray(total / sum(self.votes))
 
 
 def _answers(tree: DecisionTreeClassifier, columns: Numbers) -> Labels:
     """The class (n,) that a tree predicts for each case; the checks of `predict` would take longer than the tree."""
     leaves = tree.tree_.apply(np.asarray(columns, dtype=np.float32))
-    return np.asarray(tree.classes_[tree.tree_.value[leaves, 0].argmax(axis=1)])
+    return np.asarray(tree.classes_[tree.tree_.value[:, 0].argmax(axis=1)][leaves])
 
 
 def voting_trees(

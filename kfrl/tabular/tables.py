@@ -400,13 +400,10 @@ class Preparation:
         """(cases, columns): continuous attributes unchanged, nominal ones as one column for each category."""
         if not self.nominal.any():
             return cases
-        parts = [
-            cases[:, column.attribute]
-            if column.category is None
-            else (cases[:, column.attribute] == column.category).astype(np.float64)
-            for column in self.columns
-        ]
-        return np.stack(parts, axis=1)
+        columns = self.columns
+        values = np.take(cases, [column.attribute for column in columns], axis=1)
+        categories = np.array([np.nan if column.category is None else column.category for column in columns])
+        return np.where(np.isnan(categories), values, values == categories)
 
     def condition(self, column: int, threshold: float) -> tuple[str, str]:
         """Two conditions as text: the column is at most the threshold, and it is above."""

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.tree import DecisionTreeClassifier
@@ -45,6 +47,23 @@ def test_a_split_needs_a_real_case_on_both_sides() -> None:
     assert best_split(x, y, 2, real) == (0, 0.5)
     assert best_split(x, y, 2, np.arange(6) == 0) is None
     assert best_split(x, np.zeros(6, dtype=np.int64), 2, np.ones(6, dtype=bool)) is None
+
+
+@pytest.mark.parametrize("values", [2, 4, 1000])
+def test_a_split_is_that_of_trying_every_threshold(values: int) -> None:
+    generator = np.random.default_rng(values)
+    for classes in (2, 19):
+        x, y = generator.integers(0, values, (60, 7)).astype(float), generator.integers(0, classes, 60)
+        x[:, 3], real = 1.0, generator.random(60) < 0.2
+        best: tuple[float, tuple[int, float] | None] = (-np.inf, None)
+        for column in range(7):
+            for low, high in itertools.pairwise(np.unique(x[:, column])):
+                left = x[:, column] <= low
+                if real[left].any() and real[~left].any():
+                    sides = (np.bincount(y[side], minlength=classes) for side in (left, ~left))
+                    score = sum(float((counts**2).sum() / counts.sum()) for counts in sides)
+                    best = max(best, (score, (column, float((low + high) / 2))), key=lambda pair: pair[0])
+        assert best_split(x, y, classes, real) == best[1]
 
 
 def test_a_tree_of_scikit_learn_answers_as_it_does() -> None:
