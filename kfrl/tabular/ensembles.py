@@ -62,7 +62,7 @@ class Voters:
         return np.asarray(total / sum(self.votes))
 
 
-def _answers(tree: DecisionTreeClassifier, columns: Numbers) -> Labels:
+def _answers(tree: DecisionTreeClassifier, columns: NDArray[np.floating]) -> Labels:
     """The class (n,) that a tree predicts for each case; the checks of `predict` would take longer than the tree."""
     leaves = tree.tree_.apply(np.asarray(columns, dtype=np.float32))
     return np.asarray(tree.classes_[tree.tree_.value[:, 0].argmax(axis=1)][leaves])
