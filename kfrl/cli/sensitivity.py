@@ -50,9 +50,11 @@ def main(argv: Sequence[str]) -> int:
     from envs.games import Game
 
     console = Console()
-    run = ProgressiveRun(flags.run)
+    run, folder = ProgressiveRun(flags.run), flags.output or flags.run
     with Progress(console=Console(stderr=True), transient=True) as progress:
         sums = _play(run, flags, progress)
+        # Kept if the many games of APS are interrupted.
+        Sensitivity(places(run.net), sums.fisher(), {}).write(folder)
         perturbations, note = _perturb(run, flags, sums, progress)
     found = Sensitivity(places(run.net), sums.fisher(), perturbations)
     steps, budget = run.agent.card.steps, run.config.steps
@@ -60,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     title = f"{Game(run.protocol.game).title} after {trained}, {sums.observations:,} observations"
     console.print(_table(found, title))
     console.print(note, highlight=False)
-    for path in found.write(flags.output or flags.run):
+    for path in found.write(folder):
         console.print(f"Wrote {path}", highlight=False, markup=False, soft_wrap=True)
     return 0
 

@@ -74,6 +74,15 @@ def test_a_student_below_random_play_has_no_aps(
     assert "APS is left out, because noise can take nothing" in capsys.readouterr().out
 
 
+def test_afs_is_kept_when_the_games_are_interrupted(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(run: ProgressiveRun, episodes: int, seed: int) -> tuple[float, float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProgressiveRun, "clean_and_random", interrupt)
+    assert main(["sensitivity", "run", "--steps", "20"]) == 130
+    assert {row["aps"] for row in rows(trained / "sensitivity.csv")} == {"nan"}
+
+
 def test_a_game_that_is_not_there_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     agent = load_agent(trained / "student.safetensors")
     save_agent(agent.path, agent.net, replace(agent.card, game="seaquests", protocol={}))
