@@ -22,7 +22,8 @@ from torch import Tensor
 
 from agents.actions import in_order
 from agents.config import TrainConfig
-from agents.evaluation.play import SIDE_BY_SIDE, Policy, evaluate, policy_of
+from agents.evaluation.play import SIDE_BY_SIDE, evaluate, policy_of
+from agents.policies import Policy
 from agents.rollout import sample
 from agents.teachers.formats import Teacher
 from agents.teachers.store import load_teacher
