@@ -60,8 +60,7 @@ Transfer knowledge between deep nets in reinforcement and supervised learning.
   doctor      check this machine; say what is missing and how to fix it
   completion  print a script for bash or zsh that completes commands and flags
 
-`kfrl COMMAND --help` explains a command.
-For example: kfrl train --game Alien --teachers seaquest
+Help: kfrl COMMAND --help. Start: kfrl train --game Alien --teachers seaquest
 """
 
 
