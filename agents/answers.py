@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from agents.actions import in_order
 from agents.observations import play, steps_for
+from agents.policies import matched_policy
 from agents.teachers.formats import Card, Teacher
 from envs.protocols import Protocol
 from kfrl.errors import UserError
@@ -258,7 +259,7 @@ def collect(
     policy = None
     if actor is not None:
         playing = next(teacher for teacher, _ in teachers if teacher.name == actor)
-        policy = lambda seen: in_order(playing.net(seen)[0], playing.card.actions, actions)  # noqa: E731
+        policy = matched_policy(playing.net, playing.card.actions, actions)
     with streaming(path, shapes, card, FORMAT) as rows:
         start = 0
         for seen in play(protocol, count, policy, seed):

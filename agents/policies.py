@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -10,11 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from agents.actions import epsilon_greedy, in_order
 from envs.atari import Transition
 from kfrl.nets import state_size
 
 Policy = Callable[[Tensor], Tensor]
 """uint8 observations (K, stack, H, W) to logits (K, A); a `Recurrent` needs a `Player`."""
+
+EPSILON = 0.01
+"""Probability of a random action of a Q-network."""
 
 
 class Recurrent:
@@ -65,3 +69,23 @@ def policy_from(net: nn.Module, adapted: Callable[[Tensor], Tensor] = lambda log
         return adapted(logits), after
 
     return Recurrent(step, state_size(net))
+
+
+def matched_policy(net: nn.Module, actions: Sequence[str], played: Sequence[str]) -> Policy:
+    """The policy of a net in a game, whose logits are in the order of the game's actions.
+
+    Actions are matched by name; an action that the net lacks is never taken, one that the game lacks is left out. The
+    logits of an actor-critic are used unchanged. A Q-network acts epsilon-greedily with `EPSILON`, because Q values are
+    not log-probabilities.
+
+    Args:
+        net: uint8 observations (K, stack, H, W) to logits (K, A) and values; a recurrent one has a `step`.
+        actions: The net's A actions.
+        played: The actions of the game.
+    """
+    greedy = getattr(net, "head", "") == "q"
+
+    def adapted(logits: Tensor) -> Tensor:
+        return in_order(epsilon_greedy(logits, EPSILON) if greedy else logits, actions, played)
+
+    return policy_from(net, adapted)

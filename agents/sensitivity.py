@@ -294,8 +294,11 @@ class Sensitivity:
         from kfrl.compare.plots import draw_shares
 
         tables = {"": self.rows(), "-features": self.feature_rows(), "-noise": self.noise_rows()}
-        paths = [folder / f"sensitivity{name}.csv" for name, rows in tables.items() if rows]
-        for path, rows in zip(paths, filter(None, tables.values()), strict=True):
+        files = {folder / f"sensitivity{name}.csv": rows for name, rows in tables.items()}
+        for path, rows in files.items():
+            if not rows:
+                path.unlink(missing_ok=True)  # of an earlier call
+                continue
             text = io.StringIO()
             writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
             writer.writeheader()
@@ -306,7 +309,7 @@ class Sensitivity:
         picture = folder / "sensitivity.png"
         if drawn:
             draw_shares(drawn, list(self.places), self.columns, picture)
-        return [*paths, *([picture] if drawn else [])]
+        return [*(path for path, rows in files.items() if rows), *([picture] if drawn else [])]
 
 
 class ProgressiveRun:
@@ -358,10 +361,10 @@ class ProgressiveRun:
 
     def clean_and_random(self, episodes: int, seed: int) -> tuple[float, float]:
         """The mean raw scores of the student and of random play, over `episodes` games each."""
-        card = self.agent.card
-        clean = policy_of(self.net, card.actions, action_set(self.protocol))
-        count = len(action_set(self.protocol))
-        return self._score(clean, episodes, seed), self._score(lambda obs: torch.zeros(len(obs), count), episodes, seed)
+        played = action_set(self.protocol)
+        clean = policy_of(self.net, self.agent.card.actions, played)
+        uniform = torch.zeros(len(played))
+        return self._score(clean, episodes, seed), self._score(lambda obs: uniform.expand(len(obs), -1), episodes, seed)
 
     def perturb(self, place: Place, deviation: Tensor, target: float, episodes: int, seed: int) -> Perturbation:
         """Find the noise in a layer of a column at which the score falls to `target`.
@@ -369,6 +372,7 @@ class ProgressiveRun:
         Gaussian noise is added to the activations, new in every pass; its standard deviation is that of each feature,
         `deviation` (M,), times the root of the variance that is tried.
         """
+        actions, played = self.agent.card.actions, action_set(self.protocol)
 
         def score(variance: float) -> float:
             generator = torch.Generator().manual_seed(stream(seed, 2))
@@ -380,7 +384,6 @@ class ProgressiveRun:
                 noise = torch.randn(h.shape, generator=generator)
                 return h + noise * scale.reshape(-1, *[1] * (h.dim() - 2))
 
-            actions, played = self.agent.card.actions, action_set(self.protocol)
             return self._score(
                 lambda obs: in_order(changed_logits(self.net, obs, noisy), actions, played), episodes, seed
             )

@@ -17,9 +17,8 @@ from PIL import Image
 from rich.table import Table
 from torch import nn
 
-from agents.actions import epsilon_greedy, in_order
 from agents.evaluation.own_envs import OwnEnvs
-from agents.policies import Player, Policy, policy_from
+from agents.policies import Player, Policy, matched_policy
 from envs.atari import AtariEnvs, Episode
 from envs.games import Game
 from envs.preprocessing import ALE, Preprocessing
@@ -41,8 +40,6 @@ Frame = NDArray[np.uint8]
 """(H, W, 3) RGB."""
 
 SIDE_BY_SIDE = 10
-EPSILON = 0.01
-"""Probability of a random action of a Q-network."""
 FRAMES_PER_SECOND = 15
 """Frames of a video a second: agent steps a second at the console's 60 Hz and a frame skip of 4."""
 UPSCALE = 2
@@ -159,13 +156,7 @@ class Evaluation:
 def policy_of(net: nn.Module, actions: tuple[str, ...], played: tuple[str, ...]) -> Policy:
     """The policy of a net.
 
-    Actions are matched by name; an action that the net lacks is never taken. The logits of an actor-critic are used
-    unchanged. A Q-network acts epsilon-greedily with `EPSILON`, because Q values are not log-probabilities.
-
-    Args:
-        net: uint8 observations (K, stack, H, W) to logits (K, A) and values; a recurrent one has a `step`.
-        actions: The net's A actions.
-        played: The actions of the game.
+    See `matched_policy` for the arguments.
 
     Raises:
         UserError: the net has an action that the game lacks.
@@ -177,12 +168,7 @@ def policy_of(net: nn.Module, actions: tuple[str, ...], played: tuple[str, ...])
             f"them, without {', '.join(strange)}. Evaluate it under the protocol that it was trained with (leave "
             "--protocol out)."
         )
-    greedy = getattr(net, "head", "") == "q"
-
-    def adapted(logits: torch.Tensor) -> torch.Tensor:
-        return in_order(epsilon_greedy(logits, EPSILON) if greedy else logits, actions, played)
-
-    return policy_from(net, adapted)
+    return matched_policy(net, actions, played)
 
 
 def evaluate(

@@ -23,12 +23,12 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from agents.actions import in_order
 from agents.answers import Answers, answers_for, open_all
 from agents.batch import Batch, Context, Output
 from agents.config import TrainConfig
 from agents.methods.base import Method, NetSpec, Phase, Play, Review
 from agents.observations import steps_for
+from agents.policies import matched_policy
 from agents.replay import SAMPLE_BYTES, Memory
 from agents.reviewing import Terms, review
 from agents.teachers.formats import Teacher
@@ -405,8 +405,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     def _expert_policy(self) -> Callable[[Tensor], Tensor] | None:
         if self._expert is None:
             return None
-        net, card = self._expert.net, self._expert.card
-        return lambda obs: in_order(net(obs)[0], card.actions, self._actions)
+        return matched_policy(self._expert.net, self._expert.card.actions, self._actions)
 
     def notes(self, net: FlowNet) -> Sequence[str]:
         """Which value heads are not linked; the size of the imitation's memory, or why there is no imitation."""

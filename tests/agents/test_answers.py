@@ -64,6 +64,25 @@ def stored(path: Path, *teachers: Teacher, count: int = 10, **more: Any) -> Answ
     return Answers.open(path)
 
 
+def test_a_q_network_acts_greedily_while_answers_are_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obs: Tensor
+) -> None:
+    acting: list[Any] = []
+
+    def play(protocol: object, count: int, policy: object, seed: int) -> Iterator[Any]:
+        acting.append(policy)
+        yield np.zeros((4, 4, 84, 84), np.uint8)
+
+    monkeypatch.setattr("agents.answers.play", play)
+    path = tmp_path / "dqn.safetensors"
+    net = AtariNet(len(ACTIONS), ((3, 8, 8), (4, 3, 1)), 6, head="q")
+    save_agent(path, net, Card("breakout", ACTIONS, net.arch))
+    stored(tmp_path / "a.answers", replace(load_agent(path), name="breakout"), count=4, actor="breakout")
+    probabilities = acting[0](obs).softmax(1)
+    assert torch.equal(probabilities.argmax(1), net(obs)[0].argmax(1))
+    assert probabilities.max(1).values.min() > 0.9, "Q values are not log-probabilities"
+
+
 def test_the_file_has_what_the_teacher_says_of_what_was_played(tmp_path: Path, expert: Teacher) -> None:
     path = tmp_path / "a.answers"
     file = stored(path, expert, features="all", actor="breakout", seed=3)

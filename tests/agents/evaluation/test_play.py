@@ -15,7 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 import agents.evaluation.play
-from agents.evaluation.play import EPSILON, Evaluation, Policy, check_video_path, evaluate, policy_of, record
+from agents.evaluation.play import Evaluation, check_video_path, evaluate, policy_of, record
+from agents.policies import EPSILON, Policy
 from envs.atari import AtariEnvs, Episode
 from envs.preprocessing import ALE, PRESETS
 from envs.protocols import Protocol, get_protocol
