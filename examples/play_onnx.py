@@ -6,11 +6,12 @@ Needs `pip install onnxruntime gymnasium ale-py`, and a file of `kfrl export RUN
 import json
 import sys
 
-import ale_py  # noqa: F401  # registers the games
+import ale_py
 import gymnasium
 import numpy as np
 import onnxruntime
 
+gymnasium.register_envs(ale_py)
 net = onnxruntime.InferenceSession(sys.argv[1])
 about = json.loads(net.get_modelmeta().custom_metadata_map["kfrl"])
 game = gymnasium.make_vec(about["gymnasium"]["id"], num_envs=1, **about["gymnasium"]["kwargs"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import tyro
@@ -36,12 +37,10 @@ class PushFlags:
 def main(argv: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     flags = tyro.cli(PushFlags, prog="kfrl push", args=list(argv))
-    try:
-        import huggingface_hub  # noqa: F401
-    except ImportError:
+    if find_spec("huggingface_hub") is None:
         raise UserError(
             "kfrl push needs the Hub's client, which is not installed: pip install huggingface-hub (kfrl's extra: hub)."
-        ) from None
+        )
     from agents.push import CARD, check_access, send, upload_of
     from kfrl.machine import size
 

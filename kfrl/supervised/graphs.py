@@ -19,7 +19,7 @@ LABELS = "labels"
 ENSEMBLE = "ensemble"
 """The `net` of a node that is the ensemble of the nodes that train."""
 EdgeLoss = Literal["kl", "apart", "attention", "attention-apart", "features"]
-LOSSES: tuple[str, ...] = get_args(EdgeLoss)
+LOSSES: tuple[EdgeLoss, ...] = get_args(EdgeLoss)
 FEATURES = "features"
 """The loss of an edge from hidden features, by a regressor that trains with the target."""
 COLOURS = {"through": "#1b6ca8", "linear": "#2e8b57", "negative-linear": "#b8860b", "correct": "#8e44ad"}

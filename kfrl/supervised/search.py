@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from kfrl.config import Count, NonNegative, split_names, validated
 from kfrl.errors import UserError, unknown
 from kfrl.supervised.config import SupervisedConfig
-from kfrl.supervised.graphs import ENSEMBLE, LABELS, LOSSES, Edge, Graph, Node, plain_graph
+from kfrl.supervised.graphs import ENSEMBLE, LABELS, LOSSES, Edge, EdgeLoss, Graph, Node, plain_graph
 from kfrl.sweep.folder import FINISHED, SweepFolder, SweepPlan, TrialState
 from kfrl.sweep.space import TEACHER, EarlyStopping, Trial
 
@@ -27,6 +27,8 @@ GATES = ("through", "cutoff", "linear", "negative-linear", "correct")
 STUDENT = "student"
 _TRIES = 2000
 """Draws in a row without a new graph, after which the space counts as exhausted."""
+
+S = TypeVar("S", bound=str)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class GraphSpace:
     """Nets of the other nodes."""
     num_nodes: int
     gates: tuple[str, ...]
-    losses: tuple[str, ...]
+    losses: tuple[EdgeLoss, ...]
     ensemble: bool
     frozen: Mapping[str, tuple[str, ...]]
     """Net -> names of the teachers that a frozen node with this net can be."""
@@ -158,7 +160,7 @@ class GraphSpace:
         the paper a node is frozen if all gates into it are drawn as cutoff; here with probability 1/2, if it can be.
         """
 
-        def one(choices: Sequence[str]) -> str:
+        def one(choices: Sequence[S]) -> S:
             return choices[int(random.integers(len(choices)))]
 
         names = [STUDENT if not self.ensemble else "node-1", *(f"node-{k + 2}" for k in range(self.num_nodes - 1))]
@@ -169,7 +171,7 @@ class GraphSpace:
         for name, net in zip(names, nets, strict=True):
             into = [Edge(LABELS, name, _of_labels(one(self.gates)))]
             others = [other for other in names if other != name]
-            into += [Edge(other, name, one(self.gates), one(self.losses)) for other in others]  # type: ignore[arg-type]
+            into += [Edge(other, name, one(self.gates), one(self.losses)) for other in others]
             if self.frozen.get(net) and name != STUDENT and random.random() < 0.5:
                 teachers.append(one(self.frozen[net]))
                 nodes.append(Node(name, net, len(teachers)))
@@ -226,13 +228,14 @@ def _graphs(search: SearchConfig, config: SupervisedConfig) -> Iterator[Trial]:
         )
 
 
-def _known(kind: str, given: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+def _known(kind: str, given: Sequence[str], names: Sequence[S]) -> tuple[S, ...]:
+    by_name: dict[str, S] = {name: name for name in names}
     for name in given:
-        if name not in names:
+        if name not in by_name:
             raise unknown(kind, name, names)
     if not given:
         raise UserError(f"Give at least one {kind}: {', '.join(names)}.")
-    return tuple(given)
+    return tuple(by_name[name] for name in given)
 
 
 def _frozen(search: SearchConfig, config: SupervisedConfig, nets: Sequence[str]) -> dict[str, tuple[str, ...]]:

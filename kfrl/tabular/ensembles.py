@@ -20,6 +20,7 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     RandomForestClassifier,
 )
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
@@ -214,7 +215,8 @@ def fit_library(
         seeded.set_params(**{key: _seed(generator) for key in seeded.get_params() if key.endswith("random_state")})
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # nets that have not converged are members too
+                # Nets that have not converged are members too.
+                warnings.simplefilter("ignore", ConvergenceWarning)
                 models.append(Model(name, seeded.fit(columns, labels)))
         except ValueError as error:
             left_out.append(f"{name} ({str(error).splitlines()[0]})")

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -34,11 +35,12 @@ from kfrl.errors import UserError
 from kfrl.flow import Link
 from kfrl.nets.atari.lstm import LSTMNet
 from kfrl.nets.atari.net import AtariNet
+from kfrl.nets.export import Format
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.training.status import Status
 from kfrl.training.trainer import Outcome
 
-SMALL = {"convs": ((4, 8, 8),), "hidden": 8, "curve_points": 0, "eval_episodes": 0}
+SMALL: dict[str, Any] = {"convs": ((4, 8, 8),), "hidden": 8, "curve_points": 0, "eval_episodes": 0}
 SHAPES = {
     "a3c": {"workers": 2, "envs_per_worker": 1},
     "a2c": {"envs_per_worker": 2},
@@ -148,11 +150,11 @@ def test_a_dry_run_measures_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["onnx", "torchscript", "safetensors"])
-def test_an_exported_student_takes_and_gives_its_state(to: str, tmp_path: Path, obs: Tensor) -> None:
+def test_an_exported_student_takes_and_gives_its_state(to: Format, tmp_path: Path, obs: Tensor) -> None:
     file = saved(tmp_path / "breakout.safetensors", LSTMNet)
     found = exportable(file, tmp_path)
     path = tmp_path / "exported"
-    assert found.write(to, path) < 1e-4  # type: ignore[arg-type]
+    assert found.write(to, path) < 1e-4
     assert found.about["state"]["shape"] == ["batch", 16]
     if to == "onnx":
         session, net = onnxruntime.InferenceSession(str(path)), load_agent(Path(file)).net
@@ -168,9 +170,11 @@ def test_an_exported_student_takes_and_gives_its_state(to: str, tmp_path: Path, 
 # --- fine-tuning --------------------------------------------------------------------------------------------
 
 
-def tuned(agent: Teacher, *, heads_only: bool = False, net: str = "feed-forward") -> AtariNet:
-    methods = {"fine-tune": {"heads_only": heads_only}}
-    return FineTune(TrainConfig(net=net, methods=methods)).build(PONG, [agent])  # type: ignore[arg-type]
+def tuned(
+    agent: Teacher, *, heads_only: bool = False, net: Literal["feed-forward", "lstm"] = "feed-forward"
+) -> AtariNet:
+    methods: dict[str, dict[str, Any]] = {"fine-tune": {"heads_only": heads_only}}
+    return FineTune(TrainConfig(net=net, methods=methods)).build(PONG, [agent])
 
 
 def trained_layers(net: nn.Module) -> set[str]:
@@ -254,9 +258,9 @@ def recurrent_teacher(teacher: Callable[..., Teacher]) -> Teacher:
     return teacher(LSTMNet(3, ((4, 8, 8),), 8), PONG.actions, game="pong")
 
 
-def flow_of(agent: Teacher, **settings: object) -> tuple[KnowledgeFlowMethod, FlowNet]:
-    held = {"knowledge-flow": {"choose_channels": False, "fold_at": 0.5, **settings}}
-    config = TrainConfig(game="Pong", methods=held, convs=SMALL["convs"], hidden=8)  # type: ignore[arg-type]
+def flow_of(agent: Teacher, **settings: Any) -> tuple[KnowledgeFlowMethod, FlowNet]:
+    held: dict[str, dict[str, Any]] = {"knowledge-flow": {"choose_channels": False, "fold_at": 0.5, **settings}}
+    config = TrainConfig(game="Pong", methods=held, convs=SMALL["convs"], hidden=8)
     method = KnowledgeFlowMethod(config)
     return method, method.build(PONG, [agent])
 

@@ -121,7 +121,8 @@ def test_returns_are_of_whole_games_and_the_same_starts_are_paired() -> None:
             return Transition(obs, actions.astype("float32"), flags, flags, None, over)
 
     def play(logits: Tensor, seen: list[Tensor] | None = None) -> list[float]:
-        game = returns(lambda obs: logits, Envs(), 5, 7, seen)  # type: ignore[arg-type]
+        games: Any = Envs()
+        game = returns(lambda obs: logits, games, 5, 7, seen)
         while True:
             try:
                 next(game)

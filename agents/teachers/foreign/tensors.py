@@ -30,7 +30,8 @@ def load_torch(file: Path | IO[bytes], source: str) -> tuple[dict[str, Tensor], 
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            # The file is read, or refused below with a reason.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
             tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # Not torch's message, which advises loading the file with weights_only=False.

@@ -6,14 +6,15 @@ import torch
 from agents.config import TrainConfig
 from agents.methods.base import Method, NetSpec
 from agents.run import resolve
+from kfrl.config import Init
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 from kfrl.nets.init import start
 
 
-def fresh(name: str) -> AtariNet:
+def fresh(name: Init) -> AtariNet:
     net = AtariNet(4, ((16, 8, 4), (32, 4, 2)), 256)
-    start(net, name)  # type: ignore[arg-type]
+    start(net, name)
     return net
 
 
@@ -28,7 +29,7 @@ def test_torchs_start_is_uniform_in_one_over_the_root_of_the_inputs() -> None:
 
 
 @pytest.mark.parametrize(("name", "deviation"), [("xavier", math.sqrt(2 / (2592 + 256))), ("he", math.sqrt(2 / 2592))])
-def test_the_others_have_their_papers_deviation_and_no_bias(name: str, deviation: float) -> None:
+def test_the_others_have_their_papers_deviation_and_no_bias(name: Init, deviation: float) -> None:
     net = fresh(name)
     assert float(net.fc.weight.detach().std()) == pytest.approx(deviation, rel=0.02)
     assert not net.fc.bias.any()
