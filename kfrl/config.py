@@ -60,7 +60,7 @@ PlainLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoade
 """The loader of plain YAML: the one in C if PyYAML has it, which is ten times as fast."""
 
 
-class _Loader(PlainLoader):  # type: ignore[misc, valid-type]
+class _Loader(PlainLoader):  # type: ignore[misc, valid-type]  # mypy takes no variable as a base class
     """A YAML loader that reads 1e3 as a number and refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
