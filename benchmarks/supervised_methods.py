@@ -1,6 +1,6 @@
 """Small studies of the methods for classifiers on Fashion-MNIST: the tables and figures of the documentation.
 
-    python benchmarks/supervised_methods.py rows             every method once, with the budget of the baseline
+    python benchmarks/supervised_methods.py rows             all methods side by side, 3 seeds, learning rates tuned
     python benchmarks/supervised_methods.py anti-distillation    the paper's figures 1 and 2, with phi beside them
 
 Finished runs are read, not repeated: delete a folder below --out to repeat its run.
@@ -13,7 +13,8 @@ import csv
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from tabulate import tabulate
 
+from kfrl.compare.stats import permutation_p
 from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import SupervisedConfig
@@ -73,54 +75,156 @@ def _corruption(run: Run, percents: Iterable[int]) -> dict[str, dict[str, float]
     return found
 
 
-# --- every method once --------------------------------------------------------------------------------------
+# --- all methods side by side -------------------------------------------------------------------------------
+
+LRS = (0.01, 0.03, 0.1)
+"""The learning rates of every arm. Its first seed is trained with each; the best on the validation images is used."""
+BIG, OTHER = "teacher", "teacher-mnist"
+"""The teachers: a larger net on the same images, and a net of the student's shape on another data set."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of the table."""
+
+    name: str
+    method: str
+    teacher: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _graph(*edges: Edge, peers: Sequence[str] = ()) -> dict[str, Any]:
+    """Settings of a graph: the labels teach the student and its peers; a teacher is frozen."""
+    nodes = (Node("student"), *(Node(peer) for peer in peers), Node("teacher", teacher=1))
+    return {"nodes": nodes, "edges": (*(Edge("labels", name) for name in ("student", *peers)), *edges)}
+
+
+ARMS = (
+    Arm("baseline", "baseline"),
+    Arm("kd", "kd", BIG),
+    Arm("mimic", "mimic", BIG),
+    Arm("fitnets", "fitnets", BIG),
+    Arm("fsp", "fsp", BIG),
+    Arm("attention-transfer", "attention-transfer", BIG),
+    Arm("knowledge-flow", "knowledge-flow", BIG),
+    Arm("mutual", "mutual"),
+    Arm(
+        "collaborative, with a peer",
+        "collaborative",
+        BIG,
+        _graph(
+            Edge("teacher", "student", "linear"),
+            Edge("peer", "student", "correct"),
+            Edge("student", "peer"),
+            peers=["peer"],
+        ),
+    ),
+    Arm("collaborative, edge of logits", "collaborative", BIG, _graph(Edge("teacher", "student"))),
+    Arm(
+        "collaborative, edge of attention",
+        "collaborative",
+        BIG,
+        _graph(Edge("teacher", "student", loss="attention")),
+    ),
+    Arm(
+        "collaborative, edge of features",
+        "collaborative",
+        BIG,
+        _graph(Edge("teacher", "student", loss="features")),
+    ),
+    Arm("born-again", "born-again", settings={"generations": 2}),
+    Arm("fine-tune", "fine-tune", OTHER),
+    Arm("growing", "growing", OTHER),
+    Arm("lwf", "lwf", OTHER, {"old_data": "none"}),
+)
+"""anti-distillation is not among them: it grows no ResNet."""
 
 
 def rows(options: argparse.Namespace) -> None:
-    """ResNet-8 on 10,000 images for a few epochs; the teacher, if there is one, is a ResNet-14."""
+    """Every method on ResNet-8, with equal epochs and an equal number of tried learning rates."""
     common = SupervisedConfig(
         data="fashion-mnist",
         data_dir=options.data_dir,
         net="resnet-8",
-        train_images=options.images or 10_000,
+        train_images=options.images or 5_000,
+        validation=0.2,
         epochs=options.epochs,
         batch_size=64,
-        lr=0.05,
         augment="none",
     )
-    table = []
-    for seed in range(1, options.seeds + 1):
-        folder = options.out / "rows" / f"s{seed}"
-        teacher = replace(common, net="resnet-14", method="baseline", seed=seed, run_dir=folder / "teacher")
-        train(teacher)
-        taught = str(folder / "teacher")
-        graph = {
-            "nodes": (Node("student"), Node("peer"), Node("teacher", teacher="fashion-mnist")),
-            "edges": (
-                Edge("labels", "student"),
-                Edge("labels", "peer"),
-                Edge("teacher", "student", "linear"),
-                Edge("peer", "student", "correct"),
-                Edge("student", "peer"),
-            ),
-        }
-        methods: dict[str, dict[str, Any]] = {
-            "baseline": {},
-            "kd": {"teachers": taught},
-            "mimic": {"teachers": taught, "lr": 0.01},
-            "fitnets": {"teachers": taught},
-            "fsp": {"teachers": taught},
-            "mutual": {},
-            "collaborative": {"teachers": taught, "methods": {"collaborative": graph}},
-            "born-again": {"methods": {"born-again": {"generations": 2}}},
-        }
-        for method, settings in methods.items():
-            config = replace(common, method=method, seed=seed, run_dir=folder / method, **settings)
-            result = train(config)
-            others = {name: round(other["accuracy_percent"], 2) for name, other in result["others"].items()}
-            row = [method, seed, round(result["test"]["accuracy_percent"], 2), round(result["cpu_seconds"])]
-            table.append([*row, ", ".join(f"{name} {value}" for name, value in others.items())])
-    print(tabulate(table, ["method", "seed", "test accuracy (%)", "CPU seconds", "others (%)"], tablefmt="github"))
+    folder = options.out / "rows"
+    taught = {
+        BIG: replace(common, net="resnet-14", method="baseline"),
+        OTHER: replace(common, data="mnist", method="baseline"),
+    }
+    with ProcessPoolExecutor(options.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        best = {name: _best(_tried(pool, config, folder / name)) for name, config in taught.items()}
+        teachers = {"": ""} | {name: str(config.run_dir) for name, config in best.items()}
+        tried = {}
+        for arm in ARMS:
+            methods = {arm.method: dict(arm.settings)} if arm.settings else {}
+            config = replace(common, method=arm.method, teachers=teachers[arm.teacher], methods=methods)
+            tried[arm.name] = _tried(pool, config, folder / arm.name.replace(", ", "-").replace(" ", "-"))
+        chosen = {name: _best(runs) for name, runs in tried.items()}
+        runs = {name: [pool.submit(train, one) for one in _seeds(chosen[name], options.seeds)] for name in chosen}
+        results = {name: [run.result() for run in of_arm] for name, of_arm in runs.items()}
+    for name, config in best.items():
+        print(f"{name}: lr {config.lr:g}, test error {_error(train(config)['test']):.2f} %")
+    _print_rows(chosen, results)
+
+
+def _print_rows(chosen: Mapping[str, SupervisedConfig], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    errors = {name: [_error(result["test"]) for result in of_arm] for name, of_arm in results.items()}
+    table = [
+        [
+            name,
+            chosen[name].lr,
+            np.mean(of_arm),
+            ", ".join(f"{error:.2f}" for error in of_arm),
+            np.mean(of_arm) - np.mean(errors["baseline"]),
+            permutation_p(of_arm, errors["baseline"]),
+            np.mean([result["cpu_seconds"] for result in results[name]]),
+            _others(results[name]),
+        ]
+        for name, of_arm in errors.items()
+    ]
+    header = ["method", "lr", "test error, %", "of each seed", "minus baseline", "p", "CPU s", "others, %"]
+    print(tabulate(table, header, tablefmt="github", floatfmt=("", "g", ".2f", "", "+.2f", ".2f", ".0f", "")))
+
+
+def _tried(pool: ProcessPoolExecutor, config: SupervisedConfig, folder: Path) -> list[tuple[SupervisedConfig, Any]]:
+    """Begin a run with each learning rate."""
+    configs = [replace(config, lr=lr, run_dir=folder / f"lr{lr:g}-s{config.seed}") for lr in LRS]
+    return [(one, pool.submit(train, one)) for one in configs]
+
+
+def _best(runs: Sequence[tuple[SupervisedConfig, Any]]) -> SupervisedConfig:
+    """The run whose shipped student is best on the validation images; of equal ones the lowest rate. Waits for all."""
+
+    def accuracy(run: tuple[SupervisedConfig, Any]) -> float:
+        config, training = run
+        training.result()
+        assert config.run_dir is not None
+        return load_classifier(config.run_dir / "student.safetensors").card.validation_accuracy or 0.0
+
+    return max(runs, key=accuracy)[0]
+
+
+def _seeds(config: SupervisedConfig, seeds: int) -> list[SupervisedConfig]:
+    assert config.run_dir is not None
+    folder = config.run_dir.parent
+    return [replace(config, seed=seed, run_dir=folder / f"lr{config.lr:g}-s{seed}") for seed in range(1, seeds + 1)]
+
+
+def _error(result: Mapping[str, float]) -> float:
+    return 100 - result["accuracy_percent"]
+
+
+def _others(results: Sequence[Mapping[str, Any]]) -> str:
+    """Mean test errors of the run's other nets and ensembles."""
+    return ", ".join(
+        f"{name} {np.mean([_error(result['others'][name]) for result in results]):.2f}" for name in results[0]["others"]
+    )
 
 
 # --- anti-distillation --------------------------------------------------------------------------------------
@@ -258,9 +362,10 @@ def main() -> None:
     parser.add_argument("study", choices=["rows", "anti-distillation"])
     parser.add_argument("--out", type=Path, default=Path("runs/supervised-methods"), help="folder for runs and results")
     parser.add_argument("--data-dir", type=Path, help="folder of Fashion-MNIST")
-    parser.add_argument("--images", type=int, help="training images; default: 10,000 for rows, else all")
+    parser.add_argument("--images", type=int, help="training images; default: 5,000 for rows, else all")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=2, help="rows: runs at the same time")
     parser.add_argument("--thetas", type=float, nargs="*", default=[0.01, 0.1], help="values of theta in U[0, theta]")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ is at a first convolution with the same input, kernel and stride as its teachers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -125,11 +126,13 @@ def fold(
         student: A plain net without hooks, in evaluation mode; called as `student(obs)`.
         layers: The result of `foldable_layers`.
         target: (layer, obs) -> the wanted output of the layer, (B, ...).
-        observations: At least five batches of the student's input; every fifth is held out.
+        observations: Batches of the student's input. Every fifth is held out; fewer than five are divided anew.
 
     Raises:
         UserError: too few observations for a layer's regression.
     """
+    if 0 < len(observations) < HELD_OUT:
+        observations = torch.cat(list(observations)).tensor_split(HELD_OUT)
     for layer in layers:
         yield _fold_layer(student, layer, target, observations)
 
@@ -140,9 +143,11 @@ def _fold_layer(
     module = student.get_submodule(layer)
     fitted, held_out = _moments(student, layer, target, observations)
     if fitted.cases <= fitted.inputs or not held_out.cases:
+        have = sum(map(len, observations))
+        needed = math.ceil((fitted.inputs + 1) * have / max(fitted.cases, 1))
         raise UserError(
             f"The fold of layer {layer} has {fitted.cases:,} cases for {fitted.inputs + 1:,} unknowns of each output "
-            f"from {sum(map(len, observations)):,} observations. Collect more observations."
+            f"from {have:,} observations. Collect about {needed:,} observations."
         )
     solutions = {ridge: fitted.solve(ridge) for ridge in RIDGES}
     missed = {ridge: 1.0 - held_out.r2(solution) for ridge, solution in solutions.items()}

@@ -70,7 +70,7 @@ def test_an_interrupted_run_is_folded_into_a_plain_agent(
 
 def test_too_few_observations_are_refused(linked_run: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fold", "run", "--observations", "32", "--episodes", "0"]) == 2
-    assert "Collect more observations" in capsys.readouterr().err.replace("\n", " ")
+    assert "Collect about" in capsys.readouterr().err.replace("\n", " ")
     assert not Path("run/folded.safetensors").exists()
 
 

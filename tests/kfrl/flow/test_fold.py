@@ -138,8 +138,19 @@ def test_a_layer_that_is_no_linear_map_is_refused_by_name() -> None:
 
 def test_too_few_observations_are_refused(batches: list[Tensor]) -> None:
     flow, _, _ = linked()
-    with pytest.raises(UserError, match=r"fc has 80 cases for 101 unknowns .* from 100 observations"):
+    with pytest.raises(UserError, match=r"fc has 80 cases for 101 unknowns .* from 100 .* about 127 observations"):
         list(fold(flow.export(), ["fc"], flow.mixture, [batch[:20] for batch in batches[:5]]))
+
+
+def test_fewer_than_five_batches_are_divided_anew(batches: list[Tensor]) -> None:
+    flow, _, _ = linked()
+    observations = torch.cat(batches)
+    plain, expected = flow.export(), flow.export()
+    (folded,) = fold(plain, ["fc"], flow.mixture, [observations])
+    (same,) = fold(expected, ["fc"], flow.mixture, observations.tensor_split(5))
+    assert folded == same
+    assert folded.cases == len(observations) * 4 // 5
+    torch.testing.assert_close(plain.get_parameter("fc.weight"), expected.get_parameter("fc.weight"))
 
 
 def test_a_layer_without_a_bias_stays_without_one(batches: list[Tensor]) -> None:
