@@ -192,7 +192,7 @@ class FlowNet(nn.Module):
         def mixture(layer: str, obs: Tensor) -> Tensor:
             return self.flow.mixture(layer, obs, stored.get(id(obs)))
 
-        for folded in fold(self.alone, layers, mixture, batches):
+        for folded in fold(self.alone, layers, mixture, batches, self.flow.own_rows):
             self.fold_r2.get_buffer(tensor_name(folded.layer)).fill_(folded.r2)
             yield f"Folded {folded}"
 

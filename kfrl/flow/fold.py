@@ -119,6 +119,7 @@ def fold(
     layers: Sequence[str],
     target: Callable[[str, Tensor], Tensor],
     observations: Sequence[Tensor],
+    own_rows: Callable[[str], Tensor | None] = lambda layer: None,
 ) -> Iterator[FoldedLayer]:
     """Fit `layers` of `student` to the features that `target` gives, in place; each step of the iterator fits one.
 
@@ -127,6 +128,7 @@ def fold(
         layers: The result of `foldable_layers`.
         target: (layer, obs) -> the wanted output of the layer, (B, ...).
         observations: Batches of the student's input. Every fifth is held out; fewer than five are divided anew.
+        own_rows: layer -> which of its outputs keep the student's own weights, (channels,) bool; None: none.
 
     Raises:
         UserError: too few observations for a layer's regression.
@@ -134,11 +136,15 @@ def fold(
     if 0 < len(observations) < HELD_OUT:
         observations = torch.cat(list(observations)).tensor_split(HELD_OUT)
     for layer in layers:
-        yield _fold_layer(student, layer, target, observations)
+        yield _fold_layer(student, layer, target, observations, own_rows(layer))
 
 
 def _fold_layer(
-    student: nn.Module, layer: str, target: Callable[[str, Tensor], Tensor], observations: Sequence[Tensor]
+    student: nn.Module,
+    layer: str,
+    target: Callable[[str, Tensor], Tensor],
+    observations: Sequence[Tensor],
+    own_rows: Tensor | None,
 ) -> FoldedLayer:
     module = student.get_submodule(layer)
     fitted, held_out = _moments(student, layer, target, observations)
@@ -154,9 +160,10 @@ def _fold_layer(
     ridge = max(ridge for ridge in RIDGES if missed[ridge] <= 1.02 * min(missed.values()) + 1e-6)
     weight, bias = solutions[ridge][:-1].T, solutions[ridge][-1]
     own = module.get_parameter("weight")
-    own.copy_(weight.reshape(own.shape))
+    fitted_rows = torch.arange(len(own)) if own_rows is None else (~own_rows).nonzero().squeeze(1)
+    own[fitted_rows] = weight.reshape(own.shape)[fitted_rows].to(own.dtype)
     if module.bias is not None:
-        module.get_parameter("bias").copy_(bias)
+        module.get_parameter("bias")[fitted_rows] = bias[fitted_rows].to(own.dtype)
     return FoldedLayer(layer, held_out.r2(solutions[ridge]), fitted.cases, ridge)
 
 

@@ -315,6 +315,19 @@ class KnowledgeFlow(nn.Module):
             parts.append(f"{len(channels)} of {matrix.shape[1]} channels of {link.teacher}.{link.layer}")
         return [f"{layer} starts with {', '.join(parts)}."]
 
+    def own_rows(self, layer: str) -> Tensor | None:
+        """Which outputs of the student's `layer` no teacher feeds, (channels,) bool; None without such an output."""
+        weights: list[Tensor | None] = [
+            getattr(self.transforms[index], "weight", None)
+            for index in self._feeds.get(layer, ())
+            if self.links[index].teacher not in self.absent
+        ]
+        matrices = [weight.detach().flatten(1) for weight in weights if weight is not None]
+        if not matrices or len(matrices) < len(weights):
+            return None
+        unfed = torch.stack([(matrix == 0).all(1) for matrix in matrices]).all(0)
+        return unfed if unfed.any() else None
+
     def layer_weights(self, layer: str) -> Tensor:
         """The effective p^j of `layer`, after the hand-over: (1 + teacher layers,), the student's first."""
         p: Tensor = self.mixing(layer, self._absent_places(layer))

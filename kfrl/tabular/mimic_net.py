@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ from kfrl.tabular.config import CompressionConfig
 from kfrl.tabular.students import Net
 
 Numbers = NDArray[np.float64]
-CHECKS = 40
-"""How often a mimic is compared with the teacher on validation cases; the best one is kept."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,11 @@ class Lesson:
     targets: Numbers
 
 
-def train_mimic(lesson: Lesson, validation: Lesson, config: CompressionConfig, seed: int) -> Net:
+def train_mimic(lesson: Lesson, config: CompressionConfig, seed: int) -> Net:
     """Minimise the squared error (1/n) sum (softmax(net(x)) - teacher(x))^2; no labels, no temperature.
 
     Args:
         lesson: Training cases.
-        validation: Held-back cases; the net with the least error on them is returned.
         config: Hidden units, updates, batch size and learning rate.
         seed: Of the initial weights and the order of the cases.
     """
@@ -47,9 +43,6 @@ def train_mimic(lesson: Lesson, validation: Lesson, config: CompressionConfig, s
         net = build_net(arch, classes)
     optimiser = torch.optim.Adam(net.parameters(), lr=config.lr)
     x, y = _tensor((lesson.columns - mean) / deviation)[:, :, None, None], _tensor(lesson.targets)
-    held = _tensor((validation.columns - mean) / deviation)[:, :, None, None], _tensor(validation.targets)
-    best, least = copy.deepcopy(net.state_dict()), math.inf
-    every = max(1, config.updates // CHECKS)
     order = torch.empty(0, dtype=torch.int64)
     for update in range(config.updates):
         if len(order) < 1:
@@ -61,12 +54,6 @@ def train_mimic(lesson: Lesson, validation: Lesson, config: CompressionConfig, s
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        if (update + 1) % every == 0 or update + 1 == config.updates:
-            with torch.no_grad():
-                error = float(((net(held[0]).softmax(dim=1) - held[1]) ** 2).mean())
-            if error < least:
-                best, least = copy.deepcopy(net.state_dict()), error
-    net.load_state_dict(best)
     _absorb_scaling(net, mean, deviation)
     return Net(net, arch_of(net))
 

@@ -118,7 +118,7 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         if sum(map(len, batches)) < needed:
             yield f"Not folded: it needs {needed:,} training images or more."
             return
-        for folded in fold(plain, layers, partial(net.mixture, teachers_alone=True), batches):
+        for folded in fold(plain, layers, partial(net.mixture, teachers_alone=True), batches, net.own_rows):
             yield f"Folded {folded}"
         net.student.load_state_dict(plain.state_dict())
 

@@ -17,18 +17,16 @@ def learn(task: SplitTask, teacher: Teacher | None) -> Learned:
     """Train a mimic for every way and number of synthetic cases; the student is that of the first way, last number."""
     assert teacher is not None
     settings, mimics = task.config.compression, dict[str, Net]()
-    held = task.cases[task.validation]
-    validation = Lesson(task.preparation.encode(held), teacher.predict(held))
     for way in settings.ways:
         made = synthesise(task, way, max(settings.cases))
-        cases = np.concatenate([task.cases[~task.validation], made])
+        cases = np.concatenate([task.cases, made])
         lesson = Lesson(task.preparation.encode(cases), _labelled(teacher.predict, cases))
         real = len(cases) - len(made)
         for count in settings.cases if way != "real" else (0,):
             name = f"{way}-{count}"
             task.say(f"mimic: {name}")
             part = Lesson(lesson.columns[: real + count], lesson.targets[: real + count])
-            mimics[name] = train_mimic(part, validation, settings, task.seed())
+            mimics[name] = train_mimic(part, settings, task.seed())
     first = [name for name in mimics if name.startswith(f"{settings.ways[0]}-")][-1]
     others: dict[str, Predictor] = {name: _predictor(task, net) for name, net in mimics.items()}
     return Learned(mimics[first], {"teacher": teacher.predict, **teacher.others, **others}, teacher.facts)
@@ -43,8 +41,8 @@ def _labelled(predict: Predictor, cases: Cases, block: int = 4096) -> Cases:
 
 
 def synthesise(task: SplitTask, way: Way, count: int) -> Cases:
-    """Make synthetic cases (count, attributes) from the training cases that are not held back; none for `real`."""
-    cases, settings, generator = task.cases[~task.validation], task.config.compression, task.generator
+    """Make synthetic cases (count, attributes) from the training cases; none for `real`."""
+    cases, settings, generator = task.cases, task.config.compression, task.generator
     nominal = task.preparation.nominal
     if way == "real":
         return cases[:0]

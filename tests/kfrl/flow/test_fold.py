@@ -153,6 +153,23 @@ def test_fewer_than_five_batches_are_divided_anew(batches: list[Tensor]) -> None
     torch.testing.assert_close(plain.get_parameter("fc.weight"), expected.get_parameter("fc.weight"))
 
 
+@torch.no_grad()
+def test_channels_that_no_teacher_feeds_keep_the_students_own_weights(batches: list[Tensor]) -> None:
+    flow, student, _ = linked(p=0.01)
+    q = flow.transforms[0].get_parameter("weight")
+    fed = [0, 2]
+    q[[row for row in range(len(q)) if row not in fed]] = 0.0
+    assert flow.own_rows("fc") is None
+    plain = flow.export()
+    list(fold(plain, ["conv"], flow.mixture, batches, flow.own_rows))
+    (obs,) = batches[:1]
+    own, new, mixed = student.conv(obs), plain.get_submodule("conv")(obs), flow.mixture("conv", obs)
+    for row in range(len(q)):
+        torch.testing.assert_close(new[:, row], (mixed if row in fed else own)[:, row], atol=1e-3, rtol=1e-3)
+    flow.absent = frozenset({"t"})
+    assert flow.own_rows("conv") is None
+
+
 def test_a_layer_without_a_bias_stays_without_one(batches: list[Tensor]) -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:

@@ -109,8 +109,8 @@ def test_a_mimic_learns_probabilities_in_the_units_of_its_input() -> None:
     positive = 1 / (1 + np.exp(-6 * (x[:, 0] - 100 * x[:, 1])))
     lesson = Lesson(x, np.column_stack([1 - positive, positive]))
     config = CompressionConfig(hidden=8, updates=600, batch_size=100, lr=0.02)
-    net = train_mimic(lesson, lesson, config, seed=0)
+    net = train_mimic(lesson, config, seed=0)
     assert np.abs(net.predict(x) - lesson.targets).max() < 0.1
     assert net.parameters == 2 * 8 + 8 + 8 * 2 + 2
-    again = train_mimic(lesson, lesson, config, seed=0)
+    again = train_mimic(lesson, config, seed=0)
     assert (again.predict(x) == net.predict(x)).all()
