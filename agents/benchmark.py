@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -21,7 +22,7 @@ from agents.evaluation.play import SIDE_BY_SIDE, evaluate
 from agents.launch import Session
 from agents.teachers.formats import Card, save_agent
 from envs.atari import AtariEnvs, action_set
-from envs.games import find_game
+from envs.games import Game, find_game, flavours_of
 from envs.protocols import get_protocol
 from kfrl.devices import check_device
 from kfrl.errors import unknown
@@ -98,7 +99,9 @@ class Benchmark:
             self.training("flow-2", "the same, from two"),
             self.training("flow-imitation", "imitation of a linked net with one teacher"),
             self.training("a2c", "a2c, --preset fast"),
+            self.training("acktr", "acktr, --preset fast"),
             self.training("ppo", "ppo, --preset fast"),
+            *self._in_another_flavour(),
             BenchmarkArm("evaluation", f"evaluation, {SIDE_BY_SIDE} games side by side", self._evaluation),
             BenchmarkArm(
                 "evaluation-1", "evaluation, one game after the other", lambda s: self._evaluation(s, num_envs=1)
@@ -154,8 +157,20 @@ class Benchmark:
         save_agent(path, net, Card(game="alien", actions=actions, arch=net.arch))
         return str(path)
 
+    def _in_another_flavour(self) -> list[BenchmarkArm]:
+        """The fast shape in the game's first flavour that is not its default; empty without one."""
+        game = find_game(self._game)
+        others = (flavour for flavour in flavours_of(game.rom) if flavour != game.flavour_in_force)
+        return [
+            self.training("flavour", f"a3c, --preset fast, flavour {other}", game=f"{Game(game.rom).title}:{other}")
+            for other in itertools.islice(others, 1)
+        ]
+
     def training(self, name: str, title: str = "", **settings: Any) -> BenchmarkArm:
-        """An arm that trains: paper, fast, flow-1, flow-2, flow-imitation, a2c or ppo; `settings` override its own."""
+        """An arm that trains: paper, fast, flow-1, flow-2, flow-imitation, a2c, acktr, ppo or flavour.
+
+        `settings` override its own.
+        """
         one, two = self._teachers[0], ",".join(self._teachers)
         published = {"choose_channels": False, "match_scales": False, "fold_at": None, "link_heads": "never"}
         imitation = {"fold_at": 0.0, "fold_observations": 4_096, "imitate": "always", "imitation_steps": 10**9}
@@ -166,7 +181,9 @@ class Benchmark:
             "flow-2": {"teachers": two, "methods": {"knowledge-flow": published}},
             "flow-imitation": {"teachers": one, "methods": {"knowledge-flow": imitation}},
             "a2c": {"algo": "a2c", "device": self._device},
+            "acktr": {"algo": "acktr", "device": self._device},
             "ppo": {"algo": "ppo", "device": self._device},
+            "flavour": {},
         }
         endless = TrainConfig(self._game, steps=10**9, preset="fast", curve_points=0, checkpoint_every=1e9)
         config = replace(endless, **ways[name] | settings)

@@ -26,14 +26,14 @@ class BenchArgs:
     game: str = "Seaquest"
     """The game to measure on; games differ in speed."""
     only: str = ""
-    """Comma-separated: ceiling, random, paper, fast, flow-1, flow-2, flow-imitation, a2c, ppo, evaluation,
-    evaluation-1. Default: all."""
+    """Comma-separated: ceiling, random, paper, fast, flow-1, flow-2, flow-imitation, a2c, acktr, ppo, flavour,
+    evaluation, evaluation-1. Default: all."""
     rounds: Annotated[int, Ge(1)] = 5
     """Measurements of each arm; the table shows medians."""
     seconds: Annotated[float, Gt(0.0)] = 8.0
     """Seconds of a measurement, after a warm-up."""
     device: str = "cpu"
-    """The device on which a2c and ppo learn."""
+    """The device on which a2c, acktr and ppo learn."""
     json: Path | None = None
     """Also write every measurement to this file."""
 

@@ -44,6 +44,15 @@ def test_an_unknown_arm_is_refused_with_the_nearest(benchmark: Benchmark) -> Non
         benchmark.pick(["flow1"])
 
 
+def test_the_other_flavour_is_the_first_that_the_game_is_not_in(tmp_path: Path) -> None:
+    def titles(game: str) -> list[str]:
+        return [arm.title for arm in Benchmark(game, tmp_path).arms.values() if arm.name == "flavour"]
+
+    assert titles("pong") == ["a3c, --preset fast, flavour m0d1"]
+    assert titles("freeway:m1d0") == ["a3c, --preset fast, flavour m0d0"]
+    assert not titles("kaboom")
+
+
 def test_memory_is_that_of_this_process() -> None:
     before = pss_mb()
     if not before:
