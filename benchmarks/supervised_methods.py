@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -35,7 +36,7 @@ from kfrl.supervised.data.corrupt import corrupted
 from kfrl.supervised.graphs import Edge, Node
 from kfrl.supervised.launch import Session
 from kfrl.supervised.run import Run
-from kfrl.training.session import Silent
+from kfrl.training.session import Silent, TrainingError
 
 CORRUPTION = (0, 5, 10, 20, 30, 40, 50)
 """Corrupted pixels, in percent."""
@@ -49,6 +50,8 @@ def train(config: SupervisedConfig, corruption: Iterable[int] = ()) -> dict[str,
     if record.exists():
         known: dict[str, Any] = json.loads(record.read_text())
         return known
+    # What a stopped run left.
+    shutil.rmtree(folder, ignore_errors=True)
     session = Session.start(config)
     started = time.process_time()
     trained = session.complete(Silent())
@@ -91,6 +94,17 @@ class Arm:
     method: str
     teacher: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    net: str = "resnet-8"
+
+
+SHALLOW = "32c-p-200l-2k"
+"""A convolution, a linear bottleneck and one hidden layer: the net of Ba and Caruana, smaller."""
+
+
+def _ensemble(*edges: Edge) -> dict[str, Any]:
+    """Settings of a graph of two nets whose mean logits are shipped."""
+    nodes = (Node("both", net="ensemble"), Node("one"), Node("two"))
+    return {"nodes": nodes, "edges": (Edge("labels", "one"), Edge("labels", "two"), *edges)}
 
 
 def _graph(*edges: Edge, peers: Sequence[str] = ()) -> dict[str, Any]:
@@ -132,10 +146,23 @@ ARMS = (
         BIG,
         _graph(Edge("teacher", "student", loss="features")),
     ),
+    Arm("collaborative, ensemble of two", "collaborative", settings=_ensemble()),
+    Arm(
+        "collaborative, ensemble of two, taught by it",
+        "collaborative",
+        settings=_ensemble(Edge("both", "one"), Edge("both", "two")),
+    ),
+    Arm(
+        "collaborative, ensemble of two, pushed apart",
+        "collaborative",
+        settings=_ensemble(Edge("one", "two", loss="attention-apart"), Edge("two", "one", loss="attention-apart")),
+    ),
     Arm("born-again", "born-again", settings={"generations": 2}),
     Arm("fine-tune", "fine-tune", OTHER),
     Arm("growing", "growing", OTHER),
     Arm("lwf", "lwf", OTHER, {"old_data": "none"}),
+    Arm("baseline, shallow net", "baseline", net=SHALLOW),
+    Arm("mimic, shallow net", "mimic", BIG, net=SHALLOW),
 )
 """anti-distillation is not among them: it grows no ResNet."""
 
@@ -163,7 +190,7 @@ def rows(options: argparse.Namespace) -> None:
         tried = {}
         for arm in ARMS:
             methods = {arm.method: dict(arm.settings)} if arm.settings else {}
-            config = replace(common, method=arm.method, teachers=teachers[arm.teacher], methods=methods)
+            config = replace(common, net=arm.net, method=arm.method, teachers=teachers[arm.teacher], methods=methods)
             tried[arm.name] = _tried(pool, config, folder / arm.name.replace(", ", "-").replace(" ", "-"))
         chosen = {name: _best(runs) for name, runs in tried.items()}
         runs = {name: [pool.submit(train, one) for one in _seeds(chosen[name], options.seeds)] for name in chosen}
@@ -199,11 +226,17 @@ def _tried(pool: ProcessPoolExecutor, config: SupervisedConfig, folder: Path) ->
 
 
 def _best(runs: Sequence[tuple[SupervisedConfig, Any]]) -> SupervisedConfig:
-    """The run whose shipped student is best on the validation images; of equal ones the lowest rate. Waits for all."""
+    """The run whose shipped student is best on the validation images; of equal ones the lowest rate.
+
+    Waits for all runs. One whose loss became infinite is the worst.
+    """
 
     def accuracy(run: tuple[SupervisedConfig, Any]) -> float:
         config, training = run
-        training.result()
+        try:
+            training.result()
+        except TrainingError:
+            return -1.0
         assert config.run_dir is not None
         return load_classifier(config.run_dir / "student.safetensors").card.validation_accuracy or 0.0
 
