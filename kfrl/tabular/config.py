@@ -39,7 +39,7 @@ class EnsembleConfig:
     selection_steps: Count = 200
     """library: steps of ensemble selection. Each adds one model, with replacement."""
     validation: Share = 0.2
-    """Share of the training cases held back for validation: to select the library's ensemble and the best mimic."""
+    """Share of the training cases held back for validation: to select the library's ensemble."""
 
 
 @dataclass(frozen=True)
