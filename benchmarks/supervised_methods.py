@@ -81,7 +81,8 @@ def _corruption(run: Run, percents: Iterable[int]) -> dict[str, dict[str, float]
 # --- all methods side by side -------------------------------------------------------------------------------
 
 LRS = (0.01, 0.03, 0.1)
-"""The learning rates of every arm. Its first seed is trained with each; the best on the validation images is used."""
+"""The learning rates of an arm, unless it has others. Its first seed is trained with each; the best on the validation
+images is used."""
 BIG, OTHER = "teacher", "teacher-mnist"
 """The teachers: a larger net on the same images, and a net of the student's shape on another data set."""
 
@@ -95,10 +96,13 @@ class Arm:
     teacher: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     net: str = "resnet-8"
+    lrs: tuple[float, ...] = LRS
 
 
 SHALLOW = "32c-p-200l-2k"
 """A convolution, a linear bottleneck and one hidden layer: the net of Ba and Caruana, smaller."""
+SHALLOW_LRS = (0.0003, 0.001, 0.003)
+"""It has no normalisation: at 0.01 the mimic's loss became infinite."""
 
 
 def _ensemble(*edges: Edge) -> dict[str, Any]:
@@ -161,8 +165,8 @@ ARMS = (
     Arm("fine-tune", "fine-tune", OTHER),
     Arm("growing", "growing", OTHER),
     Arm("lwf", "lwf", OTHER, {"old_data": "none"}),
-    Arm("baseline, shallow net", "baseline", net=SHALLOW),
-    Arm("mimic, shallow net", "mimic", BIG, net=SHALLOW),
+    Arm("baseline, shallow net", "baseline", net=SHALLOW, lrs=SHALLOW_LRS),
+    Arm("mimic, shallow net", "mimic", BIG, net=SHALLOW, lrs=SHALLOW_LRS),
 )
 """anti-distillation is not among them: it grows no ResNet."""
 
@@ -191,7 +195,7 @@ def rows(options: argparse.Namespace) -> None:
         for arm in ARMS:
             methods = {arm.method: dict(arm.settings)} if arm.settings else {}
             config = replace(common, net=arm.net, method=arm.method, teachers=teachers[arm.teacher], methods=methods)
-            tried[arm.name] = _tried(pool, config, folder / arm.name.replace(", ", "-").replace(" ", "-"))
+            tried[arm.name] = _tried(pool, config, folder / arm.name.replace(", ", "-").replace(" ", "-"), arm.lrs)
         chosen = {name: _best(runs) for name, runs in tried.items()}
         runs = {name: [pool.submit(train, one) for one in _seeds(chosen[name], options.seeds)] for name in chosen}
         results = {name: [run.result() for run in of_arm] for name, of_arm in runs.items()}
@@ -219,9 +223,11 @@ def _print_rows(chosen: Mapping[str, SupervisedConfig], results: Mapping[str, Se
     print(tabulate(table, header, tablefmt="github", floatfmt=("", "g", ".2f", "", "+.2f", ".2f", ".0f", "")))
 
 
-def _tried(pool: ProcessPoolExecutor, config: SupervisedConfig, folder: Path) -> list[tuple[SupervisedConfig, Any]]:
+def _tried(
+    pool: ProcessPoolExecutor, config: SupervisedConfig, folder: Path, lrs: Sequence[float] = LRS
+) -> list[tuple[SupervisedConfig, Any]]:
     """Begin a run with each learning rate."""
-    configs = [replace(config, lr=lr, run_dir=folder / f"lr{lr:g}-s{config.seed}") for lr in LRS]
+    configs = [replace(config, lr=lr, run_dir=folder / f"lr{lr:g}-s{config.seed}") for lr in lrs]
     return [(one, pool.submit(train, one)) for one in configs]
 
 
