@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -108,12 +109,14 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
             return
         yield from net.choose_channels(batches[0], net.links)
         used = layers_in_use(net.student, batches[0][:1])
-        others = [layer for layer in net.layers if layer not in used]
-        if others:
-            kind = type(net.student.get_submodule(others[0])).__name__
-            yield f"Not folded: {', '.join(others)}. A {kind} is not a linear map of its input."
+        layers = sorted(takewhile(lambda layer: layer in used, net.layers), key=used.index)
+        left_out = net.layers[len(layers) :]
+        if left_out:
+            kind = type(net.student.get_submodule(left_out[0])).__name__
+            yield f"Not folded: {', '.join(left_out)}. A {kind} is not a linear map of its input; the others read it."
+        if not layers:
+            return
         plain = net.export()
-        layers = [layer for layer in used if layer in net.layers]
         needed = max(observations_needed(plain, layers).values(), default=0)
         if sum(map(len, batches)) < needed:
             yield f"Not folded: it needs {needed:,} training images or more."

@@ -285,6 +285,16 @@ def test_a_student_of_the_teachers_shape_starts_as_the_teacher(task, taught) -> 
     torch.testing.assert_close(net(images[0]), alone(images[0]), atol=1e-2, rtol=1e-2)
 
 
+def test_a_residual_stage_and_what_reads_it_are_not_folded(task, taught) -> None:
+    shape = (3, 8, 8)
+    made = method(link_heads="expert")
+    net = made.build(task("resnet-8", shape), [taught("resnet-8", "t", shape)]).eval()
+    before = {name: tensor.clone() for name, tensor in net.student.state_dict().items()}
+    said = list(made.prepare(net, [torch.randn(40, *shape) for _ in range(10)]))
+    assert said[-1].startswith("Not folded: stem, stage1, stage2, stage3, head. A Sequential is not a linear map")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.student.state_dict().items())
+
+
 def test_a_fold_can_be_left_out_and_a_short_one_is(task, taught) -> None:
     images = [torch.randn(2, *task().shape) for _ in range(5)]
     made = method(fold=False)
