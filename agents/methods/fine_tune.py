@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import nn
 
 from agents.methods.base import Method, NetSpec
 from agents.teachers.formats import Teacher
@@ -19,6 +24,8 @@ class Settings:
     heads_only: bool = False
     """Train only the new policy and value heads and keep the teacher's body fixed (the progressive nets paper's
     baseline 2; training all layers is its baseline 3). The LSTM of --net lstm is new too if the teacher has none."""
+    new_units: Annotated[int, Ge(0)] = 0
+    """Units to add to the teacher's fully connected layer (Wang et al. 2017, "Growing a Brain", by width)."""
 
 
 class FineTune(Method):
@@ -29,9 +36,12 @@ class FineTune(Method):
     Settings = Settings
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> AtariNet:
-        """A plain net with the teacher's shape; the settings `convs` and `hidden` are not used.
+        """A plain net with the teacher's shape and perhaps new units; the settings `convs` and `hidden` are not used.
 
         It has an LSTM if the teacher has one, or if the settings ask for one.
+
+        Raises:
+            UserError: the teacher is no plain net, or new units are asked for in a net that cannot have them.
         """
         (teacher,) = teachers
         if not isinstance(teacher.net, AtariNet) or type(teacher.net) not in (AtariNet, LSTMNet):
@@ -42,12 +52,31 @@ class FineTune(Method):
         arch = teacher.net.arch
         recurrent = isinstance(teacher.net, LSTMNet)
         kind = LSTMNet if recurrent or self.config.net == "lstm" else AtariNet
-        net = kind(len(spec.actions), arch["convs"], arch["hidden"])
+        new_units = self.own.new_units
+        if new_units and (kind is LSTMNet or self.own.heads_only):
+            reason = "an LSTM" if kind is LSTMNet else "--heads-only, which keeps their layer fixed"
+            raise UserError(f"--new-units {new_units} does not go with {reason}. Leave one of them out.")
+        net = kind(len(spec.actions), arch["convs"], arch["hidden"] + new_units)
         for layer in (*net.hidden_layers, *(LSTMNet.state_layers if recurrent else ())):
-            body = net.get_submodule(layer)
-            body.load_state_dict(teacher.net.get_submodule(layer).state_dict())
+            body, known = net.get_submodule(layer), teacher.net.get_submodule(layer)
+            if layer == "fc" and new_units:
+                _widen(body, known)
+            else:
+                body.load_state_dict(known.state_dict())
             body.requires_grad_(not self.own.heads_only)
         return net
+
+
+@torch.no_grad()
+def _widen(layer: nn.Module, known: nn.Module) -> None:
+    """Let the first units be those of `known`, and the fresh ones beside them have weights as large on average.
+
+    Otherwise the larger ones outweigh the others; Wang et al. 2017 normalise both instead.
+    """
+    weight, bias, old = layer.get_parameter("weight"), layer.get_parameter("bias"), known.get_parameter("weight")
+    weight.mul_(old.norm(dim=1).mean() / weight[len(old) :].norm(dim=1).mean())
+    weight[: len(old)] = old
+    bias[: len(old)] = known.get_parameter("bias")
 
 
 METHOD = FineTune

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -87,3 +88,23 @@ def test_a_q_networks_body_is_taken_under_actor_critic_heads(teacher: Callable[.
     net = build(teacher(q, ACTIONS))
     assert (net.head, len(list(net.parameters()))) == ("actor-critic", 8)
     assert torch.equal(net.body(obs), q.body(obs))
+
+
+def grown(net: Literal["feed-forward", "lstm"] = "feed-forward", **own: object) -> FineTune:
+    return FineTune(TrainConfig(net=net, methods={"fine-tune": own}))
+
+
+def test_new_units_stand_beside_the_teachers_with_weights_as_large(expert: Teacher, obs: Tensor) -> None:
+    net = grown(new_units=5).build(SPEC, [expert])
+    assert net.arch["hidden"] == 17
+    old, new = expert.net.get_parameter("fc.weight"), net.fc.weight.detach()
+    assert torch.equal(new[:12], old)
+    assert torch.equal(net.fc.bias[:12], expert.net.get_parameter("fc.bias"))
+    assert new[12:].norm(dim=1).mean().item() == pytest.approx(old.norm(dim=1).mean().item(), rel=1e-5)
+    assert net(obs)[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize(("own", "words"), [({"net": "lstm"}, "an LSTM"), ({"heads_only": True}, "--heads-only")])
+def test_new_units_that_are_not_possible(expert: Teacher, own: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=f"--new-units 5 does not go with {words}"):
+        grown(new_units=5, **own).build(SPEC, [expert])
