@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,8 +7,10 @@ from sklearn.mixture import GaussianMixture
 from sklearn.tree import DecisionTreeClassifier
 
 from kfrl.tabular import ensembles
-from kfrl.tabular.config import CompressionConfig
+from kfrl.tabular.config import CompressionConfig, TabularConfig
 from kfrl.tabular.ensembles import fit_library, reweighted, select_ensemble, voting_trees
+from kfrl.tabular.methods.base import SplitTask, Teacher
+from kfrl.tabular.methods.compression import learn
 from kfrl.tabular.mimic_net import Lesson, train_mimic
 from kfrl.tabular.naive_bayes import FLOOR, estimate, fit_mixture, maximise
 
@@ -114,3 +117,26 @@ def test_a_mimic_learns_probabilities_in_the_units_of_its_input() -> None:
     assert net.parameters == 2 * 8 + 8 + 8 * 2 + 2
     again = train_mimic(lesson, config, seed=0)
     assert (again.predict(x) == net.predict(x)).all()
+
+
+def test_a_mimic_learns_from_the_cases_too_on_which_the_ensemble_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Lesson] = []
+    monkeypatch.setattr(
+        "kfrl.tabular.methods.compression.train_mimic", lambda lesson, settings, seed: seen.append(lesson)
+    )
+    cases = np.random.default_rng(0).random((50, 3))
+    settings = CompressionConfig(ways=("munge",), cases=(50,), swap=0.0)
+    task = SplitTask(
+        TabularConfig(compression=settings),
+        cases,
+        np.arange(50) % 2,
+        np.arange(50) < 10,
+        2,
+        SimpleNamespace(encode=lambda columns: columns, nominal=np.zeros(3, dtype=bool)),
+        np.random.default_rng(1),
+        lambda words: None,
+    )
+    learn(task, Teacher(lambda columns: np.column_stack([columns[:, 0], 1 - columns[:, 0]])))
+    # Munge without a swap returns the cases themselves.
+    (lesson,) = seen
+    np.testing.assert_array_equal(lesson.columns, np.concatenate([cases, cases]))
