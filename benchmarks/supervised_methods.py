@@ -1,6 +1,6 @@
 """Small studies of the methods for classifiers on Fashion-MNIST: the tables and figures of the documentation.
 
-    python benchmarks/supervised_methods.py rows             all methods side by side, learning rates tuned on validation
+    python benchmarks/supervised_methods.py rows                 all methods side by side, learning rates tuned
     python benchmarks/supervised_methods.py anti-distillation    the paper's figures 1 and 2, with phi beside them
 
 Finished runs are read, not repeated: delete a folder below --out to repeat its run.
