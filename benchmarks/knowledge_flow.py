@@ -31,7 +31,7 @@ from kfrl.runs.metrics import read_metrics
 from kfrl.training.signals import noting_signals
 
 PAPER = ("--fold-at", "None", "--no-choose-channels", "--link-heads", "never", "--student-weight", "None")
-NO_HEADS = ("--link-heads", "never", "--imitate", "always")
+NO_HEADS = ("--link-heads", "never", "--imitate", "never")
 NO_HIDDEN = "methods:\n  knowledge-flow:\n    links:\n" + "".join(
     f"      - {{{{student: {head}, teacher: {{teacher}}, layer: {head}}}}}\n" for head in ("policy", "value")
 )
@@ -62,7 +62,7 @@ def arms(expert: str, non_expert: str, random: str) -> tuple[Arm, ...]:
         Arm("no-imitation", "without imitation", (*taught, "--imitate", "never")),
         Arm("no-choice", "without the choice of channels", (*taught, "--no-choose-channels")),
         Arm("no-kickstart", "without kickstarting", (*taught, "--kickstart-coef", "0")),
-        Arm("no-heads", "without head links", (*taught, *NO_HEADS)),
+        Arm("no-heads", "without head links, so nothing to imitate", (*taught, *NO_HEADS)),
         Arm("no-hidden", "without hidden links", taught, heads_alone),
         Arm("distillation", "plain distillation, the same samples", (*taught, "--fold-observations", "0"), heads_alone),
         Arm("linked-first", "linked for a tenth", (*taught, "--fold-at", "0.1")),

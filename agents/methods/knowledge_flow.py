@@ -64,6 +64,8 @@ FULL_RATE_AT = 0.2
 """From this 1 - R2 of the policy head's fold on, the imitation has its full learning rate."""
 NEARLY_EXACT = 0.99
 """From this R2 of the policy head's fold on, there is no imitation."""
+LEAST_HEAD_R2 = 0.5
+"""Below this R2 a head's fold is not used: its weights are then so large that an imitation does not recover."""
 LATEST = 100
 """Games of the lone student that say how far it is behind its teacher."""
 STRETCH = 50
@@ -195,6 +197,10 @@ class FlowNet(nn.Module):
         for folded in fold(self.alone, layers, mixture, batches, self.flow.own_rows):
             self.fold_r2.get_buffer(tensor_name(folded.layer)).fill_(folded.r2)
             yield f"Folded {folded}"
+            if folded.layer in AtariNet.head_layers and folded.r2 < LEAST_HEAD_R2:
+                own = self.flow.student.get_submodule(folded.layer).state_dict()
+                self.alone.get_submodule(folded.layer).load_state_dict(own)
+                yield f"That is too little to start from: {folded.layer} keeps the student's own weights."
 
 
 class KnowledgeFlowMethod(Method[FlowNet]):

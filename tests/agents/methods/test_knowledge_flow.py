@@ -719,7 +719,13 @@ def test_a_fold_of_the_linked_phase_is_what_the_lone_student_starts_from(expert:
 
     lines = list(method.end_phase(net, game))
     assert asked == [600]
-    assert [line.split()[1] for line in lines] == ["conv1", "conv2", "fc", "policy", "value"]
+    assert [line.split()[1] for line in lines if line.startswith("Folded")] == [
+        "conv1",
+        "conv2",
+        "fc",
+        "policy",
+        "value",
+    ]
     logged = method.metrics(net)
     method.begin(net, 1, SPEC, rank=0)
     assert not any(name.startswith("fold/") for name in logged)
@@ -746,6 +752,34 @@ def test_without_a_linked_phase_the_fold_is_at_the_start(expert: Teacher) -> Non
     method.begin(net, 0, SPEC, rank=0)
     assert method.independent(net)
     assert method.metrics(net)["fold/r2/conv1"] > 0.99
+
+
+def test_a_head_whose_fold_explains_less_than_half_keeps_the_students_own_weights(
+    expert: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = [Link(head, expert.name, head) for head in ("policy", "value")]
+    method = make_method(fold_at=0.0, fold_observations=600, links=heads)
+    net = method.build(SPEC, [expert])
+    own = {name: tensor.clone() for name, tensor in net.alone.state_dict().items()}
+    observations = torch.randint(0, 256, (600, 4, 84, 84), dtype=torch.uint8)
+
+    def folded(layer: str) -> bool:
+        return not torch.equal(net.alone.state_dict()[f"{layer}.weight"], own[f"{layer}.weight"])
+
+    # A fresh body of 8 units says little of what another net makes of noise.
+    said = list(net.fold(observations))
+    r2 = [float(r2) for _, r2 in net.fold_r2.named_buffers()]
+    assert all(value < 0.5 for value in r2)
+    assert [line for line in said if "own weights" in line] == [
+        f"That is too little to start from: {head} keeps the student's own weights." for head in ("policy", "value")
+    ]
+    assert not folded("policy")
+    assert not folded("value")
+    assert net.folded
+    monkeypatch.setattr("agents.methods.knowledge_flow.LEAST_HEAD_R2", min(r2) - 0.1)
+    assert not any("own weights" in line for line in net.fold(observations))
+    assert folded("policy")
+    assert folded("value")
 
 
 def test_channels_are_chosen_on_an_experts_own_play(expert: Teacher, stranger: Teacher, obs: Tensor) -> None:
