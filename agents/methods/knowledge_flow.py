@@ -552,11 +552,12 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         It is followed in the first half of the learning alone, as far as the student is behind.
         """
         net.take_up_links()
-        self.features_of = net.flow.absent
         self._guide_share = max(0.0, 1.0 - 2.0 * progress)
         kickstarts = self.stage == ALONE and IMITATION in self._stages
         weight = self._guide_share * self._behind() if kickstarts else 0.0
         self._kickstart = self.flow_config.kickstart_coef * weight
+        # How far the student is behind can be 0 and later not.
+        self.features_of = net.flow.absent, self._kickstart > 0.0
 
     def _behind(self) -> float:
         """How far this learner's latest games are below the teacher's score, as a share of what is above random play.

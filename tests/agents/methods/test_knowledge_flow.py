@@ -643,10 +643,14 @@ def test_the_lone_student_follows_the_linked_one_less_and_less(expert: Teacher, 
 
 @pytest.mark.parametrize("keep_graph", [True, False])
 def test_a_rollout_in_which_the_linked_net_is_left_has_contexts_of_one_kind(expert: Teacher, keep_graph: bool) -> None:
+    expert = replace(expert, card=replace(expert.card, evaluation={"mean": 201.7}))
     method = make_method()
     net = staged(method, expert, 2)
     collector = play_on(method, net, keep_graph=keep_graph)
-    for progress, followed in ((0.49, True), (0.5, False)):
+    # The student reaches its teacher's score, falls behind again, and then the time is over.
+    for progress, latest, followed in ((0.1, 1.7, True), (0.2, 900.0, False), (0.3, 1.7, True), (0.5, 1.7, False)):
+        method._scores.clear()
+        method._scores.append(latest)
         method.schedule(net, progress)
         terms = terms_of(method, net, collector.collect(), progress)
         assert ("kickstart" in terms) == followed
