@@ -50,7 +50,7 @@ class Study:
     data_dir: Path | None = None
     """The folder of the images. Default: the user's cache folder."""
     seeds: int = 3
-    teacher_epochs: int = 10
+    teacher_epochs: int = 40
     """Epochs of the MNIST teacher."""
     table4_epochs: int = 10
     """Epochs of its students."""

@@ -22,16 +22,21 @@ def tables(page: Path) -> Iterator[tuple[Path, str]]:
 
 
 def known(path: Path) -> set[str]:
-    """Every score, its spread and its interval as a page prints them; of several seeds also their mean and spread."""
+    """Every score, its spread and its interval as a page prints them; of several seeds also their mean and spread.
+
+    Scores of games have one decimal, errors of classifiers two.
+    """
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    values = [float(row[name]) for row in rows for name in ("mean", "std", "ci_low", "ci_high") if row[name]]
-    names = ("arm", "game", "teachers", "steps")
+    images = "error_percent" in rows[0]
+    score, digits = ("error_percent", 2) if images else ("mean", 1)
+    values = [float(row[name]) for row in rows for name in (score, "std", "ci_low", "ci_high") if row.get(name)]
+    names = ("arm", "data", "epochs") if images else ("arm", "game", "teachers", "steps")
     rows.sort(key=lambda row: [row[name] for name in names])
     for _, arm in itertools.groupby(rows, key=lambda row: [row[name] for name in names]):
-        means = [float(row["mean"]) for row in arm]
-        values += [float(np.mean(means))] + ([float(np.std(means, ddof=1))] if len(means) > 1 else [])
-    return {f"{value:,.1f}" for value in values}
+        scores = [float(row[score]) for row in arm]
+        values += [float(np.mean(scores))] + ([float(np.std(scores, ddof=1))] if len(scores) > 1 else [])
+    return {f"{value:,.{digits}f}" for value in values}
 
 
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if list(tables(page))]

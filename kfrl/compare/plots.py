@@ -106,7 +106,7 @@ def _draw_accuracies(axis: Any, rows: Rows) -> None:
     ]
     for name in names:
         epochs, values = series(rows, name)
-        label = name.removeprefix(f"{VALIDATION}_") if name != VALIDATION else "student alone"
+        label = name.removeprefix(f"{VALIDATION}_").replace("_", " ") if name != VALIDATION else "student alone"
         axis.plot(epochs, 100 * values, "o-", markersize=3, label=label)
     axis.set(xlabel="epochs", ylabel="validation accuracy, %")
     axis.legend(fontsize=7)
