@@ -15,13 +15,10 @@ Context = tuple[Tensor, ...]
 
 
 def joined(contexts: Sequence[Context]) -> Context:
-    """The contexts of several steps as one: a copy, which an update from the acting passes' own graph seldom needs.
-
-    Where a step has none, the method needs them no more, and the result has none.
-    """
+    """The contexts of several steps as one: a copy, which an update from the acting passes' own graph seldom needs."""
     if len(contexts) == 1:
         return contexts[0]
-    return tuple(torch.cat(parts) for parts in zip(*contexts, strict=True)) if all(contexts) else ()
+    return tuple(torch.cat(parts) for parts in zip(*contexts, strict=True))
 
 
 @dataclass(frozen=True)
