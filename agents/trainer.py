@@ -34,7 +34,7 @@ from kfrl.training.trainer import Display, Outcome
 
 ROWS = 500
 """Number of rows of a run's metrics.csv."""
-PACE = 2.0
+PACE = 10.0
 """Fewest seconds over which the rate is measured, because delayed reports can arrive all at once."""
 RECENT = 100
 """Number of games in the running mean of the raw return."""
@@ -259,6 +259,7 @@ class Trainer(training.Trainer[Run]):
     def tick(self) -> None:
         """Log, evaluate, write a checkpoint and update the display, each if it is due."""
         step = self._logged_step
+        self._measure_rate(step, PACE)
         if self._row.due(step):
             self._log_row()
         self._evaluate_along(step)
@@ -380,12 +381,11 @@ class Trainer(training.Trainer[Run]):
         self._metrics.close()
 
     def _log_row(self) -> None:
-        window, step, now = self._window, self._logged_step, time.monotonic()
+        window, step = self._window, self._logged_step
         if step == window.step:
             return
-        since, earlier = self._pace
-        if now - since > PACE or not self._rate:
-            self._rate, self._pace = (step - earlier) / (now - since), (now, step)
+        if not self._rate:
+            self._measure_rate(step, 0.0)
         report = window.report
         values = {name: value / report.updates for name, value in report.sums.items()}
         for task in self.phase.games:
@@ -399,6 +399,13 @@ class Trainer(training.Trainer[Run]):
         }
         self._metrics.log(step, values | self._method_metrics())
         self._window = _Window(step)
+
+    def _measure_rate(self, step: int, seconds: float) -> None:
+        """Measure the rate, if that is `seconds` ago."""
+        now = time.monotonic()
+        since, earlier = self._pace
+        if now - since > seconds:
+            self._rate, self._pace = (step - earlier) / (now - since), (now, step)
 
     def _scores(self, game: str, scores: Sequence[float]) -> dict[str, float]:
         """Metrics of the games that ended; those of a source game have its name."""

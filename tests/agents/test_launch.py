@@ -72,6 +72,25 @@ def test_a_run_that_was_stopped_goes_on_and_is_scored_once(
     assert agents.resume(tmp_path / "run").evaluation == result.evaluation
 
 
+def test_the_rate_is_known_before_the_first_row_of_metrics(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.engines.synchronous.TICK_SECONDS", -1.0)
+    monkeypatch.setattr("agents.trainer.ROWS", 1)
+    monkeypatch.setattr("agents.trainer.PACE", 0.0)
+    seen: list[tuple[int, float, float | None]] = []
+
+    class Watcher(Silent):
+        def update(self, status: Any) -> None:
+            seen.append((status.done, status.rate, status.eta_sec))
+
+    agents.train({**TINY, "run_dir": tmp_path / "run"}, display=Watcher())
+    done, rate, eta = seen[2]
+    assert 0 < done < 64
+    assert rate > 0.0
+    assert eta == pytest.approx((64 - done) / rate)
+
+
 def test_a_failure_is_an_error_that_says_how_to_resume(
     tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
