@@ -62,7 +62,7 @@ def row_of(folder: RunFolder, arm: str) -> dict[str, str]:
     """A finished run as a row: scores in raw points, to two digits after the point."""
     settings: dict[str, Any] = read_yaml(folder.config)
     found: dict[str, Any] = json.loads(folder.evaluation.read_text(encoding="utf-8"))
-    scores = {name: f"{found[name]:.2f}" for name in ("mean", "std", "ci_low", "ci_high")}
+    scores = {name: f"{found[name]:.4f}" for name in ("mean", "std", "ci_low", "ci_high")}
     teachers = settings["teachers"] or ""
     return {
         "arm": arm or settings["method"],
