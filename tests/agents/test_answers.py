@@ -237,7 +237,8 @@ def test_kfrl_fold_takes_the_file(
     monkeypatch.setattr("agents.folding.observe", None)
     lines: list[str] = []
     LinkedRun(tmp_path / "run").fold(100, lines.append, tmp_path / "a")
-    assert [line.split()[1] for line in lines] == ["conv1", "conv2", "fc", "policy", "value"]
+    folded = [line.split()[1] for line in lines if line.startswith("Folded")]
+    assert folded == ["conv1", "conv2", "fc", "policy", "value"]
 
 
 def test_answers_of_another_file_of_the_teacher_are_refused(tmp_path: Path, expert: Teacher, noise_play: None) -> None:
