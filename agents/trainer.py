@@ -401,10 +401,10 @@ class Trainer(training.Trainer[Run]):
         self._window = _Window(step)
 
     def _measure_rate(self, step: int, seconds: float) -> None:
-        """Measure the rate, if that is `seconds` ago."""
+        """Measure the rate since the last time, if that is `seconds` ago and steps were made."""
         now = time.monotonic()
         since, earlier = self._pace
-        if now - since > seconds:
+        if now - since > seconds and step > earlier:
             self._rate, self._pace = (step - earlier) / (now - since), (now, step)
 
     def _scores(self, game: str, scores: Sequence[float]) -> dict[str, float]:

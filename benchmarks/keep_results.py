@@ -59,7 +59,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def row_of(folder: RunFolder, arm: str) -> dict[str, str]:
-    """A finished run as a row: scores in raw points, to two digits after the point."""
+    """A finished run as a row: scores in raw points, exact enough to be rounded as the pages print them."""
     settings: dict[str, Any] = read_yaml(folder.config)
     found: dict[str, Any] = json.loads(folder.evaluation.read_text(encoding="utf-8"))
     scores = {name: f"{found[name]:.4f}" for name in ("mean", "std", "ci_low", "ci_high")}

@@ -556,7 +556,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         kickstarts = self.stage == ALONE and IMITATION in self._stages
         weight = self._guide_share * self._behind() if kickstarts else 0.0
         self._kickstart = self.flow_config.kickstart_coef * weight
-        # How far the student is behind can be 0 and later not.
+        # The linked net is asked only while it is followed, which can end and begin again with the student's games.
         self.features_of = net.flow.absent, self._kickstart > 0.0
 
     def _behind(self) -> float:
