@@ -46,6 +46,7 @@ def test_what_goes_beyond_the_paper_is_off(name: str) -> None:
     config = load_config(CONFIGS / "atari" / f"{name}.yaml", TrainConfig)
     flow = KnowledgeFlowMethod(config).own
     assert (flow.fold_at, flow.link_heads, flow.student_weight) == (None, "never", None)
+    assert flow.layer_weights_lr is None
     assert not flow.match_scales
     assert not flow.choose_channels
     assert (config.shape.workers, config.shape.envs_per_worker, config.shape.t_max, config.shape.lr) == (16, 1, 5, 1e-4)

@@ -82,8 +82,9 @@ class Settings(FlowSettings):
     """theta_old is taken anew after so many updates of a learner (+); 1: the previous iteration."""
     student_weight: Annotated[float, Gt(0.0), Lt(1.0)] | None = 0.01
     """p of the student at the start; None: an equal share with each linked teacher layer."""
-    layer_weights_lr: Positive = 100.0
-    """How far w moves while linked: so many times its mean gradient, by plain gradient descent (+)."""
+    layer_weights_lr: Positive | None = 100.0
+    """How far w moves while linked: so many times its mean gradient, by plain gradient descent (+). None: w is trained
+    by the run's optimiser, like everything else, as in the paper."""
     choose_channels: bool = True
     """Start the Qs as a choice of the teachers' most useful channels on this game (+), else orthogonal."""
     match_scales: bool = False
@@ -520,7 +521,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             yield "The fold has the whole policy, so nothing is left to imitate: these steps go to the learning alone."
 
     def parameter_groups(self, net: FlowNet) -> list[ParameterGroup]:
-        """While linked student and Q at the run's rate, w by plain gradient descent; then the plain net.
+        """While linked student and Q at the run's rate, w by plain gradient descent or with them; then the plain net.
 
         An optimiser that divides by the gradient's size makes w a clock: the gradient of l_dep never changes sign, and
         that of the task becomes noise of the same size. Plain steps add up what the gradients say.
@@ -528,23 +529,22 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if self.stage != LINKED:
             scale = self._imitation_lr(net) / self.config.shape.lr if self.stage == IMITATION else 1.0
             return [ParameterGroup(tuple(net.alone.parameters()), scale)]
-        body = [*net.flow.student.parameters(), *net.flow.transforms.parameters()]
-        mixing = tuple(net.flow.mixing.parameters())
-        return [
-            ParameterGroup(tuple(p for p in body if p.requires_grad)),
-            ParameterGroup(mixing, sgd=self._mixing_lr()),
-        ]
+        parameters = (*net.flow.student.parameters(), *net.flow.transforms.parameters())
+        body = tuple(p for p in parameters if p.requires_grad)
+        mixing, rate = tuple(net.flow.mixing.parameters()), self.flow_config.layer_weights_lr
+        if rate is None:
+            return [ParameterGroup((*body, *mixing))]
+        return [ParameterGroup(body), ParameterGroup(mixing, sgd=rate / self._linked_updates())]
 
     def _imitation_lr(self, net: FlowNet) -> float:
         """Less where the fold left little to learn: Adam's steps are as large as its rate, however small the error."""
         return self.flow_config.imitation_lr * min(1.0, (1.0 - self._policy_r2(net)) / FULL_RATE_AT)
 
-    def _mixing_lr(self) -> float:
-        """So that w moves by `layer_weights_lr` times the mean gradient in a linked run of any length."""
+    def _linked_updates(self) -> float:
+        """The updates of the linked phase, so that w moves by `layer_weights_lr` times its mean gradient in any run."""
         shape = self.config.shape
         share = 1.0 if self.flow_config.fold_at is None else self.flow_config.fold_at
-        updates = share * self.config.steps / (shape.envs_per_worker * shape.t_max)
-        return self.flow_config.layer_weights_lr / max(updates, 1.0)
+        return max(share * self.config.steps / (shape.envs_per_worker * shape.t_max), 1.0)
 
     def schedule(self, net: FlowNet, progress: float) -> None:
         """The linked net acts less and less in the imitation's first half; then it is followed less and less.

@@ -842,6 +842,14 @@ def test_w_learns_by_plain_gradient_descent_at_a_rate_by_the_budget(expert: Teac
     assert {name.split(".")[1] for name in names_of(net, body.parameters)} == {"student", "transforms"}
 
 
+def test_in_the_papers_setting_w_is_trained_as_everything_else(expert: Teacher) -> None:
+    method = make_method(layer_weights_lr=None)
+    net = method.build(SPEC, [expert])
+    (group,) = method.parameter_groups(net)
+    assert group.sgd is None
+    assert {name.split(".")[1] for name in names_of(net, group.parameters)} == {"student", "transforms", "mixing"}
+
+
 def test_no_teacher_is_in_the_optimiser(expert: Teacher, stranger: Teacher) -> None:
     method = make_method()
     groups = method.parameter_groups(method.build(SPEC, [expert, stranger]))
