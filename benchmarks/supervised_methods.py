@@ -201,26 +201,50 @@ def rows(options: argparse.Namespace) -> None:
         results = {name: [run.result() for run in of_arm] for name, of_arm in runs.items()}
     for name, config in best.items():
         print(f"{name}: lr {config.lr:g}, test error {_error(train(config)['test']):.2f} %")
-    _print_rows(chosen, results)
+    kept = [_row(name, chosen[name], seed, one) for name in chosen for seed, one in enumerate(results[name], 1)]
+    with (options.out / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, kept[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+    print(side_by_side(kept))
 
 
-def _print_rows(chosen: Mapping[str, SupervisedConfig], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    errors = {name: [_error(result["test"]) for result in of_arm] for name, of_arm in results.items()}
+def _row(arm: str, config: SupervisedConfig, seed: int, result: Mapping[str, Any]) -> dict[str, str]:
+    """A run of the table, as in docs/measured/fashion-mnist.csv."""
+    others = {name: f"{_error(other):.2f}" for name, other in result["others"].items()}
+    return {
+        "arm": arm,
+        "lr": f"{config.lr:g}",
+        "seed": str(seed),
+        "error_percent": f"{_error(result['test']):.2f}",
+        "others": json.dumps(others),
+        "cpu_seconds": f"{result['cpu_seconds']:.0f}",
+        "trained_parameters": str(result["trained_parameters"]),
+        "deployed_parameters": str(result["deployed_parameters"]),
+    }
+
+
+def side_by_side(rows: Iterable[Mapping[str, str]]) -> str:
+    """The table of `rows` in Markdown, from what `_row` keeps of each run; the baseline is one of the arms."""
+    arms: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        arms.setdefault(row["arm"], []).append(row)
+    errors = {name: [float(row["error_percent"]) for row in of_arm] for name, of_arm in arms.items()}
     table = [
         [
             name,
-            chosen[name].lr,
-            np.mean(of_arm),
-            ", ".join(f"{error:.2f}" for error in of_arm),
-            np.mean(of_arm) - np.mean(errors["baseline"]),
-            permutation_p(of_arm, errors["baseline"]),
-            np.mean([result["cpu_seconds"] for result in results[name]]),
-            _others(results[name]),
+            float(of_arm[0]["lr"]),
+            np.mean(errors[name]),
+            ", ".join(row["error_percent"] for row in of_arm),
+            np.mean(errors[name]) - np.mean(errors["baseline"]),
+            permutation_p(errors[name], errors["baseline"]),
+            np.mean([float(row["cpu_seconds"]) for row in of_arm]),
+            _others([json.loads(row["others"]) for row in of_arm]),
         ]
-        for name, of_arm in errors.items()
+        for name, of_arm in arms.items()
     ]
     header = ["method", "lr", "test error, %", "of each seed", "minus baseline", "p", "CPU s", "others, %"]
-    print(tabulate(table, header, tablefmt="github", floatfmt=("", "g", ".2f", "", "+.2f", ".2f", ".0f", "")))
+    return tabulate(table, header, tablefmt="github", floatfmt=("", "g", ".2f", "", "+.2f", ".2f", ".0f", ""))
 
 
 def _tried(
@@ -259,11 +283,9 @@ def _error(result: Mapping[str, float]) -> float:
     return 100 - result["accuracy_percent"]
 
 
-def _others(results: Sequence[Mapping[str, Any]]) -> str:
-    """Mean test errors of the run's other nets and ensembles."""
-    return ", ".join(
-        f"{name} {np.mean([_error(result['others'][name]) for result in results]):.2f}" for name in results[0]["others"]
-    )
+def _others(errors: Sequence[Mapping[str, str]]) -> str:
+    """Mean test errors of the runs' other nets and ensembles."""
+    return ", ".join(f"{name} {np.mean([float(of_run[name]) for of_run in errors]):.2f}" for name in errors[0])
 
 
 # --- anti-distillation --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ MARK = re.compile(r"<!-- measured: (\S+) -->\n+((?:\|.*\n)+)")
 """A comment that names the file of results, and the table below it."""
 CODE = re.compile(r"`[^`]*`")
 NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*\.\d+(?![\w.-])")
+
+
+RENDERED = ROOT / "docs" / "measured" / "fashion-mnist.csv"
+"""Its table is printed by a benchmark and held against that."""
 
 
 def tables(page: Path) -> Iterator[tuple[Path, str]]:
@@ -39,7 +44,25 @@ def known(path: Path) -> set[str]:
     return {f"{value:,.{digits}f}" for value in values}
 
 
-PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if list(tables(page))]
+def cells(table: str) -> list[list[str]]:
+    """Of each row but the line of dashes."""
+    rows = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()]
+    return [row for row in rows if not set("".join(row)) <= {"-", ":"}]
+
+
+def test_methods_side_by_side_are_printed_as_the_benchmark_prints_their_runs() -> None:
+    ((name, printed),) = tables(ROOT / "docs" / "supervised-methods.md")
+    assert name == RENDERED
+    side_by_side = runpy.run_path(str(ROOT / "benchmarks" / "supervised_methods.py"))["side_by_side"]
+    with RENDERED.open(newline="", encoding="utf-8") as rows:
+        assert cells(printed) == cells(side_by_side(csv.DictReader(rows)))
+
+
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if {name for name, _ in tables(page)} - {RENDERED}
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
