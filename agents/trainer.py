@@ -404,7 +404,10 @@ class Trainer(training.Trainer[Run]):
         """Measure the rate since the last time, if that is `seconds` ago and steps were made."""
         now = time.monotonic()
         since, earlier = self._pace
-        if now - since > seconds and step > earlier:
+        if step == earlier and not self._rate:
+            # The workers are still starting: that time is no part of the rate.
+            self._pace = now, step
+        elif now - since > seconds and step > earlier:
             self._rate, self._pace = (step - earlier) / (now - since), (now, step)
 
     def _scores(self, game: str, scores: Sequence[float]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import agents
 from agents.config import TrainConfig
+from agents.engines.a3c import A3CTrainer
 from agents.launch import Session
 from agents.run import resolve
 from agents.teachers.formats import load_agent
@@ -89,6 +90,16 @@ def test_the_rate_is_known_before_the_first_row_of_metrics(
     assert 0 < done < 64
     assert rate > 0.0
     assert eta == pytest.approx((64 - done) / rate)
+
+
+def test_the_rate_leaves_out_the_time_until_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = object.__new__(A3CTrainer)
+    trainer._rate, trainer._pace = 0.0, (0.0, 1000)
+    for now, step in ((40.0, 1000), (45.0, 1100), (55.0, 1400)):
+        monkeypatch.setattr("time.monotonic", lambda now=now: now)
+        trainer._measure_rate(step, 10.0)
+    # 400 steps in the 15 seconds after the last look without one.
+    assert trainer._rate == pytest.approx(400 / 15)
 
 
 def test_a_failure_is_an_error_that_says_how_to_resume(
