@@ -37,7 +37,7 @@ from envs.protocols import get_protocol
 from kfrl.compare.stats import reference_scores
 from kfrl.config import Count, Direction, Fraction, NonNegative, Positive
 from kfrl.errors import UserError
-from kfrl.flow import KnowledgeFlow, Link, dependence_weight, links_by_depth
+from kfrl.flow import KnowledgeFlow, Link, links_by_depth
 from kfrl.flow.fold import fold, foldable_layers, observations_needed
 from kfrl.flow.mixing import tensor_name
 from kfrl.flow.pool import TeacherPool
@@ -630,8 +630,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             p_student = [net.flow.layer_weights(layer)[0] for layer in net.flow.layers]
             # Like the other terms a sum over the rollout's steps, in each of which eq. 4 has it once.
             steps = len(batch.values) / batch.num_envs
-            weight = dependence_weight(progress, config.dependence_coef)
-            terms["dependence"] = steps * weight * dependence_loss(p_student)
+            terms["dependence"] = steps * config.lambda_1(progress) * dependence_loss(p_student)
         return terms
 
     def measure(self, batch: Batch, terms: Mapping[str, Tensor]) -> dict[str, float]:

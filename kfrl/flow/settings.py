@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Lt
 
 from kfrl.config import Count, NonNegative
+from kfrl.flow.schedule import dependence_weight
 from kfrl.nets.links import Link
 
 
@@ -16,7 +17,9 @@ class FlowSettings:
     """Settings of Knowledge Flow that both domains share."""
 
     dependence_coef: NonNegative = 0.1
-    """lambda_1 at the end of the run; it starts at 0 and grows linearly (the paper samples 0.05, 0.1, 0.5)."""
+    """lambda_1 at the end of the run (the paper samples 0.05, 0.1, 0.5)."""
+    dependence_schedule: Literal["linear", "constant"] = "linear"
+    """lambda_1 over the run: rises linearly from 0 (paper), or is constant at --dependence-coef (reproduction)."""
     transform: Literal["conv1x1", "dense", "low-rank"] = "conv1x1"
     """Kind of Q. dense: the paper's full matrix, 164 MB for an Atari net's conv1. conv1x1: a matrix over channels for
     maps, dense for vectors. low-rank: dense as a product of two matrices, if that is smaller."""
@@ -29,3 +32,7 @@ class FlowSettings:
     """p of the student at the start; by default equal to that of each linked teacher layer."""
     links: tuple[Link, ...] = ()
     """Links by name (YAML only); by default every hidden layer is linked to the one at the same relative depth."""
+
+    def lambda_1(self, progress: float) -> float:
+        """The weight of l_dep at `progress`, the share of the run that is over."""
+        return dependence_weight(1.0 if self.dependence_schedule == "constant" else progress, self.dependence_coef)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kfrl.config import Fraction, NonNegative, Positive
-from kfrl.flow import HandOver, KnowledgeFlow, Link, dependence_weight, links_by_depth
+from kfrl.flow import HandOver, KnowledgeFlow, Link, links_by_depth
 from kfrl.flow.fold import fold, observations_needed
 from kfrl.flow.settings import FlowSettings
 from kfrl.losses.distillation import kl_divergence
@@ -47,8 +47,6 @@ class Settings(FlowSettings, SoftTargets):
 
     kl_coef: NonNegative = 0.01
     """lambda_2, weight of the KL divergence from the previous iteration's classifier."""
-    dependence_schedule: Literal["linear", "constant"] = "linear"
-    """lambda_1 over the run: rises linearly from 0 (paper), or is constant at --dependence-coef (reproduction)."""
     layer_weights_lr: Positive = 1.0
     """Learning rate of w as a multiple of --lr (+)."""
     handover_coef: NonNegative = 1.0
@@ -158,8 +156,7 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         if net.independent:
             return terms
         p_student = [net.mixing(layer)[0] for layer in net.layers]
-        in_run = 1.0 if self.flow.dependence_schedule == "constant" else progress.in_run
-        terms["dependence"] = dependence_weight(in_run, self.flow.dependence_coef) * dependence_loss(p_student)
+        terms["dependence"] = self.flow.lambda_1(progress.in_run) * dependence_loss(p_student)
         if self.flow.handover_coef:
             alone = net.student(batch.images[rows])
             terms["handover"] = self.flow.handover_coef * kl_divergence(logits[rows].detach(), alone).mean()

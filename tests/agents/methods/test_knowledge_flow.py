@@ -22,6 +22,7 @@ from agents.teachers.formats import Card, Teacher, save_agent
 from agents.teachers.store import load_teachers
 from envs.atari import ALL_ACTIONS, AtariEnvs, Episode, identify
 from envs.protocols import get_protocol
+from kfrl.config import load_config
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link
 from kfrl.losses.actor_critic import n_step_returns
@@ -446,6 +447,15 @@ def test_the_weight_of_dependence_grows_with_the_run(
     # Three steps of two games; each step has the term once.
     term = method.losses(net, play(method, net, obs[:1].repeat(3 * ENVS, 1, 1, 1)), progress)["dependence"]
     assert term.item() == pytest.approx(3 * share * 0.2 * math.log(4), rel=1e-5, abs=1e-9)
+
+
+def test_the_reproductions_loss_has_l_dep_in_full_from_the_start(expert: Teacher, obs: Tensor) -> None:
+    reproduction = load_config(Path(__file__).parents[3] / "configs/atari/reproduction.yaml", TrainConfig)
+    method = make_method(**reproduction.methods["knowledge-flow"])
+    net = method.build(SPEC, [expert])
+    terms = method.losses(net, play(method, net, obs[:1].repeat(3 * ENVS, 1, 1, 1)), 0.0)
+    # p of the student is 0.1 / 1.1 at each layer, and a rollout has three steps.
+    assert terms["dependence"].item() == pytest.approx(3 * math.log(11))
 
 
 def test_dependence_moves_nothing_but_w(expert: Teacher, obs: Tensor) -> None:
