@@ -123,8 +123,10 @@ class ACKTRTrainer(A2CTrainer):
         super().update(rollout, updater, progress, report)
 
     def _observe(self, rollout: Rollout) -> None:
-        every = max(1, len(rollout.obs) // self.run.config.acktr.fisher_samples)
-        context = tuple(part[::every] for part in rollout.context)
+        # By chance, since at every k-th step of a rollout it would be the same games' turn.
+        order = torch.randperm(len(rollout.obs), generator=self._generator, device=self._generator.device)
+        rows = order[: self.run.config.acktr.fisher_samples].to(rollout.obs.device)
+        context = tuple(part[rows] for part in rollout.context)
         with torch.enable_grad(), self.factors.recording():
-            output = self.method.forward(self.net, rollout.obs[::every], context)
+            output = self.method.forward(self.net, rollout.obs[rows], context)
         self.factors.observe(log_likelihood(output.logits, output.values, self._generator))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +75,29 @@ def test_cold_updates_are_momentum_on_clipped_gradients_and_then_the_natural_one
         optimiser.push(grads, 0.25)
         expected = expected - 0.25 * 0.1 * momentum
         torch.testing.assert_close(shared.parameters, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_fisher_pass_sees_all_games() -> None:
+    seen: list[Tensor] = []
+    layer = nn.Linear(1, 3)
+
+    def forward(net: nn.Module, obs: Tensor, context: tuple[Tensor, ...]) -> SimpleNamespace:
+        seen.append(obs)
+        assert torch.equal(context[0], obs)
+        return SimpleNamespace(logits=net(obs.float()), values=torch.zeros(len(obs), requires_grad=True))
+
+    trainer: Any = object.__new__(ACKTRTrainer)
+    trainer.run = SimpleNamespace(config=SimpleNamespace(acktr=ACKTRConfig(fisher_samples=160)))
+    trainer.method, trainer.net = SimpleNamespace(forward=forward), layer
+    trainer.factors, trainer._generator = KroneckerFactors({"layer": layer}, {}), torch.Generator().manual_seed(1)
+    # 20 steps of 32 games, a row for each; its number says which.
+    rows = torch.arange(20 * 32).unsqueeze(1)
+    for _ in range(2):
+        trainer._observe(SimpleNamespace(obs=rows, context=(rows,)))
+    first, second = (set(obs.flatten().tolist()) for obs in seen)
+    assert len(first) == len(second) == 160
+    assert first != second
+    assert {row % 32 for row in first} == set(range(32))
 
 
 def test_a_gradient_that_is_not_finite_is_dropped() -> None:
