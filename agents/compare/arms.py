@@ -10,7 +10,7 @@ from typing import Any
 from agents.compare.records import RunRecord
 from agents.config import TrainConfig
 from envs.games import find_game
-from kfrl.compare.facts import Facts, add_words, flat, show, unique_names, varying
+from kfrl.compare.facts import Facts, add_words, flat, show, teachers_files, unique_names, varying
 from kfrl.errors import UserError, unknown
 
 SCRATCH = "a3c"
@@ -85,8 +85,9 @@ def _unread(config: TrainConfig) -> set[str]:
 def make_arms(records: Sequence[RunRecord]) -> list[Arm]:
     """Group runs into arms, scratch first.
 
-    Two runs belong to one arm if the user gave them the same name, or else if their method, teachers and settings are
-    equal. Runs whose budget or rules differ within a game are in different arms.
+    Two runs belong to one arm if the user gave them the same name; or else if their arm in a sweep and their teachers
+    are equal; or else if their method, teachers and settings are equal. Runs whose budget or rules differ within a game
+    are in different arms.
     """
     apart = _varying_within_games(records)
     grouped: dict[Hashable, list[RunRecord]] = defaultdict(list)
@@ -117,6 +118,8 @@ def _key(record: RunRecord, apart: Sequence[str]) -> Hashable:
     kept = tuple((name, facts[name]) for name in apart)
     if record.group is not None:
         return record.group, kept
+    if record.sweep is not None:
+        return record.sweep, _teachers(record.config), kept
     return record.config.label, _teachers(record.config), repr(settings(record)), kept
 
 
@@ -139,17 +142,20 @@ def _names(members: Sequence[Sequence[RunRecord]], apart: Sequence[str]) -> list
 
 
 def _short_name(record: RunRecord) -> str:
-    if record.group is not None:
-        return record.group
+    named = record.group or record.sweep
+    if named is not None:
+        return named
     sources = (find_game(name).name for name in record.config.source_names)
     return add_words(record.config.label, "+".join((*record.card.teachers, *sources)))
 
 
 def _telling(record: RunRecord, apart: Sequence[str]) -> dict[str, Any]:
     shared = shared_facts(record)
-    facts = {name: shared[name] for name in apart} | settings(record)
+    # Runs of an arm of a sweep may have other settings, so these do not distinguish it.
+    own = {} if record.sweep is not None else settings(record)
+    facts = {name: shared[name] for name in apart} | own
     # Last, because paths are long, and most arms with equal names differ in a setting.
-    files = "+".join(each[:8] for each in record.config.teacher_sha256) or record.config.teachers
+    files = teachers_files(record.config.teacher_sha256) or record.config.teachers
     return facts | {"teachers": record.config.teachers, "teacher.file": files}
 
 

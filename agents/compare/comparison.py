@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from agents.compare.arms import Arm, check_shared, describe_kinds, find_baseline, kinds_of, make_arms, settings
 from agents.compare.records import RunRecord
 from envs.games import Game
-from kfrl.compare.facts import show, varying
+from kfrl.compare.facts import show, teachers_files, varying
 from kfrl.compare.plots import STUDENT, TRAINING, series, smooth
 from kfrl.compare.stats import (
     REFERENCE_FRAMES,
@@ -426,7 +426,7 @@ def _difference_notes(arms: Sequence[Arm]) -> list[str]:
     """Notes on settings that differ, other than game, seed, method and teachers."""
     notes = []
     for arm in arms:
-        facts = [{"method": run.config.label, "teachers": run.config.teachers, **settings(run)} for run in arm.all_runs]
+        facts = [_facts_within(run) for run in arm.all_runs]
         within = [f"{name} ({_values(fact[name] for fact in facts)})" for name in varying(facts)]
         if within:
             notes.append(f"Runs of {arm.name} differ in {', '.join(within)}.")
@@ -437,6 +437,13 @@ def _difference_notes(arms: Sequence[Arm]) -> list[str]:
         )
         notes.append(f"Arms differ in {name}: {held}.")
     return notes
+
+
+def _facts_within(run: RunRecord) -> dict[str, Any]:
+    """The facts in which the runs of an arm may differ only if the user or a sweep named the arm."""
+    files = teachers_files(run.config.teacher_sha256)
+    known = {"teacher.file": files} if files else {}
+    return {"method": run.config.label, "teachers": run.config.teachers, **known, **settings(run)}
 
 
 def _values(values: Iterable[Any]) -> str:

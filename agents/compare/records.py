@@ -78,6 +78,8 @@ class RunRecord:
     """Emulator frames that its teachers were trained on; None if one is unknown."""
     group: str | None = None
     """The user's name for its arm."""
+    sweep: str | None = None
+    """Its arm's name in its sweep."""
 
     @property
     def game(self) -> str:
@@ -100,8 +102,13 @@ class RunRecord:
         return max(row[STEP] for row in self.rows)
 
 
-def read_run(path: Path, group: str | None = None) -> RunRecord:
+def read_run(path: Path, group: str | None = None, sweep: str | None = None) -> RunRecord:
     """Read one finished run.
+
+    Args:
+        path: Its folder.
+        group: The user's name for its arm.
+        sweep: Its arm's name in its sweep.
 
     Raises:
         UserError: the folder is empty, unfinished or damaged; the message gives the reason.
@@ -114,7 +121,7 @@ def read_run(path: Path, group: str | None = None) -> RunRecord:
         )
     folder.check_finished("kfrl train --resume")
     try:
-        return _read(folder, group)
+        return _read(folder, group, sweep)
     except (OSError, ValueError, csv.Error, SafetensorError) as error:
         raise UserError(f"damaged: {error}") from None
 
@@ -126,7 +133,7 @@ def _without_games(folder: RunFolder) -> bool:
         return False
 
 
-def _read(folder: RunFolder, group: str | None) -> RunRecord:
+def _read(folder: RunFolder, group: str | None, sweep: str | None) -> RunRecord:
     config = load_config(folder.config, TrainConfig)
     config = replace(config, methods=get_method(config.method_name).resolve_settings(config, method_names()))
     final = _read_scores(folder.evaluation)
@@ -149,6 +156,7 @@ def _read(folder: RunFolder, group: str | None) -> RunRecord:
         trained=_trained(folder.checkpoints),
         teacher_frames=_teacher_frames(config.teacher_names, protocol.frame_skip),
         group=group,
+        sweep=sweep,
     )
 
 

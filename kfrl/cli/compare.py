@@ -54,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.runs.folder import collect
     from kfrl.sweep.folder import member_of_sweep
 
-    records, skipped = collect(flags.runs, lambda path, group: read_run(path, group or member_of_sweep(path)))
+    records, skipped = collect(
+        flags.runs, lambda path, group: read_run(path, group, None if group else member_of_sweep(path))
+    )
     comparison = compare(records, skipped, flags.baseline, flags.allow_mixed)
     _print(comparison)
     if flags.output is not None:

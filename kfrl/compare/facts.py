@@ -41,6 +41,11 @@ def add_words(name: str, words: str) -> str:
     return f"{name[:-1]}, {words})" if name.endswith(")") else f"{name} ({words})"
 
 
+def teachers_files(checksums: Sequence[str]) -> str:
+    """The files of the teachers with these SHA-256, as short text; empty if there are none."""
+    return "+".join(each[:8] for each in checksums)
+
+
 def _telling_words(facts: Sequence[Facts]) -> list[str]:
     """For each of `facts` the values of the fewest keys that distinguish all of them, as text."""
     names = varying(facts)

@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from kfrl.compare.facts import flat, show, varying
+from kfrl.compare.facts import flat, show, teachers_files, varying
 from kfrl.compare.plots import (
     EPOCH,
     P_STUDENT,
@@ -50,7 +50,7 @@ VIDEO_BYTES = 8e6
 """A larger video is not put into the page; the page names it."""
 OPEN = 3
 """With more runs than this, the sections of runs are closed at first."""
-UNTOLD = {"run_dir", "teacher_sha256", "data_dir", "checkpoint_every", "worker_timeout"}
+UNTOLD = {"run_dir", "data_dir", "checkpoint_every", "worker_timeout"}
 """Settings that differ between runs without an effect on the results."""
 COLORS = ("#1f77b4", "#d95f02", "#2ca02c", "#c2185b", "#8e6bbf", "#8c564b", "#0097a7", "#7f7f7f", "#9e9d24", "#e377c2")
 
@@ -325,12 +325,20 @@ def _videos(run: RunFiles) -> Iterator[Video]:
 
 def differing_table(runs: Sequence[RunFiles]) -> Sheet | None:
     """The settings in which runs differ, a row for each run; None if they do not differ."""
-    facts = [{k: v for k, v in flat(run.config).items() if k not in UNTOLD} for run in runs]
+    facts = [_told(run) for run in runs]
     names = varying(facts)
     if len(runs) < 2 or not names:
         return None
     rows = [[run.name, *(show(fact.get(name, "-")) for name in names)] for run, fact in zip(runs, facts, strict=True)]
     return Sheet("Settings that differ", ["run", *names], rows, left=1 + len(names))
+
+
+def _told(run: RunFiles) -> dict[str, Any]:
+    facts = {name: value for name, value in flat(run.config).items() if name not in UNTOLD}
+    checksums = facts.pop("teacher_sha256", None)
+    if isinstance(checksums, list):
+        facts["teacher_sha256"] = teachers_files([str(each) for each in checksums])
+    return facts
 
 
 # --- the page -----------------------------------------------------------------------------------------------

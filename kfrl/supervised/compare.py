@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
-from kfrl.compare.facts import add_words, flat, show, unique_names, varying
+from kfrl.compare.facts import add_words, flat, show, teachers_files, unique_names, varying
 from kfrl.config import load_config, validated
 from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder, Skipped, left_out_notes
@@ -25,6 +25,8 @@ IDENTITY = {"data", "seed", "method", "teachers", "teacher_sha256"}
 """Settings that the name of an arm or its table shows."""
 BOOKKEEPING = {"run_dir", "data_dir", "device", "checkpoint_every", "memory_gb"}
 """Settings that do not change what is learned."""
+FILES = ("teacher.file", "data.folder")
+"""The facts of a run that say which files it learned from."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Record:
     trained: int
     group: str | None = None
     """The user's name for the run's arm."""
+    sweep: str | None = None
+    """The arm's name in the run's sweep."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -54,8 +58,8 @@ class Record:
         held = asdict(self.config)
         held |= held.pop("methods")
         known = flat({name: value for name, value in held.items() if name not in IDENTITY | BOOKKEEPING})
-        # Other teacher files, or another folder of images, make another arm also under the same name.
-        known["teacher.file"] = "+".join(each[:8] for each in self.config.teacher_sha256) or self.config.teachers
+        # FILES: other teacher files, or another folder of images, make another arm also under the same name.
+        known["teacher.file"] = teachers_files(self.config.teacher_sha256) or self.config.teachers
         known["data.folder"] = self.config.data if "/" in self.config.data else ""
         return known
 
@@ -94,8 +98,13 @@ class Comparison:
     """Remarks on the numbers, one sentence each."""
 
 
-def read_run(path: Path, group: str | None = None) -> Record:
+def read_run(path: Path, group: str | None = None, sweep: str | None = None) -> Record:
     """Read one finished run.
+
+    Args:
+        path: Its folder.
+        group: The user's name for its arm.
+        sweep: Its arm's name in its sweep.
 
     Raises:
         UserError: the folder is empty, unfinished or damaged; the message says in what.
@@ -112,7 +121,7 @@ def read_run(path: Path, group: str | None = None) -> Record:
     config = load_config(folder.config, SupervisedConfig)
     config = replace(config, methods=get_method(config.method_name).resolve_settings(config, method_names()))
     test = validated(score, Score, folder.evaluation.name)
-    return Record(path, config, read_card(folder.student), test, deployed, trained, group)
+    return Record(path, config, read_card(folder.student), test, deployed, trained, group, sweep)
 
 
 def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Comparison:
@@ -136,17 +145,25 @@ def _arms(records: Sequence[Record], data: str) -> list[Arm]:
     grouped: dict[Hashable, list[Record]] = defaultdict(list)
     for record in records:
         if record.card.data == data:
-            settings = repr(record.settings)
-            grouped[record.group or (record.config.label, record.card.teachers, settings)].append(record)
+            grouped[record.group or _key(record)].append(record)
     members = [sorted(runs, key=lambda run: (run.config.seed, str(run.path))) for runs in grouped.values()]
     firsts = [runs[0] for runs in members]
-    names = unique_names([_short_name(run) for run in firsts], [run.settings for run in firsts])
+    names = unique_names([_short_name(run) for run in firsts], [_telling(run) for run in firsts])
     arms = [Arm(name, data, tuple(runs)) for name, runs in zip(names, members, strict=True)]
     return sorted(arms, key=lambda arm: (bool(arm.runs[0].card.teachers), arm.name))
 
 
+def _key(run: Record) -> Hashable:
+    return run.sweep or (run.config.label, run.card.teachers), repr(_telling(run))
+
+
+def _telling(run: Record) -> dict[str, Any]:
+    """The facts that distinguish arms of one name. In a sweep these are files alone, because settings may be drawn."""
+    return run.settings if run.sweep is None else {name: run.settings[name] for name in FILES}
+
+
 def _short_name(run: Record) -> str:
-    return run.group or add_words(run.config.label, "+".join(run.card.teachers))
+    return run.group or run.sweep or add_words(run.config.label, "+".join(run.card.teachers))
 
 
 def _notes(data: str, arms: Sequence[Arm]) -> list[str]:

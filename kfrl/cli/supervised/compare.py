@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.supervised.compare import compare, read_run
     from kfrl.sweep.folder import member_of_sweep
 
-    comparison = compare(*collect(flags.runs, lambda path, group: read_run(path, group or member_of_sweep(path))))
+    found = collect(flags.runs, lambda path, group: read_run(path, group, None if group else member_of_sweep(path)))
+    comparison = compare(*found)
     console = table_console(markup=False)
     for data in comparison.data:
         console.print(data_sheet(comparison, data).rich())

@@ -244,6 +244,14 @@ def test_runs_of_a_named_arm_may_differ_and_it_is_said(finished_run: Build, tmp_
     assert "Unknown" not in note(compare(runs[:1]), "counted separately")
 
 
+def test_a_named_arm_says_that_its_teachers_file_was_replaced(finished_run: Build, tmp_path: Path) -> None:
+    runs = [
+        read_run(finished_run(tmp_path / name, [ord(name)], **FLOW, teacher_sha256=(name * 64,)), "mine")
+        for name in "ab"
+    ]
+    assert note(compare(runs), "Runs of mine") == "Runs of mine differ in teacher.file (aaaaaaaa / bbbbbbbb)."
+
+
 def test_a_copy_of_a_run_is_not_a_second_one(finished_run: Build, tmp_path: Path) -> None:
     first, copy, same_seed = (
         finished_run(tmp_path / name, [3.0, score]) for name, score in [("a", 4), ("b", 4), ("c", 5)]

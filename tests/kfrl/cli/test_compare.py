@@ -12,6 +12,8 @@ from PIL import Image
 
 from kfrl.cli.main import main
 from kfrl.compare.sheet import Sheet
+from kfrl.sweep.folder import SweepFolder, SweepPlan, domain_of
+from kfrl.sweep.space import Spec, make_trials
 
 Build = Callable[..., Path]
 
@@ -268,3 +270,18 @@ def test_the_best_areas_of_many_runs_stand_beside_all_of_them(
     assert "Alien, area under the training curve: mean of the top 3 runs, as papers report it" in said
     # Areas 10, 20, 30, 40 and 50: the best three are 40 in the mean.
     assert re.search(r"a3c │ 5 │ 30\.00 \+- 15\.81 │ 40\.00 │", said)
+
+
+def test_runs_of_a_sweep_whose_teacher_was_replaced_are_two_arms(
+    finished_run: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"game": "Breakout", "teachers": "zoo:seaquest", "seed": {"range": 3}, "lr": {"uniform": [0.1, 0.2]}}
+    trials = make_trials(Spec(arms={"taught": {}}, settings=settings), domain_of(SweepPlan("agents.trials", ())))
+    SweepFolder(Path("sweep")).prepare(SweepPlan("agents.trials", tuple(trials)))
+    for trial, checksum in zip(trials, ("a" * 64, "a" * 64, "b" * 64), strict=True):
+        finished_run(Path("sweep", trial.name), **{**trial.settings, "steps": 100}, teacher_sha256=(checksum,))
+    assert main(["compare", "sweep"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"taught \(teacher\.file=aaaaaaaa\) +│ +2 │", said)
+    assert re.search(r"taught \(teacher\.file=bbbbbbbb\) +│ +1 │", said)

@@ -70,6 +70,18 @@ def test_a_comparison_has_intervals_and_settings_that_differ(
     assert "run_dir" not in differing
 
 
+def test_other_teachers_files_are_settings_that_differ(finished_run: Build) -> None:
+    for name in "ab":
+        finished_run(Path("runs", name), teachers="zoo:seaquest", teacher_sha256=(name * 64,))
+    assert main(["report", "runs", "--output", "out.html"]) == 0
+    differing = text(Path("out.html").read_text()).partition("<caption>Settings that differ</caption>")[2]
+    assert re.findall(r"<t[hd][^>]*>([^<]*)</t", differing.partition("</table>")[0]) == [
+        *("run", "teacher_sha256"),
+        *("runs/a", "aaaaaaaa"),
+        *("runs/b", "bbbbbbbb"),
+    ]
+
+
 def test_names_and_notes_are_data_and_never_markup(finished_run: Build) -> None:
     run = finished_run(Path("<script>alert(1)<", "script>"), teachers="zoo:seaquest")
     config = run / "config.yaml"

@@ -91,6 +91,19 @@ def test_another_teacher_of_the_same_name_is_another_arm(finished: Build, tmp_pa
     assert any("runs of all differ in teacher.file" in note for note in one.notes)
 
 
+def test_another_teacher_in_a_sweep_is_another_arm(finished: Build) -> None:
+    good, bad = "a" * 64, "b" * 64
+    paths = [
+        finished(error, seed, teachers=("mnist",), teacher_sha256=(checksum,), lr=0.1 * seed)
+        for seed, (error, checksum) in enumerate(((5.0, good), (6.0, good), (50.0, bad)), start=1)
+    ]
+    found = compare([read_run(path, sweep="taught") for path in paths])
+    assert [(arm.name, arm.errors) for arm in found.arms] == [
+        ("taught (teacher.file=aaaaaaaa)", [5.0, 6.0]),
+        ("taught (teacher.file=bbbbbbbb)", [50.0]),
+    ]
+
+
 def test_other_images_in_a_folder_of_the_same_name_are_another_arm(finished: Build, tmp_path: Path) -> None:
     for error, folder in ((5.0, "/a/digits"), (7.0, "/b/digits"), (6.0, "/a/digits")):
         finished(error, int(error), data=folder)
