@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kfrl.config import load_config
 from kfrl.errors import UserError, missing_file, unknown, user_path
 from kfrl.nets.images.classifier import LUMA
-from kfrl.runs.folder import STUDENT_FILE
+from kfrl.runs.folder import STUDENT_FILE, RunFolder
 from kfrl.supervised.classifiers import Card, Teacher, load_classifier, read_card
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch, Normalisation
 from kfrl.supervised.data.sets import SETS, is_data_set
 
@@ -22,10 +24,10 @@ from kfrl.supervised.data.sets import SETS, is_data_set
 def find_classifier(reference: str, runs: Path) -> Path:
     """The file of a teacher; `reference` is the path of a file or of a run, or a data set of the runs below `runs`.
 
-    Of several runs on a data set, the one that is best on its validation images is chosen.
+    Of several runs on a data set, the one that is best on the validation images is chosen.
 
     Raises:
-        UserError: nothing of that name; the message names the nearest.
+        UserError: nothing of that name (the message names the nearest), or runs with different validation images.
     """
     path = user_path(reference)
     if path.is_dir():
@@ -40,7 +42,35 @@ def find_classifier(reference: str, runs: Path) -> Path:
     same = {file: card for file, card in found.items() if card.data.casefold() == reference.casefold()}
     if not same:
         raise _not_learned(reference, sorted({card.data for card in found.values()}))
+    _check_one_ranking(reference, same)
     return max(same, key=lambda file: same[file].validation_accuracy or 0.0)
+
+
+def _check_one_ranking(reference: str, found: Mapping[Path, Card]) -> None:
+    """Refuse to rank runs whose accuracies are on different validation images."""
+    best: dict[str, tuple[float, Path]] = {}
+    for file, card in found.items():
+        if card.validation_accuracy is not None:
+            images, scored = _validation_images(file.parent), (card.validation_accuracy, file.parent)
+            best[images] = max(best.get(images, scored), scored)
+    if len(best) > 1:
+        held = "; ".join(f"{run}: {100 * accuracy:.1f} % of {images}" for images, (accuracy, run) in best.items())
+        raise UserError(
+            f"Several of your runs of {reference} have accuracies on different validation images, so none is the best: "
+            f"{held}. Give the folder of one."
+        )
+
+
+def _validation_images(run: Path) -> str:
+    """The settings that determine the validation images of a run, as flags."""
+    try:
+        config = load_config(RunFolder(run).config, SupervisedConfig)
+    except UserError:
+        return "unknown images"
+    # The name of a set may be spelt in several ways; folders of the same name are different sets.
+    folder = f"--data {config.data} " if "/" in config.data else ""
+    count = "" if config.train_images is None else f" --train-images {config.train_images}"
+    return f"{folder}--validation {config.validation:g}{count}"
 
 
 def _not_learned(reference: str, learned: Sequence[str]) -> UserError:

@@ -8,10 +8,12 @@ from torch import nn
 
 from agents.teachers.formats import Card as AgentCard
 from agents.teachers.formats import save_agent
+from kfrl.config import dump_config
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
 from kfrl.nets.images.registry import make_net
 from kfrl.supervised.classifiers import Card, Teacher, load_classifier, save_classifier
+from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.batches import Batch, Normalisation
 from kfrl.supervised.teachers import LUMA, Adapter, adapt, find_classifier, load_classifiers, teacher_logits
 
@@ -101,6 +103,39 @@ def runs(tmp_path: Path) -> Path:
 
 def test_a_data_set_means_its_best_run_on_validation_images(runs: Path) -> None:
     assert find_classifier("Pets", runs) == runs / "pets" / "baseline" / "1" / "student.safetensors"
+
+
+def with_config(run: Path, **settings: object) -> None:
+    (run / "config.yaml").write_text(dump_config(replace(SupervisedConfig(data="pets"), **settings)))
+
+
+def test_runs_with_other_validation_images_are_not_ranked(runs: Path) -> None:
+    first, second, unscored = (runs / "pets" / "baseline" / number for number in "012")
+    with_config(first)
+    with_config(second, validation=0.5, train_images=100)
+    with_config(unscored, validation=0.0)
+    with pytest.raises(UserError) as refused:
+        find_classifier("pets", runs)
+    said = str(refused.value)
+    assert f"{first}: 60.0 % of --validation 0.1;" in said
+    assert f"{second}: 90.0 % of --validation 0.5 --train-images 100." in said
+    assert "Give the folder of one" in said
+    assert str(unscored) not in said
+    assert find_classifier(str(second), runs) == second / "student.safetensors"
+
+
+def test_folders_of_images_of_one_name_are_not_ranked(runs: Path) -> None:
+    first, second = (runs / "pets" / "baseline" / number for number in "01")
+    with_config(first, data="/a/pets")
+    with_config(second, data="/b/pets")
+    with pytest.raises(UserError, match=r"60\.0 % of --data /a/pets --validation 0\.1; .* 90\.0 % of --data /b/pets"):
+        find_classifier("pets", runs)
+
+
+def test_runs_with_the_same_validation_images_are_ranked(runs: Path) -> None:
+    for number in "01":
+        with_config(runs / "pets" / "baseline" / number, validation=0.2, seed=int(number), lr=0.5)
+    assert find_classifier("pets", runs) == runs / "pets" / "baseline" / "1" / "student.safetensors"
 
 
 def test_a_run_and_a_file_are_found_by_their_path(runs: Path) -> None:
