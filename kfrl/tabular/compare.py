@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student_t
 
-from kfrl.compare.facts import add_words, show, unique_names, varying
+from kfrl.compare.facts import add_words, show, teachers_files, unique_names, varying
 from kfrl.config import load_config
 from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder, Skipped, left_out_notes
@@ -24,7 +24,7 @@ from kfrl.tabular.run import ERROR, RMSE
 from kfrl.tabular.students import Card, read_card
 from kfrl.tabular.teachers import teacher_label
 
-IDENTITY = {"data", "seed", "method", "teacher", "splits"}
+IDENTITY = {"data", "seed", "method", "teacher", "teacher_sha256", "splits"}
 BOOKKEEPING = {"run_dir", "data_dir"}
 SAME_SPLITS = ("test", "train_cases", "seed", "target")
 
@@ -59,7 +59,14 @@ class Record:
                 known |= {f"{name}.{key}": inner for key, inner in value.items()}
             elif name not in IDENTITY | BOOKKEEPING:
                 known[name] = value
+        # Another file makes another arm also under the same name.
+        known["teacher.file"] = teachers_files(self.config.teacher_sha256) or self.config.teacher
         return known
+
+    @property
+    def table_path(self) -> str:
+        """The path of the table's file; empty for a table with a name of its own."""
+        return self.config.data if "/" in self.config.data else ""
 
     @property
     def label(self) -> str:
@@ -191,8 +198,9 @@ def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Compa
         UserError: there is no run.
     """
     left_out = left_out_notes(records, skipped)
-    data = sorted({run.card.data for run in records})
-    arms = [arm for name in data for arm in _arms([run for run in records if run.card.data == name], name)]
+    tables = _tables(records)
+    data = sorted(tables)
+    arms = [arm for name in data for arm in _arms(tables[name], name)]
     notes = [
         "Errors and RMSE are means over splits, on test cases that were used for no training and no choice; +- is the "
         "standard deviation over splits. Splits of one table share cases: an interval is that of Nadeau and Bengio.",
@@ -200,6 +208,18 @@ def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Compa
         *left_out,
     ]
     return Comparison(tuple(arms), tuple(data), tuple(notes))
+
+
+def _tables(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The runs of each table, by its name; tables of the same name are called by their paths."""
+    paths: dict[str, set[str]] = defaultdict(set)
+    for run in records:
+        paths[run.card.data].add(run.table_path)
+    tables: dict[str, list[Record]] = defaultdict(list)
+    for run in records:
+        name = run.card.data
+        tables[name if len(paths[name]) == 1 else run.table_path or name].append(run)
+    return tables
 
 
 def _arms(records: Sequence[Record], data: str) -> list[Arm]:

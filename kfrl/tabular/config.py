@@ -85,6 +85,8 @@ class TabularConfig:
     teacher: str = ""
     """bagging, arc-fs, arc-x4 (trees), library (ensemble selection), or the path of a run of kfrl tabular on the same
     training cases. Default: arc-fs for born-again-tree, library for compression."""
+    teacher_sha256: tuple[str, ...] = ()
+    """SHA-256 of the teacher's file, as a run's config.yaml has it; another file is refused. Empty: no check."""
     splits: Count = 1
     """Number of random splits into training and test cases. The student of the first split is kept."""
     test: Share = 0.1

@@ -17,7 +17,7 @@ from kfrl.errors import UserError
 from kfrl.runs.atomic import write_text
 from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.metrics import STEP, MetricsWriter, read_metrics
-from kfrl.runs.provenance import commit
+from kfrl.runs.provenance import check_pinned, commit
 from kfrl.seeding import stream
 from kfrl.tabular.config import TabularConfig
 from kfrl.tabular.methods.base import Learned, SplitTask
@@ -74,12 +74,16 @@ def resolve(config: TabularConfig) -> Run:
             f"cases in {len(table.classes)} classes. Give {len(table.classes)} to {rest:,}."
         )
     teacher = find_teacher(config, table)
+    found = [teacher] if teacher is not None else []
+    checksums = tuple(one.sha256 for one in found)
+    check_pinned([one.path for one in found], checksums, config.teacher_sha256)
     known = config.data.casefold() in SETS or config.data.casefold().startswith("openml:")
     config = replace(
         config,
         data=config.data if known else str(Path(config.data).expanduser().absolute()),
         data_dir=config.data_dir and config.data_dir.expanduser().absolute(),
         teacher=config.teacher_name if teacher is None else str(teacher.path.resolve()),
+        teacher_sha256=checksums,
     )
     folder = RunFolder(config.run_dir or _default_folder(config, table.name))
     return Run(replace(config, run_dir=folder.path), table, teacher, folder)
@@ -159,7 +163,7 @@ def train(run: Run, display: Display | None = None) -> dict[str, Any]:
     finally:
         writer.close()
     _tell(display, run, len(rows), "done", tuple(row[ERROR] for row in rows))
-    result = summarise(rows)
+    result = {**summarise(rows), "teacher_sha256": list(run.config.teacher_sha256)}
     run.folder.write_evaluation(result)
     return result
 
@@ -228,6 +232,7 @@ def _keep(run: Run, student: Tree | Net, preparation: Preparation, row: Mapping[
         arch=student.arch if isinstance(student, Net) else None,
         method=config.method,
         teacher=config.teacher_name,
+        teacher_sha256=config.teacher_sha256,
         seed=config.seed,
         test=config.test,
         train_cases=config.train_cases,

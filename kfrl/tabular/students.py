@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kfrl.errors import UserError
 from kfrl.nets import build_net
 from kfrl.runs.cards import load_tensors, read_net, write_net
+from kfrl.runs.provenance import sha256
 from kfrl.tabular.tables import Attribute, Preparation
 from kfrl.tabular.trees import Tree
 
@@ -65,6 +66,8 @@ class Card:
     """The argument of `build_net`; None for a tree."""
     method: str = "unknown"
     teacher: str = "none"
+    teacher_sha256: tuple[str, ...] = ()
+    """Checksum of the teacher's file; empty for a teacher that the run trained itself."""
     seed: int | None = None
     test: float | None = None
     """Share of the table's cases that are test cases."""
@@ -87,6 +90,11 @@ class Loaded:
     student: Tree | Net
     card: Card
     path: Path
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of its file."""
+        return sha256(self.path)
 
     def predict(self, values: Numbers) -> Numbers:
         """Values of a table's cases (n, attributes), as `values_like` gives them -> probabilities (n, classes)."""

@@ -132,4 +132,7 @@ def recoded(values: Values, attributes: Sequence[Attribute], wanted: Sequence[At
 def teacher_label(config: TabularConfig) -> str:
     """The teacher's name in folder names and tables."""
     name = config.teacher_name
-    return name if name in (*NAMES, "none") else Path(name).resolve().name.removesuffix(".safetensors")
+    if name in (*NAMES, "none"):
+        return name
+    path = Path(name).resolve()
+    return path.parent.name if path.name == STUDENT_FILE else path.name.removesuffix(".safetensors")

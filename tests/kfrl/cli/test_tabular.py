@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from kfrl.cli.main import main
+from kfrl.config import load_config
+from kfrl.runs.folder import collect
+from kfrl.runs.provenance import sha256
 from kfrl.tabular import ensembles
-from kfrl.tabular.compare import corrected_interval
+from kfrl.tabular.compare import compare, corrected_interval, difference, read_run
 from kfrl.tabular.config import TabularConfig
 from kfrl.tabular.run import resolve, split_of, train
 from kfrl.tabular.students import load_student
@@ -103,6 +106,64 @@ def test_compression_with_every_way(here: Path, monkeypatch: pytest.MonkeyPatch)
     flags = ["--teacher", "runs/net", "--run-dir", "runs/tree"]
     assert run(*flags) == 0
     assert main(["tabular", "train", "--data", "things.csv", *SMALL, *flags, "--seed", "2"]) == 2
+
+
+def taught(number: int, teacher: str, data: str = "things.csv", splits: int = 1) -> int:
+    flags = ["--teacher", teacher, "--splits", str(splits), "--run-dir", f"runs/{number}"]
+    return main(["tabular", "train", "--data", data, *SMALL, *flags])
+
+
+def test_teachers_of_one_name_are_two_arms(here: Path) -> None:
+    assert run("--method", "cart", "--run-dir", "good/teacher") == 0
+    assert run("--run-dir", "bad/teacher") == 0
+    assert taught(1, "good/teacher") == taught(2, "good/teacher") == taught(3, "bad/teacher") == 0
+    first, last = (sha256(here / name / "teacher/student.safetensors")[:8] for name in ("good", "bad"))
+    found = compare(*collect(["runs"], read_run))
+    assert {arm.name: len(arm.runs) for arm in found.arms} == {
+        f"born-again-tree (teacher, teacher.file={first})": 2,
+        f"born-again-tree (teacher, teacher.file={last})": 1,
+    }
+    named = compare(*collect(["all=runs"], read_run))
+    assert [len(arm.runs) for arm in named.arms] == [3]
+    assert "things: runs of all differ in teacher.file." in named.notes
+
+
+def test_tables_of_one_name_are_two_tables(here: Path) -> None:
+    text = Path("things.csv").read_text().splitlines(keepends=True)
+    for folder, rows in (("x", text), ("y", text[:80])):
+        Path(folder).mkdir()
+        Path(folder, "things.csv").write_text("".join(rows))
+        for method in ("cart", "born-again-tree"):
+            flags = ["--method", method, "--splits", "2", "--run-dir", f"runs/{folder}/{method}"]
+            assert main(["tabular", "train", "--data", f"{folder}/things.csv", *SMALL, *flags]) == 0
+    found = compare(*collect(["runs"], read_run))
+    assert found.data == tuple(str(here / folder / "things.csv") for folder in "xy")
+    for data in found.data:
+        (tree,) = [arm for arm in found.arms if arm.data == data and arm.name.startswith("born-again")]
+        base = found.base(data)
+        assert base is not None
+        assert base.runs[0].path.parent == tree.runs[0].path.parent
+        assert difference(tree, base) is not None
+
+
+def test_a_run_keeps_to_the_file_of_its_teacher(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--method", "cart", "--run-dir", "good") == 0
+    assert run("--method", "cart", "--run-dir", "bad", "--seed", "2") == 0
+    Path("other.csv").write_text(Path("things.csv").read_text())
+    before = sha256(here / "good/student.safetensors")
+    assert taught(1, "good", "other.csv", splits=2) == 0
+    assert load_student(here / "runs/1/student.safetensors").card.teacher_sha256 == (before,)
+    assert json.loads(Path("runs/1/eval.json").read_text())["teacher_sha256"] == [before]
+    assert load_config(here / "runs/1/config.yaml", TabularConfig).teacher_sha256 == (before,)
+    shutil.copy("bad/student.safetensors", "good/student.safetensors")
+    Path("runs/1/eval.json").unlink()
+    assert main(["tabular", "train", "--resume", "runs/1"]) == 2
+    assert f"and the config says {before}. Restore the file" in capsys.readouterr().err
+    assert main(["tabular", "train", "--config", "runs/1/config.yaml", "--run-dir", "runs/2"]) == 2
+    again = ["--config", "runs/1/config.yaml", "--run-dir", "runs/2", "--teacher-sha256"]
+    assert main(["tabular", "train", *again]) == 0
 
 
 def test_splits_follow_from_the_seed_alone(here: Path) -> None:
