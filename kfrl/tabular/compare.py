@@ -6,12 +6,11 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from scipy.stats import t as student_t
 
 from kfrl.compare.facts import add_words, show, teachers_files, unique_names, varying
@@ -115,9 +114,12 @@ class Difference:
     """Errors of one arm minus another's on the same test cases, in percentage points."""
 
     mean: float
-    low: float
-    high: float
     splits: int
+    low: float | None = None
+    """Low and high: the 95 % interval; None if the difference is equal in all splits."""
+    high: float | None = None
+    p: float | None = None
+    """Two-sided p value of the test that gives the interval."""
 
 
 @dataclass(frozen=True)
@@ -152,34 +154,43 @@ def read_run(path: Path, group: str | None = None) -> Record:
     return Record(path, config, read_card(folder.student), tuple(rows), model, group)
 
 
-def corrected_interval(differences: Sequence[float], test: float) -> tuple[float, float]:
-    """95 % interval of the mean of differences over repeated random splits (Nadeau and Bengio 2003).
+def corrected_difference(gaps: Sequence[float], ratio: float) -> Difference:
+    """The mean of differences over repeated random splits, by the corrected t test of Nadeau and Bengio (2003).
 
     Splits share cases, so their differences are not independent: the variance of the mean is
     s^2 (1/n + n_test / n_train), with Student's t of n - 1 degrees of freedom.
 
     Args:
-        differences: (n,), n >= 2.
-        test: Share of the test cases; the others are training cases.
+        gaps: (n,), n >= 2.
+        ratio: n_test / n_train.
     """
-    count = len(differences)
-    spread = statistics.stdev(differences) * math.sqrt(1 / count + test / (1 - test))
+    count, middle = len(gaps), statistics.fmean(gaps)
+    # Equal differences may differ by rounding.
+    if max(gaps) - min(gaps) < 1e-9:
+        return Difference(middle, count)
+    spread = statistics.stdev(gaps) * math.sqrt(1 / count + ratio)
     reach = float(student_t.ppf(0.975, count - 1)) * spread
-    middle = statistics.fmean(differences)
-    return middle - reach, middle + reach
+    p_value = 2 * float(student_t.sf(abs(middle) / spread, count - 1))
+    return Difference(middle, count, middle - reach, middle + reach, p_value)
 
 
 def difference(arm: Arm, base: Arm) -> Difference | None:
     """`arm` minus `base` on the splits that both have; None with fewer than two."""
     ours, theirs = (
-        {name: row[ERROR] for run in one.runs for name, row in zip(run.split_names, run.rows, strict=True)}
+        {name: (run, row) for run in one.runs for name, row in zip(run.split_names, run.rows, strict=True)}
         for one in (arm, base)
     )
     shared = [name for name in ours if name in theirs]
     if arm is base or len(shared) < 2:
         return None
-    gaps = [ours[name] - theirs[name] for name in shared]
-    return Difference(float(np.mean(gaps)), *corrected_interval(gaps, arm.runs[0].config.test), len(shared))
+    gaps = [ours[name][1][ERROR] - theirs[name][1][ERROR] for name in shared]
+    return corrected_difference(gaps, statistics.fmean(_ratio(*ours[name]) for name in shared))
+
+
+def _ratio(run: Record, row: Mapping[str, float]) -> float:
+    """Test cases / training cases of a split. Runs of earlier versions did not write the latter."""
+    rest = row["test/cases"] * (1 - run.config.test) / run.config.test
+    return row["test/cases"] / row.get("train/cases", run.config.train_cases or rest)
 
 
 def share_of_gain(arm: Arm, name: str) -> float | None:
@@ -203,7 +214,8 @@ def compare(records: Sequence[Record], skipped: Sequence[Skipped] = ()) -> Compa
     arms = [arm for name in data for arm in _arms(tables[name], name)]
     notes = [
         "Errors and RMSE are means over splits, on test cases that were used for no training and no choice; +- is the "
-        "standard deviation over splits. Splits of one table share cases: an interval is that of Nadeau and Bengio.",
+        "standard deviation over splits. Splits of one table share cases: an interval and its p are those of Nadeau "
+        "and Bengio's corrected t test; there is none of a difference that is equal in all splits.",
         *(note for name in data for note in _notes([arm for arm in arms if arm.data == name], name)),
         *left_out,
     ]

@@ -203,7 +203,7 @@ def _score(learned: Learned, task: SplitTask, cases: Any, labels: Labels) -> dic
     row = {name: value for name, value in _measures("", learned.student.predict(columns), labels)}
     for name, predict in learned.others.items():
         row |= dict(_measures(f"_{name}", predict(cases), labels))
-    row["test/cases"] = float(len(labels))
+    row |= {"test/cases": float(len(labels)), "train/cases": float(len(task.labels))}
     student = learned.student
     if isinstance(student, Tree):
         row |= {"model/leaves": float(student.leaves), "model/depth": float(student.depth)}

@@ -13,7 +13,7 @@ from kfrl.errors import UserError
 
 if TYPE_CHECKING:
     from kfrl.compare.sheet import Sheet
-    from kfrl.tabular.compare import Arm, Comparison
+    from kfrl.tabular.compare import Arm, Comparison, Difference
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _sheets(comparison: Comparison, data: str) -> Iterator[Sheet]:
     arms = [arm for arm in comparison.arms if arm.data == data]
     base = comparison.base(data)
     columns = ["arm", "splits", "error, %", "teacher's\nerror, %", "leaves", "RMSE"]
-    columns += [f"minus {base.name},\npoints [95 %]"] if base else []
+    columns += [f"minus {base.name},\npoints [95 %]", "p"] if base else []
     columns += ["survey's\nerror, %"]
     yield Sheet(f"{data}: test errors", columns, [_row(arm, base) for arm in arms])
     rows = [row for arm in arms for row in _beside(arm)]
@@ -76,7 +76,6 @@ def _sheets(comparison: Comparison, data: str) -> Iterator[Sheet]:
 def _row(arm: Arm, base: Arm | None) -> list[str]:
     import statistics
 
-    from kfrl.cli.sheets import NONE
     from kfrl.tabular.compare import SURVEY, difference
     from kfrl.tabular.run import ERROR, RMSE
 
@@ -90,9 +89,18 @@ def _row(arm: Arm, base: Arm | None) -> list[str]:
     ]
     row += [_number(arm.model("leaves"), ".1f"), _number(arm.mean(RMSE), ".4f")]
     if base is not None:
-        gap = difference(arm, base)
-        row.append(NONE if gap is None else f"{gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]")
+        row += _difference(difference(arm, base))
     return [*row, _number(SURVEY.get(arm.data, {}).get(arm.runs[0].label), ".1f")]
+
+
+def _difference(gap: Difference | None) -> list[str]:
+    """A difference with its interval, and its p value."""
+    from kfrl.cli.sheets import NONE
+
+    if gap is None:
+        return [NONE, NONE]
+    interval = "" if gap.low is None else f" [{gap.low:+.2f}, {gap.high:+.2f}]"
+    return [f"{gap.mean:+.2f}{interval}", _number(gap.p, ".3f")]
 
 
 def _beside(arm: Arm) -> Iterator[list[str]]:

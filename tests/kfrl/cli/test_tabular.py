@@ -1,6 +1,8 @@
 import csv
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ from kfrl.config import load_config
 from kfrl.runs.folder import collect
 from kfrl.runs.provenance import sha256
 from kfrl.tabular import ensembles
-from kfrl.tabular.compare import compare, corrected_interval, difference, read_run
+from kfrl.tabular.compare import Difference, Record, compare, corrected_difference, difference, read_run
 from kfrl.tabular.config import TabularConfig
-from kfrl.tabular.run import resolve, split_of, train
+from kfrl.tabular.run import ERROR, resolve, split_of, train
 from kfrl.tabular.students import load_student
 
 SMALL = ["--trees", "5", "--node-cases", "60", "--folds", "3", "--updates", "60", "--hidden", "4", "--test", "0.25"]
@@ -183,9 +185,50 @@ def test_train_is_a_function(here: Path) -> None:
     assert load_student(here / "run/student.safetensors").card.classes == ("big", "small")
 
 
-def test_the_interval_of_repeated_splits_by_hand() -> None:
-    # Of -1, 0, 1: s = 1, 1/3 + 1/9 = 4/9, so 2/3 times t(0.975, 2) = 4.303.
-    assert corrected_interval([-1.0, 0.0, 1.0], 0.1) == pytest.approx((-2.869, 2.869), abs=1e-3)
+def test_the_interval_and_p_of_repeated_splits_by_hand() -> None:
+    # Of 0, 1, 2: s = 1, 1/3 + 1/9 = 4/9, so 2/3 times t(0.975, 2) = 4.303; of two degrees of freedom
+    # p = 1 - t / sqrt(2 + t^2), with t = 1.5.
+    found = corrected_difference([0.0, 1.0, 2.0], 1 / 9)
+    assert (found.mean, found.splits) == (1.0, 3)
+    assert (found.low, found.high) == pytest.approx((1 - 2.869, 1 + 2.869), abs=1e-3)
+    assert found.p == pytest.approx(1 - 1.5 / math.sqrt(4.25))
+
+
+def test_a_difference_that_is_equal_in_all_splits_has_no_interval(here: Path) -> None:
+    assert corrected_difference([0.0] * 10, 1 / 9) == Difference(0.0, 10)
+    # 0.1 + 0.2 is not 0.3, and 0.3 - 0.1 is not 0.2.
+    assert corrected_difference([0.2, 0.3 - 0.1], 1 / 9).low is None
+    for folder in ("runs/one", "second"):
+        assert run("--method", "cart", "--splits", "3", "--run-dir", folder) == 0
+    assert main(["tabular", "compare", "runs", "second=second", "--output", "tables"]) == 0
+    (row,) = [line for line in Path("tables/comparison.md").read_text().splitlines() if line.startswith("| second")]
+    assert [cell.strip() for cell in row.split("|")[7:9]] == ["+0.00", "-"]
+
+
+def test_the_interval_knows_how_many_cases_were_learned_from(here: Path) -> None:
+    for method in ("cart", "born-again-tree"):
+        flags = ["--splits", "4", "--train-cases", "30", "--seed", "3", "--run-dir", f"runs/{method}"]
+        assert run("--method", method, *flags) == 0
+    cart, tree = compare(*collect(["runs"], read_run)).arms
+    assert [row["test/cases"] for row in tree.runs[0].rows] == [30.0] * 4
+    assert [row["train/cases"] for row in tree.runs[0].rows] == [30.0] * 4
+    gaps = [one - other for one, other in zip(tree.values(ERROR), cart.values(ERROR), strict=True)]
+    # As many test cases as training cases, although a quarter of the table is for the test.
+    assert len(set(gaps)) > 1
+    assert difference(tree, cart) == corrected_difference(gaps, 1.0)
+    # Runs of earlier versions did not write how many they learned from.
+    earlier = [replace(arm, runs=tuple(without(run, "train/cases") for run in arm.runs)) for arm in (tree, cart)]
+    assert difference(*earlier) == corrected_difference(gaps, 1.0)
+    whole = [replace(arm, runs=tuple(on_all(run) for run in arm.runs)) for arm in earlier]
+    assert difference(*whole) == corrected_difference(gaps, 0.25 / 0.75)
+
+
+def without(run: Record, name: str) -> Record:
+    return replace(run, rows=tuple({key: value for key, value in row.items() if key != name} for row in run.rows))
+
+
+def on_all(run: Record) -> Record:
+    return replace(run, config=replace(run.config, train_cases=None))
 
 
 @pytest.mark.parametrize(
