@@ -8,7 +8,7 @@ from pathlib import Path
 from kfrl.errors import UserError, shortened
 from kfrl.supervised.classifiers import Card
 from kfrl.supervised.config import SupervisedConfig
-from kfrl.supervised.data.batches import Images, split_off
+from kfrl.supervised.data.batches import Images
 from kfrl.supervised.data.sets import is_data_set, load_data
 
 
@@ -57,6 +57,6 @@ def _loaded(
             f"{count:,} of the teacher's images are not possible: {name} has {len(data.train):,} training images in "
             f"{len(classes)} classes. Give {len(classes)} to {len(data.train):,}."
         )
-    rows, kept_back = split_off(data.train.labels, 0.0 if data.validation is not None else share, count=count)
+    rows, kept_back = data.split(0.0 if data.validation is not None else share, count)
     validation = data.train.take(kept_back) if data.validation is None else data.validation
     return data.train.take(rows), validation, data.test

@@ -23,7 +23,7 @@ from kfrl.runs.provenance import check_pinned, commit
 from kfrl.supervised.answers import read_answers
 from kfrl.supervised.classifiers import Card, Teacher, save_classifier
 from kfrl.supervised.config import SupervisedConfig
-from kfrl.supervised.data.batches import Images, Loader, Normalisation, split_off
+from kfrl.supervised.data.batches import Images, Loader, Normalisation
 from kfrl.supervised.data.sets import Data, absolute, load_data
 from kfrl.supervised.methods import get_method, method_names
 from kfrl.supervised.methods.base import AnyMethod, Task
@@ -197,9 +197,9 @@ def _divide(data: Data, config: SupervisedConfig) -> tuple[Images, Images, Tenso
             f"classes. Give {classes} to {len(images):,}."
         )
     if data.validation is not None and config.validation:
-        rows = split_off(images.labels, 0.0, count=count)[0]
+        rows = data.split(0.0, count)[0]
         return images.take(rows), data.validation, rows
-    rows, kept_back = split_off(images.labels, config.validation, count=count)
+    rows, kept_back = data.split(config.validation, count)
     if config.validation and not len(kept_back):
         raise UserError(
             f"--validation {config.validation:g} of {len(rows):,} training images in {classes} classes gives no image "

@@ -239,10 +239,11 @@ def split_off(
 
     Every class has one order of its rows, independent of other classes. Held-back rows are taken from its front,
     training rows from its back. So with fewer rows (`count`), or in a set that lacks a class, no training row is held
-    back elsewhere with the same share.
+    back elsewhere with the same share. A set whose labels are renumbered, or that has further rows of a class, gives
+    its images other numbers here to keep that order: see `Data.groups`.
 
     Args:
-        labels: (N,), not negative.
+        labels: (N,), not negative: the classes, or `Data.groups`.
         share: In [0, 1). A class has at least one training row.
         purpose: The use of the held-back rows.
         count: Number of rows in all, up to rounding in each class. Default: all.

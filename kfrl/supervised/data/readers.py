@@ -32,6 +32,8 @@ class Content(NamedTuple):
     """The data set's own validation images."""
     notes: tuple[str, ...] = ()
     """Remarks on the files, one line each."""
+    groups: torch.Tensor | None = None
+    """See `Data.groups`."""
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kfrl.errors import UserError, shortened, unknown, user_path
 from kfrl.supervised.config import Augment
@@ -80,11 +81,21 @@ class Data:
     """The data set's own validation images."""
     notes: tuple[str, ...] = ()
     """Remarks on the files."""
+    groups: Tensor | None = None
+    """(N,) int64, the group of each training image, which names its order in `split`. Default: its label."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.train.shape
+
+    def split(self, share: float, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """Rows of the training images to learn from, and rows that are held back; see `split_off`."""
+        return split_off(_groups(self), share, count=count)
+
+
+def _groups(data: Data) -> Tensor:
+    return data.train.labels if data.groups is None else data.groups
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -116,7 +127,9 @@ def _cifar(classes: tuple[str, ...], train: Sequence[str], test: str, labels: in
 def _svhn(parts: Sequence[str], files: Files) -> Content:
     train = [read_svhn(files[f"{part}_32x32.mat"]) for part in parts]
     whole = Images(torch.cat([part.pixels for part in train]), torch.cat([part.labels for part in train]))
-    return Content(whole, read_svhn(files["test_32x32.mat"]), DIGITS)
+    # Each part is split apart, so that the extra images do not change which of the others are held back.
+    groups = torch.cat([part.labels + len(DIGITS) * index for index, part in enumerate(train)])
+    return Content(whole, read_svhn(files["test_32x32.mat"]), DIGITS, groups=groups)
 
 
 def _stl10(files: Files) -> Content:
@@ -374,7 +387,7 @@ def _load_set(name: str, data_dir: Path | None, image_size: int | None) -> Data:
         _check(name, known, split, count, files)
     train, test = (split if image_size is None else resized(split, image_size) for split in (held.train, held.test))
     notes = (*notes, *held.notes)
-    return Data(name, known.title, held.classes, train, test, known.augment, known.net, notes=notes)
+    return Data(name, known.title, held.classes, train, test, known.augment, known.net, notes=notes, groups=held.groups)
 
 
 def _check(name: str, known: ImageSet, split: Images, count: int, files: Files) -> None:
@@ -416,8 +429,11 @@ def _half(data: Data, half: str) -> Data:
     middle = len(data.classes) // 2
     first, end = (0, middle) if half == "-half" else (middle, len(data.classes))
 
+    def inside(images: Images) -> Tensor:
+        return (images.labels >= first) & (images.labels < end)
+
     def of(images: Images) -> Images:
-        taken = images.take((images.labels >= first) & (images.labels < end))
+        taken = images.take(inside(images))
         return replace(taken, labels=taken.labels - first)
 
     return replace(
@@ -427,6 +443,7 @@ def _half(data: Data, half: str) -> Data:
         train=of(data.train),
         test=of(data.test),
         validation=data.validation and of(data.validation),
+        groups=_groups(data)[inside(data.train)],
     )
 
 
@@ -435,7 +452,8 @@ def _without(data: Data, missing: str) -> Data:
     if missing.casefold() not in folded:
         raise unknown(f"class of {data.title}", missing, data.classes)
     label = folded.index(missing.casefold())
-    train = data.train.take(data.train.labels != label)
+    others = data.train.labels != label
+    train = data.train.take(others)
     note = f"no training image is of class {data.classes[label]}; {len(train):,} training images are left"
     return replace(
         data,
@@ -443,4 +461,5 @@ def _without(data: Data, missing: str) -> Data:
         train=train,
         validation=data.validation and data.validation.take(data.validation.labels != label),
         notes=(*data.notes, note),
+        groups=_groups(data)[others],
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kfrl.supervised.data.batches import Images, Loader, Normalisation, random_crop, split_off
+from kfrl.supervised.data.sets import load_data
 
 
 def images(count: int, channels: int = 1, size: int = 4) -> Images:
@@ -106,6 +107,27 @@ def test_no_image_is_learned_from_in_one_run_and_kept_back_in_another() -> None:
     sizes = [len(one) + len(other) for one, other in zip(learned, kept_back, strict=True)]
     assert sizes == pytest.approx([770, 3, 20, 77, 200, 500, 769, 770, 647], abs=2), "up to rounding in each class"
     assert splits[4][1].tolist() != splits[4][0].tolist()[: len(splits[4][1])]
+
+
+PARTS = ("", "-half", "-other-half", "-no-7", "-half-no-2", "-other-half-no-7")
+
+
+def test_no_image_of_a_part_of_a_set_is_learned_from_in_one_run_and_kept_back_in_another() -> None:
+    splits = []
+    for name in PARTS:
+        data = load_data(f"digits{name}")
+        splits.append([{image.numpy().tobytes() for image in data.train.pixels[rows]} for rows in data.split(0.1)])
+    assert [len(kept_back) for _, kept_back in splits] == [144, 73, 71, 130, 59, 57]
+    for (learned, _), (_, kept_back) in itertools.product(splits, splits):
+        assert not learned & kept_back
+
+
+def test_the_split_of_a_set_and_of_its_first_half_is_that_of_the_labels() -> None:
+    """Earlier runs were split so."""
+    for name in PARTS[:2]:
+        data = load_data(f"digits{name}")
+        for now, earlier in zip(data.split(0.1, 500), split_off(data.train.labels, 0.1, count=500), strict=True):
+            assert torch.equal(now, earlier)
 
 
 def test_the_test_and_validation_are_drawn_from_streams_of_their_own() -> None:

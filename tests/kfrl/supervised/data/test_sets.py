@@ -303,6 +303,22 @@ def test_svhn_learns_from_its_extra_images_too(tmp_path: Path, monkeypatch: pyte
         assert loaded.test.labels.tolist() == [2, 2]
 
 
+def test_svhn_extra_keeps_back_the_images_that_svhn_keeps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "svhn").mkdir()
+    counts = {"train": 60, "test": 10, "extra": 200}
+    for part, count in counts.items():
+        content = {"X": random_bytes(32, 32, 3, count), "y": (np.arange(count) % 10 + 1)[:, None]}
+        savemat(tmp_path / "svhn" / f"{part}_32x32.mat", content)
+    for name, count in (("svhn", 60), ("svhn-extra", 260)):
+        monkeypatch.setitem(SETS, name, replace(SETS[name], counts=(count, 10)))
+    for part in ("", "-half", "-other-half"):
+        plain, more = load_data(f"svhn{part}", tmp_path), load_data(f"svhn-extra{part}", tmp_path)
+        for split, extra in zip(plain.split(0.2), more.split(0.2), strict=True):
+            # The images of the plain set come first.
+            assert split.tolist() == extra[extra < len(plain.train)].tolist()
+        assert torch.bincount(more.train.labels[more.split(0.2)[1]]).tolist() == [5] * len(more.classes)
+
+
 def test_svhn_of_matlab_7_3_says_so(tmp_path: Path) -> None:
     header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64, HDF5 schema 1.00 .".ljust(116) + bytes(8) + b"\0\2IM"
     path = tmp_path / "train_32x32.mat"
