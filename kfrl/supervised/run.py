@@ -17,9 +17,10 @@ from kfrl.errors import UserError
 from kfrl.nets import arch_of
 from kfrl.nets.images.registry import arch_of as arch_named
 from kfrl.registry import exact_method
+from kfrl.runs.checkpoint import Checkpoint
 from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.loggers import check_loggers
-from kfrl.runs.provenance import check_pinned, commit
+from kfrl.runs.provenance import check_pinned, commit, sha256
 from kfrl.supervised.answers import read_answers
 from kfrl.supervised.classifiers import Card, Teacher, save_classifier
 from kfrl.supervised.config import SupervisedConfig
@@ -58,6 +59,17 @@ class Run(MethodRun[AnyMethod]):
     def seed(self) -> int:
         """The run's seed."""
         return self.config.seed
+
+    def check_teachers(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that was trained with other files of teachers or of their answers.
+
+        Raises:
+            UserError: the message names the file and both checksums.
+        """
+        state, who = checkpoint.state, f"checkpoint {checkpoint.path.name}"
+        paths = [teacher.path for teacher in self.teachers]
+        check_pinned(paths, self.config.teacher_sha256, state.get("teacher_sha256", ()), who)
+        _check_same_answers(self.config.answers, self.config.answers_sha256, state.get("answers_sha256", ""), who)
 
     def loader(self, images: Images, channels_last: bool, augmented: bool = False) -> Loader:
         """Batches of some of the data's images, on the run's device."""
@@ -127,6 +139,7 @@ def resolve(config: SupervisedConfig) -> Run:
         loaded = _answerers(config, data, config.answers)
         method.check_teachers(config.method_name, len(loaded))
         _check_pinned(loaded, config)
+        config = _with_answers_pinned(config, config.answers.expanduser().absolute())
     train, validation, rows = _divide(data, config)
     _check_shares(min(config.batch_size, len(train)), together.world)
     normalisation = method.normalisation(Normalisation.of(train.sample()), loaded)
@@ -137,7 +150,6 @@ def resolve(config: SupervisedConfig) -> Run:
         data_dir=config.data_dir and config.data_dir.expanduser().absolute(),
         teachers=",".join(str(teacher.path.resolve()) for teacher in teachers),
         teacher_sha256=tuple(teacher.sha256 for teacher in teachers),
-        answers=config.answers and config.answers.expanduser().absolute(),
         method=exact_method(config.method_name),
         methods=method.resolve_settings(config, method_names()),
         net=config.net or method.default_net(data.net, teachers),
@@ -159,6 +171,22 @@ def resolve(config: SupervisedConfig) -> Run:
 def _check_pinned(teachers: Sequence[Teacher], config: SupervisedConfig) -> None:
     checksums = [teacher.sha256 for teacher in teachers]
     check_pinned([teacher.path for teacher in teachers], checksums, config.teacher_sha256)
+
+
+def _with_answers_pinned(config: SupervisedConfig, path: Path) -> SupervisedConfig:
+    """The settings with the path and the checksum of the file of answers, if it is the one that they ask for."""
+    found = sha256(path)
+    _check_same_answers(path, found, config.answers_sha256, "config")
+    return replace(config, answers=path, answers_sha256=found)
+
+
+def _check_same_answers(path: Path | None, found: str, pinned: str, who: str) -> None:
+    if pinned and found != pinned:
+        raise UserError(
+            f"Answers {path or 'missing'}: the SHA-256 is {found or 'none'}, and the {who} says {pinned}. Restore the "
+            "file that the run started with; or start a new run with the present file: leave answers_sha256 out of the "
+            "config."
+        )
 
 
 def _answerers(config: SupervisedConfig, data: Data, path: Path) -> tuple[Teacher, ...]:

@@ -63,7 +63,13 @@ def main(argv: Sequence[str]) -> int:
         noisy[f"{percent:g}"] = score_classifier(load_classifier(path), images, config.batch_size)
         print(f"{percent:g} % of the pixels noise: {100 * (1 - noisy[f'{percent:g}'].accuracy):.2f} % error")
     if flags.json is not None:
-        answer = {"classifier": str(path), "sha256": sha256(path), "data": data.name, **result.to_dict(data.classes)}
+        answer = {
+            "classifier": str(path),
+            "sha256": sha256(path),
+            "teacher_sha256": list(loaded.card.teacher_sha256),
+            "data": data.name,
+            **result.to_dict(data.classes),
+        }
         answer["corrupted"] = {percent: noise.to_dict() for percent, noise in noisy.items()}
         write_text(flags.json, json.dumps(answer, indent=1) + "\n")
         print(f"Wrote {flags.json}")

@@ -46,6 +46,7 @@ def test_a_student_of_an_earlier_run_from_end_to_end(here: Path, capsys: pytest.
     again = json.loads((here / "again.json").read_text())
     assert again["correct"] == result["test"]["correct"]
     assert again["per_class_percent"] == result["test"]["per_class_percent"]
+    assert again["teacher_sha256"] == result["teacher_sha256"] != []
     assert main(["plot", "runs/half", "--output", "p.png"]) == 0
     assert main(["supervised", "train", "--resume", "runs/half"]) == 0
     assert "is finished" in capsys.readouterr().out

@@ -9,12 +9,13 @@ import torch
 
 from kfrl.errors import UserError
 from kfrl.nets.images.registry import make_net
-from kfrl.supervised import train
+from kfrl.runs.provenance import sha256
+from kfrl.supervised import resume, train
 from kfrl.supervised.answers import collect, read_answers
 from kfrl.supervised.classifiers import Card, load_classifier, save_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.sets import Data, load_data
-from kfrl.supervised.run import resolve
+from kfrl.supervised.run import reopen, resolve
 
 CLASSES = tuple("0123456789")
 
@@ -82,6 +83,26 @@ def test_answers_of_another_teacher_are_refused(tmp_path: Path, answers: Path, t
         resolve(replace(config, teachers=str(other)))
     with pytest.raises(UserError, match="the config says abc"):
         resolve(replace(config, teacher_sha256=("abc",)))
+
+
+def test_a_run_goes_on_with_the_answers_that_it_began_with(
+    tmp_path: Path, answers: Path, teacher: Path, digits: Data
+) -> None:
+    """The same teacher's answers to the same images may be stored anew, and differ, e.g. by their rounding."""
+    train({**SETTINGS, "method": "kd", "answers": answers, "run_dir": tmp_path / "run"})
+    before = sha256(answers)
+    assert reopen(tmp_path / "run").config.answers_sha256 == before
+    asked = load_classifier(teacher)
+    with torch.no_grad():
+        next(asked.net.parameters()).add_(1.0)
+    list(collect(answers, digits, [asked]))
+    after = sha256(answers)
+    with pytest.raises(UserError, match=f"Answers .*digits.answers: the SHA-256 is {after}, .* config says {before}"):
+        resume(tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(before, after))
+    with pytest.raises(UserError, match=f"the SHA-256 is {after}, and the checkpoint .* says {before}"):
+        resume(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,10 @@ def test_a_run_goes_on_with_the_teacher_that_it_began_with(run: Callable[..., Ru
         reopen(made.folder.path)
     with pytest.raises(UserError, match=f"the config says {before}"):
         run("again", teachers="", teacher_sha256=(before,))
+    text = made.folder.config.read_text()
+    made.folder.config.write_text(text.replace(f"- {before}\n", f"- {after}\n"))
+    with pytest.raises(UserError, match=f"its SHA-256 is {after}, and the checkpoint .* says {before}"):
+        train(reopen(made.folder.path), resume=True)
 
 
 def test_a_folder_that_has_validation_images_is_chosen_by_them(run: Callable[..., Run], tmp_path: Path) -> None:
