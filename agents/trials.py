@@ -14,6 +14,7 @@ from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import STEP, read_metrics
 from kfrl.sweep.domain import Domain
+from kfrl.sweep.space import FixedTeacher
 from kfrl.training.method import check_settings
 
 STUDENT = "eval/mean_return"
@@ -51,6 +52,15 @@ class Games(Domain):
         from agents.run import resolve
 
         resolve(validated(dict(settings), TrainConfig))
+
+    def find_teachers(self, name: str) -> list[FixedTeacher]:
+        """See `Domain.find_teachers`."""
+        from agents.teachers.store import load_teachers
+        from envs.atari import identify
+        from kfrl.runs.folder import RUNS
+
+        teachers, exact = load_teachers([name], RUNS, identify)
+        return [FixedTeacher(*one) for one in zip(exact, (teacher.sha256 for teacher in teachers), strict=True)]
 
     def start(self, settings: Mapping[str, Any]) -> Any:
         """Start a run."""

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,8 +75,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     check_ray(flags.address)
     folder.check(plan)
-    in_fresh_process(resolve_all, plan)
-    folder.prepare(plan)
+    folder.prepare(in_fresh_process(resolve_all, replace(plan, fixed=folder.fixed)))
     return run_sweep(folder, flags.address)
 
 

@@ -20,7 +20,7 @@ from kfrl.errors import UserError, unknown
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.graphs import ENSEMBLE, LABELS, LOSSES, Edge, EdgeLoss, Graph, Node, plain_graph
 from kfrl.sweep.folder import FINISHED, SweepFolder, SweepPlan, TrialState
-from kfrl.sweep.space import TEACHER, EarlyStopping, Trial
+from kfrl.sweep.space import TEACHER, EarlyStopping, FixedTeacher, Trial, with_fixed_teachers
 
 DOMAIN = "kfrl.supervised.trials"
 GATES = ("through", "cutoff", "linear", "negative-linear", "correct")
@@ -29,6 +29,8 @@ _TRIES = 2000
 """Draws in a row without a new graph, after which the space counts as exhausted."""
 
 S = TypeVar("S", bound=str)
+
+FixedTeachers = Mapping[str, tuple[FixedTeacher, ...]]
 
 
 @dataclass(frozen=True)
@@ -67,41 +69,56 @@ class SearchConfig:
     """Number of seeds for training the winner and the methods it is compared with; none of them is the search's."""
 
 
-def make_plan(search: SearchConfig, config: SupervisedConfig) -> SweepPlan:
+def make_plan(search: SearchConfig, config: SupervisedConfig, fixed: FixedTeachers | None = None) -> SweepPlan:
     """All trials of a search; a larger number of trials keeps the first ones.
 
     Args:
         search: The settings of the search.
         config: The settings of every trial; its seed is also the seed of the draws.
+        fixed: The teachers of the search that is continued, by name.
 
     Raises:
-        UserError: no validation images, no student, an unknown gate or loss, or a space without a graph.
+        UserError: no validation images, no student, an unknown gate or loss, a teacher that does not exist or has
+            another checksum, or a space without a graph.
     """
     if not config.data:
         raise UserError("Which images? Give --data NAME, e.g. --data mnist; `kfrl supervised data` lists them.")
     if not config.validation:
         raise UserError("A search chooses on validation images, and --validation 0 keeps none: give a share, e.g. 0.1.")
     if search.space == "flow":
-        return SweepPlan(DOMAIN, tuple(_flows(search, config)))
+        return SweepPlan(DOMAIN, tuple(_flows(search, config)), fixed=dict(fixed or {}))
     if config.net is None:
         raise UserError("Which net is the student? Give --net NAME, e.g. --net resnet-32.")
     early = EarlyStopping(search.grace, search.factor) if search.prune else None
-    return SweepPlan(DOMAIN, tuple(_graphs(search, config)), early_stopping=early)
+    known = _find_teachers(config, fixed or {}) if search.frozen else {}
+    return SweepPlan(DOMAIN, tuple(_graphs(search, config, known)), early_stopping=early, fixed=known)
+
+
+def _find_teachers(config: SupervisedConfig, fixed: FixedTeachers) -> dict[str, tuple[FixedTeacher, ...]]:
+    """`fixed`, with the teachers of --teachers that it lacks."""
+    from kfrl.runs.provenance import check_pinned
+    from kfrl.supervised.trials import DOMAIN as IMAGES
+
+    found = {**{name: tuple(IMAGES.find_teachers(name)) for name in config.teacher_names if name not in fixed}, **fixed}
+    asked = [one for name in config.teacher_names for one in found[name]]
+    check_pinned([Path(one.reference) for one in asked], [one.sha256 for one in asked], config.teacher_sha256)
+    return found
 
 
 def changed(config: SupervisedConfig) -> dict[str, Any]:
     """The settings that differ from the defaults, as plain values; folders as absolute paths."""
     default = asdict(SupervisedConfig())
-    found = {
-        name: value
-        for name, value in asdict(config).items()
-        if value != default[name] and name not in ("run_dir", "teacher_sha256")
-    }
+    found = {name: value for name, value in asdict(config).items() if value != default[name] and name != "run_dir"}
     if config.data_dir is not None:
         found["data_dir"] = str(config.data_dir.expanduser().absolute())
     if "/" in config.data:
         found["data"] = str(Path(config.data).expanduser().absolute())
     return found
+
+
+def _untaught(config: SupervisedConfig) -> dict[str, Any]:
+    """`changed`, without the teachers."""
+    return {key: value for key, value in changed(config).items() if key not in ("teachers", "teacher_sha256")}
 
 
 def _method(base: Mapping[str, Any], name: str, **own: Any) -> dict[str, Any]:
@@ -191,7 +208,7 @@ def _of_labels(gate: str) -> str:
     return "through" if gate == "correct" else gate
 
 
-def _graphs(search: SearchConfig, config: SupervisedConfig) -> Iterator[Trial]:
+def _graphs(search: SearchConfig, config: SupervisedConfig, fixed: FixedTeachers) -> Iterator[Trial]:
     assert config.net is not None
     nets = split_names(search.nets) or (config.net,)
     space = GraphSpace(
@@ -201,10 +218,10 @@ def _graphs(search: SearchConfig, config: SupervisedConfig) -> Iterator[Trial]:
         gates=_known("gate", split_names(search.gates), GATES),
         losses=_known("loss of edges", split_names(search.edge_losses), LOSSES),
         ensemble=search.ensemble,
-        frozen=_frozen(search, config, nets),
+        frozen=_frozen(search, config, nets, fixed),
         temperature=float(config.methods.get("collaborative", {}).get("edge_temperature", Graph.edge_temperature)),
     )
-    base = {key: value for key, value in changed(config).items() if key not in ("teachers", "net")}
+    base = {key: value for key, value in _untaught(config).items() if key != "net"}
     own = search.frozen and not config.teacher_names
     for net in dict.fromkeys((config.net, *nets)) if own else ():
         yield Trial(f"pretrained-{net}", {**_method(base, "baseline"), "net": net}, "pretrained", {}, teacher=net)
@@ -238,21 +255,20 @@ def _known(kind: str, given: Sequence[str], names: Sequence[S]) -> tuple[S, ...]
     return tuple(by_name[name] for name in given)
 
 
-def _frozen(search: SearchConfig, config: SupervisedConfig, nets: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _frozen(
+    search: SearchConfig, config: SupervisedConfig, nets: Sequence[str], fixed: FixedTeachers
+) -> dict[str, tuple[str, ...]]:
     """Net -> names of the teachers that a frozen node with this net can be."""
     if not search.frozen:
         return {}
     if not config.teacher_names:
         return {net: (net,) for net in (*nets, str(config.net))}
-    from kfrl.runs.folder import RUNS
     from kfrl.supervised.classifiers import read_card
-    from kfrl.supervised.teachers import find_classifier
 
     found: dict[str, tuple[str, ...]] = {}
-    for name in config.teacher_names:
-        path = find_classifier(name, RUNS)
-        net = read_card(path).net
-        found[net] = (*found.get(net, ()), str(path.resolve()))
+    for one in itertools.chain.from_iterable(fixed[name] for name in config.teacher_names):
+        net = read_card(Path(one.reference)).net
+        found[net] = (*found.get(net, ()), one.reference)
     return found
 
 
@@ -309,7 +325,8 @@ def final_plan(search: SearchConfig, config: SupervisedConfig, folder: SweepFold
     """
     plan = folder.read()
     whole = {key: value for key, value in folder.settings(winner, plan).items() if key != "run_dir"}
-    arms = {"winner": whole, **_rivals(search, config, folder, plan)}
+    rivals = _rivals(search, config, folder, plan)
+    arms = {"winner": whole, **{name: with_fixed_teachers(own, plan.fixed) for name, own in rivals.items()}}
     trials = []
     for name, settings in arms.items():
         if name != "winner" and settings == whole:
@@ -323,15 +340,14 @@ def final_plan(search: SearchConfig, config: SupervisedConfig, folder: SweepFold
 def _rivals(
     search: SearchConfig, config: SupervisedConfig, folder: SweepFolder, plan: SweepPlan
 ) -> dict[str, dict[str, Any]]:
-    whole = changed(config)
-    base = {key: value for key, value in whole.items() if key != "teachers"}
+    base = _untaught(config)
     found = {"alone": _method(base, "baseline")}
     if search.space == "flow":
-        return found | {"flow-as-given": _method(whole, "knowledge-flow")}
+        return found | {"flow-as-given": _method(changed(config), "knowledge-flow")}
     nets = split_names(search.nets) or (str(config.net),)
     frozen = {one.teacher: str(folder.run(one).path) for one in plan.trials if one.teacher}
     if search.frozen and config.teacher_names:
-        frozen = {net: paths[0] for net, paths in _frozen(search, config, nets).items()}
+        frozen = {net: paths[0] for net, paths in _frozen(search, config, nets, plan.fixed).items()}
     for net, path in frozen.items():
         found[f"kd-{net}"] = {**_method(base, "kd"), "teachers": path}
     for net in dict.fromkeys(nets):

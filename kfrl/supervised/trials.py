@@ -12,6 +12,7 @@ from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.sweep.domain import Domain
+from kfrl.sweep.space import FixedTeacher
 from kfrl.training.method import check_settings
 
 VALIDATION, EPOCH = "val/accuracy", "charts/epoch"
@@ -46,6 +47,13 @@ class ImageDomain(Domain):
         from kfrl.supervised.run import resolve
 
         resolve(validated(dict(settings), SupervisedConfig))
+
+    def find_teachers(self, name: str) -> list[FixedTeacher]:
+        """See `Domain.find_teachers`."""
+        from kfrl.runs.folder import RUNS
+        from kfrl.supervised.teachers import load_classifiers
+
+        return [FixedTeacher(str(one.path.resolve()), one.sha256) for one in load_classifiers([name], RUNS)]
 
     def start(self, settings: Mapping[str, Any]) -> Any:
         """Start a run."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from kfrl.sweep.space import FixedTeacher
     from kfrl.training.session import Session
 
 
@@ -51,6 +52,14 @@ class Domain(ABC):
 
         Raises:
             UserError: something does not exist, or settings do not fit together.
+        """
+
+    @abstractmethod
+    def find_teachers(self, name: str) -> list[FixedTeacher]:
+        """The teachers that a name in the setting `teachers` stands for now.
+
+        Raises:
+            UserError: there is none.
         """
 
     @abstractmethod

@@ -10,13 +10,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kfrl.sweep.descendants import descendants
 from kfrl.sweep.folder import SweepPlan, domain_of
-from kfrl.sweep.space import Trial, teacher_names
+from kfrl.sweep.space import Trial, named_teachers, teacher_names, with_fixed_teachers
 from kfrl.training.status import Status
 
 OBJECT_STORE = 80 * 2**20
@@ -68,19 +68,27 @@ def in_fresh_process(function: Any, *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def resolve_all(plan: SweepPlan) -> None:
+def resolve_all(plan: SweepPlan) -> SweepPlan:
     """Look up everything that the settings name, for one run of each group and subject, in this process.
+
+    Returns:
+        The plan, with every named teacher fixed. Those that it has already stay as they are.
 
     Raises:
         UserError: a named thing does not exist.
     """
     domain = domain_of(plan)
+    names = {name: None for trial in plan.trials for name in named_teachers(trial.settings)}
+    found = {name: tuple(domain.find_teachers(name)) for name in names if name not in plan.fixed}
+    plan = replace(plan, fixed={**plan.fixed, **found})
     seen = set()
     for trial in plan.trials:
         key = (trial.group, str(trial.settings.get(domain.subject)))
         if key not in seen and not teacher_names(trial.settings):
             seen.add(key)
-            domain.resolve({**trial.settings, "run_dir": f"/nowhere/{trial.name}"})
+            settings = with_fixed_teachers(trial.settings, plan.fixed)
+            domain.resolve({**settings, "run_dir": f"/nowhere/{trial.name}"})
+    return plan
 
 
 def measure_all(plan: SweepPlan, seconds: float = SECONDS) -> list[Kind]:

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,7 @@ from kfrl.errors import UserError
 from kfrl.runs.atomic import write_text
 from kfrl.runs.folder import RunFolder
 from kfrl.sweep.domain import Domain
-from kfrl.sweep.space import EarlyStopping, Trial, flat, teacher_names, with_teachers
+from kfrl.sweep.space import EarlyStopping, FixedTeacher, Trial, flat, teacher_names, with_fixed_teachers, with_teachers
 
 TABLE = "trials.csv"
 _HIDDEN = ".sweep"
@@ -37,6 +37,8 @@ class SweepPlan:
     scale: float = 1.0
     early_stopping: EarlyStopping | None = None
     paper: tuple[str, ...] = ()
+    fixed: dict[str, tuple[FixedTeacher, ...]] = field(default_factory=dict)
+    """Teachers by their names in the settings. All trials have these, whichever file a name would stand for later."""
 
     def trial(self, name: str) -> Trial:
         """The trial of that name."""
@@ -110,6 +112,11 @@ class SweepFolder:
             return validated(json.loads(self.plan_file.read_text()), SweepPlan, str(self.plan_file))
         except (OSError, ValueError) as error:
             raise UserError(f"{self.plan_file} is damaged: {error}") from None
+
+    @property
+    def fixed(self) -> dict[str, tuple[FixedTeacher, ...]]:
+        """The teachers that are fixed in an existing sweep; none before it is prepared."""
+        return self.read().fixed if self.exists else {}
 
     def check(self, plan: SweepPlan) -> None:
         """Refuse a folder that holds something else. An existing sweep may gain trials; its trials may not change.
@@ -212,10 +219,11 @@ class SweepFolder:
         return list(csv.DictReader(self.table.read_text().splitlines()))
 
     def settings(self, trial: Trial, plan: SweepPlan) -> dict[str, Any]:
-        """The settings that a trial is trained with: the run folder and the paths of the sweep's own teachers added."""
+        """The settings that a trial is trained with: the run folder added, and each teacher as an exact reference."""
         domain = domain_of(plan)
         references = {one.teacher: domain.teacher(self.run(one).path) for one in plan.trials if one.teacher}
-        return {**with_teachers(trial.settings, references), "run_dir": str(self.run(trial).path)}
+        settings = with_fixed_teachers(trial.settings, plan.fixed)
+        return {**with_teachers(settings, references), "run_dir": str(self.run(trial).path)}
 
 
 def _state_in(row: Mapping[str, str]) -> TrialState:

@@ -74,6 +74,16 @@ class Spec:
 
 
 @dataclass(frozen=True)
+class FixedTeacher:
+    """A teacher that a name in the settings stood for when the sweep was prepared."""
+
+    reference: str
+    """The exact reference to its file."""
+    sha256: str
+    """The checksum of its file."""
+
+
+@dataclass(frozen=True)
 class Trial:
     """One run of a sweep."""
 
@@ -345,6 +355,25 @@ def with_teachers(settings: Mapping[str, Any], references: Mapping[str, str]) ->
         return dict(settings)
     names = [references[name[1:]] if name.startswith(TEACHER) else name for name in _named(settings)]
     return {**settings, "teachers": ",".join(names)}
+
+
+def named_teachers(settings: Mapping[str, Any]) -> list[str]:
+    """The names in a run's settings of teachers that the sweep does not train; stored answers need none of them."""
+    return [] if settings.get("answers") else [name for name in _named(settings) if not name.startswith(TEACHER)]
+
+
+def with_fixed_teachers(settings: Mapping[str, Any], fixed: Mapping[str, Sequence[FixedTeacher]]) -> dict[str, Any]:
+    """The settings, with each name of a fixed teacher replaced by its exact reference.
+
+    The checksums are added if all teachers of the run are fixed, and the settings have none.
+    """
+    names = _named(settings)
+    if settings.get("answers") or not any(name in fixed for name in names):
+        return dict(settings)
+    exact = [one.reference for name in names for one in fixed.get(name, [FixedTeacher(name, "")])]
+    known = [one.sha256 for name in names for one in fixed.get(name, ())]
+    pinned = settings.get("teacher_sha256") or (known if len(known) == len(exact) else ())
+    return {**settings, "teachers": ",".join(exact), **({"teacher_sha256": list(pinned)} if pinned else {})}
 
 
 def _without_own_teachers(settings: Mapping[str, Any]) -> dict[str, Any]:

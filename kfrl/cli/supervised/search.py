@@ -59,19 +59,19 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.sweep.estimate import in_fresh_process, resolve_all
     from kfrl.sweep.folder import SweepFolder
 
-    plan = make_plan(search, config)
+    storage = (flags.storage or _default_folder(search, config)).expanduser().absolute()
+    trials, test = SweepFolder(storage / "trials"), SweepFolder(storage / "test")
+    plan = make_plan(search, config, trials.fixed)
     check_machine(plan, flags.address)
     if flags.dry_run:
         in_fresh_process(resolve_all, plan)
         print_estimate(plan)
         return 0
     check_ray(flags.address)
-    storage = (flags.storage or _default_folder(search, config)).expanduser().absolute()
-    trials, test = SweepFolder(storage / "trials"), SweepFolder(storage / "test")
     trials.check(plan)
-    in_fresh_process(resolve_all, plan)
-    trials.prepare(plan)
+    trials.prepare(in_fresh_process(resolve_all, plan))
     code = run_sweep(trials, flags.address)
+    plan = trials.read()
     states = trials.states(plan)
     winner = best_trial(plan, states)
     if code >= STOPPED or winner is None:

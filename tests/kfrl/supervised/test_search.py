@@ -1,18 +1,21 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from kfrl.cli.main import main
 from kfrl.errors import UserError
+from kfrl.nets.images.registry import make_net
+from kfrl.runs.provenance import sha256
 from kfrl.supervised import train
-from kfrl.supervised.classifiers import load_classifier
+from kfrl.supervised.classifiers import Card, load_classifier, save_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.graphs import ENSEMBLE, LABELS, read_graph
 from kfrl.supervised.methods.collaborative import check_graph
 from kfrl.supervised.search import SearchConfig, best_trial, final_plan, graph_of, make_plan
+from kfrl.sweep.estimate import resolve_all
 from kfrl.sweep.folder import FINISHED, PRUNED, SweepFolder, SweepPlan, TrialState, levels
 from kfrl.sweep.space import Trial, teacher_names
 
@@ -97,6 +100,47 @@ def test_the_lambdas_of_flow_are_crossed_or_drawn_and_never_pruned() -> None:
 def test_a_search_that_cannot_be_is_refused(search: Any, settings: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make_plan(SearchConfig(**search), replace(DIGITS, **settings))
+
+
+def classifier(path: Path, validation_accuracy: float) -> str:
+    """A run with this student, in the user's runs; returns its checksum."""
+    net = make_net("mlp-6", (1, 8, 8), 10)
+    card = Card("digits", tuple("0123456789"), net.arch, (1, 8, 8), (0.0,), (1.0,), net="mlp-6")
+    path.parent.mkdir(parents=True)
+    save_classifier(path, net, replace(card, validation_accuracy=validation_accuracy))
+    return sha256(path)
+
+
+@pytest.mark.parametrize("space", ["graph", "flow"])
+def test_a_search_keeps_the_teachers_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: Literal["graph", "flow"]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = tmp_path / "runs" / "digits" / "baseline" / "one" / "student.safetensors"
+    checksum = classifier(first, 0.5)
+    search, config = SearchConfig(space=space, trials=4, num_nodes=2), replace(DIGITS, teachers="digits")
+    folder, found = SweepFolder(tmp_path / "sweep"), []
+    for better in (0.8, 0.9):
+        plan = make_plan(search, config, folder.fixed)
+        folder.check(plan)
+        folder.prepare(resolve_all(plan))
+        plan = folder.read()
+        found.append([folder.settings(trial, plan) for trial in plan.trials])
+        classifier(tmp_path / "runs" / "digits" / "baseline" / f"{better}" / "student.safetensors", better)
+    assert found[0] == found[1]
+    taught = {(one["teachers"], *one["teacher_sha256"]) for one in found[0] if one.get("teachers")}
+    assert taught == {(str(first), checksum)}
+
+
+@pytest.mark.parametrize("space", ["graph", "flow"])
+def test_a_search_refuses_teachers_of_another_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: Literal["graph", "flow"]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    classifier(tmp_path / "runs" / "digits" / "baseline" / "one" / "student.safetensors", 0.5)
+    config = replace(DIGITS, teachers="digits", teacher_sha256=("abc",))
+    with pytest.raises(UserError, match="the config says abc"):
+        resolve_all(make_plan(SearchConfig(space=space, trials=4, num_nodes=2), config))
 
 
 def test_what_was_pruned_never_wins() -> None:

@@ -11,7 +11,9 @@ from kfrl.config import validated
 from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import read_metrics
+from kfrl.runs.provenance import sha256
 from kfrl.sweep.domain import Domain
+from kfrl.sweep.space import FixedTeacher
 from kfrl.training.status import Status
 
 
@@ -21,6 +23,7 @@ class Settings:
     steps: int = 10
     seed: int = 1
     teachers: str = ""
+    teacher_sha256: tuple[str, ...] = ()
     points: float = 1.0
     does: str = "finish"
     """Or raise; or refuse; or wait at step 5, to be stopped, or for a file."""
@@ -83,6 +86,9 @@ class Counting(Domain):
 
     def resolve(self, settings: Any) -> None:
         pass
+
+    def find_teachers(self, name: str) -> list[FixedTeacher]:
+        return [FixedTeacher(str(Path(name).absolute()), sha256(Path(name)))]
 
     def start(self, settings: Any) -> Any:
         session = Session(validated(dict(settings), Settings), 1)

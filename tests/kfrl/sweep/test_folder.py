@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from kfrl.errors import UserError
+from kfrl.runs.provenance import sha256
+from kfrl.sweep.estimate import resolve_all
 from kfrl.sweep.folder import (
     FAILED,
     FINISHED,
@@ -21,7 +23,7 @@ from kfrl.sweep.folder import (
     member_of_sweep,
     untaught,
 )
-from kfrl.sweep.space import Spec, make_trials
+from kfrl.sweep.space import FixedTeacher, Spec, make_trials, with_fixed_teachers
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,32 @@ def test_the_csv_has_what_was_drawn(tmp_path: Path) -> None:
         ("s1", "1", "0.5", "waiting"),
         ("s2", "2", "0.5", "waiting"),
     ]
+
+
+def test_every_trial_has_the_teacher_that_a_name_stood_for_at_first(tmp_path: Path) -> None:
+    """Also trials that the sweep gains, and after a resume."""
+    one = tmp_path / "one"
+    one.write_text("a teacher")
+    folder, checksum = SweepFolder(tmp_path / "sweep"), sha256(one)
+    for runs in (2, 3):
+        plan = plan_of(settings={"name": "x", "teachers": str(one), "seed": {"range": runs}})
+        folder.check(plan)
+        folder.prepare(resolve_all(replace(plan, fixed=folder.fixed)))
+        plan = folder.read()
+        held = [folder.settings(trial, plan) for trial in plan.trials]
+        assert [(each["teachers"], each["teacher_sha256"]) for each in held] == [(str(one), [checksum])] * runs
+        one.write_text("another")
+
+
+def test_names_of_teachers_become_exact_references() -> None:
+    fixed = {"all": (FixedTeacher("a", "1"), FixedTeacher("b", "2")), "x": (FixedTeacher("/x", "3"),)}
+    whole = with_fixed_teachers({"teachers": ["x", "all"]}, fixed)
+    assert whole == {"teachers": "/x,a,b", "teacher_sha256": ["3", "1", "2"]}
+    given = {"teachers": "x", "teacher_sha256": ["9"]}
+    assert with_fixed_teachers(given, fixed) == {**given, "teachers": "/x"}, "so that the run refuses the file"
+    assert with_fixed_teachers({"teachers": "x,@own"}, fixed) == {"teachers": "/x,@own"}
+    for settings in ({}, {"teachers": "@own"}, {"teachers": "x", "answers": "file"}):
+        assert with_fixed_teachers(settings, fixed) == settings
 
 
 def test_a_sweep_may_gain_runs_and_not_change_them(tmp_path: Path) -> None:
