@@ -383,7 +383,9 @@ class Trainer(training.Trainer[Run]):
         for name, (net, card) in self.method.further(self.net).items():
             path = self.run.folder.path / f"{name}.safetensors"
             scores = result["others"].get(name, {})
-            save_classifier(path, net, replace(card, evaluation=scores, commit=kept.card.commit))
+            save_classifier(
+                path, net, replace(card, epochs=kept.card.epochs, evaluation=scores, commit=kept.card.commit)
+            )
         self.run.save_student(kept.net, kept.card.net, kept.card.epochs, kept.card.validation_accuracy, result["test"])
         self.run.folder.write_evaluation(result)
 

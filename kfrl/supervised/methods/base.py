@@ -224,7 +224,10 @@ class Method(OwnSettings, Generic[Net]):
         return {}
 
     def further(self, net: Net) -> Mapping[str, tuple[nn.Module, Card]]:
-        """Classifiers to save beside the student at the end of the run, as NAME.safetensors in its folder."""
+        """Classifiers to save beside the student at the end of the run, as NAME.safetensors in its folder.
+
+        The trainer writes the kept epoch, the scores and the commit into their cards.
+        """
         return {}
 
     def metrics(self, net: Net) -> dict[str, float]:

@@ -198,7 +198,6 @@ class LearningWithoutForgetting(FineTune):
         made = replace(
             card,
             method=self.config.label,
-            epochs=self.config.epochs,
             seed=self.config.seed,
             teachers=(self.teachers[0].name,),
             teacher_sha256=self.config.teacher_sha256,

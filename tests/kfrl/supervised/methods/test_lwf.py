@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.data.sets import load_data
-from kfrl.supervised.evaluate import score_classifier
+from kfrl.supervised.evaluate import ImageEvaluation, score_classifier
 from kfrl.supervised.launch import Session
 from kfrl.supervised.methods.base import Progress
 from kfrl.supervised.methods.lwf import LearningWithoutForgetting
@@ -142,6 +143,23 @@ def test_the_old_classifier_is_saved_as_it_was_scored_and_both_are_scored_every_
     assert again.accuracy * 100 == result["others"]["old"]["accuracy_percent"]
     assert all("val/accuracy_old" in row for row in read_metrics(made.folder.metrics))
     assert made.task.normalisation.mean == saved.card.mean
+
+
+def test_the_old_classifiers_card_says_the_epoch_that_was_kept(
+    run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = run("early", epochs=4)
+    made = replace(made, config=replace(made.config, keep="best"))
+    plain = Trainer.evaluate_on_validation
+
+    def falling(trainer: Trainer) -> dict[str, ImageEvaluation]:
+        scores = plain(trainer)
+        return scores if trainer._epoch < 3 else scores | {"": replace(scores[""], correct=0)}
+
+    monkeypatch.setattr(Trainer, "evaluate_on_validation", falling)
+    assert finished(made)["kept_epoch"] == 3
+    cards = [load_classifier(made.folder.path / f"{name}.safetensors").card for name in ("student", "old")]
+    assert [card.epochs for card in cards] == [3, 3]
 
 
 def test_joint_training_resumes_bit_for_bit(run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
