@@ -23,7 +23,6 @@ from kfrl.supervised.data.sets import Data
 from kfrl.supervised.teachers import adapt
 
 FORMAT = "kfrl-image-answers-1"
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,14 @@ def fingerprint(images: Images) -> str:
     return digest.hexdigest()
 
 
-def collect(path: Path, data: Data, teachers: Sequence[Teacher], device: str = "cpu") -> Iterator[int]:
+def collect(path: Path, data: Data, teachers: Sequence[Teacher], batch_size: int, device: str = "cpu") -> Iterator[int]:
     """Compute the teachers' logits on every training image and write them to `path`, atomically.
 
     Args:
         path: The file.
         data: The set.
         teachers: Frozen classifiers of any classes.
+        batch_size: Images in a forward pass.
         device: Where they run.
 
     Returns:
@@ -84,7 +84,7 @@ def collect(path: Path, data: Data, teachers: Sequence[Teacher], device: str = "
         commit(),
     )
     shapes = {f"{teacher.name}/logits": ("F32", (card.count, len(teacher.card.classes))) for teacher in teachers}
-    loader = Loader(data.train.to(torch.device(device)), BATCH, own)
+    loader = Loader(data.train.to(torch.device(device)), batch_size, own)
     for teacher in asked:
         teacher.net.to(device)
     with streaming(path, shapes, card, FORMAT) as rows, torch.no_grad():

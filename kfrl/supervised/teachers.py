@@ -94,6 +94,12 @@ def _classifiers(runs: Path) -> dict[Path, Card]:
     return found
 
 
+def settings_of(student: Path, card: Card) -> SupervisedConfig:
+    """The settings of the run that a classifier's file lies in; of a file alone the defaults, with its data set."""
+    config = student.parent / "config.yaml"
+    return load_config(config, SupervisedConfig) if config.is_file() else SupervisedConfig(data=card.data)
+
+
 def load_classifiers(references: Iterable[str], runs: Path) -> tuple[Teacher, ...]:
     """Load every teacher; of two of the same data set the second is named `<data>-2`, and so on."""
     teachers: list[Teacher] = []

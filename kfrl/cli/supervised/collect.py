@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.machine import size
     from kfrl.supervised.answers import collect
     from kfrl.supervised.data.sets import load_data
-    from kfrl.supervised.teachers import load_classifiers
+    from kfrl.supervised.teachers import load_classifiers, settings_of
 
     if flags.output.exists():
         raise UserError(f"{flags.output} exists. Give another --output.")
@@ -58,9 +58,11 @@ def main(argv: Sequence[str]) -> int:
     if not teachers:
         raise UserError("Whose answers? Give --teachers NAME[,NAME...]: the data set of an earlier run, or its path.")
     data = load_data(flags.data, flags.data_dir, flags.image_size, 1e9 * flags.memory_gb)
+    # As in `kfrl supervised eval`: a net that is too large for more images was trained with a small batch.
+    batch = min(settings_of(teacher.path, teacher.card).batch_size for teacher in teachers)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("Collecting", total=len(data.train))
-        for done in collect(flags.output, data, teachers, flags.device):
+        for done in collect(flags.output, data, teachers, batch, flags.device):
             progress.update(task, completed=done)
     names = ", ".join(teacher.name for teacher in teachers)
     print(

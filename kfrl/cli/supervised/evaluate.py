@@ -35,20 +35,17 @@ def main(argv: Sequence[str]) -> int:
     _check_percents(flags.corrupt)
     import json
 
-    from kfrl.config import load_config
     from kfrl.runs.atomic import write_text
     from kfrl.runs.provenance import sha256
     from kfrl.supervised.classifiers import load_classifier
-    from kfrl.supervised.config import SupervisedConfig
     from kfrl.supervised.data.corrupt import corrupted
     from kfrl.supervised.data.sets import load_data
     from kfrl.supervised.evaluate import score_classifier
-    from kfrl.supervised.teachers import find_classifier
+    from kfrl.supervised.teachers import find_classifier, settings_of
 
     path = find_classifier(flags.classifier, flags.runs)
     loaded = load_classifier(path)
-    settings = path.parent / "config.yaml"
-    config = load_config(settings, SupervisedConfig) if settings.is_file() else SupervisedConfig(data=loaded.card.data)
+    config = settings_of(path, loaded.card)
     memory = 1e9 * config.memory_gb
     data = load_data(flags.data or config.data, flags.data_dir or config.data_dir, config.image_size, memory)
     result = score_classifier(loaded, data, config.batch_size)

@@ -1,11 +1,13 @@
 """`kfrl collect` and `kfrl supervised collect`, from the command to a student."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agents.answers import Answers
 from kfrl.cli.main import main
+from kfrl.supervised.data.batches import Batch, Loader
 
 
 def test_answers_are_collected_and_learned_from(
@@ -35,10 +37,20 @@ def test_answers_for_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first = "--data digits --net mlp-4 --epochs 1 --train-images 200 --augment none"
+    first = "--data digits --net mlp-4 --epochs 1 --train-images 200 --batch-size 60 --augment none"
     assert main(["supervised", "train", *first.split(), "--run-dir", "first"]) == 0
     collect = "supervised collect --data digits --teachers first --output d.answers"
-    assert main(collect.split()) == 0
+    sizes, plain = [], Loader.ordered
+
+    def noting(loader: Loader) -> Iterator[Batch]:
+        for batch in plain(loader):
+            sizes.append(len(batch.labels))
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loader, "ordered", noting)
+        assert main(collect.split()) == 0
+    assert (max(sizes), sum(sizes)) == (60, 1438), "the batch of the teacher's run, whose net fits into memory with it"
     assert "the logits of digits on the 1,438 training images of digits" in capsys.readouterr().out
     assert main(collect.split()) == 2
     assert main(["supervised", "train", *first.split(), "--answers", "d.answers", "--run-dir", "second"]) == 0

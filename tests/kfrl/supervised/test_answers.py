@@ -38,7 +38,7 @@ def teacher(tmp_path: Path) -> Path:
 @pytest.fixture
 def answers(tmp_path: Path, teacher: Path, digits: Data) -> Path:
     path = tmp_path / "digits.answers"
-    assert list(collect(path, digits, [load_classifier(teacher)]))[-1] == len(digits.train)
+    assert list(collect(path, digits, [load_classifier(teacher)], 256))[-1] == len(digits.train)
     return path
 
 
@@ -95,7 +95,7 @@ def test_a_run_goes_on_with_the_answers_that_it_began_with(
     asked = load_classifier(teacher)
     with torch.no_grad():
         next(asked.net.parameters()).add_(1.0)
-    list(collect(answers, digits, [asked]))
+    list(collect(answers, digits, [asked], 256))
     after = sha256(answers)
     with pytest.raises(UserError, match=f"Answers .*digits.answers: the SHA-256 is {after}, .* config says {before}"):
         resume(tmp_path / "run")
