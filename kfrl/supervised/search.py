@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 
-from kfrl.config import Count, NonNegative, split_names, validated
+from kfrl.config import Count, Direction, NonNegative, split_names, validated
 from kfrl.errors import UserError, unknown
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.graphs import ENSEMBLE, LABELS, LOSSES, Edge, EdgeLoss, Graph, Node, plain_graph
@@ -169,6 +169,7 @@ class GraphSpace:
     frozen: Mapping[str, tuple[str, ...]]
     """Net -> names of the teachers that a frozen node with this net can be."""
     temperature: float = 1.0
+    kl_direction: Direction = "forward"
 
     def draw(self, random: np.random.Generator) -> tuple[Graph, tuple[str, ...]] | None:
         """Draw a graph and the teachers of its frozen nodes, in order; None if the graph is not valid.
@@ -200,7 +201,8 @@ class GraphSpace:
             edges += taught
         if self.ensemble and sum(node.teacher is None for node in nodes) - 1 < 2:
             return None
-        return Graph(tuple(nodes), tuple(edges), edge_temperature=self.temperature), tuple(teachers)
+        graph = Graph(tuple(nodes), tuple(edges), edge_temperature=self.temperature, kl_direction=self.kl_direction)
+        return graph, tuple(teachers)
 
 
 def _of_labels(gate: str) -> str:
@@ -211,6 +213,7 @@ def _of_labels(gate: str) -> str:
 def _graphs(search: SearchConfig, config: SupervisedConfig, fixed: FixedTeachers) -> Iterator[Trial]:
     assert config.net is not None
     nets = split_names(search.nets) or (config.net,)
+    given = config.methods.get("collaborative", {})
     space = GraphSpace(
         student=config.net,
         nets=nets,
@@ -219,7 +222,8 @@ def _graphs(search: SearchConfig, config: SupervisedConfig, fixed: FixedTeachers
         losses=_known("loss of edges", split_names(search.edge_losses), LOSSES),
         ensemble=search.ensemble,
         frozen=_frozen(search, config, nets, fixed),
-        temperature=float(config.methods.get("collaborative", {}).get("edge_temperature", Graph.edge_temperature)),
+        temperature=float(given.get("edge_temperature", Graph.edge_temperature)),
+        kl_direction=given.get("kl_direction", Graph.kl_direction),
     )
     base = {key: value for key, value in _untaught(config).items() if key != "net"}
     own = search.frozen and not config.teacher_names

@@ -56,6 +56,13 @@ def test_graphs_are_what_can_be_trained() -> None:
     assert kinds == {"through", "linear", "negative-linear", "correct", "kl", "apart", "mlp-6", "mlp-9"}
 
 
+def test_settings_of_the_edges_reach_the_graphs() -> None:
+    given = {"collaborative": {"edge_temperature": 2.0, "kl_direction": "reverse"}}
+    plan = make_plan(SearchConfig(trials=2), replace(DIGITS, methods=given))
+    drawn = [graph_of(trial) for trial in plan.trials if not trial.teacher]
+    assert [(one.edge_temperature, one.kl_direction) for one in drawn] == [(2.0, "reverse")] * 2
+
+
 def test_an_ensemble_as_the_target_teaches_none() -> None:
     for trial in graphs(ensemble=True, num_nodes=3, trials=20):
         graph = graph_of(trial)
