@@ -60,6 +60,7 @@ class Record:
         known = flat({name: value for name, value in held.items() if name not in IDENTITY | BOOKKEEPING})
         # FILES: other teacher files, or another folder of images, make another arm also under the same name.
         known["teacher.file"] = teachers_files(self.config.teacher_sha256) or self.config.teachers
+        known["keep"] = self.config.kept
         known["data.folder"] = self.config.data if "/" in self.config.data else ""
         return known
 

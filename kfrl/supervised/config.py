@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Lt
 
 from kfrl.config import Count, Fraction, NonNegative, Positive, split_names, with_former_groups
+from kfrl.errors import UserError
 from kfrl.registry import method_label
 
 Augment = Literal["auto", "none", "shift", "crop-flip"]
@@ -63,8 +64,9 @@ class SupervisedConfig:
     validation: Share = 0.1
     """Share of the training images, the same of every class, that is held back for validation. A folder with val/ and
     test/ has validation images of its own, which are used instead, unless this is 0."""
-    keep: Literal["best", "last"] = "best"
-    """Which epoch's student is kept: the best on the validation images, or the last."""
+    keep: Literal["best", "last"] | None = None
+    """Which epoch's student is kept: the best on the validation images, or the last. Default: best, or last with
+    --validation 0."""
     seed: Annotated[int, Ge(0)] = 1
     """Seed of the initial weights and of the order of the images. The validation images do not depend on it."""
     device: str = "cpu"
@@ -96,6 +98,11 @@ class SupervisedConfig:
         return split_names(self.teachers)
 
     @property
+    def kept(self) -> Literal["best", "last"]:
+        """`keep`, with the default filled in; without validation images it is the last epoch, whatever a file says."""
+        return (self.keep or "best") if self.validation else "last"
+
+    @property
     def method_name(self) -> str:
         """The method's name or the path of its file, with the default filled in."""
         return self.method or ("knowledge-flow" if self.teacher_names else "kd" if self.answers else "baseline")
@@ -104,6 +111,28 @@ class SupervisedConfig:
     def label(self) -> str:
         """The method's name in tables and folder names."""
         return method_label(self.method_name)
+
+
+def check_used(config: SupervisedConfig) -> None:
+    """Refuse settings that have no effect beside the others.
+
+    Raises:
+        UserError: the message says what the setting needs.
+    """
+    if config.schedule != "steps" and config.milestones != SupervisedConfig.milestones:
+        raise UserError(
+            f"--milestones are for --schedule steps, got --schedule {config.schedule}. Give --schedule steps, or leave "
+            "--milestones out."
+        )
+    if config.optimizer != "sgd" and config.momentum != SupervisedConfig.momentum:
+        raise UserError(
+            f"--momentum {config.momentum:g} is for --optimizer sgd, got --optimizer {config.optimizer}. Leave it out."
+        )
+    if config.keep == "best" and not config.validation:
+        raise UserError(
+            "--keep best chooses the epoch on validation images, and --validation 0 keeps none. Give --keep last, or a "
+            "share, e.g. --validation 0.1."
+        )
 
 
 _FORMER_GROUPS = {

@@ -23,9 +23,9 @@ from kfrl.runs.loggers import check_loggers
 from kfrl.runs.provenance import check_pinned, commit, sha256
 from kfrl.supervised.answers import read_answers
 from kfrl.supervised.classifiers import Card, Teacher, save_classifier
-from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig, check_used
 from kfrl.supervised.data.batches import Images, Loader, Normalisation
-from kfrl.supervised.data.sets import Data, absolute, load_data
+from kfrl.supervised.data.sets import Data, absolute, check_memory, load_data
 from kfrl.supervised.methods import get_method, method_names
 from kfrl.supervised.methods.base import AnyMethod, Task
 from kfrl.supervised.teachers import adapt, load_classifiers
@@ -112,10 +112,18 @@ def resolve(config: SupervisedConfig) -> Run:
     """Look up the data, the method and the teachers, and check that they fit together.
 
     Raises:
-        UserError: one of them does not exist, or they do not fit. Nothing has been written.
+        UserError: one of them does not exist, they do not fit, or a setting has no effect. Nothing has been written.
     """
     if not config.data:
         raise UserError("Which images? Give --data NAME, e.g. --data mnist; `kfrl supervised data` lists them.")
+    check_used(config)
+    method = get_method(config.method_name)
+    method.check_used(config)
+    check_memory(config.memory_gb, config.data, getattr(method.read_settings(config), "old_data", ""))
+    return _resolve(config)
+
+
+def _resolve(config: SupervisedConfig) -> Run:
     check_device(config.device)
     check_loggers(config.log_to)
     together = join(config.device)
@@ -154,6 +162,7 @@ def resolve(config: SupervisedConfig) -> Run:
         methods=method.resolve_settings(config, method_names()),
         net=config.net or method.default_net(data.net, teachers),
         augment=data.augment if config.augment == "auto" else config.augment,
+        keep=config.kept,
     )
     path = config.run_dir or _default_folder(config, data.name, teachers)
     folder = RunFolder(Path(together.text_of_the_first(str(path))))
@@ -263,4 +272,5 @@ def reopen(path: Path) -> Run:
     method = get_method(config.method_name)
     with folder.naming_version():
         methods = written_settings(config, method)
-    return resolve(replace(config, run_dir=path, methods=methods))
+    # Without the checks for unused settings, which an earlier version may have accepted.
+    return _resolve(replace(config, run_dir=path, methods=methods))

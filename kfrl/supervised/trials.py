@@ -10,7 +10,7 @@ from kfrl.config import validated
 from kfrl.errors import UserError
 from kfrl.runs.folder import RunFolder
 from kfrl.runs.metrics import read_metrics
-from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.config import SupervisedConfig, check_used
 from kfrl.sweep.domain import Domain
 from kfrl.sweep.space import FixedTeacher
 from kfrl.training.method import check_settings
@@ -32,6 +32,7 @@ class ImageDomain(Domain):
         config = validated(dict(settings), SupervisedConfig)
         if not config.data:
             raise UserError("Which images? Give settings a data set, e.g. `data: mnist`.")
+        check_used(config)
         if config.methods:
             from kfrl.supervised.methods import get_method, method_names
 

@@ -48,12 +48,13 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.devices import check_device
     from kfrl.machine import size
     from kfrl.supervised.answers import collect
-    from kfrl.supervised.data.sets import load_data
+    from kfrl.supervised.data.sets import check_memory, load_data
     from kfrl.supervised.teachers import load_classifiers, settings_of
 
     if flags.output.exists():
         raise UserError(f"{flags.output} exists. Give another --output.")
     check_device(flags.device)
+    check_memory(flags.memory_gb, flags.data)
     teachers = load_classifiers(split_names(flags.teachers), flags.runs)
     if not teachers:
         raise UserError("Whose answers? Give --teachers NAME[,NAME...]: the data set of an earlier run, or its path.")

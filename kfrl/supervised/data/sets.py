@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kfrl.errors import UserError, shortened, unknown, user_path
-from kfrl.supervised.config import Augment
+from kfrl.supervised.config import Augment, SupervisedConfig
 from kfrl.supervised.data.batches import Images, split_off
 from kfrl.supervised.data.download import File, fetch
 from kfrl.supervised.data.folders import ARCHIVES, read_folder, resized
@@ -351,6 +351,27 @@ def load_data(name: str, data_dir: Path | None = None, image_size: int | None = 
     if half:
         data = _half(data, half)
     return _without(data, missing) if missing else data
+
+
+def check_memory(memory_gb: float, *names: str) -> None:
+    """Refuse a limit of memory that has no effect.
+
+    Args:
+        memory_gb: The setting.
+        names: The data sets that are loaded; "" is none.
+
+    Raises:
+        UserError: no data set is a folder.
+    """
+    if memory_gb != SupervisedConfig.memory_gb and not any(map(_is_folder, names)):
+        raise UserError(
+            f"--memory-gb {memory_gb:g} is for a folder of images, whose files stay where they are, and "
+            f"{' and '.join(filter(None, names))} is none: named sets and archives are always loaded. Leave it out."
+        )
+
+
+def _is_folder(name: str) -> bool:
+    return not is_data_set(name) and any(user_path(base).is_dir() for base, _, _ in _readings(name) if base)
 
 
 def absolute(name: str) -> str:

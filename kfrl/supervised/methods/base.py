@@ -166,6 +166,14 @@ class Method(OwnSettings, Generic[Net]):
         if given and not cls.takes_answers:
             raise UserError(f"Method {name} does not learn from --answers alone. --method kd and mimic do.")
 
+    @classmethod
+    def check_used(cls, config: SupervisedConfig) -> None:
+        """Refuse settings of the method that have no effect beside its others; called for new runs.
+
+        Raises:
+            UserError: saying what the setting needs.
+        """
+
     def build(self, task: Task, teachers: Sequence[Teacher]) -> Net:
         """The module that trains. The teachers accept the student's images, see `adapt`."""
         self.teachers = tuple(teachers)

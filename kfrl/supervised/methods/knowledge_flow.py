@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import takewhile
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kfrl.config import Fraction, NonNegative, Positive
+from kfrl.errors import UserError
 from kfrl.flow import HandOver, KnowledgeFlow, Link, links_by_depth
 from kfrl.flow.fold import fold, observations_needed
 from kfrl.flow.settings import FlowSettings
@@ -77,6 +78,18 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         self.hand_over = HandOver(self.flow.handover_start, self.flow.independence_at)
         self._previous: dict[str, Tensor] = {}
         self._experts: tuple[Teacher, ...] = ()
+
+    @classmethod
+    def check_used(cls, config: SupervisedConfig) -> None:
+        """Refuse weights of soft targets without soft targets."""
+        own = cls.read_settings(config)
+        given = [one.name for one in fields(SoftTargets) if getattr(own, one.name) != one.default]
+        if given and not own.soft_targets:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UserError(
+                f"In knowledge-flow {flags} needs --soft-targets, to learn from the outputs of teachers of the same "
+                f"classes. Give --soft-targets, or leave {flags} out."
+            )
 
     def build(self, task: Task, teachers: Sequence[Teacher]) -> KnowledgeFlow:
         """The student, linked to every teacher; shapes, classes and data may all differ."""

@@ -3,6 +3,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.classifiers import load_classifier
 from kfrl.supervised.config import SupervisedConfig
+from kfrl.supervised.data.sets import check_memory
 from kfrl.supervised.launch import Session
 from kfrl.supervised.methods.base import Method, Stage
 from kfrl.supervised.run import Run, reopen
@@ -278,6 +280,52 @@ def test_bad_input_is_named(run: Callable[..., Run], settings: dict[str, object]
     with pytest.raises(UserError) as raised:
         run(**settings)
     assert message in str(raised.value)
+
+
+FLOW = {"method": "knowledge-flow", "teachers": "digits"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"milestones": (0.3,)}, "--milestones are for --schedule steps, got --schedule cosine"),
+        ({"optimizer": "adam", "momentum": 0.5}, "--momentum 0.5 is for --optimizer sgd, got --optimizer adam"),
+        ({"keep": "best", "validation": 0.0}, "--validation 0 keeps none. Give --keep last"),
+        ({"memory_gb": 2.0}, "--memory-gb 2 is for a folder of images, whose files stay where they are, and digits"),
+        (
+            FLOW | {"methods": {"knowledge-flow": {"temperature": 2.0, "soft_weight": 0.5}}},
+            "--temperature, --soft-weight needs --soft-targets",
+        ),
+    ],
+)
+def test_a_setting_without_an_effect_is_refused(
+    run: Callable[..., Run], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as raised:
+        run(**settings)
+    assert message in str(raised.value)
+
+
+def test_a_limit_of_memory_is_for_folders_also_those_of_an_old_task(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("images", "images-half", "images-other-half-no-cat"):
+        check_memory(2.0, "digits", str(tmp_path / name))
+    check_memory(8.0, "digits", "")
+    (tmp_path / "images.zip").touch()
+    with pytest.raises(UserError, match="Leave it out"):
+        check_memory(2.0, str(tmp_path / "images.zip"), "")
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_settings_that_have_no_effect(run: Callable[..., Run]) -> None:
+    made = run(validation=0.0)
+    assert (made.config.keep, run("other").config.keep) == ("last", "best")
+    text = made.folder.config.read_text()
+    earlier = {"keep: last": "keep: best", "momentum: 0.9": "momentum: 0.5", "optimizer: sgd": "optimizer: adam"}
+    for now, before in earlier.items():
+        assert now in text
+        text = text.replace(now, before)
+    made.folder.config.write_text(text)
+    assert (reopen(made.folder.path).config.keep, reopen(made.folder.path).config.momentum) == ("last", 0.5)
 
 
 def test_a_linked_students_batch_statistics_are_those_of_its_own_passes(run: Callable[..., Run]) -> None:
