@@ -16,7 +16,7 @@ from agents.teachers.formats import save_agent
 from kfrl.errors import UserError
 from kfrl.nets import state_size
 from kfrl.runs.checkpoint import latest_checkpoint
-from kfrl.seeding import EVALUATION, stream
+from kfrl.seeding import FOLD, stream
 
 
 class LinkedRun:
@@ -26,8 +26,8 @@ class LinkedRun:
         """Load the run.
 
         Raises:
-            UserError: the folder is not that of a run, the run has no links or no checkpoint, or the student is
-                independent already or has a state.
+            UserError: the folder is not that of a run, the run has no links or no checkpoint, its teachers' files
+                have changed, or the student is independent already or has a state.
         """
         self.run: Run = reopen(path)
         name = self.run.config.method_name
@@ -37,6 +37,7 @@ class LinkedRun:
                 "Fold a run of --method knowledge-flow."
             )
         checkpoint = latest_checkpoint(self.run.folder.checkpoints)
+        self.run.check_teachers(checkpoint)
         built = self.run.take_built()
         method, net = built.method, built.net
         checkpoint.load_net(net)
@@ -75,7 +76,7 @@ class LinkedRun:
             for line in self.net.fold(kept[0], kept[1:]):
                 report(line)
             return
-        seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, EVALUATION))
+        seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, FOLD))
         for line in self.net.fold(seen):
             report(line)
 

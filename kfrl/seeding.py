@@ -7,9 +7,9 @@ import random
 import numpy as np
 import torch
 
-REVIEW, EVALUATION, PLAY, CURVE = 999_996, 999_997, 999_998, 999_999
-"""Further streams of a run: reviews of teachers (counted down from it), the final games and a later fold's games,
-observations before a phase, games of the learning curve."""
+REVIEW, EVALUATION, PLAY, CURVE, FOLD = 999_996, 999_997, 999_998, 999_999, 1_000_000
+"""Further streams of a run: reviews of teachers (counted down from it), the final games, observations before a phase,
+games of the learning curve, games of a later `kfrl fold`."""
 
 
 def stream(seed: int, index: int) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from agents.config import TrainConfig
+from agents.folding import LinkedRun
 from agents.launch import Session
 from agents.teachers.formats import Card, load_agent, save_agent
 from kfrl.cli.main import main
@@ -42,9 +43,9 @@ def linked_run(tmp_path: Path, short_games: None, monkeypatch: pytest.MonkeyPatc
     return net
 
 
-def save(net: nn.Module, directory: Path) -> None:
+def save(net: nn.Module, directory: Path, **state: object) -> None:
     tensors = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
-    save_checkpoint(directory, 500, tensors, {"global_step": 500, "phase": 0})
+    save_checkpoint(directory, 500, tensors, {"global_step": 500, "phase": 0, **state})
 
 
 def test_an_interrupted_run_is_folded_into_a_plain_agent(
@@ -80,6 +81,29 @@ def test_an_independent_student_is_refused(linked_run: nn.Module, capsys: pytest
     save(linked_run, Path("run/checkpoint"))
     assert main(["fold", "run"]) == 2
     assert "run is independent already" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_teacher_file_is_refused(
+    linked_run: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(linked_run, Path("run/checkpoint"), teacher_sha256=["abc"])
+    assert main(["fold", "run", "--observations", "640", "--episodes", "0"]) == 2
+    assert "checkpoint step-000000000500.safetensors says abc" in capsys.readouterr().err.replace("\n", " ")
+    assert not Path("run/folded.safetensors").exists()
+
+
+def test_the_fold_is_on_other_games_than_the_score(linked_run: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def observe(protocol: object, count: int, policy: object, seed: int) -> torch.Tensor:
+        seeds.append(seed)
+        return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8)
+
+    monkeypatch.setattr("agents.folding.observe", observe)
+    linked = LinkedRun(Path("run"))
+    linked.fold(640, lambda line: None)
+    assert len(seeds) == 1
+    assert seeds != [linked.run.final_seed]
 
 
 def test_a_run_without_teachers_is_refused(
