@@ -125,7 +125,8 @@ class Settings(FlowSettings):
     imitation_memory: Count = 65_536
     """Samples that all workers together remember for it (+); 28 KB each."""
     imitation_value_coef: NonNegative = 0.05
-    """Weight of the squared error of the values beside the KL of the policies (+)."""
+    """Weight of the squared error of the values beside the KL of the policies (+); no effect if no value head is linked
+    and there is no linked phase, because nothing has trained the linked net's values then."""
     kl_direction: Direction = "forward"
     """Of the imitation and the kickstart (+): KL[linked || lone], reverse KL[lone || linked], or mixed, their mean."""
     kickstart_coef: NonNegative = 1.0
@@ -226,6 +227,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._stages: tuple[str, ...] = (LINKED,)
         self._expert: Teacher | None = None
         self._without_value: tuple[str, ...] = ()
+        self._value_coef = self.flow_config.imitation_value_coef
         self._recurrent: tuple[str, ...] = ()
         self._game = ""
         self._actions: tuple[str, ...] = ()
@@ -320,6 +322,9 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             mixing=config.mixing,
             student_weight=config.student_weight,
         )
+        if LINKED not in self._stages and not any(link.student == "value" for link in links):
+            # Neither a teacher nor a reward has trained the linked net's value head.
+            self._value_coef = 0.0
         _match_actions(flow, spec.actions, self._teachers)
         if config.mixing == "simplex":
             flow.transforms.requires_grad_(False)
@@ -416,8 +421,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     def notes(self, net: FlowNet) -> Sequence[str]:
         """Which value heads are not linked; the size of the imitation's memory, or why there is no imitation."""
+        alone = IMITATION in self._stages and not self._value_coef and self.flow_config.imitation_value_coef
+        effect = ", and the imitation fits the policy alone: --imitation-value-coef has no effect" if alone else ""
         unlinked = [
-            f"Teacher {name}'s value head was never trained, so it is not linked." for name in self._without_value
+            f"Teacher {name}'s value head was never trained, so it is not linked{effect}."
+            for name in self._without_value
         ]
         recurrent = [
             f"Teacher {name} has an LSTM: its convolutions and its fully connected layer are linked. Its heads are not,"
@@ -657,14 +665,17 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return steps * policy_kl_loss(batch.logits[: len(old_logits)], old_logits).mean()
 
     def _imitation(self, alone: nn.Module, batch: Batch) -> Tensor:
-        """KL[pi_linked || pi_alone] + c (V_linked - V_alone)^2, the mean over samples from memory."""
+        """KL[pi_linked || pi_alone] + c (V_linked - V_alone)^2, the mean over samples from memory.
+
+        c is 0 if V_linked is that of a fresh net.
+        """
         batch_size = self.flow_config.imitation_batch
         self._memory.add(batch.obs, *batch.context)
         obs, guide_logits, guide_values = self._memory.draw(batch_size, parts=batch_size)
         logits, values = alone(obs)
         error = (guide_values - values).square()
         loss = directed_kl(logits, guide_logits, self.flow_config.kl_direction)
-        total: Tensor = loss + self.flow_config.imitation_value_coef * error
+        total: Tensor = loss + self._value_coef * error
         return total.mean()
 
     def after_update(self, net: FlowNet, progress: float) -> None:

@@ -565,6 +565,22 @@ def test_the_imitation_pulls_the_lone_student_towards_the_linked_one(expert: Tea
     assert not any(parameter.requires_grad for parameter in flow)
 
 
+@pytest.mark.parametrize(("fold_at", "trained"), [(0.0, False), (0.1, True)])
+def test_the_imitation_fits_no_value_head_that_nothing_has_trained(
+    expert: Teacher, obs: Tensor, fold_at: float, trained: bool
+) -> None:
+    distilled = replace(expert, card=replace(expert.card, trains_value=False))
+    method = make_method(fold_at=fold_at, imitation_value_coef=0.3, imitation_memory=128, imitation_batch=5)
+    net = staged(method, distilled, 1 if fold_at else 0)
+    assert method.stage == "imitation"
+    same = obs[:1].repeat(4, 1, 1, 1)
+    term = method.losses(net, play(method, net, same), 0.5)["imitation"]
+    (gradient,) = gradients(term, [net.alone.get_parameter("value.weight")])
+    assert (gradient is not None and bool(gradient.any())) == trained
+    untold = ", and the imitation fits the policy alone: --imitation-value-coef has no effect"
+    assert method.notes(net)[0].endswith("is not linked." if trained else f"is not linked{untold}.")
+
+
 def test_imitation_and_kickstart_may_turn_the_divergence(expert: Teacher, obs: Tensor) -> None:
     method = make_method(imitation_value_coef=0.0, imitation_memory=128, imitation_batch=5, kl_direction="reverse")
     net = staged(method, expert, 1)
