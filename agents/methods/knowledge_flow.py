@@ -34,7 +34,7 @@ from agents.reviewing import Terms, review
 from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
 from envs.protocols import get_protocol
-from kfrl.compare.stats import reference_scores
+from kfrl.compare.stats import reference_of
 from kfrl.config import Count, Direction, Fraction, NonNegative, Positive
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, links_by_depth
@@ -432,7 +432,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             " because they read its state, and it is not imitated."
             for name in self._recurrent
         ]
-        return (*unlinked, *recurrent, *self._imitation_notes())
+        return (*unlinked, *recurrent, *self._imitation_notes(), *self._kickstart_notes())
 
     def _imitation_notes(self) -> Sequence[str]:
         config = self.flow_config
@@ -444,6 +444,18 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if config.imitate == "expert" and config.fold_at is not None and not self._recurrent:
             return ("No teacher plays this game, so there is no imitation; --imitate always turns it on.",)
         return ()
+
+    def _kickstart_notes(self) -> Sequence[str]:
+        """Why the kickstart does not depend on the games that the student plays, if it does not."""
+        why = self._incomparable()
+        if not (why and self.flow_config.kickstart_coef and {IMITATION, ALONE} <= set(self._stages)):
+            return ()
+        assert self._expert is not None
+        return (
+            f"Teacher {self._expert.name} {why}: how far the student is behind it is not known, and the kickstart "
+            "falls with the steps alone. For a kickstart that ends when the student has the teacher's score, give a "
+            "teacher that was scored under the run's --protocol.",
+        )
 
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
         wanted = self.flow_config.link_heads
@@ -571,16 +583,38 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         """How far this learner's latest games are below the teacher's score, as a share of what is above random play.
 
         QDagger's 1 - G_student / G_teacher (Agarwal et al. 2022), in [0, 1]; 1 as long as one of the scores is unknown.
+        Scores under another frame cap than the run's are unknown.
         """
-        score = None if self._expert is None else self._expert.card.mean_score
+        score = None if self._incomparable() else self._expert_score()
         if score is None or not self._scores:
             return 1.0
-        reference = reference_scores().get(self._game)
+        reference = reference_of(self._game, self._cap)
         floor = reference.random if reference else 0.0
         if score <= floor:
-            return 0.0
+            return 0.0 if reference else 1.0
         own = sum(self._scores) / len(self._scores)
         return min(1.0, max(0.0, (score - own) / (score - floor)))
+
+    def _expert_score(self) -> float | None:
+        return None if self._expert is None else self._expert.card.mean_score
+
+    @property
+    def _cap(self) -> int:
+        """The frames after which the run's games end."""
+        return get_protocol(self.config.protocol, self._game).max_frames
+
+    def _incomparable(self) -> str:
+        """Why the expert's score does not tell how far the student is behind; else, or without an expert, empty."""
+        if self._expert is None:
+            return ""
+        cap = self._expert.card.scored_under.get("max_frames")
+        if self._expert_score() is None:
+            return "has no score"
+        if cap is None:
+            return "has a score whose frame cap is not known"
+        if cap != self._cap:
+            return f"has a score with games of at most {cap:,} frames, and this run's end after {self._cap:,}"
+        return ""
 
     def features(self, net: FlowNet, obs: Tensor) -> Context:
         """While linked, the teachers' pre-activations; while the linked net is followed, its logits and values."""

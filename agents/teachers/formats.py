@@ -47,6 +47,12 @@ class Card(ModelCard):
         return mean if isinstance(mean, int | float) else None
 
     @property
+    def scored_under(self) -> dict[str, Any]:
+        """The protocol of its score; if the score does not name one, that of its training."""
+        protocol: dict[str, Any] = self.evaluation.get("protocol", self.protocol)
+        return protocol
+
+    @property
     def scores(self) -> tuple[float, ...]:
         """The raw scores of that evaluation's games, if the file has them."""
         scores = self.evaluation.get("scores")

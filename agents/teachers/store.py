@@ -105,8 +105,7 @@ def list_teachers(runs: Path) -> list[Entry]:
 
 def _rules(card: Card) -> tuple[str, bool]:
     """The conditions for ranking scores of a game: the fingerprint of the rules, and whether play was greedy."""
-    protocol = card.evaluation.get("protocol", card.protocol)
-    return str(protocol.get("fingerprint", "")), bool(card.evaluation.get("greedy", False))
+    return str(card.scored_under.get("fingerprint", "")), bool(card.evaluation.get("greedy", False))
 
 
 def _check_one_ranking(reference: str, own: Sequence[Entry]) -> None:

@@ -36,9 +36,10 @@ HEADS = [("policy", "policy"), ("value", "value")]
 ENVS = 2
 
 
-def make_method(**flow: object) -> KnowledgeFlowMethod:
+def make_method(protocol: str = "paper", **flow: object) -> KnowledgeFlowMethod:
     return KnowledgeFlowMethod(
         TrainConfig(
+            protocol=protocol,
             convs=((4, 8, 8), (4, 4, 2)),
             hidden=8,
             methods={"knowledge-flow": {**{"student_weight": 0.25, "fold_at": 0.1, **flow}}},
@@ -50,6 +51,12 @@ def make_method(**flow: object) -> KnowledgeFlowMethod:
 def expert(teacher: Callable[..., Teacher]) -> Teacher:
     """Of the same game, with another shape and its actions in another order."""
     return teacher(AtariNet(5, ((5, 8, 8), (4, 3, 1), (3, 3, 1)), 6), OTHER_ACTIONS)
+
+
+def scored(expert: Teacher, mean: float, protocol: str = "paper") -> Teacher:
+    """With a score on its card, under some rules of play."""
+    rules = get_protocol(protocol, "breakout").to_dict()
+    return replace(expert, card=replace(expert.card, evaluation={"mean": mean, "protocol": rules}))
 
 
 @pytest.fixture
@@ -669,7 +676,7 @@ def test_the_lone_student_follows_the_linked_one_less_and_less(expert: Teacher, 
 
 @pytest.mark.parametrize("keep_graph", [True, False])
 def test_a_rollout_in_which_the_linked_net_is_left_has_contexts_of_one_kind(expert: Teacher, keep_graph: bool) -> None:
-    expert = replace(expert, card=replace(expert.card, evaluation={"mean": 201.7}))
+    expert = scored(expert, 201.7)
     method = make_method()
     net = staged(method, expert, 2)
     collector = play_on(method, net, keep_graph=keep_graph)
@@ -690,7 +697,7 @@ def test_the_lone_student_follows_as_far_as_it_is_behind_the_expert(
     expert: Teacher, obs: Tensor, scores: tuple[float, ...], share: float
 ) -> None:
     # Random play has 1.7 points in Breakout.
-    expert = replace(expert, card=replace(expert.card, evaluation={"mean": 201.7}))
+    expert = scored(expert, 201.7)
     method = make_method(kickstart_coef=2.0, policy_kl_coef=0.0)
     net = staged(method, expert, 2)
     method.losses(net, play(method, net, obs, scores), 0.0)
@@ -699,6 +706,49 @@ def test_the_lone_student_follows_as_far_as_it_is_behind_the_expert(
     terms = method.losses(net, play(method, net, obs), 0.125)
     assert float(terms["kickstart"].detach() if share else 0.0) == pytest.approx(expected, rel=1e-4)
     assert ("kickstart" in terms) == (share > 0.0)
+
+
+@pytest.mark.parametrize(
+    ("own", "mean", "theirs", "share", "said"),
+    [
+        # Random play's 1.7 points have the same cap as the first score, and are left out under the other cap.
+        ("paper", 201.7, "paper", 0.5, ""),
+        ("nature", 201.7, "nature", 1 - 101.7 / 201.7, ""),
+        (
+            "nature",
+            201.7,
+            "paper",
+            1.0,
+            "has a score with games of at most 108,000 frames, and this run's end after 18,000",
+        ),
+        (
+            "paper",
+            201.7,
+            "nature",
+            1.0,
+            "has a score with games of at most 18,000 frames, and this run's end after 108,000",
+        ),
+        ("nature", -2.0, "nature", 1.0, ""),
+        ("paper", -2.0, "paper", 0.0, ""),
+    ],
+)
+def test_scores_under_different_frame_caps_are_not_compared(
+    expert: Teacher, own: str, mean: float, theirs: str, share: float, said: str
+) -> None:
+    method = make_method(protocol=own)
+    net = staged(method, scored(expert, mean, theirs), 2)
+    method._scores.append(101.7)
+    assert method._behind() == pytest.approx(share)
+    notes = " ".join(method.notes(net))
+    assert said in notes
+    assert ("how far the student is behind" in notes) == bool(said)
+
+
+def test_an_expert_without_a_score_is_named(expert: Teacher) -> None:
+    method = make_method()
+    assert "Teacher breakout has no score" in " ".join(method.notes(staged(method, expert, 2)))
+    unfollowed = make_method(kickstart_coef=0.0)
+    assert "score" not in " ".join(unfollowed.notes(staged(unfollowed, expert, 2)))
 
 
 def test_a_fold_that_has_the_whole_policy_leaves_its_imitations_steps_to_the_learning_alone(expert: Teacher) -> None:
