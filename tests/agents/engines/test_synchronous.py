@@ -190,6 +190,24 @@ def test_a_signal_stops_it_with_a_checkpoint_that_goes_on(tmp_path: Path) -> Non
     assert not (resumed.shared.exp_avg_sq == 1.0).all()
 
 
+@pytest.mark.parametrize("algo", ["a3c", "ppo"])
+def test_a_resumed_run_goes_on_with_the_optimiser_and_the_counters_of_its_checkpoint(algo: str, tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", algo, workers=1)
+    trainer = ENGINES[algo](run, Silent(), None)
+    for statistics in (trainer.shared.exp_avg, trainer.shared.exp_avg_sq):
+        statistics.uniform_(1.0, 2.0)
+    trainer.shared.updates[0], trainer.shared.dropped[0], trainer._elapsed = 7, 3, 1_000.0
+    trainer.save()
+    checkpoint = latest_checkpoint(run.folder.checkpoints)
+    resumed = ENGINES[algo](run, Silent(), checkpoint)
+    for name in ("exp_avg", "exp_avg_sq"):
+        saved, restored = (_statistics(checkpoint.prefixed(f"{name}."), resumed.net), getattr(resumed.shared, name))
+        assert torch.equal(restored, saved)
+        assert restored.min() >= 1.0
+    assert (int(resumed.shared.updates.sum()), int(resumed.shared.dropped.sum())) == (7, 3)
+    assert resumed.elapsed_sec >= checkpoint.state["elapsed_sec"] >= 1_000.0
+
+
 def _statistics(named: dict[str, torch.Tensor], net: torch.nn.Module) -> torch.Tensor:
     """In the flat model's order and layout: four dimensions are channels_last."""
     parts = [named[name] for name, _ in net.named_parameters()]
