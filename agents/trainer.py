@@ -71,7 +71,7 @@ class Trainer(training.Trainer[Run]):
         built = run.take_built()
         self.method, self.net = built.method, built.net
         self.session = 0
-        self._recent: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+        self._recent = _scores_by_game()
         self._reports: list[dict[str, float]] = []
         self._student_return: float | None = None
         self._own_steps_before = 0
@@ -102,6 +102,8 @@ class Trainer(training.Trainer[Run]):
         index = next(at for at in range(index, len(self.phases)) if self.phases[at].steps)
         self.phase_index, self.phase = index, self.phases[index]
         self._reviewing = None
+        self.recent_of_phase = _scores_by_game()
+        """The scores of the phase's latest games, by ROM."""
         self.place()
         self.method.begin(self.net, index, self.phase.games[0], rank=0)
         self.groups = self.method.parameter_groups(self.net)
@@ -227,7 +229,8 @@ class Trainer(training.Trainer[Run]):
             window.sums[name] = window.sums.get(name, 0.0) + value
         scores = [episode.score for episode in report.episodes]
         self._window.scores.setdefault(report.game, []).extend(scores)
-        self._recent[report.game].extend(scores)
+        for recent in (self._recent, self.recent_of_phase):
+            recent[report.game].extend(scores)
         self._note_training()
 
     @property
@@ -340,6 +343,7 @@ class Trainer(training.Trainer[Run]):
             "teacher_sha256": list(self.run.config.teacher_sha256),
             "elapsed_sec": self.elapsed_sec,
             "recent": {game: list(scores) for game, scores in self._recent.items()},
+            "recent_of_phase": {game: list(scores) for game, scores in self.recent_of_phase.items()},
             "reports": self._reports,
         }
         tensors: dict[str, Tensor] = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
@@ -373,8 +377,10 @@ class Trainer(training.Trainer[Run]):
         self.session = state["session"] + 1
         self._elapsed = state["elapsed_sec"]
         self._reports = state.get("reports", [])
-        for game, scores in state.get("recent", {}).items():
-            self._recent[game].extend(scores)
+        for name, recent in (("recent", self._recent), ("recent_of_phase", self.recent_of_phase)):
+            for game, scores in state.get(name, {}).items():
+                recent[game].extend(scores)
+        self.method.recall(self.recent_of_phase[self.method.task.game])
 
     def _close_logs(self) -> None:
         self._log_row()
@@ -436,6 +442,10 @@ class Trainer(training.Trainer[Run]):
             source_returns=recent,
             dropped=int(self.shared.dropped.sum()),
         )
+
+
+def _scores_by_game() -> dict[str, deque[float]]:
+    return defaultdict(lambda: deque(maxlen=RECENT))
 
 
 @contextmanager

@@ -90,6 +90,7 @@ class A3CTrainer(Trainer):
             fixed=fixed,
             shared=shared,
             session=self.session,
+            scores=tuple(self.recent_of_phase[task.game]),
         )
 
     def _watch(self, workers: dict[Connection, BaseProcess]) -> None:

@@ -53,6 +53,8 @@ class Job:
     shared: SharedModel
     session: int
     """Number of times that the run was resumed; it changes the random numbers."""
+    scores: tuple[float, ...]
+    """Raw scores of the phase's latest games in `task`, of all workers, if the run is resumed."""
 
 
 def run_worker(job: Job, connection: Connection) -> None:
@@ -81,6 +83,7 @@ def _train(job: Job, connection: Connection) -> None:
     bind(groups, local, grads)
     shared_net = _build(method, job)
     bind(method.parameter_groups(shared_net), shared.parameters)
+    method.recall(job.scores)
     rmsprop = config.optimizer == "rmsprop" and not job.phase.imitates
     optimiser = (RMSpropTF.of_a3c if rmsprop else SharedAdam)(shared, groups, shape.max_grad_norm)
     updater = Updater(method, shared_net, shared, grads, optimiser, job.rank)

@@ -270,6 +270,12 @@ class Method(OwnSettings, Generic[Net]):
         """
         self.phase, self.task = phase, task
 
+    def recall(self, scores: Sequence[float]) -> None:
+        """Take up the raw scores of the phase's latest games in `task`, the oldest first.
+
+        Called after `begin` in every process, when a run is resumed.
+        """
+
     def end_phase(self, net: Net, play: Play) -> Iterable[str]:
         """Prepare the net for the next phase. Called once, in the launcher. The optimiser state is reset separately.
 

@@ -514,11 +514,16 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         super().begin(net, phase, task, rank)
         net.take_up_links()
         self._theta_old, self._updates = None, 0
+        self._scores.clear()
         linked = self.stage == LINKED
         net.flow.student.requires_grad_(linked)
         net.flow.transforms.requires_grad_(linked and self.flow_config.mixing == "softmax")
         net.flow.mixing.requires_grad_(linked)
         net.alone.requires_grad_(not linked)
+
+    def recall(self, scores: Sequence[float]) -> None:
+        """They say how far the lone student is behind."""
+        self._scores.extend(scores)
 
     def end_phase(self, net: FlowNet, play: Play) -> Iterable[str]:
         """The fold, after the linked phase."""

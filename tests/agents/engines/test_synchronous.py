@@ -13,11 +13,17 @@ from torch import nn
 from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
 from agents.engines.settings import PPOConfig
+from agents.engines.update import Report
+from agents.engines.worker import _train
 from agents.launch import Session
+from agents.methods.knowledge_flow import KnowledgeFlowMethod
 from agents.run import Run, resolve
-from agents.teachers.formats import load_agent
+from agents.teachers.formats import Card, load_agent, save_agent
 from agents.teachers.store import ZOO
+from envs.atari import Episode, action_set
+from envs.protocols import get_protocol
 from kfrl.errors import UserError
+from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.runs.metrics import read_metrics
 from kfrl.training.status import Status
@@ -206,6 +212,49 @@ def test_a_resumed_run_goes_on_with_the_optimiser_and_the_counters_of_its_checkp
         assert restored.min() >= 1.0
     assert (int(resumed.shared.updates.sum()), int(resumed.shared.dropped.sum())) == (7, 3)
     assert resumed.elapsed_sec >= checkpoint.state["elapsed_sec"] >= 1_000.0
+
+
+@pytest.fixture
+def pongs(tmp_path: Path) -> Path:
+    """An expert of Pong with 9 points under the rules `paper`."""
+    net = AtariNet(6, ((4, 8, 8), (4, 4, 2)), 8)
+    rules = get_protocol("paper", "pong")
+    evaluation = {"mean": 9.0, "protocol": rules.to_dict()}
+    card = Card("pong", action_set(rules), net.arch, evaluation=evaluation)
+    save_agent(tmp_path / "pong.safetensors", net, card)
+    return tmp_path / "pong.safetensors"
+
+
+@pytest.mark.parametrize("algo", ["a3c", "a2c"])
+def test_a_resumed_run_knows_how_far_its_lone_student_is_behind(
+    algo: str, tmp_path: Path, pongs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = {**FOLDED["methods"]["knowledge-flow"], "choose_channels": False}
+    settings = {**FOLDED, "steps": 4_000, "methods": {"knowledge-flow": flow}}
+    run = prepare(tmp_path / "run", algo, workers=1, teachers=str(pongs), **settings)
+    trainer = ENGINES[algo](run, Silent(), None)
+    trainer.take(Report("pong", [Episode(0, 9.0, 1, False)]))
+    trainer._enter(2)
+    trainer.take(Report("pong", [Episode(0, -6.0, 1, False)]))
+    trainer.save()
+    resumed = ENGINES[algo](run, Silent(), latest_checkpoint(run.folder.checkpoints))
+    behind: list[float] = []
+
+    class NoPlay(ChildProcessError):
+        pass
+
+    def collector(method: KnowledgeFlowMethod, *rest: object) -> None:
+        behind.append(method._behind())
+        raise NoPlay
+
+    if algo == "a3c":
+        monkeypatch.setattr("agents.engines.worker._collector", collector)
+        with pytest.raises(NoPlay):
+            _train(resumed._job(0), None)
+    else:
+        behind.append(resumed.method._behind())
+    # Random play has -20.7 points; the games of the earlier phase do not count.
+    assert behind == [pytest.approx(15.0 / 29.7)]
 
 
 def _statistics(named: dict[str, torch.Tensor], net: torch.nn.Module) -> torch.Tensor:

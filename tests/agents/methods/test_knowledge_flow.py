@@ -708,6 +708,14 @@ def test_the_lone_student_follows_as_far_as_it_is_behind_the_expert(
     assert ("kickstart" in terms) == (share > 0.0)
 
 
+def test_games_of_an_earlier_phase_do_not_count_for_the_lone_student(expert: Teacher, obs: Tensor) -> None:
+    method = make_method()
+    net = staged(method, scored(expert, 201.7), 0)
+    method.losses(net, play(method, net, obs, (201.7,)), 0.0)
+    method.begin(net, 2, SPEC, 0)
+    assert method._behind() == 1.0
+
+
 @pytest.mark.parametrize(
     ("own", "mean", "theirs", "share", "said"),
     [
