@@ -114,6 +114,15 @@ def test_other_images_in_a_folder_of_the_same_name_are_another_arm(finished: Bui
     ]
 
 
+def test_folders_of_one_name_in_a_sweep_are_two_arms(finished: Build) -> None:
+    paths = [finished(error, 1, data=folder) for error, folder in ((5.0, "/a/digits"), (7.0, "/b/digits"))]
+    found = compare([read_run(path, sweep="plain") for path in paths])
+    assert [(arm.name, arm.errors) for arm in found.arms] == [
+        ("plain (data.folder=/a/digits)", [5.0]),
+        ("plain (data.folder=/b/digits)", [7.0]),
+    ]
+
+
 def test_what_is_not_whole_is_named_and_left_out(finished: Build, tmp_path: Path) -> None:
     paths = [finished(1.0, seed) for seed in range(1, 6)]
     (paths[1] / "eval.json").unlink()
