@@ -25,7 +25,7 @@ from kfrl.nets.hooks import layer_shapes, with_features
 from kfrl.nets.links import hidden_layers
 from kfrl.nets.memory_format import screens
 from kfrl.runs.cards import read_net
-from kfrl.runs.provenance import commit
+from kfrl.runs.provenance import commit, sha256
 from kfrl.runs.streams import streaming
 
 FORMAT = "kfrl-answers-1"
@@ -105,6 +105,11 @@ class Answers:
     def observations(self) -> Tensor:
         """(N, stack, H, W) uint8."""
         return self.tensors[OBSERVATIONS]
+
+    @property
+    def sha256(self) -> str:
+        """The checksum of the file; it is read from start to end."""
+        return sha256(self.path)
 
     @property
     def protocol(self) -> Protocol:

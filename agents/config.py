@@ -41,6 +41,9 @@ class TrainConfig:
     answers: str = ""
     """Files of `kfrl collect`, comma-separated, one for each game. policy-distillation and actor-mimic learn from them
     instead of playing the teachers; knowledge-flow folds on them."""
+    answers_sha256: tuple[str, ...] = ()
+    """Checksums of these files, in their order, as in a run's config.yaml; other files are refused. Default: no
+    check."""
     source_games: str = ""
     """Games to learn before this one or at the same time, comma-separated, for methods with source games."""
     method: str | None = None

@@ -26,8 +26,8 @@ class LinkedRun:
         """Load the run.
 
         Raises:
-            UserError: the folder is not that of a run, the run has no links or no checkpoint, its teachers' files
-                have changed, or the student is independent already or has a state.
+            UserError: the folder is not that of a run, the run has no links or no checkpoint, a file of its
+                teachers or answers has changed, or the student is independent already or has a state.
         """
         self.run: Run = reopen(path)
         name = self.run.config.method_name
@@ -37,7 +37,7 @@ class LinkedRun:
                 "Fold a run of --method knowledge-flow."
             )
         checkpoint = latest_checkpoint(self.run.folder.checkpoints)
-        self.run.check_teachers(checkpoint)
+        self.run.check_inputs(checkpoint)
         built = self.run.take_built()
         method, net = built.method, built.net
         checkpoint.load_net(net)

@@ -59,15 +59,17 @@ class Run(MethodRun[AnyMethod]):
         """The run's seed."""
         return self.config.seed
 
-    def check_teachers(self, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint that was trained with other teacher files.
+    def check_inputs(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that was trained with other teacher files or other stored answers.
 
         Raises:
             UserError: the message names the file and both checksums.
         """
+        config, state, who = self.config, checkpoint.state, f"checkpoint {checkpoint.path.name}"
         paths = [teacher.path for teacher in self.teachers]
-        pinned = checkpoint.state.get("teacher_sha256", ())
-        check_pinned(paths, self.config.teacher_sha256, pinned, f"checkpoint {checkpoint.path.name}")
+        check_pinned(paths, config.teacher_sha256, state.get("teacher_sha256", ()), who)
+        stored = state.get("answers_sha256", ())
+        check_pinned(config.answer_files, config.answers_sha256, stored, who, kind="answers")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -137,6 +139,8 @@ def resolve(config: TrainConfig) -> Run:
         check_answerers(files, teachers)
     checksums = tuple(teacher.sha256 for teacher in teachers)
     check_pinned([teacher.path for teacher in teachers], checksums, config.teacher_sha256)
+    answers_checksums = tuple(file.sha256 for file in files)
+    check_pinned([file.path for file in files], answers_checksums, config.answers_sha256, kind="answers")
     _check_recurrent_teachers(config, method, teachers)
     sources = _source_games(config, method, game, teachers)
     check_settings(config, method_names(), get_method)
@@ -146,6 +150,7 @@ def resolve(config: TrainConfig) -> Run:
         teachers=",".join(exact),
         teacher_sha256=checksums,
         answers=",".join(str(file.path.absolute()) for file in files),
+        answers_sha256=answers_checksums,
         source_games=",".join(Game(name).title for name in sources) if config.source_names else "",
         source_steps=config.source_steps or config.steps if method.takes_sources.endswith("before") else None,
         method=exact_method(config.method_name),

@@ -341,6 +341,7 @@ class Trainer(training.Trainer[Run]):
             "dropped": int(self.shared.dropped.sum()),
             "session": self.session,
             "teacher_sha256": list(self.run.config.teacher_sha256),
+            "answers_sha256": list(self.run.config.answers_sha256),
             "elapsed_sec": self.elapsed_sec,
             "recent": {game: list(scores) for game, scores in self._recent.items()},
             "recent_of_phase": {game: list(scores) for game, scores in self.recent_of_phase.items()},
@@ -359,7 +360,7 @@ class Trainer(training.Trainer[Run]):
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        self.run.check_teachers(checkpoint)
+        self.run.check_inputs(checkpoint)
         checkpoint.load_net(self.net)
         # A checkpoint of a version without phases belongs to the only phase.
         self._enter(state.get("phase", 0))

@@ -271,7 +271,7 @@ def _with_links(path: Path, settings: TrainConfig) -> Policy | None:
     built = run.take_built()
     method, net = built.method, built.net
     saved = latest_checkpoint(run.folder.checkpoints)
-    run.check_teachers(saved)
+    run.check_inputs(saved)
     saved.load_net(net)
     method.begin(net, saved.state.get("phase", 0), run.spec, rank=0)
     method.schedule(net, min(1.0, saved.state["global_step"] / run.config.steps))

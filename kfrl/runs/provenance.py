@@ -8,9 +8,13 @@ import subprocess
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Literal
 
 import kfrl
 from kfrl.errors import UserError
+
+PIECE = 1 << 20
+"""Bytes of a file that are in memory at once while it is hashed."""
 
 
 @functools.cache
@@ -34,26 +38,43 @@ def _git(directory: Path, *arguments: str) -> str:
 
 def sha256(*files: Path) -> str:
     """The hexadecimal SHA-256 of a file; of several files, the SHA-256 of the text of their checksums."""
-    found = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    found = [_digest(file) for file in files]
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
-def check_pinned(paths: Sequence[Path], found: Sequence[str], pinned: Sequence[str], who: str = "config") -> None:
-    """Refuse teachers whose files differ from those that a run started with.
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        # In pieces, because a file of stored answers may be larger than the memory.
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def check_pinned(
+    paths: Sequence[Path],
+    found: Sequence[str],
+    pinned: Sequence[str],
+    who: str = "config",
+    *,
+    kind: Literal["teacher", "answers"] = "teacher",
+) -> None:
+    """Refuse files that differ from those that a run started with.
 
     Args:
-        paths: The teachers' files.
+        paths: The files.
         found: Their checksums.
         pinned: The checksums at the start of the run; empty if they are not known.
         who: The place that holds the pinned checksums, for the message.
+        kind: What the files are, for the message.
 
     Raises:
-        UserError: the first teacher that differs, with both checksums.
+        UserError: the first file that differs, with both checksums.
     """
     for path, now, before in zip_longest(paths, found, pinned):
         if pinned and now != before:
             raise UserError(
-                f"Teacher {path or 'missing'}: its SHA-256 is {now}, and the {who} says {before}. Restore the file "
-                "that the run started with; or start a new run with the present file: leave teacher_sha256 out of "
-                "the config, or give --teacher-sha256 without a value."
+                f"{kind.capitalize()} {path or 'missing'}: its SHA-256 is {now}, and the {who} says {before}. Restore "
+                f"the file that the run started with; or start a new run with the present file: leave {kind}_sha256 "
+                f"out of the config, or give --{kind}-sha256 without a value."
             )

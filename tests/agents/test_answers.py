@@ -22,12 +22,13 @@ from agents.methods.actor_mimic import ActorMimic
 from agents.methods.base import NetSpec
 from agents.methods.knowledge_flow import KnowledgeFlowMethod
 from agents.methods.policy_distillation import PolicyDistillation
-from agents.run import resolve
+from agents.run import reopen, resolve
 from agents.teachers.formats import Card, Teacher, load_agent, save_agent
 from envs.atari import action_set
 from envs.protocols import get_protocol
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
+from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.training.session import Silent
 
 PAPER = get_protocol("paper", "breakout")
@@ -255,6 +256,25 @@ def test_answers_of_another_file_of_the_teacher_are_refused(tmp_path: Path, expe
     assert resolve(replace(config, teachers=str(expert.path))).teachers[0].sha256 == expert.sha256
     with pytest.raises(UserError, match="the config says abc"):
         resolve(replace(config, teacher_sha256=("abc",)))
+
+
+def test_a_run_goes_on_with_the_answers_that_it_began_with(tmp_path: Path, expert: Teacher, noise_play: None) -> None:
+    path = tmp_path / "a"
+    began = stored(path, expert).sha256
+    config = TrainConfig("Breakout", answers=str(path), run_dir=tmp_path / "run", algo="a2c", curve_points=0, **SHAPE)
+    session = Session.start(config)
+    assert session.run.config.answers_sha256 == (began,)
+    session.prepare(Silent())
+    session.trainer.save()
+    # The same teacher on other play.
+    path.unlink()
+    now = stored(path, expert, count=12, seed=5).sha256
+    assert now != began
+    words = rf"Answers {path}: its SHA-256 is {now}, and the %s says {began}\. Restore .* answers_sha256"
+    with pytest.raises(UserError, match=words % "config"):
+        reopen(tmp_path / "run")
+    with pytest.raises(UserError, match=words % r"checkpoint step-\d+\.safetensors"):
+        resolve(config).check_inputs(latest_checkpoint(tmp_path / "run" / "checkpoint"))
 
 
 @pytest.mark.parametrize(
