@@ -130,6 +130,7 @@ def resolve(config: TrainConfig) -> Run:
     method.check_sources(config.method_name, len(config.source_names), config.source_steps)
     method.check_algo(config.method_name, config.algo)
     method.check_init(config.method_name, config.init)
+    method.check_unused(config.method_name, config)
     if config.net == "lstm" and not method.carries_state():
         raise _stateless(f"Method {config.method_name} runs its nets on single observations")
     _check_engine(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeAlias, cast
 
 from torch import Tensor, nn
@@ -110,6 +111,8 @@ class Method(OwnSettings, Generic[Net]):
     """The values of `--algo` that it supports."""
     takes_init = True
     """Whether it supports other initial weights (--init)."""
+    unused: Mapping[str, str] = MappingProxyType({})
+    """Common settings without an effect on it -> a sentence on the reason and on what to do."""
     games_in_turn = False
     """Whether one learner may learn several games, with a rollout and an update of each in turn; `task` is the game."""
     takes_recurrent_teachers = False
@@ -202,6 +205,19 @@ class Method(OwnSettings, Generic[Net]):
             raise UserError(
                 f"Method {name} has its own initialisation (see its page), got --init {init}. Leave it out."
             )
+
+    @classmethod
+    def check_unused(cls, name: str, config: TrainConfig) -> None:
+        """Refuse other values than the defaults for settings that the method does not use.
+
+        Raises:
+            UserError: the message says why the setting has no effect.
+        """
+        usual = TrainConfig(algo=config.algo)
+        for setting, why in cls.unused.items():
+            given = getattr(config, setting)
+            if given not in (getattr(usual, setting), getattr(usual.shape, setting, None)):
+                raise not_used(name, setting, given, why)
 
     @classmethod
     def check_algo(cls, name: str, algo: str) -> None:
@@ -369,6 +385,11 @@ class Method(OwnSettings, Generic[Net]):
     def metrics(self, net: Net) -> dict[str, float]:
         """Metrics to log besides the losses."""
         return {}
+
+
+def not_used(method: str, setting: str, given: object, why: str) -> UserError:
+    """The refusal of a setting that has no effect on a method; `why` is a sentence that says what to do, too."""
+    return UserError(f"Method {method} does not use --{setting.replace('_', '-')}, got {given}: {why}")
 
 
 AnyMethod: TypeAlias = Method[Any]

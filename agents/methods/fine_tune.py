@@ -10,7 +10,8 @@ import torch
 from annotated_types import Ge
 from torch import nn
 
-from agents.methods.base import Method, NetSpec
+from agents.config import TrainConfig
+from agents.methods.base import Method, NetSpec, not_used
 from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
 from kfrl.nets.atari.lstm import LSTMNet
@@ -36,12 +37,13 @@ class FineTune(Method):
     Settings = Settings
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> AtariNet:
-        """A plain net with the teacher's shape and perhaps new units; the settings `convs` and `hidden` are not used.
+        """A plain net with the teacher's shape and perhaps new units.
 
         It has an LSTM if the teacher has one, or if the settings ask for one.
 
         Raises:
-            UserError: the teacher is no plain net, or new units are asked for in a net that cannot have them.
+            UserError: the teacher is no plain net, another shape is asked for, or new units in a net that cannot have
+                them.
         """
         (teacher,) = teachers
         if not isinstance(teacher.net, AtariNet) or type(teacher.net) not in (AtariNet, LSTMNet):
@@ -56,7 +58,8 @@ class FineTune(Method):
         if new_units and (kind is LSTMNet or self.own.heads_only):
             reason = "an LSTM" if kind is LSTMNet else "--heads-only, which keeps their layer fixed"
             raise UserError(f"--new-units {new_units} does not go with {reason}. Leave one of them out.")
-        net = kind(len(spec.actions), arch["convs"], arch["hidden"] + new_units)
+        self._check_shape(teacher.name, tuple(map(tuple, arch["convs"])), arch["hidden"] + new_units)
+        net = self.started(kind(len(spec.actions), arch["convs"], arch["hidden"] + new_units))
         for layer in (*net.hidden_layers, *(LSTMNet.state_layers if recurrent else ())):
             body, known = net.get_submodule(layer), teacher.net.get_submodule(layer)
             if layer == "fc" and new_units:
@@ -65,6 +68,18 @@ class FineTune(Method):
                 body.load_state_dict(known.state_dict())
             body.requires_grad_(not self.own.heads_only)
         return net
+
+    def _check_shape(self, teacher: str, convs: tuple[tuple[int, ...], ...], hidden: int) -> None:
+        """Refuse another shape than the one that the student gets."""
+        usual = TrainConfig()
+        for setting, own in (("convs", convs), ("hidden", hidden)):
+            given = getattr(self.config, setting)
+            if given not in (getattr(usual, setting), own):
+                why = (
+                    f"the student has its teacher's shape, here of teacher {teacher!r}: {own}. Leave it out; "
+                    "--new-units widens the fully connected layer."
+                )
+                raise not_used(self.config.method_name, setting, given, why)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -159,6 +160,12 @@ class PathNetMethod(Method[EvolvingPathNet]):
 
     takes_sources = "before"
     takes_init = False
+    unused = MappingProxyType(
+        dict.fromkeys(
+            ("convs", "hidden"),
+            "its layers are of modules. Leave it out; --module-convs and --module-units are their shape.",
+        )
+    )
     Settings = Settings
 
     def __init__(self, config: TrainConfig) -> None:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Generic, Literal
 
 import torch
@@ -222,6 +223,12 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
 
     takes_sources = "teachers-beside"
     Settings = Settings
+    unused = MappingProxyType(
+        dict.fromkeys(
+            ("gamma", "entropy_coef", "value_loss_coef"),
+            "the student imitates, and no rewards are used. Leave it out.",
+        )
+    )
     former_settings = ("feature_coef",)
 
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:

@@ -71,6 +71,7 @@ METHODS = {
 def config_of(name: str, algo: str, folder: Path) -> TrainConfig:
     method = get_method(name)
     played = "pong" if method.takes_sources == "teachers-before" else "breakout"
+    shape = {name: value for name, value in {"convs": ((4, 8, 8),), "hidden": 8}.items() if name not in method.unused}
     return TrainConfig(
         game="Breakout",
         method=name,
@@ -78,12 +79,11 @@ def config_of(name: str, algo: str, folder: Path) -> TrainConfig:
         teachers="" if method.takes_teachers == "none" else taught_by(folder / f"{played}.safetensors", played),
         source_games="Pong" if method.takes_sources in ("beside", "before") else "",
         steps=10**6,
-        convs=((4, 8, 8),),
-        hidden=8,
         methods=METHODS,
         curve_points=0,
         eval_episodes=0,
         run_dir=folder / "run",
+        **shape,
         **SHAPES[algo],
     )
 

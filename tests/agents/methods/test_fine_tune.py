@@ -23,7 +23,7 @@ def expert(teacher: Callable[..., Teacher]) -> Teacher:
 
 
 def build(expert: Teacher, spec: NetSpec = SPEC) -> AtariNet:
-    net = FineTune(TrainConfig(convs=((4, 8, 8),), hidden=8)).build(spec, [expert])
+    net = FineTune(TrainConfig()).build(spec, [expert])
     assert isinstance(net, AtariNet)
     return net
 
@@ -39,6 +39,32 @@ def test_it_takes_the_teachers_shape_and_the_games_actions(expert: Teacher, obs:
     net = build(expert)
     assert net.arch == expert.net.arch
     assert net(obs)[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"hidden": 512}, "fine-tune does not use --hidden, got 512: .* teacher 'pong': 12.*--new-units"),
+        ({"convs": ((4, 8, 8),)}, r"does not use --convs, got \(\(4, 8, 8\),\): .* teacher 'pong': \(\(6, 8, 8\)"),
+    ],
+)
+def test_another_shape_than_the_teachers_is_refused(
+    teacher: Callable[..., Teacher], expert: Teacher, given: dict[str, Any], words: str
+) -> None:
+    expert = teacher(expert.net, ACTIONS, name="pong")
+    with pytest.raises(UserError, match=words):
+        FineTune(TrainConfig(method="fine-tune", **given)).build(SPEC, [expert])
+
+
+def test_the_teachers_own_shape_may_be_given(expert: Teacher) -> None:
+    convs = ((6, 8, 8), (5, 4, 2), (4, 3, 1))
+    assert FineTune(TrainConfig(convs=convs, hidden=12)).build(SPEC, [expert]).arch == expert.net.arch
+
+
+def test_the_heads_start_as_init_says(expert: Teacher) -> None:
+    net = FineTune(TrainConfig(init="torch")).build(SPEC, [expert])
+    assert net.policy.bias.any(), "orthogonal weights have biases of 0"
+    assert torch.equal(net.get_parameter("fc.weight"), expert.net.get_parameter("fc.weight"))
 
 
 def test_heads_start_afresh(expert: Teacher) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from agents.methods import get_method, method_names
 from agents.methods.base import Method, NetSpec
 from agents.methods.fine_tune import FineTune
 from agents.methods.knowledge_flow import KnowledgeFlowMethod
+from agents.run import resolve
 from agents.teachers.formats import Teacher
 from kfrl.errors import UserError
 from kfrl.nets.atari.net import AtariNet
@@ -61,6 +63,39 @@ def test_a_number_of_teachers_that_a_method_cannot_use_is_refused(name: str, cou
 )
 def test_a_number_of_teachers_that_a_method_can_use_passes(name: str, count: int) -> None:
     get_method(name).check_teachers(name, count)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("pathnet", {"hidden": 512}, "pathnet does not use --hidden, got 512: .*--module-units"),
+        ("pathnet", {"convs": ((4, 8, 8),)}, r"pathnet does not use --convs, got \(\(4, 8, 8\),\): .*--module-convs"),
+        (
+            "policy-distillation",
+            {"gamma": 0.9},
+            "policy-distillation does not use --gamma, got 0.9: .*rewards.*Leave it",
+        ),
+        ("policy-distillation", {"entropy_coef": 0.0}, "does not use --entropy-coef, got 0.0: "),
+        ("policy-distillation", {"value_loss_coef": 0.7}, "does not use --value-loss-coef, got 0.7: "),
+    ],
+)
+def test_a_setting_without_an_effect_is_refused(name: str, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        get_method(name).check_unused(name, TrainConfig(**given))
+
+
+@pytest.mark.parametrize("algo", ["a3c", "a2c", "ppo"])
+def test_the_default_of_a_setting_without_an_effect_passes(algo: Any) -> None:
+    for name in method_names():
+        get_method(name).check_unused(name, TrainConfig(algo=algo))
+        # As in the config.yaml of a run.
+        get_method(name).check_unused(name, TrainConfig(algo=algo).with_shape())
+    get_method("actor-mimic").check_unused("actor-mimic", TrainConfig(algo=algo, gamma=0.9))
+
+
+def test_a_run_with_a_setting_without_an_effect_is_refused() -> None:
+    with pytest.raises(UserError, match="pathnet does not use --hidden"):
+        resolve(TrainConfig("Pong", method="pathnet", source_games="Breakout", hidden=512))
 
 
 def test_teachers_choose_the_method_unless_it_is_named() -> None:
