@@ -11,6 +11,25 @@ SAMPLE_BYTES = 4 * 84 * 84
 """Bytes of an observation, nearly all of a sample."""
 
 
+def smaller_than_measured(setting: str, samples: int, workers: int, measured: int) -> tuple[str, ...]:
+    """A sentence for the start of a run whose workers have smaller replay buffers than the published figures are of.
+
+    Args:
+        setting: The name of the setting.
+        samples: Its value, for all workers together.
+        workers: Among whom it is divided.
+        measured: Samples of a worker in the published figures.
+    """
+    each, wanted = samples // workers, measured * workers
+    if each >= measured:
+        return ()
+    return (
+        f"The replay buffers of {each:,} samples for each of {workers} workers are smaller than those of the published "
+        f"figures, {measured:,}. For buffers of that size give --{setting} {wanted:,} "
+        f"({wanted * SAMPLE_BYTES / 2**30:.1f} GiB), or fewer --workers.",
+    )
+
+
 class Memory:
     """A replay buffer of the latest batches. A batch is a tuple of tensors with the samples in the first dimension.
 

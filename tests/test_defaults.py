@@ -12,9 +12,10 @@ import pytest
 from stable_baselines3 import A2C
 
 from agents.config import Shape, TrainConfig
-from agents.methods import get_method, method_names
+from agents.methods import get_method, knowledge_flow, method_names, policy_distillation
 from agents.methods.knowledge_flow import KnowledgeFlowMethod
 from agents.methods.policy_distillation import PolicyDistillation
+from agents.run import resolve
 from kfrl.machine import cores
 
 PAGE = (Path(__file__).parents[1] / "docs" / "defaults.md").read_text()
@@ -69,18 +70,41 @@ def test_the_page_says_which_shape_and_memory_the_figures_are_of(monkeypatch: py
     config = TrainConfig()
     shape = config.shape
     memories = {
-        "Knowledge Flow": KnowledgeFlowMethod(config).own.imitation_memory,
-        "all methods": PolicyDistillation(config).own.replay_memory,
+        "Knowledge Flow": (KnowledgeFlowMethod(config).own.imitation_memory, knowledge_flow.MEASURED_MEMORY),
+        "all methods": (PolicyDistillation(config).own.replay_memory, policy_distillation.MEASURED_MEMORY),
     }
     measured = re.findall(
         r"^\| (.*?) \(\[.*?\]\(.*?\)\) \| (\d+) x (\d+).*? \| ([\d.e-]+) \| (.*?) \|$", PAGE, re.MULTILINE
     )
     rows = {name: (int(workers), int(games), lr, memory) for name, workers, games, lr, memory in measured}
     assert len(rows) == 5
-    for name, memory in memories.items():
-        assert rows[name][3] == f"{memory // rows[name][0]:,} samples"
+    for name, (memory, measured_memory) in memories.items():
+        assert rows[name][3] == f"{memory // rows[name][0]:,} samples" == f"{measured_memory:,} samples"
     assert rows["Knowledge Flow"][:2] == (shape.workers, shape.envs_per_worker)
     assert float(rows["Knowledge Flow"][2]) == pytest.approx(shape.lr, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "game", "memory"),
+    [
+        ("policy-distillation", "Seaquest", "--replay-memory 131,072 (3.4 GiB)"),
+        ("actor-mimic", "Pong", "--replay-memory 131,072 (3.4 GiB)"),
+        ("knowledge-flow", "Seaquest", "--imitation-memory 524,288 (13.8 GiB)"),
+    ],
+)
+@pytest.mark.parametrize(("machine", "smaller"), [(2, False), (16, True)])
+def test_a_run_on_more_cores_says_that_its_replay_buffers_are_smaller_than_measured(
+    method: str, game: str, memory: str, machine: int, smaller: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.config.cores", lambda: machine)
+    run = resolve(TrainConfig(game, teachers="zoo:seaquest", method=method))
+    assert run.config.shape.workers == machine
+    built = run.built()
+    notes = " ".join(built.method.notes(built.net))
+    assert (memory in notes) == smaller
+    assert ("smaller than those of the published figures" in notes) == smaller
+    alone = resolve(TrainConfig(game, teachers="zoo:seaquest", method=method, algo="a2c")).built()
+    assert "smaller than" not in " ".join(alone.method.notes(alone.net))
 
 
 def test_a2c_has_stable_baselines3s_numbers() -> None:

@@ -29,7 +29,7 @@ from agents.config import TrainConfig
 from agents.methods.base import Method, NetSpec, Phase, Play, Review
 from agents.observations import steps_for
 from agents.policies import matched_policy
-from agents.replay import SAMPLE_BYTES, Memory
+from agents.replay import SAMPLE_BYTES, Memory, smaller_than_measured
 from agents.reviewing import Terms, review
 from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
@@ -68,6 +68,8 @@ LEAST_HEAD_R2 = 0.5
 """Below this R2 a head's fold is not used: its weights are then so large that an imitation does not recover."""
 LATEST = 100
 """Games of the lone student that say how far it is behind its teacher."""
+MEASURED_MEMORY = 32_768
+"""Samples that a worker remembers for the imitation in the published figures."""
 STRETCH = 50
 """Mean number of steps that one of the two nets, linked or alone, plays before the next one is drawn."""
 
@@ -435,11 +437,12 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return (*unlinked, *recurrent, *self._imitation_notes(), *self._kickstart_notes())
 
     def _imitation_notes(self) -> Sequence[str]:
-        config = self.flow_config
+        config, workers = self.flow_config, self.config.shape.workers
         if IMITATION in self._stages:
             return (
                 f"The lone student imitates the linked one from {config.imitation_samples} samples a step, of "
                 f"{config.imitation_memory:,} in memory ({config.imitation_memory * SAMPLE_BYTES / 2**30:.1f} GiB).",
+                *smaller_than_measured("imitation-memory", config.imitation_memory, workers, MEASURED_MEMORY),
             )
         if config.imitate == "expert" and config.fold_at is not None and not self._recurrent:
             return ("No teacher plays this game, so there is no imitation; --imitate always turns it on.",)

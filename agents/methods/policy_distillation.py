@@ -19,7 +19,7 @@ from agents.answers import Answers, answers_for, open_all
 from agents.batch import Batch, Context, Output
 from agents.config import TrainConfig
 from agents.methods.base import Method, NetSpec, Phase
-from agents.replay import SAMPLE_BYTES, Memory
+from agents.replay import SAMPLE_BYTES, Memory, smaller_than_measured
 from agents.teachers.formats import Teacher
 from envs.protocols import get_protocol
 from kfrl.config import Count, Direction, Fraction, Positive
@@ -34,6 +34,9 @@ EPSILON = 0.05
 """Probability of a random action when a Q-network plays."""
 Q_TEMPERATURE = 0.01
 """The paper's temperature for Q values, which differ little between actions."""
+
+MEASURED_MEMORY = 8_192
+"""Samples in the replay buffer of a worker in the published figures."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ class Imitation(Method[Net], Generic[Net]):
         return 0.0 if self.config.answers else float(SAMPLE_BYTES * self.own.replay_memory)
 
     def notes(self, net: Net) -> Sequence[str]:
-        """A sentence on the stored answers, if there are any."""
+        """A sentence on the stored answers, if there are any, or on replay buffers that are smaller than measured."""
         if not self._answers:
-            return ()
+            workers = self.config.shape.workers
+            return smaller_than_measured("replay-memory", self.own.replay_memory, workers, MEASURED_MEMORY)
         held = "; ".join(
             f"{file.path.name}, {file.card.count:,} observations of {file.card.steps:,} steps played by "
             f"{file.card.played_by}"
