@@ -130,9 +130,9 @@ def resolve(config: TrainConfig) -> Run:
     method.check_sources(config.method_name, len(config.source_names), config.source_steps)
     method.check_algo(config.method_name, config.algo)
     method.check_init(config.method_name, config.init)
-    method.check_unused(config.method_name, config)
     if config.net == "lstm" and not method.carries_state():
         raise _stateless(f"Method {config.method_name} runs its nets on single observations")
+    method.check_unused(config.method_name, config)
     _check_engine(config)
     check_loggers(config.log_to)
     teachers, exact = _answerers(config, files) if instead else load_teachers(config.teacher_names, RUNS, identify)
