@@ -24,7 +24,7 @@ from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.machine import allow_open_files
 from kfrl.nets import arch_of, state_size
-from kfrl.optim.kfac import COLD_UPDATES, KroneckerFactors, factored_layers
+from kfrl.optim.kfac import COLD_UPDATES, KroneckerFactors, Layer, factored_layers
 from kfrl.registry import exact_method
 from kfrl.runs.checkpoint import Checkpoint
 from kfrl.runs.folder import RUNS, RunFolder
@@ -276,23 +276,53 @@ def _check_games_in_turn(config: TrainConfig, games: int) -> None:
 
 
 def _check_factors(run: Run) -> None:
-    """For K-FAC: refuse layers that it cannot factor and rollouts that are too small for its factors."""
-    built, phase, shape = run.built(), run.phases[0], run.config.shape
-    method, net = built.method, built.net
-    method.begin(net, 0, phase.games[0], rank=0)
+    """For K-FAC: refuse layers that it cannot factor and rollouts that are too small for its factors, in any phase."""
+    for index, phase in enumerate(run.phases):
+        # An imitation uses Adam on every engine.
+        if not phase.imitates:
+            layers = _layers_to_factor(run, index)
+            _check_samples(layers, run, run.config.shape.envs_per_worker, phase.t_max or run.config.shape.t_max)
+
+
+def _layers_to_factor(run: Run, index: int) -> dict[str, Layer]:
+    """The layers that K-FAC factors in a phase.
+
+    Raises:
+        UserError: a layer cannot be factored, runs twice in a pass, or affects the output without running as a module.
+    """
+    method = run.method()
+    # A net of its own, because the start of a phase changes it.
+    with torch.random.fork_rng(devices=[]):
+        net = run.build(method)
+    method.begin(net, index, run.phases[index].games[0], rank=0)
     trained = [p for group in method.parameter_groups(net) if group.sgd is None for p in group.parameters]
     layers = factored_layers(net, trained)
     stack, size = run.protocol.frame_stack, run.protocol.screen_size
     screen = torch.zeros(1, stack, size, size, dtype=torch.uint8)
-    # A forward pass detects a layer that runs twice.
-    with torch.no_grad(), KroneckerFactors(layers, {}).recording():
-        method.forward(net, screen, method.features(net, screen))
+    with torch.no_grad():
+        context = method.features(net, screen)
+    factors = KroneckerFactors(layers, {})
+    with torch.enable_grad(), factors.recording():
+        output = method.forward(net, screen, context)
+    bypassed = factors.bypassed(output.logits.sum() + output.values.sum())
+    if bypassed:
+        raise UserError(
+            f"--algo acktr cannot factor {bypassed[0]}"
+            + (f" and {len(bypassed) - 1} more layers" if len(bypassed) > 1 else "")
+            + f": method {run.config.method_name} uses the weights without running the layer as a module, and K-FAC "
+            "reads a module's inputs and outputs. Use --algo a2c."
+        )
+    return layers
+
+
+def _check_samples(layers: dict[str, Layer], run: Run, envs: int, t_max: int) -> None:
+    """Refuse a rollout with too few samples for the outputs of the widest layer."""
     widest = max(layers, key=lambda name: len(layers[name].weight))
     units, least = len(layers[widest].weight), -(-len(layers[widest].weight) // COLD_UPDATES)
-    samples = min(shape.envs_per_worker * shape.t_max, run.config.acktr.fisher_samples)
+    samples = min(envs * t_max, run.config.acktr.fisher_samples)
     if samples < least:
         raise UserError(
-            f"A rollout of {shape.envs_per_worker} games x {shape.t_max} steps gives --algo acktr {samples} samples "
+            f"A rollout of {envs} games x {t_max} steps gives --algo acktr {samples} samples "
             f"for its factors; the {units} outputs of {widest} need {least} or more, because their factor is used "
             f"after {COLD_UPDATES} updates. Give more --envs-per-worker, --t-max or --fisher-samples."
         )

@@ -179,6 +179,13 @@ class KroneckerFactors:
 
         return hook
 
+    def bypassed(self, output: Tensor) -> list[str]:
+        """Layers whose weights a scalar of a pass within `recording` depends on, but that did not run as modules."""
+        others = [name for name in self.layers if name not in self._seen]
+        weights = [self.layers[name].weight for name in others]
+        grads: Sequence[Tensor | None] = torch.autograd.grad(output, weights, allow_unused=True) if others else ()
+        return [name for name, grad in zip(others, grads, strict=True) if grad is not None]
+
     def observe(self, log_likelihood: Tensor) -> None:
         """Add a batch to the averages, after its forward pass within `recording`. No `.grad` changes.
 

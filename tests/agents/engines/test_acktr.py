@@ -131,6 +131,10 @@ def test_a_run_keeps_its_factors_in_the_checkpoint(tmp_path: Path, noise_games: 
             "cannot factor the Fisher matrix of .*--algo a2c",
         ),
         ({"method": "progressive", "teachers": "zoo:pong"}, "cannot factor the Fisher matrix of .*scalars"),
+        (
+            {"method": "pathnet", "source_games": "Pong"},
+            r"cannot factor layers\.0\.\d and \d+ more layers: method pathnet .* without running .* Use --algo a2c",
+        ),
     ],
 )
 def test_what_cannot_be_factored_is_refused_before_anything_is_written(changes: dict[str, Any], words: str) -> None:
@@ -155,3 +159,25 @@ def test_a_net_with_a_layer_that_runs_twice_is_refused_before_anything_is_writte
     with pytest.raises(UserError, match=r"cannot factor policy: it runs twice in one pass. Use --algo a2c"):
         Session.start(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_phase_is_checked(tmp_path: Path) -> None:
+    (tmp_path / "later.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "from agents.methods.base import Method, Phase\n"
+        "from kfrl.optim.groups import ParameterGroup\n"
+        "class Later(Method):\n"
+        "    def build(self, spec, teachers):\n"
+        "        net = self.student(spec)\n"
+        "        net.scalar = nn.Parameter(torch.zeros(()))\n"
+        "        return net\n"
+        "    def phases(self, spec, teachers):\n"
+        "        return (Phase((spec,), 80), Phase((spec,), 80))\n"
+        "    def parameter_groups(self, net):\n"
+        "        own = [p for p in net.parameters() if self.phase == 1 or p is not net.scalar]\n"
+        "        return [ParameterGroup(tuple(own))]\n"
+        "METHOD = Later\n"
+    )
+    with pytest.raises(UserError, match="cannot factor the Fisher matrix of scalar"):
+        resolve(TrainConfig(**TINY, method=str(tmp_path / "later.py")))

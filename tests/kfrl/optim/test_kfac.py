@@ -217,3 +217,14 @@ def test_a_layer_that_runs_twice_is_refused() -> None:
     factors = KroneckerFactors({"only": layer}, {})
     with factors.recording(), pytest.raises(UserError, match="only: it runs twice"):
         layer(layer(torch.randn(1, 2)))
+
+
+def test_a_layer_whose_weights_are_used_without_running_it_is_found_and_one_that_is_not_used_is_not() -> None:
+    net = nn.ModuleDict({name: nn.Linear(3, 3) for name in ("runs", "bypassed", "idle")})
+    factors = KroneckerFactors(factored_layers(net, net.parameters()), {})
+    with factors.recording():
+        h = net["runs"](torch.randn(2, 3))
+    assert not factors.bypassed(h.sum())
+    bypassed = net["bypassed"]
+    assert isinstance(bypassed, nn.Linear)
+    assert factors.bypassed(F.linear(h, bypassed.weight).sum()) == ["bypassed"]
