@@ -227,6 +227,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if config.net == "lstm":
             _check_recurrent_student(self.own)
         self._stages: tuple[str, ...] = (LINKED,)
+        self._linked_steps = 0
         self._expert: Teacher | None = None
         self._without_value: tuple[str, ...] = ()
         self._value_coef = self.flow_config.imitation_value_coef
@@ -256,13 +257,12 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         """Linked, imitation, alone; the steps of all play together are the run's.
 
         Raises:
-            UserError: the run is too short for the play that a fold needs.
+            UserError: the run is too short for the play that the choice of channels or a fold needs.
         """
         flow, steps, games = self.flow_config, self.config.steps, (spec,)
         if flow.fold_at is None:
-            return (Phase(games, steps, LINKED),)
-        played = 0 if self.config.answers else steps_for(CHOICE_OBSERVATIONS) + steps_for(flow.fold_observations)
-        left = steps - played
+            return (Phase(games, self._left_by_the_choice(), LINKED),)
+        left = steps if self.config.answers else steps - self._choice_steps - steps_for(flow.fold_observations)
         linked = round(flow.fold_at * left)
         if left <= 0:
             play = steps_for(flow.fold_observations)
@@ -279,6 +279,22 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             Phase(games, left - linked - imitation, ALONE, warm_up=WARM_UP),
         )
         return tuple(phase for phase in phases if phase.steps)
+
+    @property
+    def _choice_steps(self) -> int:
+        """Steps that `prepare` plays to choose channels or to match scales."""
+        chooses = self.flow_config.choose_channels or self.flow_config.match_scales
+        return steps_for(CHOICE_OBSERVATIONS) if chooses and not self.config.answers else 0
+
+    def _left_by_the_choice(self) -> int:
+        steps, played = self.config.steps, self._choice_steps
+        if steps <= played:
+            raise UserError(
+                f"--steps {steps:,}: the choice of the teachers' channels and the match of their scales need the play "
+                f"of {played:,} steps. Give --steps {played + 1:,} or more, or --no-choose-channels and "
+                "--no-match-scales."
+            )
+        return steps - played
 
     def fitted_phases(self, net: FlowNet, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
         """Without the imitation where the fold has left nothing to it: its steps go to the learning alone."""
@@ -304,7 +320,9 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> FlowNet:
         """The paper's student, linked to every teacher, and the plain net that it is folded into."""
         config = self.flow_config
-        self._stages = tuple(phase.title for phase in self.phases(spec, teachers))
+        phases = self.phases(spec, teachers)
+        self._stages = tuple(phase.title for phase in phases)
+        self._linked_steps = phases[0].steps if phases[0].title == LINKED else 0
         self._expert, self._game, self._actions = _expert(spec, teachers), spec.game, spec.actions
         self._teachers = {teacher.name: teacher for teacher in teachers}
         student = self.student(spec)
@@ -370,14 +388,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
                 "--answers hold the features of teachers that are all linked at once. Leave out --answers or "
                 "--linked-teachers."
             )
-        linked = self.config.steps if self._stages[0] == LINKED else 0
-        if self.flow_config.fold_at is not None:
-            linked = round(self.flow_config.fold_at * linked)
-        if linked <= self.flow_config.review_every:
+        if self._linked_steps <= self.flow_config.review_every:
             raise UserError(
-                f"--linked-teachers {places} needs a linked phase with at least one review; this run's has {linked:,} "
-                f"steps and a review comes every {self.flow_config.review_every:,}. Give --fold-at 0.5, or None for a "
-                "run that stays linked, or a smaller --review-every."
+                f"--linked-teachers {places} needs a linked phase with at least one review; this run's has "
+                f"{self._linked_steps:,} steps and a review comes every {self.flow_config.review_every:,}. Give "
+                "--fold-at 0.5, or None for a run that stays linked, or a smaller --review-every."
             )
         return TeacherPool(names, places)
 
@@ -482,12 +497,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         pool, config = net.pool, self.flow_config
         if pool is None or self.stage != LINKED or step < (int(pool.reviews) + 1) * config.review_every:
             return None
-        last = LAST_NEWCOMER * self.config.steps * (1.0 if config.fold_at is None else config.fold_at)
         terms = Terms(
             games=config.review_games,
             steps=config.review_steps,
             share=config.newcomer_share,
-            newcomers=step < last,
+            newcomers=step < LAST_NEWCOMER * self._linked_steps,
             seed=stream(self.config.seed, REVIEW - int(pool.reviews)),
         )
         return review(net.flow, pool, games, terms, lambda *newcomer: self._admit(net.flow, *newcomer))

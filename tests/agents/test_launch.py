@@ -216,6 +216,17 @@ def test_a_run_on_a_flavour_names_it_in_its_folder_config_and_card() -> None:
         )
 
 
+def test_a_run_that_stays_linked_counts_the_play_of_its_choice(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.methods.knowledge_flow.CHOICE_OBSERVATIONS", 16)
+    linked = {"method": "knowledge-flow", "teachers": "zoo:pong", "methods": {"knowledge-flow": {"fold_at": None}}}
+    session = Session.start({**TINY, **linked, "steps": 128, "run_dir": tmp_path / "run"})
+    session.prepare(Silent())
+    assert session.trainer.step == 64  # 16 observations, every fourth step
+    assert 128 <= session.trainer.train().step < 128 + 10  # rollouts of 2 games x 5 steps
+
+
 def test_the_last_training_games_are_noted_at_given_frames_and_kept_by_a_checkpoint(
     tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,6 +199,10 @@ def test_the_statistics_of_a_newcomer_begin_at_0(files: str, tmp_path: Path, noi
         ({"own": {"linked_teachers": 4}}, r"--linked-teachers 4 needs a pool of 4 .* --teachers names 3: pong, break"),
         ({"own": {"fold_at": 0.0}}, r"needs a linked phase with at least one review; this run's has 0 steps"),
         ({"steps": 40}, r"this run's has 40 steps and a review comes every 40"),
+        (
+            {"steps": 2_088, "own": {"choose_channels": True}},
+            r"this run's has 40 steps and a review comes every 40",
+        ),
     ],
 )
 def test_a_pool_that_cannot_work_is_refused(files: str, more: dict[str, Any], message: str) -> None:

@@ -26,7 +26,7 @@ TINY: dict[str, Any] = {
     **{"steps": 8 * (COLD_UPDATES + 3), "curve_points": 0, "eval_episodes": 0},
 }
 
-LINKED = {"fold_at": None}
+LINKED = {"fold_at": None, "choose_channels": False}
 
 
 def test_a_values_factor_is_that_of_a_standard_deviation_of_a_half_and_the_actions_that_of_the_policy() -> None:

@@ -121,7 +121,8 @@ def test_features_are_brought_to_the_students_scale_when_a_run_begins_and_not_ag
         return net.get_buffer(f"flow.scales.{layer}").tolist()
 
     flow = {"fold_at": None, "match_scales": True}
-    run = prepare(tmp_path / "run", "a2c", game="Seaquest", teachers="zoo:seaquest", methods={"knowledge-flow": flow})
+    of_seaquest = {"game": "Seaquest", "teachers": "zoo:seaquest", "steps": 384}
+    run = prepare(tmp_path / "run", "a2c", **of_seaquest, methods={"knowledge-flow": flow})
     outcome = train(run)
     own, seaquest = scales(outcome.net, "fc")
     assert own == 1.0
@@ -132,8 +133,7 @@ def test_features_are_brought_to_the_students_scale_when_a_run_begins_and_not_ag
     unmatched = prepare(
         tmp_path / "other",
         "a2c",
-        game="Seaquest",
-        teachers="zoo:seaquest",
+        **of_seaquest,
         methods={"knowledge-flow": {**flow, "match_scales": False}},
     )
     assert scales(train(unmatched).net, "fc") == [1.0, 1.0]

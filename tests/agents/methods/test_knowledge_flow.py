@@ -506,9 +506,14 @@ def test_the_phases_share_the_runs_steps_with_the_play_of_the_fold(
     assert phases(stranger, fold_at=0.5) == [("linked", 88_928), ("alone", 88_928)]
     assert phases(stranger, expert, fold_at=0.0, imitate="never") == [("alone", 177_856)]
     assert [title for title, _ in phases(stranger, fold_at=0.1, imitate="always")] == ["linked", "imitation", "alone"]
-    assert phases(expert, fold_at=None) == [("linked", 200_000)]
+    assert phases(expert, fold_at=0.0, choose_channels=False) == [("imitation", 100_000), ("alone", 79_904)]
+    assert phases(expert, fold_at=None) == [("linked", 197_952)]
+    assert phases(expert, fold_at=None, choose_channels=False) == [("linked", 200_000)]
+    assert phases(expert, fold_at=None, choose_channels=False, match_scales=True) == [("linked", 197_952)]
     with pytest.raises(UserError, match=r"--steps 22,000: .* Give --steps 22,145 or more"):
         phases(expert, steps=22_000)
+    with pytest.raises(UserError, match=r"--steps 2,000: .* 2,048 steps.* Give --steps 2,049 or more"):
+        phases(expert, steps=2_000, fold_at=None)
 
 
 def test_a_rollout_of_the_imitation_brings_as_much_play_as_an_update_of_it_needs(expert: Teacher) -> None:
@@ -783,7 +788,7 @@ def test_without_a_fold_the_student_imitates_from_fresh_weights(expert: Teacher)
     ]
     assert method.independent(net)
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in net.alone.state_dict().items())
-    assert sum(phase.steps for phase in method.phases(SPEC, [expert])) == method.config.steps - 2048
+    assert sum(phase.steps for phase in method.phases(SPEC, [expert])) == method.config.steps
 
 
 def test_a_student_of_non_experts_follows_nobody(stranger: Teacher, obs: Tensor) -> None:

@@ -83,7 +83,7 @@ def test_a_run_that_leans_on_nobody_is_scored_when_its_teachers_and_checkpoints_
 def test_run_that_leans_on_its_teachers_is_scored_with_links_and_without(
     agent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flow = {"fold_at": None}
+    flow = {"fold_at": None, "choose_channels": False}
     convs, hidden = SMALL
     config = TrainConfig(
         game="Pong",

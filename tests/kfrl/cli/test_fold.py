@@ -25,7 +25,7 @@ def linked_run(tmp_path: Path, short_games: None, monkeypatch: pytest.MonkeyPatc
     convs = ((4, 8, 8), (4, 4, 2))
     teacher = AtariNet(6, convs, 8)
     save_agent(tmp_path / "pong.safetensors", teacher, Card(game="pong", actions=PONG, arch=teacher.arch))
-    flow = {"fold_at": None, "student_weight": 0.3}
+    flow = {"fold_at": None, "choose_channels": False, "student_weight": 0.3}
     teachers = str(tmp_path / "pong.safetensors")
     config = TrainConfig(
         game="Pong",
