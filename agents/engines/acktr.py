@@ -68,7 +68,7 @@ class NaturalGradient:
         return 1.0
 
     def _natural(self, grads: Tensor, lr: float) -> float | None:
-        """Replace the gradients by natural gradients within the trust region; None if they are not finite."""
+        """Replace the gradients by natural ones in the trust region; None if <V, dW> is not finite or not above 0."""
         if self._steps.max() == COLD_UPDATES:
             for momentum in self._momentum:
                 momentum.zero_()
@@ -79,7 +79,7 @@ class NaturalGradient:
             return None
         plain = [grad.clone() if group.sgd is not None else None for group, grad in self._split(grads)]
         quadratic = self._factors.natural(self._config.damping)
-        if not (math.isfinite(quadratic) and quadratic >= 0):
+        if not (math.isfinite(quadratic) and quadratic > 0):
             return None
         grads.mul_(trust(quadratic, lr, self._config.trust_region))
         for kept, (_, grad) in zip(plain, self._split(grads), strict=True):

@@ -83,7 +83,7 @@ class SharedModel:
     updates: Tensor
     """(1 + workers,) int64: updates; entries as in `steps`."""
     dropped: Tensor
-    """(1 + workers,) int64: updates dropped for a non-finite gradient; entries as in `steps`."""
+    """(1 + workers,) int64: updates dropped by the optimiser; entries as in `steps`."""
     stop: Tensor
     """(1,) int64: 1 when the workers should finish."""
 

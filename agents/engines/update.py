@@ -53,7 +53,7 @@ class Optimiser(Protocol):
     """Changes the parameters of a `SharedModel`."""
 
     def push(self, grads: Tensor, lr: float) -> float | None:
-        """Apply flat gradients; returns the norm before clipping, or None if the update was dropped as non-finite."""
+        """Apply flat gradients; returns the norm before clipping, or None if the update was dropped."""
 
 
 class Updater:
@@ -120,6 +120,7 @@ class Updater:
             return
         losses = ", ".join(f"{name} {value:g}" for name, value in values.items())
         raise NonFiniteError(
-            f"{self._drops} updates in a row had a non-finite gradient (last losses: {losses}). The parameters have "
-            "probably diverged. Start a new run with a smaller step: --config RUN/config.yaml --lr ... --run-dir NEW"
+            f"{self._drops} updates in a row had a non-finite gradient, or none under acktr (last losses: {losses}). "
+            "The parameters have probably diverged. Start a new run with a smaller step: --config RUN/config.yaml "
+            "--lr ... --run-dir NEW"
         )

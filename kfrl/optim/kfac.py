@@ -13,6 +13,7 @@ with the eigenvectors Q and eigenvalues d of both: (F + damping I)^-1 applied to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -254,7 +255,7 @@ def _sizes(layer: Layer) -> Sequence[int]:
 def trust(quadratic: float, lr: float, radius: float) -> float:
     """The factor, at most 1, for a step lr V, so that lr^2 <V, dW> is at most `radius`.
 
-    `quadratic` is <V, dW> = g^T F^-1 g. The KL divergence of the step is about half of lr^2 times that. (Wu et al. 2017
-    use min(lr, sqrt(2 delta / quadratic)); the published code, whose radius this is, omits the 2.)
+    `quadratic` is <V, dW> = g^T F^-1 g, above 0. The KL divergence of the step is about half of lr^2 times that. (Wu et
+    al. 2017 use min(lr, sqrt(2 delta / quadratic)); the published code, whose radius this is, omits the 2.)
     """
-    return min(1.0, (radius / (lr**2 * quadratic)) ** 0.5) if quadratic > 0 else 1.0
+    return min(1.0, math.sqrt(radius / (lr**2 * quadratic)))

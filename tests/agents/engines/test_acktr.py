@@ -13,11 +13,12 @@ from agents.engines.acktr import ACKTRTrainer, NaturalGradient, log_likelihood
 from agents.engines.settings import ACKTRConfig
 from agents.engines.shared import SharedModel, bind
 from agents.launch import Session
+from agents.objective import a3c_terms
 from agents.run import reopen, resolve
 from agents.trainer import Trainer
 from kfrl.errors import UserError
 from kfrl.optim.groups import ParameterGroup
-from kfrl.optim.kfac import COLD_UPDATES, KroneckerFactors, basis, precondition, trust
+from kfrl.optim.kfac import COLD_UPDATES, KroneckerFactors, basis, factored_layers, precondition, trust
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.training.session import Silent
 
@@ -98,6 +99,57 @@ def test_the_fisher_pass_sees_all_games() -> None:
     assert len(first) == len(second) == 160
     assert first != second
     assert {row % 32 for row in first} == set(range(32))
+
+
+def test_the_trust_region_is_one_for_all_layers() -> None:
+    config = ACKTRConfig(trust_region=0.06, damping=0.01)
+    net = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in ("one", "two")})
+    groups = [ParameterGroup(tuple(net.parameters()))]
+    shared = SharedModel.create(groups, 1)
+    grads = torch.zeros_like(shared.parameters)
+    bind(groups, shared.parameters, grads)
+    state = {"count": torch.tensor(1)}
+    for name, inputs in (("one", 1.99), ("two", 3.99)):
+        state |= {f"{name}.inputs": torch.tensor([[inputs]]), f"{name}.outputs": torch.ones(1, 1)}
+    factors = KroneckerFactors(factored_layers(net, net.parameters()), state)
+    optimiser = NaturalGradient(shared, groups, factors, config, max_grad_norm=0.5)
+    shared.adam_steps.fill_(COLD_UPDATES)
+    before = shared.parameters.clone()
+    grads.copy_(torch.tensor([2.0, 4.0]))
+    optimiser.push(grads, 0.5)
+    # V = (2 / 2, 4 / 4), <V, dW> = 2 + 4, nu = sqrt(0.06 / (0.25 x 6)) = 0.2, step = 0.5 (1 - 0.9) 0.2 V.
+    torch.testing.assert_close(before - shared.parameters, torch.full((2,), 0.01))
+
+
+def test_a_zero_advantage_changes_the_step_and_not_the_factors(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_update(name: str) -> Trainer:
+        session = Session.start(TrainConfig(**TINY | {"steps": 8}, run_dir=tmp_path / name))
+        session.complete(Silent())
+        return session.trainer
+
+    usual = first_update("usual")
+    monkeypatch.setattr(
+        "agents.engines.synchronous.a3c_terms",
+        lambda *given: {name: term * (name != "policy") for name, term in a3c_terms(*given).items()},
+    )
+    without = first_update("without")
+    factors = usual.optimiser_state
+    assert {"policy.outputs", "value.outputs", "fc.inputs"} < factors.keys() == without.optimiser_state.keys()
+    assert all(torch.equal(without.optimiser_state[name], tensor) for name, tensor in factors.items())
+    assert not torch.equal(without.shared.parameters, usual.shared.parameters)
+
+
+def test_a_natural_gradient_of_no_length_is_dropped() -> None:
+    _, grads, shared, factors, optimiser = learner(ACKTRConfig())
+    shared.adam_steps.fill_(COLD_UPDATES)
+    shared.exp_avg.fill_(1.0)
+    before = shared.parameters.clone()
+    assert optimiser.push(grads.zero_(), 0.25) is None
+    assert factors.ready
+    assert torch.equal(shared.parameters, before)
+    assert shared.adam_steps.item() == COLD_UPDATES
 
 
 def test_a_gradient_that_is_not_finite_is_dropped() -> None:
