@@ -13,7 +13,9 @@ from agents.engines.acktr import ACKTRTrainer, NaturalGradient, log_likelihood
 from agents.engines.settings import ACKTRConfig
 from agents.engines.shared import SharedModel, bind
 from agents.launch import Session
+from agents.methods.knowledge_flow import CHOICE_OBSERVATIONS
 from agents.objective import a3c_terms
+from agents.observations import steps_for
 from agents.run import reopen, resolve
 from agents.trainer import Trainer
 from kfrl.errors import UserError
@@ -172,6 +174,20 @@ def test_a_run_keeps_its_factors_in_the_checkpoint(tmp_path: Path, noise_games: 
     )
     assert resumed.optimiser_state.keys() == factors.keys()
     assert all(torch.equal(resumed.optimiser_state[name], tensor) for name, tensor in factors.items())
+
+
+def test_a_folded_student_of_knowledge_flow_has_factors(tmp_path: Path, noise_games: None) -> None:
+    # Every default but the play before the fold.
+    flow = {"fold_observations": 0, "choose_channels": False, "match_scales": False}
+    steps = steps_for(CHOICE_OBSERVATIONS) + TINY["steps"]
+    taught = {"method": "knowledge-flow", "teachers": "zoo:pong", "methods": {"knowledge-flow": flow}, "steps": steps}
+    session = Session.start(TrainConfig(**TINY | taught, run_dir=tmp_path / "run"))
+    session.complete(Silent())
+    factors = session.trainer.optimiser_state
+    names = {name for name in factors if name.endswith((".inputs", ".outputs"))}
+    layers = ("conv1", "fc", "policy", "value")
+    assert names == {f"alone.{layer}.{side}" for layer in layers for side in ("inputs", "outputs")}
+    assert all(factors[name].any() for name in names)
 
 
 @pytest.mark.parametrize(
