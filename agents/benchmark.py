@@ -28,10 +28,14 @@ from kfrl.devices import check_device
 from kfrl.errors import unknown
 from kfrl.machine import cores
 from kfrl.nets.atari.net import AtariNet
+from kfrl.optim.kfac import COLD_UPDATES
 from kfrl.training.status import Status
 
 WARM_UP = 2.0
 """Seconds after the first step that are not measured."""
+FIRST_UPDATES = COLD_UPDATES + 1
+"""acktr's updates that are not measured: the cold ones, and the natural one before which its factors are decomposed for
+the first time, whatever the period."""
 EVALUATION_STEPS = 400
 """Cap of the games in the evaluation arms, in agent steps, so that every round plays games of equal length."""
 
@@ -89,7 +93,7 @@ class Benchmark:
         self._folder, self._device = folder, device
         self._runs = 0
         self._game, self._teachers = find_game(game).title, [self._teacher(index) for index in (1, 2)]
-        fast = TrainConfig(preset="fast").shape
+        fast, period = TrainConfig(preset="fast").shape, TrainConfig().acktr.inverse_period
         arms = [
             BenchmarkArm("ceiling", f"emulator alone, {cores()} threads", self._ceiling),
             BenchmarkArm("random", "random policy, our environments", self._random),
@@ -99,7 +103,7 @@ class Benchmark:
             self.training("flow-2", "the same, from two"),
             self.training("flow-imitation", "imitation of a linked net with one teacher"),
             self.training("a2c", "a2c, --preset fast"),
-            self.training("acktr", "acktr, --preset fast"),
+            self.training("acktr", f"acktr, --preset fast, whole periods of {period} updates after {FIRST_UPDATES}"),
             self.training("ppo", "ppo, --preset fast"),
             *self._in_another_flavour(),
             BenchmarkArm("evaluation", f"evaluation, {SIDE_BY_SIDE} games side by side", self._evaluation),
@@ -191,7 +195,7 @@ class Benchmark:
         def measure(seconds: float) -> Sample:
             self._runs += 1
             session = Session.start(replace(config, run_dir=self._folder / f"{name}-{self._runs}"))
-            clock = _Stopwatch(seconds)
+            clock = Stopwatch.of(session.run.config, seconds)
             session.prepare(clock)
             session.trainer.train()
             return clock.sample()
@@ -221,31 +225,57 @@ class Benchmark:
         return Sample(steps / elapsed)
 
 
-class _Stopwatch:
+class Stopwatch:
     """A display that prints nothing: it measures a run's steps a second and memory, and then stops the run."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, *, after: int = 0, period: int = 1) -> None:
+        """Measure for at least `seconds`.
+
+        Args:
+            seconds: Seconds.
+            after: Agent steps at the start of the run that are not measured.
+            period: Agent steps; the measurement ends after a multiple of them.
+        """
+        self._seconds, self._after, self._period = seconds, after, period
+        self._done = 0
         self._first: float | None = None
         self._start: tuple[float, float] | None = None
         self._end: tuple[float, float] | None = None
         self._pss: tuple[float, ...] = ()
 
+    @classmethod
+    def of(cls, config: TrainConfig, seconds: float) -> Stopwatch:
+        """The stopwatch for a run. Under acktr each measurement has its share of natural steps and decompositions."""
+        if config.algo != "acktr":
+            return cls(seconds)
+        samples = config.shape.envs_per_worker * config.shape.t_max
+        return cls(seconds, after=FIRST_UPDATES * samples, period=config.acktr.inverse_period * samples)
+
     def update(self, status: Status) -> None:
+        """Note the time and the steps; see `Display`."""
         now = time.perf_counter()
         if self._first is None:
             self._first = now if status.done else None
         elif self._start is None:
-            self._start = (now, status.done) if now - self._first > WARM_UP else None
-        elif self._end is None and now - self._start[0] > self._seconds:
+            ready = now - self._first > WARM_UP and status.done >= self._after
+            self._start = (now, status.done) if ready else None
+        elif self._end is None and now - self._start[0] > self._seconds and self._completes_period(status):
             self._end = (now, status.done)
             self._pss = pss_mb()
             os.kill(os.getpid(), signal.SIGINT)
+
+        self._done = int(status.done)
+
+    def _completes_period(self, status: Status) -> bool:
+        assert self._start is not None
+        begun = self._start[1]
+        return (status.done - begun) // self._period > (self._done - begun) // self._period
 
     def say(self, text: str) -> None:
         """Print nothing."""
 
     def sample(self) -> Sample:
+        """The rate and the memory, after the run."""
         assert self._start is not None
         assert self._end is not None
         return Sample((self._end[1] - self._start[1]) / (self._end[0] - self._start[0]), self._pss)

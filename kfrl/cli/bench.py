@@ -31,7 +31,7 @@ class BenchArgs:
     rounds: Annotated[int, Ge(1)] = 5
     """Measurements of each arm; the table shows medians."""
     seconds: Annotated[float, Gt(0.0)] = 8.0
-    """Seconds of a measurement, after a warm-up."""
+    """Seconds of a measurement, after a warm-up; acktr goes on to the end of an inverse period."""
     device: str = "cpu"
     """The device on which a2c, acktr and ppo learn."""
     json: Path | None = None

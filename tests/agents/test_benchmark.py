@@ -1,10 +1,14 @@
 import mmap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agents.benchmark import Benchmark, BenchmarkArm, Sample, pss_mb
+from agents.benchmark import Benchmark, BenchmarkArm, Sample, Stopwatch, pss_mb
+from agents.config import TrainConfig
+from agents.engines.settings import ACKTRConfig
 from kfrl.errors import UserError
+from kfrl.training.status import Status
 
 
 @pytest.fixture
@@ -71,3 +75,36 @@ def test_a_training_run_is_timed_and_stopped(benchmark: Benchmark, monkeypatch: 
     assert sample.steps_per_sec > 0
     if sample.pss_mb:
         assert len(sample.pss_mb) == 2  # the launcher and its worker
+
+
+def rate_of(clock: Stopwatch, monkeypatch: pytest.MonkeyPatch, updates: list[float], samples: int) -> Sample:
+    """Feed a clock a status after each update, which takes the given seconds, until it stops the run."""
+    stopped: list[Any] = []
+    monkeypatch.setattr("agents.benchmark.os.kill", lambda *given: stopped.append(given))
+    monkeypatch.setattr("agents.benchmark.pss_mb", tuple)
+    for index in range(len(updates)):
+        now = sum(updates[: index + 1])
+        monkeypatch.setattr("agents.benchmark.time.perf_counter", lambda now=now: now)
+        clock.update(Status((index + 1) * samples, 10**9, 0.0, None, None, None, "", {}))
+        if stopped:
+            break
+    return clock.sample()
+
+
+@pytest.mark.parametrize("seconds", [0.5, 4.0, 30.0])
+def test_acktr_is_timed_without_its_cold_updates_and_over_whole_periods(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(
+        algo="acktr", envs_per_worker=2, t_max=4, acktr=ACKTRConfig(inverse_period=5), game="Pong"
+    ).with_shape()
+    # A decomposition before the first natural update, which is the 12th, and then before each 5th after the 15th.
+    updates = [1.0] * 11 + [9.0] + [9.0 if index % 5 == 0 else 1.0 for index in range(12, 100)]
+    sample = rate_of(Stopwatch.of(config, seconds), monkeypatch, updates, samples=8)
+    assert sample.steps_per_sec == pytest.approx(5 * 8 / (9.0 + 4 * 1.0))
+
+
+def test_another_algorithm_is_timed_for_the_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(algo="a2c", game="Pong").with_shape()
+    sample = rate_of(Stopwatch.of(config, 2.0), monkeypatch, [1.0] * 4 + [0.5] * 100, samples=80)
+    assert sample.steps_per_sec == pytest.approx(80 / 0.5)
