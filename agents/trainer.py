@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import abstractmethod
 from collections import defaultdict, deque
@@ -229,16 +230,17 @@ class Trainer(training.Trainer[Run]):
             window.sums[name] = window.sums.get(name, 0.0) + value
         scores = [episode.score for episode in report.episodes]
         self._window.scores.setdefault(report.game, []).extend(scores)
-        for recent in (self._recent, self.recent_of_phase):
-            recent[report.game].extend(scores)
+        self.recent_of_phase[report.game].extend(scores)
+        if not self.phase.guided:
+            self._recent[report.game].extend(scores)
         self._note_training()
 
     @property
     def training_report(self) -> list[dict[str, float]]:
         """The mean raw score of the last 100 training games, at each passed entry of `report_frames` and now.
 
-        Each report has `frames` of the run's own game, the number of `games` and their `mean`. Empty if no game has
-        ended.
+        Each report has `frames` of the run's own game, the number of `games` and their `mean`. Games of a `guided`
+        phase are left out. Empty if no other game has ended.
         """
         return [*self._reports, *self._report_at(self._frames)] if self._recent[self.run.spec.game] else []
 
@@ -256,8 +258,18 @@ class Trainer(training.Trainer[Run]):
         """Add a report for each newly passed entry of `report_frames`."""
         noted = {report["frames"] for report in self._reports}
         for frames in self.run.config.report_frames:
-            if self.on_target and self._recent[self.run.spec.game] and frames <= self._frames and frames not in noted:
+            passed = self._guided_frames < frames <= self._frames
+            if self.on_target and self._recent[self.run.spec.game] and passed and frames not in noted:
                 self._reports += self._report_at(frames)
+
+    @property
+    def _guided_frames(self) -> float:
+        """The frames up to which another net acted; those have no report."""
+        if self.phase.guided:
+            return math.inf
+        before = [phase for phase in self.phases[: self.phase_index] if phase.steps]
+        guided = bool(before) and before[-1].guided
+        return self._own_steps_before * self.run.protocol.frame_skip if guided else 0
 
     def tick(self) -> None:
         """Log, evaluate, write a checkpoint and update the display, each if it is due."""
@@ -420,7 +432,8 @@ class Trainer(training.Trainer[Run]):
     def _scores(self, game: str, scores: Sequence[float]) -> dict[str, float]:
         """Metrics of the games that ended; those of a source game have its name."""
         suffix = "" if game == self.run.spec.game else f"/{game}"
-        mean = {f"charts/episodic_return{suffix}": sum(scores) / len(scores)} if scores else {}
+        name = "guided_return" if self.phase.guided else "episodic_return"
+        mean = {f"charts/{name}{suffix}": sum(scores) / len(scores)} if scores else {}
         return mean | {f"charts/episodes{suffix}": float(len(scores))}
 
     def _method_metrics(self) -> dict[str, float]:

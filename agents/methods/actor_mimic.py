@@ -59,7 +59,9 @@ class ActorMimic(Imitation[MimicNet]):
         assert self.config.source_steps is not None
         stored = bool(self.config.answers)
         return (
-            Phase(spec.sources, self.config.source_steps, source=True, imitates=stored, stored=stored),
+            Phase(
+                spec.sources, self.config.source_steps, source=True, imitates=stored, guided=self.guided, stored=stored
+            ),
             Phase((spec,), self.config.steps),
         )
 

@@ -57,6 +57,8 @@ class Phase:
     """Steps of a rollout; default: the run's."""
     imitates: bool = False
     """Whether rewards are ignored: on every engine, one update by Adam per rollout, from the method's losses only."""
+    guided: bool = False
+    """Whether another net than the one that learns may act, e.g. a teacher: such games are no training games."""
     stored: bool = False
     """Whether no game is played: updates draw from stored answers, and each step counts as one sample of a rollout."""
     source: bool = False

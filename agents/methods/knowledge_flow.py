@@ -275,7 +275,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         t_max = max(1, round(flow.imitation_batch / (flow.imitation_samples * self.config.shape.envs_per_worker)))
         phases = (
             Phase(games, linked, LINKED, lr=(1.0, 1.0 - flow.fold_at)),
-            Phase(games, imitation, IMITATION, t_max=t_max, imitates=True, warm_up=WARM_UP),
+            Phase(games, imitation, IMITATION, t_max=t_max, imitates=True, guided=True, warm_up=WARM_UP),
             Phase(games, left - linked - imitation, ALONE, warm_up=WARM_UP),
         )
         return tuple(phase for phase in phases if phase.steps)

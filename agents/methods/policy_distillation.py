@@ -177,12 +177,15 @@ class Imitation(Method[Net], Generic[Net]):
         seen = features_of(net, (hidden, policy), obs)
         return in_order(seen[policy], self.teacher.card.actions, self.task.actions), seen[hidden].relu()
 
+    @property
+    def guided(self) -> bool:
+        """Whether the teacher plays, and not the student."""
+        return (self.own.distill_actor or ("teacher" if self.teacher_acts else "student")) == "teacher"
+
     def acting_logits(self, logits: Tensor, context: Context) -> Tensor:
         """The logits of the actor that the settings choose: the teacher or the student."""
-        actor = self.own.distill_actor
-        student_acts = actor == "student" or (actor is None and not self.teacher_acts)
-        acting, epsilon = logits if student_acts else context[0], self.own.epsilon
-        if epsilon is None and self._q_values and not student_acts:
+        acting, epsilon = context[0] if self.guided else logits, self.own.epsilon
+        if epsilon is None and self._q_values and self.guided:
             epsilon = EPSILON
         return acting if epsilon is None else epsilon_greedy(acting, epsilon)
 
@@ -238,7 +241,7 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
     def phases(self, spec: NetSpec, teachers: Sequence[Teacher]) -> tuple[Phase, ...]:
         """All teachers' games at the same time."""
         stored = bool(self.config.answers)
-        return (Phase((spec, *spec.sources), self.config.steps, imitates=stored, stored=stored),)
+        return (Phase((spec, *spec.sources), self.config.steps, imitates=stored, guided=self.guided, stored=stored),)
 
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> MultiTaskNet:
         """The student, with a head for its own game and one for each other teacher's game.

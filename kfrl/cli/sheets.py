@@ -21,6 +21,8 @@ scores that the Knowledge Flow paper read off plots."
 FEW = 5
 """Up to this many seeds, the table shows the score of each."""
 NONE = "-"
+LAST_GAMES = 100
+"""Number of training games in a full report."""
 
 Row = Mapping[str, Any]
 
@@ -49,7 +51,7 @@ def game_sheets(comparison: Comparison, game: str) -> tuple[Sheet, Sheet, Sheet]
 
 
 def _training_sheet(cells: Sequence[Cell]) -> Sheet:
-    """The mean of the last 100 training games, at each number of frames that a run has a report for."""
+    """The mean of the last `LAST_GAMES` training games, at each number of frames that a run has a report for."""
     budgets = sorted({report.frames for cell in cells for run in cell.runs for report in run.final.training[:-1]})
     means = [[_last_games(cell.runs, budget) for budget in (*budgets, None)] for cell in cells]
     rows = [
@@ -59,23 +61,26 @@ def _training_sheet(cells: Sequence[Cell]) -> Sheet:
     ]
     columns = ["arm", "seeds", *(f"at {budget:,} frames" for budget in budgets), "at the run's end"]
     return Sheet(
-        f"{Game(cells[0].game).title}: the mean of the last 100 training games (Machado et al.)", columns, rows
+        f"{Game(cells[0].game).title}: the mean of the last {LAST_GAMES} training games (Machado et al.)", columns, rows
     )
 
 
 def _last_games(runs: Sequence[RunRecord], budget: int | None) -> str:
     """Mean over the runs of their last training games at `budget` frames, or at the end if None.
 
-    With the number of runs, if some have no report.
+    With the number of runs, if some have no report, and the number of games, if some have fewer than 100.
     """
     reports = [
         [r for r in run.final.training if r.frames == budget] if budget else run.final.training[-1:] for run in runs
     ]
-    found = [report.mean for held in reports for report in held]
+    found = [report for held in reports for report in held]
     if not found:
         return NONE
-    few = f" ({len(found)} of {len(runs)} runs)" if len(found) < len(runs) else ""
-    return f"{sum(found) / len(found):,.1f}{few}"
+    notes = [f"{len(found)} of {len(runs)} runs"] if len(found) < len(runs) else []
+    games = [report.games for report in found]
+    notes += [f"{number(games)} games"] if min(games) < LAST_GAMES else []
+    few = f" ({', '.join(notes)})" if notes else ""
+    return f"{sum(report.mean for report in found) / len(found):,.1f}{few}"
 
 
 def _score_sheet(cells: Sequence[Cell], base: str | None) -> Sheet:

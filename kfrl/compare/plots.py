@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Rows = Sequence[Mapping[str, float]]
 TRAINING = "charts/episodic_return"
+GUIDED = "charts/guided_return"
 VALIDATION = "val/accuracy"
 EPOCH = "charts/epoch"
 STUDENT = "eval/mean_return"

@@ -22,9 +22,11 @@ from agents.config import TrainConfig
 from agents.engines.a3c import A3CTrainer
 from agents.launch import Session
 from agents.run import resolve
-from agents.teachers.formats import load_agent
+from agents.teachers.formats import Card, load_agent, save_agent
 from kfrl.errors import UserError
+from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.checkpoint import latest_checkpoint, this_version
+from kfrl.runs.metrics import read_metrics
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.training.session import Silent, TrainingError
 
@@ -225,6 +227,43 @@ def test_a_run_that_stays_linked_counts_the_play_of_its_choice(
     session.prepare(Silent())
     assert session.trainer.step == 64  # 16 observations, every fourth step
     assert 128 <= session.trainer.train().step < 128 + 10  # rollouts of 2 games x 5 steps
+
+
+@pytest.mark.parametrize(("actor", "games"), [(None, 0), ("student", 8)])
+def test_the_games_of_a_teacher_are_no_training_games_of_its_student(
+    actor: str | None, games: int, tmp_path: Path, noise_games: None
+) -> None:
+    net = AtariNet(4, ((4, 8, 8),), 8)
+    save_agent(tmp_path / "expert.safetensors", net, Card("breakout", ("NOOP", "FIRE", "RIGHT", "LEFT"), net.arch))
+    distilled = {"method": "policy-distillation", "teachers": str(tmp_path / "expert.safetensors")}
+    own = {"policy-distillation": {"distill_actor": actor}}
+    session = Session.start({**TINY, **distilled, "methods": own, "run_dir": tmp_path / "run"})
+    session.prepare(Silent())
+    session.trainer.train()
+    assert sum(report["games"] for report in session.trainer.training_report) == games
+    (last,) = {name for row in read_metrics(tmp_path / "run" / "metrics.csv") for name in row if "return" in name}
+    assert last == ("charts/episodic_return" if games else "charts/guided_return")
+
+
+GUIDED = """
+from agents.methods.base import Method, Phase
+
+class Guided(Method):
+    def phases(self, spec, teachers):
+        return (Phase((spec,), 40, "guided", guided=True), Phase((spec,), 40, "own"))
+
+METHOD = Guided
+"""
+
+
+def test_frames_that_pass_while_another_net_acts_have_no_report(tmp_path: Path, noise_games: None) -> None:
+    (tmp_path / "guided.py").write_text(GUIDED)
+    own = {"method": str(tmp_path / "guided.py"), "steps": 80, "report_frames": (80, 240)}
+    session = Session.start({**TINY, **own, "run_dir": tmp_path / "run"})
+    session.prepare(Silent())
+    session.trainer.train()
+    # Games of 8 steps in 2 environments, rollouts of 10 steps: 240 frames are 60 steps, 20 of them by the net's own.
+    assert [(report["frames"], report["games"]) for report in session.trainer.training_report] == [(240, 2), (320, 4)]
 
 
 def test_the_last_training_games_are_noted_at_given_frames_and_kept_by_a_checkpoint(

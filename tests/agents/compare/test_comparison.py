@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,14 @@ def test_areas_by_hand(many: Many) -> None:
     assert flow.training is not None
     assert flow.training.ratio is not None
     assert flow.training.ratio.value == pytest.approx(10.0)
+
+
+def test_a_run_in_which_another_net_acted_has_no_area_of_its_training(many: Many) -> None:
+    (record,) = many([1.0], curve={50: (1.0, 1.0), 100: (3.0, 3.0)})
+    rows = ({"global_step": 20.0, "charts/guided_return": 9.0, "charts/episodes": 1.0}, *record.rows)
+    (cell,) = compare([replace(record, rows=rows)]).cells
+    assert cell.training is None
+    assert cell.alone == Area(2.0, None, None)
 
 
 def test_areas_end_where_the_shorter_curve_does(many: Many) -> None:

@@ -251,7 +251,7 @@ def test_the_last_training_games_stand_beside_the_final_ones(runs: Path, capsys:
     said = capsys.readouterr().out
     assert "Alien: the mean of the last 100 training games" in said
     assert "Breakout: the mean of the last 100" not in said
-    assert re.search(r"knowledge-flow \(seaquest\) │ +2 │ +20\.0 │ +30\.0", said)
+    assert re.search(r"knowledge-flow \(seaquest\) │ +2 │ +20\.0 \(3 games\) │ +30\.0 │", said)
     assert "training-alien.tex" in files(Path("out"))
     assert "training-breakout.tex" not in files(Path("out"))
     rows = [row for row in read(Path("out/runs.csv")) if row["last_100_training_games"]]
