@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from agents.batch import Rollout
+from agents.engines.acktr import by_kfac, log_likelihood
 from agents.engines.optimisers import SharedAdam
 from agents.engines.shared import SharedModel, bind, flatten
 from agents.engines.update import Report, Updater
@@ -15,9 +19,11 @@ from agents.engines.worker import MIN_ENVS_TO_KEEP_GRAPH
 from agents.methods.base import AnyMethod
 from agents.objective import a3c_terms, with_gradient
 from agents.rollout import Collector, Stored
-from agents.run import Run
+from agents.run import Run, layers_to_factor
 from envs.atari import AtariEnvs
 from kfrl.machine import cores, peak_memory
+from kfrl.optim.groups import ParameterGroup
+from kfrl.optim.kfac import KroneckerFactors, factored_layers, state_numbers
 from kfrl.runs.checkpoint import KEPT
 
 NUMBER = 4
@@ -44,6 +50,8 @@ class Plan:
     """Number of parameters of the student alone; None if it depends on a later phase."""
     shared: float
     """Bytes of memory that the run's processes share."""
+    factors: float
+    """Bytes of acktr's factors and eigenvectors; 0 under other algorithms."""
     written: float
     """Bytes of its folder: checkpoints (one more while it is written), the student, and logs."""
 
@@ -57,22 +65,32 @@ def plan_of(run: Run) -> Plan:
     deployed = sum(p.numel() for p in method.export(net).parameters()) if len(run.phases) == 1 else None
     held = sum(tensor.numel() for tensor in net.state_dict().values())
     teachers = sum(p.numel() for teacher in run.teachers for p in teacher.net.parameters())
-    saved = held + (STATISTICS - 1) * trained
+    factors = _factor_numbers(run)
+    saved = held + (STATISTICS - 1) * trained + factors
     return Plan(
         method=method,
         net=net,
         trained=trained,
         deployed=deployed,
         shared=NUMBER * (STATISTICS * trained + held - trained + teachers),
+        factors=NUMBER * factors,
         written=NUMBER * ((KEPT + 1) * saved + held) + LOGS,
     )
+
+
+def _factor_numbers(run: Run) -> int:
+    """Numbers in the factors and eigenvectors of the phase that has most."""
+    if run.config.algo != "acktr":
+        return 0
+    factored = (layers_to_factor(run, index) for index, phase in enumerate(run.phases) if not phase.imitates)
+    return max((sum(map(state_numbers, layers.values())) for layers in factored), default=0)
 
 
 def expected_memory(run: Run, plan: Plan) -> float:
     """Estimated bytes of memory of all processes of a run; for this process, its peak so far."""
     peak = peak_memory()
     if run.config.algo != "a3c":
-        return peak + plan.shared + plan.method.memory_bytes
+        return peak + plan.shared + plan.factors + plan.method.memory_bytes
     own = WORKER + 3 * NUMBER * plan.trained
     return peak + plan.shared + run.config.shape.workers * own + plan.method.memory_bytes
 
@@ -80,8 +98,8 @@ def expected_memory(run: Run, plan: Plan) -> float:
 def expected_rate(run: Run, plan: Plan) -> float:
     """Estimated agent steps a second of the run's first phase, from a measurement of one learner in this process.
 
-    Assumes that as many learners as there are cores run at this speed. It measures one update of A3C for each rollout;
-    ppo, with several passes over a rollout, is slower.
+    Assumes that as many learners as there are cores run at this speed. It measures one update of A3C for each rollout,
+    and under acktr K-FAC's work for it; ppo, with several passes over a rollout, is slower.
     """
     shape, asynchronous = run.config.shape, run.config.algo == "a3c"
     threads = torch.get_num_threads()
@@ -114,4 +132,25 @@ def _seconds_a_step(run: Run, plan: Plan, *, keep_graph: bool) -> float:
         # The first rollout is a warm-up.
         steps += rollout.actions.numel() if started else 0
         started = started or time.perf_counter()
-    return (time.perf_counter() - started) / steps
+    seconds = (time.perf_counter() - started) / steps
+    if config.algo == "acktr" and not phase.imitates:
+        seconds += _seconds_of_factors(run, plan, groups, rollout) / rollout.actions.numel()
+    return seconds
+
+
+def _seconds_of_factors(run: Run, plan: Plan, groups: Sequence[ParameterGroup], rollout: Rollout) -> float:
+    """Seconds that K-FAC adds to an update: Fisher pass, natural gradient and its share of a decomposition."""
+    config, method, net = run.config.acktr, plan.method, plan.net
+    factors = KroneckerFactors(factored_layers(net, by_kfac(groups)), {})
+    context = tuple(part[: config.fisher_samples] for part in rollout.context)
+    times = [time.perf_counter()]
+    with torch.enable_grad(), factors.recording():
+        output = method.forward(net, rollout.obs[: config.fisher_samples], context)
+    factors.observe(log_likelihood(output.logits, output.values, torch.Generator()))
+    times.append(time.perf_counter())
+    factors.decompose()
+    times.append(time.perf_counter())
+    factors.natural(config.damping)
+    times.append(time.perf_counter())
+    fisher, decomposition, natural = (end - start for start, end in itertools.pairwise(times))
+    return fisher + decomposition / config.inverse_period + natural

@@ -280,11 +280,11 @@ def _check_factors(run: Run) -> None:
     for index, phase in enumerate(run.phases):
         # An imitation uses Adam on every engine.
         if not phase.imitates:
-            layers = _layers_to_factor(run, index)
+            layers = layers_to_factor(run, index)
             _check_samples(layers, run, run.config.shape.envs_per_worker, phase.t_max or run.config.shape.t_max)
 
 
-def _layers_to_factor(run: Run, index: int) -> dict[str, Layer]:
+def layers_to_factor(run: Run, index: int) -> dict[str, Layer]:
     """The layers that K-FAC factors in a phase.
 
     Raises:

@@ -252,6 +252,11 @@ def _sizes(layer: Layer) -> Sequence[int]:
     return (int(torch.Size(inputs).numel()) + (layer.bias is not None), out)
 
 
+def state_numbers(layer: Layer) -> int:
+    """How many numbers `KroneckerFactors` keeps for a layer: of both factors, their eigenvectors and eigenvalues."""
+    return sum(2 * size**2 + size for size in _sizes(layer))
+
+
 def trust(quadratic: float, lr: float, radius: float) -> float:
     """The factor, at most 1, for a step lr V, so that lr^2 <V, dW> is at most `radius`.
 

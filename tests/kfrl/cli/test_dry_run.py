@@ -3,17 +3,24 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from agents.config import TrainConfig
-from agents.plan import expected_memory, plan_of
+from agents.engines.settings import ACKTRConfig
+from agents.engines.update import Updater
+from agents.launch import Session
+from agents.plan import expected_memory, expected_rate, plan_of
 from agents.run import resolve
 from agents.teachers.formats import load_agent, save_agent
 from kfrl.cli.main import main
 from kfrl.nets.atari.net import AtariNet
+from kfrl.optim.kfac import KroneckerFactors
+from kfrl.training.session import Silent
 
 SMALL = "--workers 2 --envs-per-worker 1 --convs 4 8 8 --hidden 8 --fold-at None --dry-run".split()
 
@@ -105,3 +112,53 @@ def test_sizes_are_counted_as_by_hand(small_net: Callable[[int], AtariNet], tmp_
         4 * (3 * remembers.trained + parameters + sum(t.numel() for t in remembers.net.state_dict().values()))
         - 4 * remembers.trained,
     )
+
+
+ACKTR = TrainConfig(
+    game="Breakout",
+    algo="acktr",
+    envs_per_worker=2,
+    t_max=4,
+    convs=((4, 8, 8),),
+    hidden=8,
+    steps=8 * 13,
+    curve_points=0,
+    eval_episodes=0,
+)
+
+
+def test_acktrs_factors_are_counted_as_they_are_saved(tmp_path: Path, noise_games: None) -> None:
+    session = Session.start(replace(ACKTR, run_dir=tmp_path / "run"))
+    plan = plan_of(session.run)
+    session.complete(Silent())
+    (newest, *_) = sorted((tmp_path / "run" / "checkpoint").glob("*.safetensors"), reverse=True)
+    checkpoint = newest.stat().st_size
+    student = 4 * sum(tensor.numel() for tensor in plan.net.state_dict().values())
+    assert plan.written == pytest.approx(3 * checkpoint + student + 50e6, abs=3 * 20_000), "names are not counted"
+    held = 4 * sum(tensor.numel() for name, tensor in session.trainer.optimiser_state.items() if name != "count")
+    assert plan.factors == held > 1e6
+    without = plan_of(resolve(replace(ACKTR, algo="a2c", run_dir=tmp_path / "a2c")))
+    assert without.factors == 0
+    assert plan.shared == without.shared
+    # The process itself may grow between the two.
+    assert expected_memory(session.run, plan) - expected_memory(session.run, without) == pytest.approx(held, rel=0.1)
+
+
+def test_acktrs_rate_contains_its_share_of_a_decomposition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1.0]
+
+    def taking(seconds: float, what: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*given: Any) -> Any:
+            now[0] += seconds
+            return what(*given)
+
+        return slow
+
+    monkeypatch.setattr("agents.plan.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(Updater, "update", taking(1.0, Updater.update))
+    monkeypatch.setattr(KroneckerFactors, "observe", taking(0.5, KroneckerFactors.observe))
+    monkeypatch.setattr(KroneckerFactors, "natural", taking(0.25, KroneckerFactors.natural))
+    monkeypatch.setattr(KroneckerFactors, "decompose", taking(50.0, KroneckerFactors.decompose))
+    run = resolve(replace(ACKTR, run_dir=tmp_path / "run", acktr=ACKTRConfig(inverse_period=40)))
+    # 2 games x 4 steps for an update, a fortieth of a decomposition with each.
+    assert expected_rate(run, plan_of(run)) == pytest.approx(8 / (1.0 + 0.5 + 0.25 + 50.0 / 40))

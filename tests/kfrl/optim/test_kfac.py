@@ -14,6 +14,7 @@ from kfrl.optim.kfac import (
     factored_layers,
     gradient_of,
     precondition,
+    state_numbers,
     statistics,
     trust,
     write_gradient,
@@ -217,6 +218,13 @@ def test_a_layer_that_runs_twice_is_refused() -> None:
     factors = KroneckerFactors({"only": layer}, {})
     with factors.recording(), pytest.raises(UserError, match="only: it runs twice"):
         layer(layer(torch.randn(1, 2)))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Linear(3, 2, bias=False), nn.Conv2d(2, 3, 2)])
+def test_the_numbers_of_a_layers_state_are_counted(layer: nn.Linear | nn.Conv2d) -> None:
+    state: dict[str, Tensor] = {}
+    KroneckerFactors({"only": layer}, state).decompose()
+    assert state_numbers(layer) == sum(tensor.numel() for name, tensor in state.items() if name != "count")
 
 
 def test_a_layer_whose_weights_are_used_without_running_it_is_found_and_one_that_is_not_used_is_not() -> None:
