@@ -200,7 +200,7 @@ def test_a_folded_student_of_knowledge_flow_has_factors(tmp_path: Path, noise_ga
         ),
         ({"method": "progressive", "teachers": "zoo:pong"}, "cannot factor the Fisher matrix of .*scalars"),
         (
-            {"method": "pathnet", "source_games": "Pong"},
+            {"method": "pathnet", "source_games": "Pong", "hidden": 256, "convs": TrainConfig().convs},
             r"cannot factor layers\.0\.\d and \d+ more layers: method pathnet .* without running .* Use --algo a2c",
         ),
     ],

@@ -180,7 +180,8 @@ def test_a_run_goes_on_with_the_teacher_that_it_began_with_or_not_at_all(
     teacher = agent_file(tmp_path / "teacher.safetensors")
     before = sha256(teacher.read_bytes()).hexdigest()
     flags = "--game Breakout --algo a2c --envs-per-worker 2 --steps 64 --curve-points 0 --eval-episodes 1 --run-dir run"
-    assert main(["train", *flags.split(), "--teachers", str(teacher), "--fold-at", "None"]) == 0
+    linked = ["--fold-at", "None", "--no-choose-channels"]
+    assert main(["train", *flags.split(), "--teachers", str(teacher), *linked]) == 0
     run = Path("run")
     scores = json.loads((run / "eval.json").read_text())
     config = yaml.safe_load((run / "config.yaml").read_text())
