@@ -14,7 +14,7 @@ from agents.compare.arms import Arm, check_shared, describe_kinds, find_baseline
 from agents.compare.records import RunRecord
 from envs.games import Game
 from kfrl.compare.facts import show, teachers_files, varying
-from kfrl.compare.plots import GUIDED, STUDENT, TRAINING, series, smooth
+from kfrl.compare.plots import GAMES, GUIDED, STUDENT, TRAINING, series, smooth
 from kfrl.compare.stats import (
     REFERENCE_FRAMES,
     Scores,
@@ -267,7 +267,7 @@ def _training(run: RunRecord, end: float) -> float | None:
     """The height of the training curve; None without games, or if another net than the run's acted in some of them."""
     if any(GUIDED in row for row in run.rows):
         return None
-    curve = smooth(run.rows, TRAINING, np.linspace(end / CURVE_BINS, end, CURVE_BINS), "charts/episodes")
+    curve = smooth(run.rows, TRAINING, np.linspace(end / CURVE_BINS, end, CURVE_BINS), GAMES)
     height = float(curve.mean())
     return None if np.isnan(height) else height
 

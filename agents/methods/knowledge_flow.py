@@ -232,7 +232,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._without_value: tuple[str, ...] = ()
         self._value_coef = self.flow_config.imitation_value_coef
         self._recurrent: tuple[str, ...] = ()
-        self._game = ""
+        self._game, self._cap = "", 0
         self._actions: tuple[str, ...] = ()
         self._memory = Memory(self.flow_config.imitation_memory // config.shape.workers)
         self._guide_share, self._kickstart = 1.0, 0.0
@@ -324,6 +324,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._stages = tuple(phase.title for phase in phases)
         self._linked_steps = phases[0].steps if phases[0].title == LINKED else 0
         self._expert, self._game, self._actions = _expert(spec, teachers), spec.game, spec.actions
+        self._cap = get_protocol(self.config.protocol, spec.game).max_frames
         self._teachers = {teacher.name: teacher for teacher in teachers}
         student = self.student(spec)
         size, stack = student.arch["screen_size"], student.arch["frame_stack"]
@@ -619,11 +620,6 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     def _expert_score(self) -> float | None:
         return None if self._expert is None else self._expert.card.mean_score
-
-    @property
-    def _cap(self) -> int:
-        """The frames after which the run's games end."""
-        return get_protocol(self.config.protocol, self._game).max_frames
 
     def _incomparable(self) -> str:
         """Why the expert's score does not tell how far the student is behind; else, or without an expert, empty."""

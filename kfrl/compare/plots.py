@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, float]]
 TRAINING = "charts/episodic_return"
 GUIDED = "charts/guided_return"
+GAMES = "charts/episodes"
 VALIDATION = "val/accuracy"
 EPOCH = "charts/epoch"
 STUDENT = "eval/mean_return"
@@ -70,6 +71,24 @@ def smooth(rows: Rows, name: str, grid: NDArray[np.float64], weight: str | None 
     return np.interp(grid, grid[filled], total[filled] / count[filled])
 
 
+def games_curve(rows: Rows, name: str, points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and smoothed mean returns of games, between the first row that has them and the last; empty without any.
+
+    Args:
+        rows: A run's metrics.
+        name: The metric, e.g. `TRAINING`. A row counts by its number of games, if all such rows have one.
+        points: Points of the whole run.
+    """
+    steps, _ = series(rows, name)
+    if not len(steps):
+        return steps, steps
+    last = max(row[STEP] for row in rows)
+    grid = np.linspace(last / points, last, points)
+    counted = all(GAMES in row for row in rows if name in row)
+    first, end = np.searchsorted(grid, [steps[0], steps[-1]])
+    return grid[first : end + 1], smooth(rows, name, grid, GAMES if counted else None)[first : end + 1]
+
+
 def draw_run(directory: Path, target: Path) -> None:
     """Draw one run: its returns or its accuracy, and p of the student and of each teacher per layer (Figure 1(c)).
 
@@ -114,10 +133,11 @@ def _draw_accuracies(axis: Any, rows: Rows) -> None:
 
 
 def _draw_returns(axis: Any, rows: Rows, with_links: bool) -> None:
-    last = max(row[STEP] for row in rows)
-    grid = np.linspace(last / 40, last, 40)
-    label = "training, with links" if with_links else "training"
-    axis.plot(grid / 1e6, smooth(rows, TRAINING, grid, "charts/episodes"), label=label)
+    training = "training, with links" if with_links else "training"
+    for name, label in ((GUIDED, "training, another net acts too"), (TRAINING, training)):
+        steps, values = games_curve(rows, name, 40)
+        if len(steps):
+            axis.plot(steps / 1e6, values, label=label)
     steps, values = series(rows, STUDENT)
     if len(steps):
         axis.plot(steps / 1e6, values, "o-", markersize=3, label="student alone")
@@ -141,7 +161,7 @@ def arm_curves(runs: Sequence[Rows], points: int = 25) -> ArmCurves:
     """The curves of an arm, from the metrics of its runs."""
     last = min(max(row[STEP] for row in rows) for rows in runs)
     grid = np.linspace(last / points, last, points)
-    smoothed = (smooth(rows, TRAINING, grid, "charts/episodes") for rows in runs)
+    smoothed = (smooth(rows, TRAINING, grid, GAMES) for rows in runs)
     training = [curve for curve in smoothed if not np.isnan(curve).any()]
     evaluated = (series(rows, STUDENT) for rows in runs)
     alone = [np.interp(grid, steps, values) for steps, values in evaluated if len(steps) > 1 and steps[0] < last]

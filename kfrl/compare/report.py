@@ -24,15 +24,16 @@ from safetensors import SafetensorError, safe_open
 from kfrl.compare.facts import flat, show, teachers_files, varying
 from kfrl.compare.plots import (
     EPOCH,
+    GUIDED,
     P_STUDENT,
     P_TEACHER,
     STUDENT,
     TRAINING,
     VALIDATION,
     Rows,
+    games_curve,
     layer_names,
     series,
-    smooth,
 )
 from kfrl.compare.sheet import Sheet
 from kfrl.config import PlainLoader
@@ -241,12 +242,10 @@ def _validation(name: str) -> str:
 
 
 def _returns(rows: Rows) -> Iterator[Curve]:
-    last = max(row[STEP] for row in rows)
-    grid = np.linspace(last / RETURNS, last, RETURNS)
-    counted = all("charts/episodes" in row for row in rows if TRAINING in row)
-    training = smooth(rows, TRAINING, grid, "charts/episodes" if counted else None)
-    if not np.isnan(training).any():
-        yield Curve("games of the training", grid.tolist(), training.tolist())
+    for name, label in ((GUIDED, "training, another net acts too"), (TRAINING, "games of the training")):
+        at, returns = games_curve(rows, name, RETURNS)
+        if len(at):
+            yield Curve(label, at.tolist(), returns.tolist())
     steps, values = _points(rows, STUDENT)
     if steps:
         yield Curve("student alone", steps, values)

@@ -31,7 +31,7 @@ class SupervisedConfig:
     check."""
     answers: Path | None = None
     """A file of `kfrl supervised collect`: kd and mimic learn from it without the teachers, with --augment none."""
-    answers_sha256: str = ""
+    answers_sha256: tuple[str, ...] = ()
     """SHA-256 of the file of --answers, as a run's config.yaml has it; another file is refused. Empty: no check."""
     method: str | None = None
     """The method, see docs/supervised.md, or a file of your own: path/to/file.py. Default: knowledge-flow with

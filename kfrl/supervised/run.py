@@ -60,16 +60,17 @@ class Run(MethodRun[AnyMethod]):
         """The run's seed."""
         return self.config.seed
 
-    def check_teachers(self, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint that was trained with other files of teachers or of their answers.
+    def check_inputs(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that was trained with other teacher files or other stored answers.
 
         Raises:
             UserError: the message names the file and both checksums.
         """
-        state, who = checkpoint.state, f"checkpoint {checkpoint.path.name}"
+        config, state, who = self.config, checkpoint.state, f"checkpoint {checkpoint.path.name}"
         paths = [teacher.path for teacher in self.teachers]
-        check_pinned(paths, self.config.teacher_sha256, state.get("teacher_sha256", ()), who)
-        _check_same_answers(self.config.answers, self.config.answers_sha256, state.get("answers_sha256", ""), who)
+        check_pinned(paths, config.teacher_sha256, state.get("teacher_sha256", ()), who)
+        files, stored = [config.answers] if config.answers else [], state.get("answers_sha256", ())
+        check_pinned(files, config.answers_sha256, stored, who, kind="answers")
 
     def loader(self, images: Images, channels_last: bool, augmented: bool = False) -> Loader:
         """Batches of some of the data's images, on the run's device."""
@@ -147,7 +148,10 @@ def _resolve(config: SupervisedConfig) -> Run:
         loaded = _answerers(config, data, config.answers)
         method.check_teachers(config.method_name, len(loaded))
         _check_pinned(loaded, config)
-        config = _with_answers_pinned(config, config.answers.expanduser().absolute())
+        path = config.answers.expanduser().absolute()
+        found = (sha256(path),)
+        check_pinned([path], found, config.answers_sha256, kind="answers")
+        config = replace(config, answers=path, answers_sha256=found)
     train, validation, rows = _divide(data, config)
     _check_shares(min(config.batch_size, len(train)), together.world)
     normalisation = method.normalisation(Normalisation.of(train.sample()), loaded)
@@ -180,22 +184,6 @@ def _resolve(config: SupervisedConfig) -> Run:
 def _check_pinned(teachers: Sequence[Teacher], config: SupervisedConfig) -> None:
     checksums = [teacher.sha256 for teacher in teachers]
     check_pinned([teacher.path for teacher in teachers], checksums, config.teacher_sha256)
-
-
-def _with_answers_pinned(config: SupervisedConfig, path: Path) -> SupervisedConfig:
-    """The settings with the path and the checksum of the file of answers, if it is the one that they ask for."""
-    found = sha256(path)
-    _check_same_answers(path, found, config.answers_sha256, "config")
-    return replace(config, answers=path, answers_sha256=found)
-
-
-def _check_same_answers(path: Path | None, found: str, pinned: str, who: str) -> None:
-    if pinned and found != pinned:
-        raise UserError(
-            f"Answers {path or 'missing'}: the SHA-256 is {found or 'none'}, and the {who} says {pinned}. Restore the "
-            "file that the run started with; or start a new run with the present file: leave answers_sha256 out of the "
-            "config."
-        )
 
 
 def _answerers(config: SupervisedConfig, data: Data, path: Path) -> tuple[Teacher, ...]:

@@ -440,7 +440,7 @@ class Trainer(training.Trainer[Run]):
             "processes": self.ranks.world,
             "elapsed_sec": self.elapsed_sec,
             "teacher_sha256": list(self.config.teacher_sha256),
-            "answers_sha256": self.config.answers_sha256,
+            "answers_sha256": list(self.config.answers_sha256),
         }
         save_checkpoint(self.run.folder.checkpoints, self.updates, tensors, state)
         if self._best is None or not self._in_last_stage:
@@ -455,7 +455,7 @@ class Trainer(training.Trainer[Run]):
                 f"The number of processes of {self.run.folder.path} is {processes}, and now it is {self.ranks.world}. "
                 f"Resume the run {launcher}."
             )
-        self.run.check_teachers(checkpoint)
+        self.run.check_inputs(checkpoint)
         self._epoch, self._batch, self.updates = state["epoch"], state["batch"], state["updates"]
         self._best, self._best_epoch, self._elapsed = state["best"], state["best_epoch"], state["elapsed_sec"]
         self._last_validation = state["last_validation"]

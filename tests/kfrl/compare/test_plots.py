@@ -23,6 +23,20 @@ def test_a_runs_picture_says_when_teachers_came_and_went(tmp_path: Path, monkeyp
     assert [line.get_xdata() for line in weights.lines if line.get_linestyle() == ":"] == [[1.5, 1.5]]
 
 
+def test_games_that_another_net_plays_too_have_a_curve_of_their_own() -> None:
+    guided = [{"global_step": 10.0, "charts/guided_return": 8.0, "charts/episodes": 1.0}]
+    alone = [
+        {"global_step": step, "charts/episodic_return": mean, "charts/episodes": games}
+        for step, mean, games in ((55.0, 1.0, 3.0), (60.0, 5.0, 1.0), (100.0, 4.0, 2.0))
+    ]
+    rows = [*guided, *alone]
+    steps, values = plots.games_curve(rows, plots.GUIDED, 5)
+    assert (steps.tolist(), values.tolist()) == ([20.0], [8.0])
+    # Of the bins that end at 20, 40, 60, 80 and 100 the third holds four games; the fourth is empty.
+    steps, values = plots.games_curve(rows, plots.TRAINING, 5)
+    assert (steps.tolist(), values.tolist()) == ([60.0, 80.0, 100.0], [2.0, 3.0, 4.0])
+
+
 def test_shares_are_drawn_by_layer_and_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, target: drawn.append(figure))

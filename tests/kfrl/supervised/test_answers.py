@@ -91,17 +91,17 @@ def test_a_run_goes_on_with_the_answers_that_it_began_with(
     """The same teacher's answers to the same images may be stored anew, and differ, e.g. by their rounding."""
     train({**SETTINGS, "method": "kd", "answers": answers, "run_dir": tmp_path / "run"})
     before = sha256(answers)
-    assert reopen(tmp_path / "run").config.answers_sha256 == before
+    assert reopen(tmp_path / "run").config.answers_sha256 == (before,)
     asked = load_classifier(teacher)
     with torch.no_grad():
         next(asked.net.parameters()).add_(1.0)
     list(collect(answers, digits, [asked], 256))
     after = sha256(answers)
-    with pytest.raises(UserError, match=f"Answers .*digits.answers: the SHA-256 is {after}, .* config says {before}"):
+    with pytest.raises(UserError, match=f"Answers .*digits.answers: its SHA-256 is {after}, .* config says {before}"):
         resume(tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace(before, after))
-    with pytest.raises(UserError, match=f"the SHA-256 is {after}, and the checkpoint .* says {before}"):
+    with pytest.raises(UserError, match=f"its SHA-256 is {after}, and the checkpoint .* says {before}"):
         resume(tmp_path / "run")
 
 
