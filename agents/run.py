@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from agents.answers import Answers, check_answerers, open_all
-from agents.config import RECURRENT_ALGOS, Shape, TrainConfig
+from agents.config import RECURRENT_ALGOS, TrainConfig
 from agents.methods import get_method, method_names
 from agents.methods.base import AnyMethod, NetSpec, Phase
 from agents.teachers.formats import Card, Teacher, save_agent
@@ -205,9 +205,10 @@ def _check_state(run: Run) -> None:
         raise _stateless(f"Method {config.method_name} builds its own net, for single observations")
     size, t_max = config.ppo.batch_size, config.shape.t_max
     if recurrent and config.algo == "ppo" and size % t_max:
+        fitting = _nearest_sizes(config.shape.envs_per_worker * t_max, size, multiple_of=t_max)
         raise UserError(
             f"--batch-size {size} is no multiple of the {t_max} steps of a game's rollout, and --algo ppo learns an "
-            f"LSTM from whole ones. Give a multiple of {t_max} that divides all games' samples."
+            f"LSTM from whole ones. The nearest sizes that are, and that divide all games' samples: {fitting}."
         )
     if recurrent and config.algo not in RECURRENT_ALGOS:
         raise UserError(
@@ -349,18 +350,24 @@ def _check_engine(config: TrainConfig) -> None:
         )
     check_device(config.device)
     if config.algo == "ppo":
-        _check_batch_size(config.shape, config.ppo.batch_size)
+        _check_batch_size(config)
 
 
-def _check_batch_size(shape: Shape, batch_size: int) -> None:
+def _check_batch_size(config: TrainConfig) -> None:
+    shape, batch_size = config.shape, config.ppo.batch_size
     samples = shape.envs_per_worker * shape.t_max
     if samples % batch_size:
-        divisors = [size for size in range(1, samples + 1) if samples % size == 0]
-        near = sorted(sorted(divisors, key=lambda size: abs(size - batch_size))[:3])
+        fitting = _nearest_sizes(samples, batch_size, multiple_of=shape.t_max if config.net == "lstm" else 1)
         raise UserError(
             f"--batch-size {batch_size} does not divide a rollout of {shape.envs_per_worker} games x {shape.t_max} "
-            f"steps = {samples:,} samples. The nearest sizes that do: {', '.join(map(str, near))}."
+            f"steps = {samples:,} samples. The nearest sizes that do: {fitting}."
         )
+
+
+def _nearest_sizes(samples: int, wanted: int, multiple_of: int) -> str:
+    """The three sizes nearest to the wanted one that divide the samples and are multiples of `multiple_of`."""
+    fitting = [size for size in range(multiple_of, samples + 1, multiple_of) if samples % size == 0]
+    return ", ".join(map(str, sorted(sorted(fitting, key=lambda size: abs(size - wanted))[:3])))
 
 
 def _default_folder(config: TrainConfig, game: Game, teachers: Sequence[Teacher]) -> Path:

@@ -193,7 +193,7 @@ class Trainer(training.Trainer[Run]):
         self._loggers.close()
         self.method.schedule(self.net, self.progress)
         self.save()
-        return Outcome(self.net, self.step, self.source_steps, self.signal, self.failure)
+        return Outcome(self.net, self.step, self.source_steps, self.signal, self.failure, self.resumable)
 
     def _next_phase(self) -> bool:
         """Start the next phase; False if the run is `stopping` before that."""

@@ -125,7 +125,9 @@ class A3CTrainer(Trainer):
             if process.exitcode:
                 self.fail(_exit_message(process))
             return False
-        if report.error is not None:
+        if report.hopeless:
+            self.fail(report.error, resumable=False)
+        elif report.error is not None:
             self.fail(f"{process.name} failed:\n{report.error}")
         else:
             self.take(report)

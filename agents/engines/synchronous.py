@@ -13,7 +13,7 @@ from agents.batch import Rollout
 from agents.engines.optimisers import RMSpropTF, SharedAdam
 from agents.engines.processes import keep_memory
 from agents.engines.shared import bind
-from agents.engines.update import Optimiser, Report, Updater
+from agents.engines.update import HopelessError, Optimiser, Report, Updater
 from agents.methods.base import NetSpec
 from agents.objective import Samples, a3c_terms, ppo_terms, with_gradient
 from agents.rollout import Collector, Stored
@@ -41,6 +41,8 @@ class SyncTrainer(Trainer):
         """Update until the steps are done or the run is `stopping`."""
         try:
             self._learn()
+        except HopelessError as error:
+            self.fail(str(error), resumable=False)
         except Exception:
             self.fail(f"The learner failed:\n{traceback.format_exc()}")
         for net in (self.net, *(teacher.net for teacher in self.run.teachers)):

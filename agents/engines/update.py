@@ -32,7 +32,9 @@ class Report:
     """Sums of the logged values over the updates."""
     updates: int = 0
     error: str | None = None
-    """The traceback of the error that ended the learner."""
+    """The error that ended the learner: its traceback, or a sentence if `hopeless`."""
+    hopeless: bool = False
+    """Whether the error is a `HopelessError`."""
 
     def add(self, values: Mapping[str, float]) -> None:
         """Add one update."""
@@ -41,11 +43,15 @@ class Report:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
 
-class NonFiniteError(RuntimeError):
+class HopelessError(RuntimeError):
+    """Training fails with these settings, and a resumed run would too; the message is for the user."""
+
+
+class NonFiniteError(HopelessError):
     """The gradients of many updates in a row were not finite."""
 
 
-class SilentTermError(RuntimeError):
+class SilentTermError(HopelessError):
     """A term of a method has no gradient, so it has no effect."""
 
 

@@ -14,7 +14,7 @@ from agents.config import TrainConfig
 from agents.engines.optimisers import RMSpropTF, SharedAdam
 from agents.engines.processes import keep_memory, launcher_alive
 from agents.engines.shared import SharedModel, bind, flatten
-from agents.engines.update import Report, Updater
+from agents.engines.update import HopelessError, Report, Updater
 from agents.methods import get_method
 from agents.methods.base import AnyMethod, NetSpec, Phase
 from agents.objective import a3c_terms, with_gradient
@@ -65,6 +65,9 @@ def run_worker(job: Job, connection: Connection) -> None:
     keep_memory()
     try:
         _train(job, connection)
+    except HopelessError as error:
+        connection.send(Report(error=str(error), hopeless=True))
+        raise SystemExit(1) from None
     except Exception:
         connection.send(Report(error=traceback.format_exc()))
         raise SystemExit(1) from None

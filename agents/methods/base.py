@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeAlias, cast
 
@@ -111,10 +112,13 @@ class Method(OwnSettings, Generic[Net]):
     """Use of --answers: `none`; `instead`: they replace the teachers; `beside`: the teachers are still needed."""
     algos: tuple[str, ...] = ("a3c", "a2c", "ppo", "acktr")
     """The values of `--algo` that it supports."""
+    algos_why: str = ""
+    """Why it supports no others, a sentence."""
     takes_init = True
     """Whether it supports other initial weights (--init)."""
     unused: Mapping[str, str] = MappingProxyType({})
-    """Common settings without an effect on it -> a sentence on the reason and on what to do."""
+    """Common settings without an effect on it, e.g. `gamma` or `ppo.epochs` -> a sentence on the reason and on what to
+    do."""
     games_in_turn = False
     """Whether one learner may learn several games, with a rollout and an update of each in turn; `task` is the game."""
     takes_recurrent_teachers = False
@@ -217,8 +221,9 @@ class Method(OwnSettings, Generic[Net]):
         """
         usual = TrainConfig(algo=config.algo)
         for setting, why in cls.unused.items():
-            given = getattr(config, setting)
-            if given not in (getattr(usual, setting), getattr(usual.shape, setting, None)):
+            read = attrgetter(setting)
+            given = read(config)
+            if given not in (read(usual), getattr(usual.shape, setting, None)):
                 raise not_used(name, setting, given, why)
 
     @classmethod
@@ -229,7 +234,10 @@ class Method(OwnSettings, Generic[Net]):
             UserError: the message names those that it supports.
         """
         if algo not in cls.algos:
-            raise UserError(f"Method {name} does not run under --algo {algo}, only under {' or '.join(cls.algos)}.")
+            why = f" {cls.algos_why}" if cls.algos_why else ""
+            raise UserError(
+                f"Method {name} does not run under --algo {algo}, only under {' or '.join(cls.algos)}.{why}"
+            )
 
     @classmethod
     def carries_state(cls) -> bool:
@@ -391,7 +399,9 @@ class Method(OwnSettings, Generic[Net]):
 
 def not_used(method: str, setting: str, given: object, why: str) -> UserError:
     """The refusal of a setting that has no effect on a method; `why` is a sentence that says what to do, too."""
-    return UserError(f"Method {method} does not use --{setting.replace('_', '-')}, got {given}: {why}")
+    return UserError(
+        f"Method {method} does not use --{setting.rpartition('.')[2].replace('_', '-')}, got {given}: {why}"
+    )
 
 
 AnyMethod: TypeAlias = Method[Any]

@@ -6,7 +6,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -144,15 +144,21 @@ Variant = Literal["kl-ent-2col", "kl-ent-1col", "kl-2col", "kl-1col", "a3c-2col"
 class Settings:
     """Distral. c_Ent is --entropy-coef; alpha = c_KL / (c_KL + c_Ent), beta = 1 / (c_KL + c_Ent)."""
 
-    variant: Variant | None = None
-    """A variant of the paper's comparison, instead of --columns. kl-ent-*: both terms. kl-*: c_KL = 1 / beta, no
-    entropy. a3c-*: no divergence. *-1col, *-2col: the columns. a3c-multitask: one net for all games. The Knowledge Flow
-    paper's Table 7 compares with kl-ent-1col."""
-    columns: Literal[1, 2] = 2
-    """1: a game's logits are those of its own net. 2: alpha times the shared policy's logits plus those of its own
-    net."""
+    variant: Variant = "kl-ent-2col"
+    """Of the paper's comparison. kl-ent-*: both terms. kl-*: c_KL = 1 / beta, no entropy. a3c-*: no divergence. *-1col:
+    a game's logits are those of its own net. *-2col: alpha times the shared policy's logits plus those of its own net.
+    a3c-multitask: one net for all games. The Knowledge Flow paper's Table 7 compares with kl-ent-1col."""
     c_kl: NonNegative = 0.01
     """Weight of the divergence of a game's policy from the shared one."""
+
+    @staticmethod
+    def renew(values: dict[str, Any]) -> dict[str, Any]:
+        """Convert `columns`, a setting of earlier versions, to a variant."""
+        columns, variant = values.get("columns"), values.get("variant")
+        others = {name: value for name, value in values.items() if name not in ("columns", "variant")}
+        if variant is None and columns is not None:
+            variant = f"kl-ent-{columns}col"
+        return others if variant is None else {**others, "variant": variant}
 
 
 class Distral(Method[GamesNet]):
@@ -168,6 +174,7 @@ class Distral(Method[GamesNet]):
 
     takes_sources = "beside"
     algos = ("a3c", "a2c", "ppo")
+    algos_why = "Its games take turns: an update of one game has no curvature of the other games' layers for K-FAC."
     games_in_turn = True
     Settings = Settings
 
@@ -175,16 +182,17 @@ class Distral(Method[GamesNet]):
         """Keep c_KL and c_Ent.
 
         Raises:
-            UserError: both are 0, so that alpha is 0 / 0.
+            UserError: both are 0, so that alpha is 0 / 0; or the variant overrules another setting.
         """
         super().__init__(config)
         self.c_kl, self.c_ent = float(self.own.c_kl), config.entropy_coef
         if not self.c_kl + self.c_ent:
             raise UserError("Distral needs --c-kl or --entropy-coef (its c_Ent) above 0, got 0 and 0.")
-        variant = self.own.variant or f"kl-ent-{self.own.columns}col"
+        variant = self.own.variant
         self.one_net, self.columns = variant == "a3c-multitask", 2 if variant.endswith("2col") else 1
         self.plain = variant.startswith("a3c-")
         if self.plain:
+            self.refuse_unused(("c_kl",), f"--variant {variant} has no divergence. Leave one of them out.")
             self.c_kl = 0.0
         elif not variant.startswith("kl-ent-"):
             self.c_kl, self.c_ent = self.c_kl + self.c_ent, 0.0

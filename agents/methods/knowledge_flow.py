@@ -58,6 +58,19 @@ LAST_NEWCOMER = 0.8
 """Share of the linked phase after which no teacher is linked: its links would be folded before they are trained."""
 CHOICE_OBSERVATIONS = 512
 """On which the teachers' channels are chosen and their scales matched."""
+LINKED_ONLY = ("dependence_coef", "dependence_schedule", "layer_weights_lr")
+"""Settings without effect in a run without a linked phase."""
+IMITATION_ONLY = (
+    "imitation_steps",
+    "imitation_lr",
+    "imitation_batch",
+    "imitation_samples",
+    "imitation_memory",
+    "imitation_value_coef",
+    "kl_direction",
+    "kickstart_coef",
+)
+"""Settings without effect in a run without an imitation."""
 FOLD_BATCH = 128
 WARM_UP = 0.05
 FULL_RATE_AT = 0.2
@@ -323,6 +336,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         phases = self.phases(spec, teachers)
         self._stages = tuple(phase.title for phase in phases)
         self._linked_steps = phases[0].steps if phases[0].title == LINKED else 0
+        self._check_settings_of_phases()
         self._expert, self._game, self._actions = _expert(spec, teachers), spec.game, spec.actions
         self._cap = get_protocol(self.config.protocol, spec.game).max_frames
         self._teachers = {teacher.name: teacher for teacher in teachers}
@@ -362,6 +376,19 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             flow.set_student_weight(config.student_weight)
         net.alone.requires_grad_(False)
         return net
+
+    def _check_settings_of_phases(self) -> None:
+        if LINKED not in self._stages:
+            self.refuse_unused(
+                LINKED_ONLY,
+                "it has no linked phase. Give --fold-at 0.1, or None for a run that stays linked; or leave it out.",
+            )
+        if IMITATION not in self._stages:
+            self.refuse_unused(
+                IMITATION_ONLY,
+                "it has no imitation. Give a teacher of the run's own game or --imitate always, and a --fold-at other "
+                "than None; or leave it out.",
+            )
 
     def _open_answers(self, spec: NetSpec, flow: KnowledgeFlow) -> None:
         """Open the stored answers, if there are any, and check that they are of this game and of all links."""

@@ -232,7 +232,7 @@ class PolicyDistillation(Imitation[MultiTaskNet]):
     Settings = Settings
     unused = MappingProxyType(
         dict.fromkeys(
-            ("gamma", "entropy_coef", "value_loss_coef"),
+            ("gamma", "entropy_coef", "value_loss_coef", "ppo.clip_range", "ppo.gae_lambda"),
             "the student imitates, and no rewards are used. Leave it out.",
         )
     )

@@ -16,7 +16,7 @@ class GamesArgs:
     """List the games with their random and human scores of Atari-57; with a filter, their flavours too."""
 
     filter: tyro.conf.Positional[str] = ""
-    """List only games whose name contains this text; case and punctuation are ignored."""
+    """List only games whose name contains this text, or one flavour, `freeway:m1`; case and punctuation are ignored."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,12 +24,15 @@ def main(argv: Sequence[str]) -> int:
     args = tyro.cli(GamesArgs, prog="kfrl games", args=list(argv))
     from rich.table import Table
 
-    from envs.games import all_games, flavours_of
+    from envs.games import all_games, find_game, flavours_of
     from kfrl.cli.console import table_console
     from kfrl.compare.stats import REFERENCE_SOURCE, reference_scores
 
     wanted = re.sub(r"[\W_]", "", args.filter.casefold())
-    games = [game for game in all_games() if wanted in game.title.casefold()]
+    if ":" in args.filter:
+        games = [find_game(args.filter)]
+    else:
+        games = [game for game in all_games() if wanted in game.title.casefold()]
     if not games:
         titles = (game.title for game in all_games())
         raise unknown("game", args.filter, titles, "`kfrl games` lists them all.")
@@ -39,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     if wanted:
         table.add_column("flavours")
     for game in games:
-        scores = reference_scores().get(game.rom)
+        # The published scores are of the default flavour.
+        scores = None if game.flavour else reference_scores().get(game.rom)
         known = ("yes", f"{scores.random:,.1f}", f"{scores.human:,.1f}") if scores else ("", "", "")
         flavours = (str(flavours_of(game.rom)),) if wanted else ()
         table.add_row(game.title, game.rom, *known, *flavours)

@@ -91,7 +91,7 @@ def _train(session: Session) -> int:
         if outcome.source_steps:
             place += f", and {outcome.source_steps:,} steps in its source games"
         if outcome.failure is not None:
-            display.fail(f"{outcome.failure}\nSaved at {place}. Resume with: {session.resume_command}")
+            display.fail(f"{outcome.failure_and_advice(session.resume_command)}\nSaved at {place}.")
             return 1
         if outcome.stopped_by is not None:
             display.say(f"Stopped at {place}; a checkpoint is written.")

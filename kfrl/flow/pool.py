@@ -9,6 +9,8 @@ the teacher's links. The worth in a game is the difference, as a share of the me
                           has been linked for `GRACE` reviews, a teacher that was never linked, or whose mean worth is
                           above the lowest of the linked ones, replaces the linked teacher with the lowest mean worth.
 
+A review whose games have no reward at all says nothing about any teacher, and changes no statistics.
+
 The index is that of discounted UCB (Garivier & Moulines 2011): mean worth + C sqrt(log n / n_m), with n_m the
 reviews of teacher m and n those of all teachers, both discounted. It is infinite for a teacher that was never linked.
 """
@@ -49,6 +51,11 @@ class Measured:
         lost = float((self.returns - self.without).mean())
         size = max(abs(float(self.returns.mean())), abs(float(self.without.mean())))
         return max(-1.0, min(1.0, lost / size)) if size else 0.0
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether any of the games had a reward."""
+        return bool(self.returns.any() or self.without.any())
 
     @property
     def useful(self) -> bool:
@@ -126,6 +133,8 @@ class TeacherPool(nn.Module):
     def record(self, found: Mapping[str, Measured]) -> None:
         """Record a review of all linked teachers."""
         self.reviews += 1
+        if not any(measured.rewarded for measured in found.values()):
+            return
         self.counts *= DISCOUNT
         self.worths *= DISCOUNT
         for teacher, measured in found.items():

@@ -152,6 +152,12 @@ def _resolve(config: SupervisedConfig) -> Run:
         found = (sha256(path),)
         check_pinned([path], found, config.answers_sha256, kind="answers")
         config = replace(config, answers=path, answers_sha256=found)
+    augment = data.augment if config.augment == "auto" else config.augment
+    if augment == "none" and config.pad != SupervisedConfig.pad:
+        raise UserError(
+            f"--pad {config.pad} is the padding of --augment shift and crop-flip, and this run has no augmentation. "
+            "Give --augment shift, or leave --pad out."
+        )
     train, validation, rows = _divide(data, config)
     _check_shares(min(config.batch_size, len(train)), together.world)
     normalisation = method.normalisation(Normalisation.of(train.sample()), loaded)
@@ -165,7 +171,7 @@ def _resolve(config: SupervisedConfig) -> Run:
         method=exact_method(config.method_name),
         methods=method.resolve_settings(config, method_names()),
         net=config.net or method.default_net(data.net, teachers),
-        augment=data.augment if config.augment == "auto" else config.augment,
+        augment=augment,
         keep=config.kept,
     )
     path = config.run_dir or _default_folder(config, data.name, teachers)

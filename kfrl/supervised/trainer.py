@@ -158,7 +158,7 @@ class Trainer(training.Trainer[Run]):
             self._loggers.close()
         if self.failure is None:
             self.save()
-        return Outcome(self.net, self._epoch, stopped_by=self.signal, failure=self.failure)
+        return Outcome(self.net, self._epoch, stopped_by=self.signal, failure=self.failure, resumable=self.resumable)
 
     def stop(self, number: int) -> None:
         """End between two updates, as signal `number` does; from any thread."""
@@ -198,7 +198,7 @@ class Trainer(training.Trainer[Run]):
             group["lr"] = group["base_lr"] * self._rate(progress.in_stage)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             terms = self._loss(batch, progress)
-        self.fail(self._proof.complaint(terms, self._has_gradient))
+        self.fail(self._proof.complaint(terms, self._has_gradient), resumable=False)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         self._optimiser.zero_grad()
         total.backward()
@@ -227,7 +227,8 @@ class Trainer(training.Trainer[Run]):
         if wrong:
             self.fail(
                 f"The loss is not finite ({', '.join(wrong)}) in epoch {self._epoch + 1}. A lower --lr than "
-                f"{self.config.lr:g} may help."
+                f"{self.config.lr:g} may help.",
+                resumable=False,
             )
 
     def _shared_loss(self) -> Callable[[Batch, Progress], dict[str, Tensor]]:

@@ -51,6 +51,27 @@ class OwnSettings:
         """The method's own settings in this run, an instance of `Settings`."""
         return self.read_settings(vars(self)["config"])
 
+    def refuse_unused(self, names: Collection[str], why: str) -> None:
+        """Refuse settings that have no effect in this run. Defaults pass, and a 0, which asks for nothing.
+
+        Args:
+            names: The settings without effect.
+            why: Sentences that say why, and what gives them an effect.
+
+        Raises:
+            UserError: one of them was given.
+        """
+        unused = {field.name: getattr(self.own, field.name) for field in fields(self.Settings) if field.name in names}
+        default = self.Settings()
+        given = [
+            f"--{name.replace('_', '-')} {value}"
+            for name, value in unused.items()
+            if value not in (getattr(default, name), 0)
+        ]
+        if given:
+            have = "has" if len(given) == 1 else "have"
+            raise UserError(f"{', '.join(given)} {have} no effect in this run: {why}")
+
     @classmethod
     def section(cls) -> str:
         """The key of its settings under `methods:`, named after the file that declares them, e.g. `fine-tune`."""

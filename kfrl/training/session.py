@@ -164,7 +164,7 @@ class Session(ABC, Generic[R, T]):
             return Result(folder.path, self.load_student(), saved)
         outcome = self.trainer.train()
         if outcome.failure is not None:
-            raise TrainingError(f"{outcome.failure}\nThe run is in {folder.path}. Resume it: {self.resume_command}")
+            raise TrainingError(f"{outcome.failure_and_advice(self.resume_command)}\nThe run is in {folder.path}.")
         evaluation = {} if outcome.stopped_by is not None else self.finish()
         if "with_links" in {**evaluation, **evaluation.get("others", {})}:
             warnings.warn(

@@ -35,7 +35,13 @@ class Outcome:
     stopped_by: int | None = None
     """The signal that stopped it."""
     failure: str | None = None
-    """The error that ended it early: a learner's traceback, or its exit code."""
+    """The error that ended it early: a sentence, a learner's traceback, or its exit code."""
+    resumable: bool = True
+    """Whether a resumed run may get past the failure."""
+
+    def failure_and_advice(self, resume_command: str) -> str:
+        """The failure, with the command that resumes the run if that may help."""
+        return f"{self.failure}\nResume with: {resume_command}" if self.resumable else str(self.failure)
 
 
 class Trainer(ABC, Generic[R]):
@@ -46,6 +52,7 @@ class Trainer(ABC, Generic[R]):
         self.run, self.display = run, display
         self.signal: int | None = None
         self.failure: str | None = None
+        self.resumable = True
         self._elapsed = 0.0
         self._started = self._saved = time.monotonic()
 
@@ -61,9 +68,15 @@ class Trainer(ABC, Generic[R]):
         """Stop between two updates, as on signal `number`; may be called from any thread."""
         self.signal = number
 
-    def fail(self, reason: str | None) -> None:
-        """Note a failure. The first one is kept, because it causes the later ones."""
-        self.failure = self.failure or reason
+    def fail(self, reason: str | None, resumable: bool = True) -> None:
+        """Note a failure. The first one is kept, because it causes the later ones.
+
+        Args:
+            reason: What is shown to the user; None if nothing failed.
+            resumable: Whether a resumed run may get past it.
+        """
+        if reason and self.failure is None:
+            self.failure, self.resumable = reason, resumable
 
     @property
     def stopping(self) -> bool:

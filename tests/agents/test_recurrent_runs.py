@@ -323,7 +323,14 @@ METHOD = Mine
     ("settings", "words"),
     [
         ({"algo": "acktr"}, "--algo acktr learns from single observations, .* Use --algo a3c or a2c or ppo"),
-        ({"algo": "ppo", "ppo": PPOConfig(batch_size=64)}, "--batch-size 64 is no multiple of the 128 steps"),
+        (
+            {"algo": "ppo", "envs_per_worker": 4, "ppo": PPOConfig(batch_size=64)},
+            "--batch-size 64 is no multiple of the 128 steps .* all games' samples: 128, 256, 512.",
+        ),
+        (
+            {"algo": "ppo", "envs_per_worker": 4, "ppo": PPOConfig(batch_size=100)},
+            "--batch-size 100 does not divide .* = 512 samples. The nearest sizes that do: 128, 256, 512.",
+        ),
         ({"method": "distral", "source_games": "Pong"}, IN_ORDER),
         ({"method": "pathnet", "source_games": "Pong"}, IN_ORDER),
         ({"method": "policy-distillation", "teachers": "zoo:pong"}, IN_ORDER),

@@ -99,8 +99,7 @@ def _train(session: Session) -> int:
         outcome = session.trainer.train()
         display.close()
         if outcome.failure is not None:
-            again = f" Resume it: {session.resume_command}" if any(folder.checkpoints.glob("*")) else ""
-            display.fail(f"{outcome.failure}{again}")
+            display.fail(outcome.failure_and_advice(session.resume_command))
             return 1
         if outcome.stopped_by is not None:
             display.say(f"Stopped in epoch {outcome.step + 1}; a checkpoint is written.")

@@ -233,6 +233,7 @@ def test_failing_worker_shows_its_own_traceback(train: Callable[..., Training], 
     assert training.finish() == 1
     assert "RuntimeError: the joystick fell off" in training.output
     assert "in broken" in training.output
+    assert "Resume with: kfrl train --resume" in training.output
 
 
 def test_single_non_finite_gradient_is_dropped_and_counted(train: Callable[..., Training], tmp_path: Path) -> None:
@@ -249,6 +250,8 @@ def test_endless_non_finite_gradients_stop_the_run_with_a_clear_error(
     training = train(*small(ENDLESS), env=poison(tmp_path, REWARDS.format(when=">= 20")))
     assert training.finish() == 1
     assert "50 updates in a row had a non-finite gradient" in training.output
+    assert "Traceback" not in training.output
+    assert "--resume" not in training.output
     checkpoint = latest_checkpoint(tmp_path / "run" / "checkpoint")
     assert all(tensor.isfinite().all() for tensor in checkpoint.tensors.values())
 

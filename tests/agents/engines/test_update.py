@@ -38,8 +38,10 @@ def test_a_term_without_a_gradient_ends_the_run_and_is_named(
     term: str, algo: str, tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proof, "PROOF_UPDATES", 3)
-    with pytest.raises(TrainingError, match="losses/mine had no gradient in its first 3 updates: it has no effect"):
+    with pytest.raises(TrainingError, match=r"^The term losses/mine had no gradient in its first 3 updates") as error:
         train(tmp_path, term, algo)
+    assert "Traceback" not in str(error.value)
+    assert "--resume" not in str(error.value)
 
 
 @pytest.mark.parametrize("term", ["batch.logits.square().sum()", "progress * batch.values.sum()"])

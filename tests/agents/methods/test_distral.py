@@ -34,7 +34,7 @@ SPEC = replace(PONG, sources=(FREEWAY,))
 
 
 def distral(columns: int, c_kl: float = 0.3, c_ent: float = 0.2, task: NetSpec = PONG) -> tuple[Distral, DistralNet]:
-    config = replace(CONFIG, methods={"distral": {"columns": columns, "c_kl": c_kl}}, entropy_coef=c_ent)
+    config = replace(CONFIG, methods={"distral": {"variant": f"kl-ent-{columns}col", "c_kl": c_kl}}, entropy_coef=c_ent)
     method = Distral(config)
     net = method.build(SPEC, ())
     method.begin(net, 0, task, 0)
@@ -80,7 +80,7 @@ def test_alpha_and_beta_give_back_the_coefficients(c_kl: float, c_ent: float) ->
 
 def test_the_defaults_are_kl_and_entropy_in_two_columns_with_a3cs_entropy() -> None:
     method = Distral(TrainConfig())
-    assert (method.alpha, method.c_kl, method.c_ent, method.own.columns) == (0.5, 0.01, 0.01, 2)
+    assert (method.alpha, method.c_kl, method.c_ent, method.columns) == (0.5, 0.01, 0.01, 2)
 
 
 def softmax(logits: list[float]) -> list[float]:
@@ -273,7 +273,7 @@ def test_the_exported_net_plays_as_the_trained_one_and_knows_no_other_game(colum
     [
         ({"source_games": ""}, "distral needs source games"),
         ({"source_steps": 100}, "learns no game before its own"),
-        ({"algo": "acktr"}, "only under a3c or a2c or ppo"),
+        ({"algo": "acktr"}, "only under a3c or a2c or ppo. Its games take turns"),
         ({"workers": 1}, "2 games at the same time"),
         ({"teachers": "zoo:seaquest"}, "takes no teachers"),
         ({"entropy_coef": 0.0, "methods": {"distral": {"c_kl": 0.0}}}, "--c-kl or --entropy-coef"),
@@ -338,7 +338,8 @@ def test_a_run_has_a_net_for_each_game(tmp_path: Path) -> None:
 
 
 def named(variant: str) -> tuple[Distral, Any]:
-    config = replace(CONFIG, methods={"distral": {"variant": variant, "c_kl": 0.3}}, entropy_coef=0.2)
+    terms = {} if variant.startswith("a3c") else {"c_kl": 0.3}
+    config = replace(CONFIG, methods={"distral": {"variant": variant, **terms}}, entropy_coef=0.2)
     method = Distral(config)
     net = method.build(SPEC, ())
     method.begin(net, 0, PONG, 0)
@@ -366,6 +367,27 @@ def test_a_variant_is_a_choice_of_terms_and_columns(
     assert ("distilled" in terms, "entropy" in terms) == (c_kl > 0, c_ent > 0)
     sum(terms.values(), torch.zeros(())).backward()
     assert bool(net.h.weight.grad is not None and net.h.weight.grad.any())
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"variant": "a3c-2col", "c_kl": 0.5}, r"--c-kl 0.5 has no effect in this run: .*a3c-2col"),
+        ({"variant": "a3c-multitask", "c_kl": 0.5}, r"--c-kl 0.5 has no effect in this run: .*a3c-multitask"),
+    ],
+)
+def test_a_setting_that_a_variant_overrules_is_refused(own: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Distral(replace(CONFIG, methods={"distral": own}))
+
+
+def test_a_config_of_an_earlier_version_with_columns_is_read_as_a_variant() -> None:
+    def variant(**own: object) -> str:
+        return str(Distral(replace(CONFIG, methods={"distral": own})).own.variant)
+
+    assert variant(columns=1, variant=None) == "kl-ent-1col"
+    assert variant(columns=2, variant=None) == variant(variant=None) == "kl-ent-2col"
+    assert variant(columns=2, variant="kl-1col") == "kl-1col"
 
 
 def test_the_a3c_rows_have_a3cs_rewards(obs: Tensor) -> None:

@@ -516,6 +516,29 @@ def test_the_phases_share_the_runs_steps_with_the_play_of_the_fold(
         phases(expert, steps=2_000, fold_at=None)
 
 
+@pytest.mark.parametrize(
+    ("flow", "words"),
+    [
+        ({"fold_at": 0.0, "dependence_coef": 0.5}, r"--dependence-coef 0.5 has no effect.* no linked phase.*--fold-at"),
+        ({"fold_at": 0.0, "layer_weights_lr": None}, r"--layer-weights-lr None has no effect"),
+        ({"kl_direction": "reverse"}, r"--kl-direction reverse has no effect.*no imitation.*--imitate always"),
+        (
+            {"fold_at": None, "kickstart_coef": 2.0, "imitation_lr": 0.1},
+            r"--imitation-lr 0.1, --kickstart-coef 2.0 have",
+        ),
+    ],
+)
+def test_a_setting_of_a_phase_that_the_run_lacks_is_refused(
+    stranger: Teacher, flow: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        make_method(**flow).build(SPEC, [stranger])
+
+
+def test_a_weight_of_0_may_be_given_for_a_term_that_the_run_lacks(stranger: Teacher) -> None:
+    make_method(fold_at=0.0, dependence_coef=0.0, kickstart_coef=0.0).build(SPEC, [stranger])
+
+
 def test_a_rollout_of_the_imitation_brings_as_much_play_as_an_update_of_it_needs(expert: Teacher) -> None:
     def t_max(envs: int, **flow: object) -> int | None:
         config = TrainConfig(envs_per_worker=envs, methods={"knowledge-flow": {**flow}})
@@ -900,7 +923,6 @@ def test_too_few_observations_are_refused_before_the_run(expert: Teacher) -> Non
 def test_a_replay_buffer_larger_than_the_memory_is_refused(expert: Teacher, stranger: Teacher) -> None:
     with pytest.raises(UserError, match=r"--imitation-memory 10,000,000,000 needs 262,856\.\d GiB"):
         make_method(imitation_memory=10**10).build(SPEC, [expert])
-    make_method(imitation_memory=10**10).build(SPEC, [stranger])
 
 
 # --- what trains --------------------------------------------------------------------------------------------

@@ -464,7 +464,19 @@ def test_several_source_games_come_one_after_the_other(tmp_path: Path) -> None:
 
 
 def controlled(control: str, **more: Any) -> TrainConfig:
-    return replace(CONFIG, methods={"pathnet": {**SMALL, "control": control}}, **more)
+    small = {
+        name: value for name, value in SMALL.items() if name not in ("population", "tournament_episodes", "rivals")
+    }
+    return replace(CONFIG, methods={"pathnet": {**small, "control": control}}, **more)
+
+
+def test_a_control_refuses_the_settings_of_a_population_and_of_absent_source_games(tmp_path: Path) -> None:
+    alone = controlled("scratch", source_games="", source_steps=None, run_dir=tmp_path / "run")
+    populated = replace(alone, methods={"pathnet": {**alone.methods["pathnet"], "population": 3}})
+    with pytest.raises(UserError, match=r"--population 3 has no effect in this run: --control scratch"):
+        resolve(populated)
+    with pytest.raises(UserError, match=r"--control scratch learns no source game, .* --source-steps 500"):
+        resolve(replace(alone, source_steps=500))
 
 
 def test_a_control_has_one_fixed_path_for_all_workers_that_no_tournament_changes(obs: Tensor) -> None:
@@ -492,7 +504,7 @@ def test_the_fine_tuned_control_goes_on_with_what_the_source_game_trained_and_no
 
 
 def test_the_scratch_control_has_no_source_game(tmp_path: Path) -> None:
-    run = resolve(controlled("scratch", source_games="", run_dir=tmp_path / "run"))
+    run = resolve(controlled("scratch", source_games="", source_steps=None, run_dir=tmp_path / "run"))
     assert [phase.games[0].game for phase in run.phases] == ["breakout"]
     with pytest.raises(UserError, match=r"--control scratch learns only the run's own game"):
         resolve(controlled("scratch", run_dir=tmp_path / "run"))

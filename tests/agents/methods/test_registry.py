@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.config import TrainConfig
+from agents.engines.settings import PPOConfig
 from agents.methods import get_method, method_names
 from agents.methods.base import Method, NetSpec
 from agents.methods.fine_tune import FineTune
@@ -77,6 +78,8 @@ def test_a_number_of_teachers_that_a_method_can_use_passes(name: str, count: int
         ),
         ("policy-distillation", {"entropy_coef": 0.0}, "does not use --entropy-coef, got 0.0: "),
         ("policy-distillation", {"value_loss_coef": 0.7}, "does not use --value-loss-coef, got 0.7: "),
+        ("policy-distillation", {"ppo": PPOConfig(clip_range=0.3)}, "does not use --clip-range, got 0.3: "),
+        ("policy-distillation", {"ppo": PPOConfig(gae_lambda=0.9)}, "does not use --gae-lambda, got 0.9: "),
     ],
 )
 def test_a_setting_without_an_effect_is_refused(name: str, given: dict[str, Any], words: str) -> None:

@@ -29,6 +29,14 @@ def test_a_filter_is_part_of_a_name(name: str, capsys: pytest.CaptureFixture[str
     ]
 
 
+def test_a_flavour_may_be_named_and_has_no_published_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["Seaquest:d1"]) == 0
+    flavours = "modes 0 and difficulties 0, 1, by default m0d0"
+    assert rows(capsys.readouterr().out) == [["Seaquest:m0d1", "seaquest", "", "", "", flavours]]
+    with pytest.raises(UserError, match="Seaquest has no flavour m7: it has modes 0 and"):
+        main(["seaquest:m7"])
+
+
 def test_a_game_outside_atari_57_shows_no_scores(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ms. pac-man"]) == 0
     assert main(["pacman"]) == 0

@@ -46,6 +46,18 @@ def test_one_useful_review_in_between_counts_the_useless_ones_anew() -> None:
     assert after(pool, {"a": measured(0.0)}) == [("a", False)]
 
 
+def test_a_review_without_any_reward_counts_against_nobody() -> None:
+    pool, silent = TeacherPool(("a", "b"), 2), Measured(0.5, torch.zeros(4), torch.zeros(4))
+    for _ in range(3):
+        assert after(pool, {"a": silent, "b": silent}) == []
+    assert (pool.mean_worth("a"), int(pool.reviews)) == (math.inf, 3)
+    # Rewards without one teacher say something about both.
+    alone = Measured(0.5, torch.zeros(4), FULL)
+    for _ in range(2):
+        changes = after(pool, {"a": silent, "b": alone})
+    assert changes == [("a", False), ("b", False)]
+
+
 def test_a_teacher_whose_share_stays_faint_goes_however_useful() -> None:
     pool = TeacherPool(("a",), 1)
     for _ in range(4):

@@ -64,7 +64,7 @@ def learned(run: Run) -> dict[str, Tensor]:
 
 
 def test_a_baseline_learns_and_its_student_is_the_best_epoch(run: Callable[..., Run]) -> None:
-    made = run(net="mlp-64", epochs=8, augment="none")
+    made = run(net="mlp-64", epochs=8, augment="none", pad=4)
     trainer, outcome = train(made)
     rows = read_metrics(made.folder.metrics)
     assert outcome.step == 8 == len(rows)
@@ -86,6 +86,7 @@ def test_a_term_without_a_gradient_ends_the_run_and_is_named(
     _, outcome = train(run(method=own_method(tmp_path, term)))
     assert outcome.failure is not None
     assert "losses/mine had no gradient in its first 3 updates: it has no effect" in outcome.failure
+    assert not outcome.resumable
     assert outcome.step == 0
 
 
@@ -255,7 +256,7 @@ def test_a_stage_trains_its_own_parameters_alone_and_begins_its_schedule_anew(
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(run: Callable[..., Run]) -> None:
-    made = run(lr=1e20, augment="none")
+    made = run(lr=1e20, augment="none", pad=4)
     _, outcome = train(made)
     assert outcome.failure is not None and "A lower --lr" in outcome.failure
     with pytest.raises(UserError):
@@ -290,6 +291,10 @@ FLOW = {"method": "knowledge-flow", "teachers": "digits"}
     [
         ({"milestones": (0.3,)}, "--milestones are for --schedule steps, got --schedule cosine"),
         ({"optimizer": "adam", "momentum": 0.5}, "--momentum 0.5 is for --optimizer sgd, got --optimizer adam"),
+        (
+            {"augment": "none", "pad": 8},
+            "--pad 8 is the padding of --augment shift and crop-flip, and this run has no augmentation",
+        ),
         ({"keep": "best", "validation": 0.0}, "--validation 0 keeps none. Give --keep last"),
         ({"memory_gb": 2.0}, "--memory-gb 2 is for a folder of images, whose files stay where they are, and digits"),
         (
@@ -329,7 +334,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_settings_that_have_no_effect(r
 
 
 def test_a_linked_students_batch_statistics_are_those_of_its_own_passes(run: Callable[..., Run]) -> None:
-    teacher = run("teacher", net="resnet-8", epochs=1, augment="none")
+    teacher = run("teacher", net="resnet-8", epochs=1, augment="none", pad=4)
     train(teacher)
     flow = {"independence_at": None, "link_heads": "never"}
     settings = {
@@ -337,6 +342,7 @@ def test_a_linked_students_batch_statistics_are_those_of_its_own_passes(run: Cal
         "epochs": 2,
         "teachers": str(teacher.folder.path),
         "augment": "none",
+        "pad": 4,
         "methods": {"knowledge-flow": flow},
     }
     linked = run("linked", method="knowledge-flow", **settings)
