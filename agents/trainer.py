@@ -66,6 +66,9 @@ class _Window:
 class Trainer(training.Trainer[Run]):
     """Base class of the engines, which train a run on a game, phase by phase."""
 
+    first_squares = 0.0
+    """The optimiser's mean of a parameter's squared gradients before its first update."""
+
     def __init__(self, run: Run, display: Display, checkpoint: Checkpoint | None = None) -> None:
         """Build the model, from a checkpoint if there is one."""
         super().__init__(run, display)
@@ -303,11 +306,11 @@ class Trainer(training.Trainer[Run]):
     def _forget_statistics(self, parameters: Iterable[nn.Parameter]) -> None:
         wanted = {id(parameter) for parameter in parameters}
         names = [name for name, parameter in self.net.named_parameters() if id(parameter) in wanted]
-        for statistics in (self.shared.exp_avg, self.shared.exp_avg_sq):
+        for statistics, start in ((self.shared.exp_avg, 0.0), (self.shared.exp_avg_sq, self.first_squares)):
             views = named_views(self.net, self.groups, statistics)
             for name in names:
                 if name in views:
-                    views[name].zero_()
+                    views[name].fill_(start)
 
     def _finish_curve(self) -> None:
         """Start the evaluation of the last student too, and wait for all evaluations."""

@@ -105,9 +105,11 @@ class SyncTrainer(Trainer):
 class A2CTrainer(SyncTrainer):
     """One update for each rollout, with A3C's losses as means over it (OpenAI baselines' A2C)."""
 
+    first_squares = 1.0
+
     def optimiser(self) -> Optimiser:
         """Build RMSProp in TensorFlow's form."""
-        return RMSpropTF(self.shared, self.groups, self.run.config.shape.max_grad_norm)
+        return RMSpropTF(self.shared, self.groups, self.run.config.shape.max_grad_norm, start=self.first_squares)
 
     def update(self, rollout: Rollout, updater: Updater, progress: float, report: Report) -> None:
         """Make one update."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.config import TrainConfig
+from agents.engines.settings import PPOConfig
 from agents.engines.shared import named_views, untrained
 from agents.evaluation.paired import returns
 from agents.launch import Session
@@ -171,8 +172,12 @@ def test_a_useless_teacher_is_dropped_and_another_taken_and_a_resumed_run_has_bo
     assert int(again.trainer.net.pool.reviews) == len({row["global_step"] for row in more})
 
 
-def test_the_statistics_of_a_newcomer_begin_at_0(files: str, tmp_path: Path, noise_everywhere: None) -> None:
-    config = settings(teachers=files, steps=240, curve_points=0, eval_episodes=0, run_dir=tmp_path / "run")
+@pytest.mark.parametrize(("algo", "start"), [("a2c", 1.0), ("ppo", 0.0)])
+def test_the_statistics_of_a_newcomer_begin_where_the_optimisers_do(
+    algo: str, start: float, files: str, tmp_path: Path, noise_everywhere: None
+) -> None:
+    of_algo = {"algo": algo, "t_max": 8, "ppo": PPOConfig(batch_size=8)} if algo == "ppo" else {}
+    config = settings(teachers=files, **of_algo, steps=240, curve_points=0, eval_episodes=0, run_dir=tmp_path / "run")
     session = Session.start(config)
     screen = Screen(session)
     session.prepare(screen)
@@ -188,9 +193,9 @@ def test_the_statistics_of_a_newcomer_begin_at_0(files: str, tmp_path: Path, noi
         for p in trainer.net.flow.transforms[i].parameters()
     }
     views = named_views(trainer.net, trainer.groups, trainer.shared.exp_avg_sq)
-    zero = {name for name, parameter in trainer.net.named_parameters() if id(parameter) in fresh}
-    assert zero
-    assert {name for name, view in views.items() if not view.any()} == zero
+    new = {name for name, parameter in trainer.net.named_parameters() if id(parameter) in fresh}
+    assert new
+    assert {name for name, view in views.items() if torch.equal(view, torch.full_like(view, start))} == new
 
 
 @pytest.mark.parametrize(
