@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.config import FAST_ENVS, TrainConfig
+from agents.engines.acktr import FIRST_UPDATES, steady
 from agents.evaluation.play import SIDE_BY_SIDE, evaluate
 from agents.launch import Session
 from agents.teachers.formats import Card, save_agent
@@ -28,14 +29,10 @@ from kfrl.devices import check_device
 from kfrl.errors import unknown
 from kfrl.machine import cores
 from kfrl.nets.atari.net import AtariNet
-from kfrl.optim.kfac import COLD_UPDATES
 from kfrl.training.status import Status
 
 WARM_UP = 2.0
 """Seconds after the first step that are not measured."""
-FIRST_UPDATES = COLD_UPDATES + 1
-"""acktr's updates that are not measured: the cold ones, and the natural one before which its factors are decomposed for
-the first time, whatever the period."""
 EVALUATION_STEPS = 400
 """Cap of the games in the evaluation arms, in agent steps, so that every round plays games of equal length."""
 
@@ -248,8 +245,8 @@ class Stopwatch:
         """The stopwatch for a run. Under acktr each measurement has its share of natural steps and decompositions."""
         if config.algo != "acktr":
             return cls(seconds)
-        samples = config.shape.envs_per_worker * config.shape.t_max
-        return cls(seconds, after=FIRST_UPDATES * samples, period=config.acktr.inverse_period * samples)
+        after, period = steady(config)
+        return cls(seconds, after=after, period=period)
 
     def update(self, status: Status) -> None:
         """Note the time and the steps; see `Display`."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.batch import Rollout
+from agents.config import TrainConfig
 from agents.engines.settings import ACKTRConfig
 from agents.engines.shared import SharedModel, clipped_norm
 from agents.engines.synchronous import A2CTrainer
@@ -19,6 +20,15 @@ from kfrl.optim.kfac import COLD_UPDATES, KroneckerFactors, factored_layers, tru
 
 PLAIN_MEAN = 10
 MOMENTUM = 0.9
+FIRST_UPDATES = COLD_UPDATES + 1
+"""Updates before the usual ones: the cold ones, and the natural one before which the factors are decomposed for the
+first time, whatever the period."""
+
+
+def steady(config: TrainConfig) -> tuple[int, int]:
+    """Agent steps before the usual updates, and agent steps between two decompositions of the factors."""
+    samples = config.shape.envs_per_worker * config.shape.t_max
+    return FIRST_UPDATES * samples, config.acktr.inverse_period * samples
 
 
 def by_kfac(groups: Sequence[ParameterGroup]) -> list[nn.Parameter]:
@@ -104,6 +114,16 @@ def log_likelihood(logits: Tensor, values: Tensor, generator: torch.Generator) -
 
 class ACKTRTrainer(A2CTrainer):
     """One natural-gradient update for each rollout."""
+
+    @property
+    def steady_after(self) -> int:
+        """Steps of the updates before the usual ones."""
+        return steady(self.run.config)[0]
+
+    @property
+    def steady_period(self) -> int:
+        """Steps between two decompositions of the factors."""
+        return steady(self.run.config)[1]
 
     def optimiser(self) -> Optimiser:
         """Momentum on natural gradients."""

@@ -145,12 +145,13 @@ class _ProgressTimer:
         if self._first is None:
             self._first = now
         if self._start is None:
-            if now - self._first >= _WARM_UP:
+            if now - self._first >= _WARM_UP and status.done >= self._session.trainer.steady_after:
                 self._start = now, status
             return
         self._end = now, status
         self.memory_mb = max(self.memory_mb, memory_mb([os.getpid(), *descendants()]))
-        if now - self._start[0] > self._seconds:
+        whole = status.done - self._start[1].done >= self._session.trainer.steady_period
+        if whole and now - self._start[0] > self._seconds:
             self._session.trainer.stop(signal.SIGTERM)
 
     def say(self, text: Any) -> None:

@@ -47,6 +47,16 @@ class Outcome:
 class Trainer(ABC, Generic[R]):
     """Base class of the trainers of games and of images; trains one run."""
 
+    @property
+    def steady_after(self) -> int:
+        """Steps at the start of a run in which an update takes another time than later."""
+        return 0
+
+    @property
+    def steady_period(self) -> int:
+        """Steps after which the times of updates repeat: a rate is measured over at least as many."""
+        return 0
+
     def __init__(self, run: R, display: Display) -> None:
         """Start the clock."""
         self.run, self.display = run, display
