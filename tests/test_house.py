@@ -145,7 +145,8 @@ def test_a_run_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     quick = "--algo a2c --envs-per-worker 2 --steps 10 --convs 4 8 8 --hidden 8 --curve-points 0 --eval-episodes 0"
-    config = "train --config configs/atari/quickstart.yaml --fold-at None --no-choose-channels --run-dir run"
+    unfolded = "--fold-observations 0 --no-choose-channels"
+    config = f"train --config configs/atari/quickstart.yaml {unfolded} --run-dir run"
     clean = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
     command = [home / "bin" / "kfrl", *config.split(), *quick.split()]
     ran = subprocess.run(command, cwd=work, env=clean, capture_output=True, text=True)

@@ -71,6 +71,8 @@ IMITATION_ONLY = (
     "kickstart_coef",
 )
 """Settings without effect in a run without an imitation."""
+POOL_ONLY = ("review_every", "review_games", "review_steps", "newcomer_share")
+"""Settings without effect in a run whose teachers are all linked from the start."""
 FOLD_BATCH = 128
 WARM_UP = 0.05
 FULL_RATE_AT = 0.2
@@ -336,7 +338,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         phases = self.phases(spec, teachers)
         self._stages = tuple(phase.title for phase in phases)
         self._linked_steps = phases[0].steps if phases[0].title == LINKED else 0
-        self._check_settings_of_phases()
+        self._refuse_settings_without_effect()
         self._expert, self._game, self._actions = _expert(spec, teachers), spec.game, spec.actions
         self._cap = get_protocol(self.config.protocol, spec.game).max_frames
         self._teachers = {teacher.name: teacher for teacher in teachers}
@@ -377,7 +379,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         net.alone.requires_grad_(False)
         return net
 
-    def _check_settings_of_phases(self) -> None:
+    def _refuse_settings_without_effect(self) -> None:
+        config = self.flow_config
         if LINKED not in self._stages:
             self.refuse_unused(
                 LINKED_ONLY,
@@ -389,6 +392,19 @@ class KnowledgeFlowMethod(Method[FlowNet]):
                 "it has no imitation. Give a teacher of the run's own game or --imitate always, and a --fold-at other "
                 "than None; or leave it out.",
             )
+        if config.fold_at is None:
+            always = ("imitate",) if config.imitate == "always" else ()
+            self.refuse_unused(
+                ("fold_observations", *always), "its student stays linked. Give --fold-at 0.1, or leave it out."
+            )
+        if config.linked_teachers is None:
+            self.refuse_unused(
+                POOL_ONLY, "all of its teachers are linked from the start. Give --linked-teachers 2, or leave it out."
+            )
+        if not config.policy_kl_coef:
+            self.refuse_unused(("policy_kl_every",), "--policy-kl-coef is 0. Give one above 0, or leave it out.")
+        if config.transform != "low-rank":
+            self.refuse_unused(("transform_rank",), "it is of --transform low-rank. Give that, or leave it out.")
 
     def _open_answers(self, spec: NetSpec, flow: KnowledgeFlow) -> None:
         """Open the stored answers, if there are any, and check that they are of this game and of all links."""

@@ -142,7 +142,8 @@ def _draw_returns(axis: Any, rows: Rows, with_links: bool) -> None:
     if len(steps):
         axis.plot(steps / 1e6, values, "o-", markersize=3, label="student alone")
     axis.set(xlabel="million agent steps", ylabel="raw return")
-    axis.legend(fontsize=7)
+    if axis.lines:
+        axis.legend(fontsize=7)
 
 
 @dataclass(frozen=True)

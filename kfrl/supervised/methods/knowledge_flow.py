@@ -81,8 +81,15 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
 
     @classmethod
     def check_used(cls, config: SupervisedConfig) -> None:
-        """Refuse weights of soft targets without soft targets."""
-        own = cls.read_settings(config)
+        """Refuse weights of soft targets without soft targets, a rank without factors and a ramp without an end."""
+        method = cls(config)
+        own: Settings = method.own
+        if own.transform != "low-rank":
+            method.refuse_unused(("transform_rank",), "it is of --transform low-rank. Give that, or leave it out.")
+        if own.independence_at is None:
+            method.refuse_unused(
+                ("handover_start",), "p of the student is not forced. Give --independence-at 0.4, or leave it out."
+            )
         given = [one.name for one in fields(SoftTargets) if getattr(own, one.name) != one.default]
         if given and not own.soft_targets:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)

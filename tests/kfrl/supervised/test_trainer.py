@@ -301,6 +301,14 @@ FLOW = {"method": "knowledge-flow", "teachers": "digits"}
             FLOW | {"methods": {"knowledge-flow": {"temperature": 2.0, "soft_weight": 0.5}}},
             "--temperature, --soft-weight needs --soft-targets",
         ),
+        (
+            FLOW | {"methods": {"knowledge-flow": {"handover_start": 0.1, "independence_at": None}}},
+            "--handover-start 0.1 has no effect in this run: p of the student is not forced",
+        ),
+        (
+            FLOW | {"methods": {"knowledge-flow": {"transform_rank": 8}}},
+            "--transform-rank 8 has no effect in this run: it is of --transform low-rank",
+        ),
     ],
 )
 def test_a_setting_without_an_effect_is_refused(
