@@ -2,8 +2,8 @@
 
 A random Q mixes channels before the activation. A Q with a single 1 in each row keeps the channels of the teacher. The
 use of a channel is the standard deviation of its activation on observations of the target task, times the norm of the
-weights that read it in the teacher's next layer; divided by the sum over the layer, so that teachers of different
-scales can be compared.
+weights that read it in the teacher's next layer; divided by the mean over the layer, so that teachers of different
+scales and widths can be compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kfrl.nets.hooks import layers_in_use
 
 @torch.no_grad()
 def channel_uses(teacher: nn.Module, layer: str, obs: Tensor) -> Tensor | None:
-    """The use of each channel of `layer`: (channels,), with sum 1; all 0 if no channel varies on `obs`.
+    """The use of each channel of `layer`: (channels,), with mean 1; all 0 if no channel varies on `obs`.
 
     None if the next layer is not a convolution or fully connected layer that reads these channels.
     """
@@ -36,7 +36,7 @@ def channel_uses(teacher: nn.Module, layer: str, obs: Tensor) -> Tensor | None:
         return None
     spread = read.transpose(0, 1).flatten(1).std(1)
     uses: Tensor = spread * weight.transpose(0, 1).flatten(1).norm(dim=1)
-    return uses / uses.sum().clamp_min(1e-12)
+    return uses / uses.mean().clamp_min(1e-12)
 
 
 def choose(uses: Sequence[Tensor | None], count: int, first: Collection[int] = ()) -> list[list[int]]:

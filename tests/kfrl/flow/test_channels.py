@@ -44,7 +44,7 @@ def test_a_channels_use_is_its_spread_times_the_norm_of_what_reads_it() -> None:
     uses = channel_uses(net, "first", torch.tensor([[1.0], [2.0], [3.0]]))
     # Spreads 1, 2, 0; norms 5, 1.
     assert uses is not None
-    torch.testing.assert_close(uses, torch.tensor([5.0, 2.0, 0.0]) / 7.0)
+    torch.testing.assert_close(uses, 3.0 * torch.tensor([5.0, 2.0, 0.0]) / 7.0)
 
 
 @torch.no_grad()
@@ -56,7 +56,21 @@ def test_a_fully_connected_layer_reads_all_positions_of_a_channel() -> None:
     net.fc.weight[0, 4:8] = 1.0
     uses = channel_uses(net, "conv", torch.rand(5, 1, 2, 2))
     assert uses is not None
-    assert uses.tolist() == pytest.approx([0.0, 1.0, 0.0])
+    assert uses.tolist() == pytest.approx([0.0, 3.0, 0.0])
+
+
+@torch.no_grad()
+def test_a_wide_layer_whose_channels_differ_is_chosen_before_a_narrow_one_of_equal_channels() -> None:
+    wide, narrow, obs = Two(1, 8), Two(1, 2), torch.tensor([[1.0], [2.0], [3.0]])
+    for net in (wide, narrow):
+        net.first.weight.fill_(1.0)
+        net.first.bias.zero_()
+        net.last.weight.fill_(1.0)
+    wide.last.weight[:, :2] = 5.0
+    uses = [channel_uses(net, "first", obs) for net in (wide, narrow)]
+    # 5 / 2 and 1 / 2 of the wide layer's mean, 1 of the narrow layer's.
+    assert choose(uses, 2) == [[0, 1], []]
+    assert choose(uses, 4) == [[0, 1], [0, 1]]
 
 
 def test_the_last_layer_has_no_reader() -> None:
