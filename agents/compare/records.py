@@ -24,6 +24,7 @@ from kfrl.config import load_config, validated
 from kfrl.errors import UserError
 from kfrl.runs.folder import RUNS, RunFolder
 from kfrl.runs.metrics import STEP, read_metrics
+from kfrl.sweep.folder import member_of_sweep
 
 TRAINED = "exp_avg."
 """Prefix of the optimiser's statistics in a checkpoint, one for each trained tensor."""
@@ -102,16 +103,15 @@ class RunRecord:
         return max(row[STEP] for row in self.rows)
 
 
-def read_run(path: Path, group: str | None = None, sweep: str | None = None) -> RunRecord:
+def read_run(path: Path, group: str | None = None) -> RunRecord:
     """Read one finished run.
 
     Args:
         path: Its folder.
-        group: The user's name for its arm.
-        sweep: Its arm's name in its sweep.
+        group: The user's name for its arm. Without it, a run of a sweep has its arm's name in the sweep.
 
     Raises:
-        UserError: the folder is empty, unfinished or damaged; the message gives the reason.
+        UserError: the folder is empty, unfinished, damaged or no result of its sweep; the message gives the reason.
     """
     folder = RunFolder(path)
     if _without_games(folder):
@@ -121,7 +121,7 @@ def read_run(path: Path, group: str | None = None, sweep: str | None = None) -> 
         )
     folder.check_finished("kfrl train --resume")
     try:
-        return _read(folder, group, sweep)
+        return _read(folder, group, None if group else member_of_sweep(path))
     except (OSError, ValueError, csv.Error, SafetensorError) as error:
         raise UserError(f"damaged: {error}") from None
 

@@ -52,11 +52,8 @@ def main(argv: Sequence[str]) -> int:
     from agents.compare.comparison import compare
     from agents.compare.records import read_run
     from kfrl.runs.folder import collect
-    from kfrl.sweep.folder import member_of_sweep
 
-    records, skipped = collect(
-        flags.runs, lambda path, group: read_run(path, group, None if group else member_of_sweep(path))
-    )
+    records, skipped = collect(flags.runs, read_run)
     comparison = compare(records, skipped, flags.baseline, flags.allow_mixed)
     _print(comparison)
     if flags.output is not None:

@@ -19,6 +19,7 @@ from kfrl.runs.folder import RunFolder, Skipped, left_out_notes
 from kfrl.supervised.classifiers import Card, read_card
 from kfrl.supervised.config import SupervisedConfig
 from kfrl.supervised.methods import get_method, method_names
+from kfrl.sweep.folder import member_of_sweep
 
 MIN_SEEDS = 3
 IDENTITY = {"data", "seed", "method", "teachers", "teacher_sha256"}
@@ -99,16 +100,15 @@ class Comparison:
     """Remarks on the numbers, one sentence each."""
 
 
-def read_run(path: Path, group: str | None = None, sweep: str | None = None) -> Record:
+def read_run(path: Path, group: str | None = None) -> Record:
     """Read one finished run.
 
     Args:
         path: Its folder.
-        group: The user's name for its arm.
-        sweep: Its arm's name in its sweep.
+        group: The user's name for its arm. Without it, a run of a sweep has its arm's name in the sweep.
 
     Raises:
-        UserError: the folder is empty, unfinished or damaged; the message says in what.
+        UserError: the folder is empty, unfinished, damaged or no result of its sweep; the message says in what.
     """
     folder = RunFolder(path)
     folder.check_finished("kfrl supervised train --resume")
@@ -122,6 +122,7 @@ def read_run(path: Path, group: str | None = None, sweep: str | None = None) -> 
     config = load_config(folder.config, SupervisedConfig)
     config = replace(config, methods=get_method(config.method_name).resolve_settings(config, method_names()))
     test = validated(score, Score, folder.evaluation.name)
+    sweep = None if group else member_of_sweep(path)
     return Record(path, config, read_card(folder.student), test, deployed, trained, group, sweep)
 
 

@@ -35,10 +35,8 @@ def main(argv: Sequence[str]) -> int:
     from kfrl.runs.atomic import write_text
     from kfrl.runs.folder import collect
     from kfrl.supervised.compare import compare, read_run
-    from kfrl.sweep.folder import member_of_sweep
 
-    found = collect(flags.runs, lambda path, group: read_run(path, group, None if group else member_of_sweep(path)))
-    comparison = compare(*found)
+    comparison = compare(*collect(flags.runs, read_run))
     console = table_console(markup=False)
     for data in comparison.data:
         console.print(data_sheet(comparison, data).rich())

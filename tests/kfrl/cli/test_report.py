@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from kfrl.cli.main import main
+from kfrl.sweep.folder import SweepFolder, SweepPlan, domain_of
+from kfrl.sweep.space import Spec, make_trials
 
 Build = Callable[..., Path]
 
@@ -180,3 +182,14 @@ def test_without_bokeh_it_says_what_to_install(
     assert main(["report", "run"]) == 2
     assert "pip install bokeh" in capsys.readouterr().err
     assert not Path("report.html").exists()
+
+
+def test_the_runs_of_a_sweeps_arm_are_one_arm_although_their_settings_are_drawn(finished_run: Build) -> None:
+    settings = {"game": "Breakout", "seed": {"range": 3}, "lr": {"uniform": [0.1, 0.2]}}
+    trials = make_trials(Spec(arms={"plain": {}}, settings=settings), domain_of(SweepPlan("agents.trials", ())))
+    SweepFolder(Path("sweep")).prepare(SweepPlan("agents.trials", tuple(trials)))
+    for trial in trials:
+        finished_run(Path("sweep", trial.name), **{**trial.settings, "steps": 100})
+    assert main(["report", "sweep"]) == 0
+    page = Path("report.html").read_text()
+    assert re.search(r"<td[^>]*>plain</td><td[^>]*>3</td>", page)

@@ -97,7 +97,7 @@ def test_another_teacher_in_a_sweep_is_another_arm(finished: Build) -> None:
         finished(error, seed, teachers=("mnist",), teacher_sha256=(checksum,), lr=0.1 * seed)
         for seed, (error, checksum) in enumerate(((5.0, good), (6.0, good), (50.0, bad)), start=1)
     ]
-    found = compare([read_run(path, sweep="taught") for path in paths])
+    found = compare([replace(read_run(path), sweep="taught") for path in paths])
     assert [(arm.name, arm.errors) for arm in found.arms] == [
         ("taught (teacher.file=aaaaaaaa)", [5.0, 6.0]),
         ("taught (teacher.file=bbbbbbbb)", [50.0]),
@@ -116,7 +116,7 @@ def test_other_images_in_a_folder_of_the_same_name_are_another_arm(finished: Bui
 
 def test_folders_of_one_name_in_a_sweep_are_two_arms(finished: Build) -> None:
     paths = [finished(error, 1, data=folder) for error, folder in ((5.0, "/a/digits"), (7.0, "/b/digits"))]
-    found = compare([read_run(path, sweep="plain") for path in paths])
+    found = compare([replace(read_run(path), sweep="plain") for path in paths])
     assert [(arm.name, arm.errors) for arm in found.arms] == [
         ("plain (data.folder=/a/digits)", [5.0]),
         ("plain (data.folder=/b/digits)", [7.0]),
