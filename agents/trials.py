@@ -25,8 +25,6 @@ class Games(Domain):
 
     settings = TrainConfig
     subject, budget, unit = "game", "steps", "steps"
-    objective = "mean score of the student alone along the way"
-    score, higher_is_better = "final score", True
     compare_command = "kfrl compare"
 
     def check(self, settings: Mapping[str, Any]) -> None:

@@ -110,11 +110,6 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset_names() -> tuple[str, ...]:
-    """The names that `--protocol` accepts."""
-    return tuple(_PRESETS)
-
-
 def get_protocol(name: str, game: str) -> Protocol:
     """Return preset `name` for `game`.
 

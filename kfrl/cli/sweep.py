@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -31,9 +30,8 @@ if TYPE_CHECKING:
 DOMAINS = {"games": "agents.trials", "images": "kfrl.supervised.trials"}
 MACHINES = (64, 256, 1024)
 """Numbers of cores for which --dry-run computes the time, besides this machine's."""
-SHARED_MEMORY = Path("/dev/shm")
-SHARED_MB = 50
-"""Shared memory of a run, in MB: its model, its gradients, its teachers."""
+SHARED_BYTES = 50 * 2**20
+"""Shared memory of a run: its model, its gradients, its teachers."""
 LINE_SECONDS = 10.0
 STOP_SECONDS = 7.0
 """Seconds that the sweep's processes have to end after a signal."""
@@ -106,7 +104,7 @@ def check_machine(plan: SweepPlan, address: str | None) -> None:
     Raises:
         UserError: it does not.
     """
-    from kfrl.machine import cores
+    from kfrl.machine import cores, shared_memory
 
     if address is not None:
         return
@@ -117,17 +115,11 @@ def check_machine(plan: SweepPlan, address: str | None) -> None:
             f"{cores()}. Use fewer workers (workers: {cores()}), reserve fewer CPUs (resources: {{cpu: {cores()}}}), "
             "or join a cluster with --address."
         )
-    if SHARED_MEMORY.is_dir():
-        from kfrl.sweep.estimate import OBJECT_STORE
+    from kfrl.sweep.estimate import OBJECT_STORE
 
-        at_once = min(len(plan.trials), int(cores() // most.cpu))
-        needed = OBJECT_STORE // 2**20 + SHARED_MB * at_once
-        free = shutil.disk_usage(SHARED_MEMORY).free // 2**20
-        if free < needed:
-            raise UserError(
-                f"{SHARED_MEMORY} has {free} MB free; {at_once} runs side by side and Ray need about {needed}. In a "
-                "container: docker run --shm-size=2g."
-            )
+    room = shared_memory(OBJECT_STORE + SHARED_BYTES * min(len(plan.trials), int(cores() // most.cpu)))
+    if room.problem:
+        raise UserError(room.warning)
 
 
 def check_ray(address: str | None) -> None:

@@ -23,8 +23,6 @@ class ImageDomain(Domain):
 
     settings = SupervisedConfig
     subject, budget, unit = "data", "epochs", "images"
-    objective = "accuracy of the student alone on validation images"
-    score, higher_is_better = "test error in %", False
     compare_command = "kfrl supervised compare"
 
     def check(self, settings: Mapping[str, Any]) -> None:

@@ -25,12 +25,6 @@ class Domain(ABC):
     """The name of the setting for the length of a run, e.g. steps."""
     unit: ClassVar[str]
     """The unit that the rate counts, e.g. steps."""
-    objective: ClassVar[str]
-    """A name for a run's `Status.student`."""
-    score: ClassVar[str]
-    """A name for the final score."""
-    higher_is_better: ClassVar[bool]
-    """Whether a higher score is better."""
     compare_command: ClassVar[str]
     """The command that compares the runs."""
 

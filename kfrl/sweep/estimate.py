@@ -52,7 +52,6 @@ class Kind:
 class Need:
     """The resources that a sweep needs on a machine."""
 
-    cores: int
     at_once: int
     hours: float
     memory_gb: float
@@ -188,4 +187,4 @@ def need(kinds: Sequence[Kind], here: int, cores: int) -> Need:
     at_once = max(1, min(sum(kind.runs for kind in kinds), int(cores // max(kind.cpu for kind in kinds))))
     one = {kind.group: kind.core_seconds(here) / min(kind.cpu, cores) for kind in kinds}
     seconds = max(max(one.values()), sum(kind.runs * one[kind.group] for kind in kinds) / at_once)
-    return Need(cores, at_once, seconds / 3600, at_once * max(kind.memory_mb for kind in kinds) / 1000)
+    return Need(at_once, seconds / 3600, at_once * max(kind.memory_mb for kind in kinds) / 1000)

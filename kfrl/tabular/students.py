@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +20,6 @@ from kfrl.tabular.trees import Tree
 
 FORMAT = "kfrl-tabular-1"
 Numbers = NDArray[np.float64]
-
-
-class Student(Protocol):
-    """A trained model for a table."""
-
-    def predict(self, columns: Numbers) -> Numbers:
-        """Encoded cases (n, columns) -> probabilities (n, classes)."""
 
 
 @dataclass(frozen=True)

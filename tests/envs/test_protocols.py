@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from envs.protocols import Protocol, get_protocol, preset_names
+from envs.protocols import _PRESETS, Protocol, get_protocol
 from kfrl.errors import UserError
 
 PAPER = get_protocol("paper", "Seaquest")
@@ -57,7 +57,7 @@ def test_a_preset_never_changes_silently(preset: str, fingerprint: str) -> None:
     assert get_protocol(preset, "Seaquest").fingerprint == fingerprint
 
 
-@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("preset", _PRESETS)
 def test_the_block_of_a_file_gives_the_protocol_back(preset: str) -> None:
     protocol = get_protocol(preset, "ms_pacman")
     assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol

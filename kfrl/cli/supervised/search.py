@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -76,11 +76,11 @@ def main(argv: Sequence[str]) -> int:
     winner = best_trial(plan, states)
     if code >= STOPPED or winner is None:
         return code or 1
-    found = _report(storage, search, config, plan, states, winner)
+    _report(storage, search, config, plan, states, winner)
     test.prepare(final_plan(search, config, trials, winner))
     code = run_sweep(test, flags.address)
     if code < STOPPED:
-        _conclude(storage, test, config, found)
+        _conclude(storage, test, config)
     return code
 
 
@@ -95,7 +95,7 @@ def _report(
     plan: SweepPlan,
     states: Mapping[str, TrialState],
     winner: Trial,
-) -> dict[str, Any]:
+) -> None:
     """Print and write the result: search.json, and a graph as graph.yaml and graph.png."""
     from kfrl.cli.console import table_console
     from kfrl.runs.atomic import write_text
@@ -130,10 +130,9 @@ def _report(
         ]
         write_graph(storage / "graph.yaml", graph, notes)
         draw_graph(storage / "graph.png", graph, config.net, f"{config.data}: best of {sum(counts.values())}")
-    return found
 
 
-def _conclude(storage: Path, test: SweepFolder, config: SupervisedConfig, found: Mapping[str, Any]) -> None:
+def _conclude(storage: Path, test: SweepFolder, config: SupervisedConfig) -> None:
     from kfrl.cli.console import table_console
     from kfrl.cli.supervised import compare
 

@@ -75,7 +75,6 @@ class Session:
 class Counting(Domain):
     settings = Settings
     subject, budget, unit = "name", "steps", "steps"
-    objective, score, higher_is_better = "count", "score", True
     compare_command = "kfrl compare"
 
     def check(self, settings: Any) -> None:
