@@ -33,6 +33,7 @@ from agents.replay import SAMPLE_BYTES, Memory, smaller_than_measured
 from agents.reviewing import Terms, review
 from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
+from envs.games import Game
 from envs.protocols import get_protocol
 from kfrl.compare.stats import reference_of
 from kfrl.config import Count, Direction, Fraction, NonNegative, Positive
@@ -525,7 +526,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             teacher
             for teacher in teachers
             if not state_size(teacher.net)
-            and (wanted == "always" or (wanted == "expert" and teacher.card.game == spec.game))
+            and (wanted == "always" or (wanted == "expert" and _plays(teacher, spec.game)))
         ]
         heads = AtariNet.head_layers
         self._without_value = tuple(teacher.name for teacher in linked if not teacher.card.trains_value)
@@ -669,6 +670,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if self._expert is None:
             return ""
         cap = self._expert.card.scored_under.get("max_frames")
+        if self._expert.card.game != self._game:
+            return f"has its score in another flavour, {Game(self._expert.card.game).title}"
         if self._expert_score() is None:
             return "has no score"
         if cap is None:
@@ -798,10 +801,15 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return {f"fold/r2/{name}": float(r2) for name, r2 in net.fold_r2.named_buffers()}
 
 
+def _plays(teacher: Teacher, game: str) -> bool:
+    """Whether a teacher plays the game in any flavour: its actions mean the same."""
+    return Game(teacher.card.game).rom == Game(game).rom
+
+
 def _expert(spec: NetSpec, teachers: Sequence[Teacher]) -> Teacher | None:
-    """The first feed-forward teacher that plays the run's own game."""
-    found = (teacher for teacher in teachers if teacher.card.game == spec.game and not state_size(teacher.net))
-    return next(found, None)
+    """The first feed-forward teacher that plays the run's own game, or else another flavour of it."""
+    found = [teacher for teacher in teachers if _plays(teacher, spec.game) and not state_size(teacher.net)]
+    return min(found, key=lambda teacher: teacher.card.game != spec.game, default=None)
 
 
 def _check_recurrent_student(settings: Settings) -> None:

@@ -116,6 +116,21 @@ def test_heads_are_linked_to_a_teacher_of_the_same_game(expert: Teacher, strange
     assert linked(make_method(), teachers, "seaquest") == [("conv1", "conv1"), ("conv2", "conv1"), ("fc", "fc")]
 
 
+def test_a_teacher_of_another_flavour_is_an_expert_after_one_of_the_runs_own(expert: Teacher) -> None:
+    other = replace(expert, name="other", card=replace(scored(expert, 3.0).card, game="breakout:m12d0"))
+    method = make_method()
+    assert linked(method, [other], "other") == BODY + HEADS
+    assert [phase.title for phase in method.phases(SPEC, [other])] == ["linked", "imitation", "alone"]
+    # The score is of another game, so it says nothing.
+    method = make_method()
+    net = staged(method, other, 2)
+    method._scores.append(2.0)
+    assert method._behind() == 1.0
+    assert "Teacher other has its score in another flavour, Breakout:m12d0: how far" in " ".join(method.notes(net))
+    method.build(SPEC, [other, expert])
+    assert method._expert is expert
+
+
 def test_heads_may_be_linked_to_no_teacher_or_to_all(expert: Teacher, stranger: Teacher) -> None:
     never, always = make_method(link_heads="never"), make_method(link_heads="always")
     assert linked(never, [stranger, expert], "breakout") == BODY
