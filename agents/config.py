@@ -138,6 +138,12 @@ class TrainConfig:
             max_grad_norm=self.max_grad_norm or usual.max_grad_norm,
         )
 
+    @property
+    def steps_an_update(self) -> float:
+        """Agent steps for each update of a learner from rewards; ppo makes several passes over its samples."""
+        samples = self.shape.envs_per_worker * self.shape.t_max
+        return self.ppo.batch_size / self.ppo.epochs if self.algo == "ppo" else float(samples)
+
     def with_shape(self) -> TrainConfig:
         """The same settings with `shape` written into them, so that they mean the same on another machine."""
         return replace(self, **vars(self.shape))

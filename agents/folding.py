@@ -9,8 +9,8 @@ from torch import Tensor
 
 from agents.answers import answers_for, check_answerers, open_all
 from agents.methods import get_method
-from agents.methods.knowledge_flow import FlowNet
-from agents.observations import observe
+from agents.methods.knowledge_flow import FlowNet, check_memory
+from agents.observations import observe, steps_for
 from agents.run import Run, reopen
 from agents.teachers.formats import save_agent
 from kfrl.errors import UserError
@@ -45,6 +45,7 @@ class LinkedRun:
             raise UserError(f"{path} is independent already: {self.run.folder.student} needs no teacher.")
         if state_size(net):
             raise UserError(f"{path} has a student with an LSTM, and a fold needs its answers to single observations.")
+        net.take_up_links()
         self.net: FlowNet = net
         self.steps: int = checkpoint.state["global_step"]
 
@@ -76,7 +77,9 @@ class LinkedRun:
             for line in self.net.fold(kept[0], kept[1:]):
                 report(line)
             return
+        check_memory("observations", observations)
         seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, FOLD))
+        self.steps += steps_for(observations)
         for line in self.net.fold(seen):
             report(line)
 

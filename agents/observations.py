@@ -31,7 +31,14 @@ def observe(protocol: Protocol, count: int, policy: Callable[[Tensor], Tensor] |
         policy: (B, stack, H, W) uint8 -> logits (B, A); without one, random play.
         seed: Seed of the games and the actions.
     """
-    return torch.from_numpy(np.concatenate(list(play(protocol, count, policy, seed))))
+    seen: NDArray[np.uint8] | None = None
+    for index, obs in enumerate(play(protocol, count, policy, seed)):
+        if seen is None:
+            # Not a list that is joined at the end, which would take twice the memory.
+            seen = np.empty((steps_for(count) // EVERY, *obs.shape[1:]), np.uint8)
+        seen[index * len(obs) : (index + 1) * len(obs)] = obs
+    assert seen is not None
+    return torch.from_numpy(seen)
 
 
 def play(

@@ -20,6 +20,7 @@ from agents.teachers.store import load_teachers
 from envs.atari import action_set, identify
 from envs.games import Game, find_game
 from envs.protocols import Protocol, get_protocol
+from kfrl.config import read_yaml
 from kfrl.devices import check_device
 from kfrl.errors import UserError
 from kfrl.machine import allow_open_files
@@ -111,11 +112,18 @@ class Run(MethodRun[AnyMethod]):
 
 
 def resolve(config: TrainConfig) -> Run:
-    """Look up the game, the protocol, the method, the source games and the teachers.
+    """Look up the game, the protocol, the method, the source games and the teachers of a new run.
 
     Raises:
-        UserError: one of them does not exist, or they do not fit together. Nothing has been written.
+        UserError: one of them does not exist, they do not fit together, or a setting of the method has no effect.
+            Nothing has been written.
     """
+    run = _resolve(config)
+    run.built().method.check_effects()
+    return run
+
+
+def _resolve(config: TrainConfig) -> Run:
     if not config.game:
         raise UserError("No game is given. Give --game NAME, e.g. --game Alien; `kfrl games` lists them.")
     workers_by_default = config.workers is None
@@ -384,8 +392,11 @@ def reopen(path: Path) -> Run:
         UserError: the folder is not that of a run, or a file that it needs is missing.
     """
     folder = RunFolder.of_run(path)
+    if "data" in read_yaml(folder.config):
+        raise UserError(f"{path} is a run on images. The commands for it are those of `kfrl supervised`.")
     config = folder.read_config(TrainConfig)
     method = get_method(config.method_name)
     with folder.naming_version():
         methods = written_settings(config, method)
-    return resolve(replace(config, run_dir=path, methods=methods))
+    # Without the check for settings without effect, which an earlier version may have accepted.
+    return _resolve(replace(config, run_dir=path, methods=methods))

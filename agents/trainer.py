@@ -204,10 +204,13 @@ class Trainer(training.Trainer[Run]):
         caveat = self.method.caveat(self.net)
         if caveat:
             self.display.say(f"Phase {self.phase_title}, is over. {caveat}")
+        before = self._own_steps_before
         with _all_cores():
             for line in self.method.end_phase(self.net, self._play):
                 self.display.say(line)
                 if self.stopping:
+                    # A resumed run plays these steps again.
+                    self._own_steps_before = before
                     return False
         own, other = self.step, self.source_steps
         self._enter(self.phase_index + 1)

@@ -226,6 +226,13 @@ class Method(OwnSettings, Generic[Net]):
             if given not in (read(usual), getattr(usual.shape, setting, None)):
                 raise not_used(name, setting, given, why)
 
+    def check_effects(self) -> None:
+        """Refuse settings of the method that have no effect beside its others; called for new runs, after `build`.
+
+        Raises:
+            UserError: the message says what the setting needs.
+        """
+
     @classmethod
     def check_algo(cls, name: str, algo: str) -> None:
         """Refuse an algorithm that the method does not support.

@@ -182,7 +182,7 @@ class Distral(Method[GamesNet]):
         """Keep c_KL and c_Ent.
 
         Raises:
-            UserError: both are 0, so that alpha is 0 / 0; or the variant overrules another setting.
+            UserError: both are 0, so that alpha is 0 / 0.
         """
         super().__init__(config)
         self.c_kl, self.c_ent = float(self.own.c_kl), config.entropy_coef
@@ -192,10 +192,14 @@ class Distral(Method[GamesNet]):
         self.one_net, self.columns = variant == "a3c-multitask", 2 if variant.endswith("2col") else 1
         self.plain = variant.startswith("a3c-")
         if self.plain:
-            self.refuse_unused(("c_kl",), f"--variant {variant} has no divergence. Leave one of them out.")
             self.c_kl = 0.0
         elif not variant.startswith("kl-ent-"):
             self.c_kl, self.c_ent = self.c_kl + self.c_ent, 0.0
+
+    def check_effects(self) -> None:
+        """See `Method.check_effects`."""
+        if self.plain:
+            self.refuse_unused(("c_kl",), f"--variant {self.own.variant} has no divergence. Leave one of them out.")
 
     @property
     def alpha(self) -> float:

@@ -137,7 +137,7 @@ class Settings(FlowSettings):
     """Its learning rate, of an Adam of its own, falling linearly to 0 (+). Less where the fold has the policy with an
     R2 above 0.8."""
     imitation_batch: Count = 256
-    """Samples of each of its updates (+)."""
+    """Samples of each of its updates (+), as nearly as whole steps of all of a worker's games allow."""
     imitation_samples: Count = 8
     """Samples that it learns from for each step of play (+)."""
     imitation_memory: Count = 65_536
@@ -280,6 +280,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             return (Phase(games, self._left_by_the_choice(), LINKED),)
         left = steps if self.config.answers else steps - self._choice_steps - steps_for(flow.fold_observations)
         linked = round(flow.fold_at * left)
+        if 0 < left <= linked:
+            raise UserError(
+                f"--fold-at {flow.fold_at:g} leaves no step after the fold. Give at most 0.9, or None for a run that "
+                "stays linked."
+            )
         if left <= 0:
             play = steps_for(flow.fold_observations)
             raise UserError(
@@ -339,7 +344,6 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         phases = self.phases(spec, teachers)
         self._stages = tuple(phase.title for phase in phases)
         self._linked_steps = phases[0].steps if phases[0].title == LINKED else 0
-        self._refuse_settings_without_effect()
         self._expert, self._game, self._actions = _expert(spec, teachers), spec.game, spec.actions
         self._cap = get_protocol(self.config.protocol, spec.game).max_frames
         self._teachers = {teacher.name: teacher for teacher in teachers}
@@ -370,8 +374,10 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._open_answers(spec, flow)
         if config.fold_at is not None:
             self._check_observations(student, layers)
+            if not self.config.answers:
+                check_memory("fold-observations", config.fold_observations)
         if IMITATION in self._stages:
-            _check_memory(config.imitation_memory)
+            check_memory("imitation-memory", config.imitation_memory)
         pool = None if config.linked_teachers is None else self._pool(list(nets), config.linked_teachers)
         net = FlowNet(flow, layers, pool)
         net.take_up_links()
@@ -380,7 +386,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         net.alone.requires_grad_(False)
         return net
 
-    def _refuse_settings_without_effect(self) -> None:
+    def check_effects(self) -> None:
+        """See `Method.check_effects`: settings of phases that the run lacks, and others without what they act on."""
         config = self.flow_config
         if LINKED not in self._stages:
             self.refuse_unused(
@@ -397,6 +404,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             always = ("imitate",) if config.imitate == "always" else ()
             self.refuse_unused(
                 ("fold_observations", *always), "its student stays linked. Give --fold-at 0.1, or leave it out."
+            )
+        if not (config.fold_observations or LINKED in self._stages or IMITATION in self._stages):
+            raise UserError(
+                "--fold-observations 0 leaves the teachers without effect: there is no fold, no linked phase and no "
+                "imitation. Give --fold-at 0.1, --imitate always, or leave it out; scratch is --method a3c."
             )
         if config.linked_teachers is None:
             self.refuse_unused(
@@ -468,6 +480,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         hidden = [link for link in _hidden(flow) if link.teacher not in flow.absent]
         if config.choose_channels or config.match_scales:
             obs = screens(play(CHOICE_OBSERVATIONS, self._expert_policy()))
+            flow.check_features(obs)
             if config.choose_channels:
                 experts = [self._expert.name] if self._expert else []
                 yield from flow.choose_channels(obs, hidden, experts)
@@ -504,7 +517,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
                 f"{config.imitation_memory:,} in memory ({config.imitation_memory * SAMPLE_BYTES / 2**30:.1f} GiB).",
                 *smaller_than_measured("imitation-memory", config.imitation_memory, workers, MEASURED_MEMORY),
             )
-        if config.imitate == "expert" and config.fold_at is not None and not self._recurrent:
+        if config.imitate == "expert" and config.fold_at is not None and self._expert is None and not self._recurrent:
             return ("No teacher plays this game, so there is no imitation; --imitate always turns it on.",)
         return ()
 
@@ -629,9 +642,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     def _linked_updates(self) -> float:
         """The updates of the linked phase, so that w moves by `layer_weights_lr` times its mean gradient in any run."""
-        shape = self.config.shape
         share = 1.0 if self.flow_config.fold_at is None else self.flow_config.fold_at
-        return max(share * self.config.steps / (shape.envs_per_worker * shape.t_max), 1.0)
+        return max(share * self.config.steps / self.config.steps_an_update, 1.0)
 
     def schedule(self, net: FlowNet, progress: float) -> None:
         """The linked net acts less and less in the imitation's first half; then it is followed less and less.
@@ -767,9 +779,10 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
         c is 0 if V_linked is that of a fresh net.
         """
-        batch_size = self.flow_config.imitation_batch
         self._memory.add(batch.obs, *batch.context)
-        obs, guide_logits, guide_values = self._memory.draw(batch_size, parts=batch_size)
+        # A rollout has about `imitation_batch` samples' worth of steps; `imitation_samples` a step are exact.
+        size = self.flow_config.imitation_samples * len(batch.obs)
+        obs, guide_logits, guide_values = self._memory.draw(size, parts=size)
         logits, values = alone(obs)
         error = (guide_values - values).square()
         loss = directed_kl(logits, guide_logits, self.flow_config.kl_direction)
@@ -789,6 +802,15 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     def export(self, net: FlowNet) -> nn.Module:
         """The student alone: after the fold the plain net."""
         return copy.deepcopy(net.alone) if net.folded else net.flow.export()
+
+    def caveat(self, net: FlowNet) -> str:
+        """That the student is linked, in a run that does not fold it."""
+        if self.flow_config.fold_at is not None:
+            return ""
+        return (
+            "Warning: this student is not independent. It was trained with its teachers' links, and its file holds the "
+            "student alone. `kfrl fold RUN` makes a plain net of both; --fold-at 0 does so in the run."
+        )
 
     def independent(self, net: FlowNet) -> bool:
         """Whether the fold is done."""
@@ -845,12 +867,16 @@ def _gradient_size(term: Tensor, logits: Tensor) -> float:
     return float(gradient.norm())
 
 
-def _check_memory(samples: int) -> None:
-    """Refuse a replay buffer that does not fit into the machine's memory."""
+def check_memory(setting: str, samples: int) -> None:
+    """Refuse a number of observations that do not fit into the machine's memory.
+
+    Raises:
+        UserError: the message gives their size, and a number that fits.
+    """
     have = total_memory() or math.inf
     if samples * SAMPLE_BYTES > 0.8 * have:
         raise UserError(
-            f"--imitation-memory {samples:,} needs {samples * SAMPLE_BYTES / 2**30:,.1f} GiB, and this machine has "
+            f"--{setting} {samples:,} needs {samples * SAMPLE_BYTES / 2**30:,.1f} GiB, and this machine has "
             f"{have / 2**30:.1f} GiB. Give {int(0.5 * have / SAMPLE_BYTES):,} or fewer."
         )
 

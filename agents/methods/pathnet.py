@@ -172,17 +172,12 @@ class PathNetMethod(Method[EvolvingPathNet]):
         """Store the settings.
 
         Raises:
-            UserError: there are more workers than genotypes, or a control gets settings of a population.
+            UserError: there are more workers than genotypes.
         """
         super().__init__(config)
         self.workers = config.shape.workers
         self.fixed = self.own.control != "none"
-        if self.fixed:
-            self.refuse_unused(
-                ("population", "tournament_episodes", "rivals"),
-                f"--control {self.own.control} has one fixed path. Leave one of them out.",
-            )
-        elif self.own.population < self.workers:
+        if not self.fixed and self.own.population < self.workers:
             raise UserError(
                 f"Each of {self.workers} workers needs its own genotype, got --population "
                 f"{self.own.population}. Give fewer --workers or a larger population."
@@ -200,21 +195,29 @@ class PathNetMethod(Method[EvolvingPathNet]):
         assert steps is not None
         return (*(Phase((source,), steps, source=True) for source in spec.sources), Phase((spec,), self.config.steps))
 
+    def check_effects(self) -> None:
+        """See `Method.check_effects`."""
+        if self.fixed:
+            self.refuse_unused(
+                ("population", "tournament_episodes", "rivals"),
+                f"--control {self.own.control} has one fixed path. Leave one of them out.",
+            )
+        if self.own.control == "scratch" and self.config.source_steps not in (None, self.config.steps):
+            raise UserError(
+                "--control scratch learns no source game, so there is nothing to do for --source-steps "
+                f"{self.config.source_steps}. Leave it out."
+            )
+
     def build(self, spec: NetSpec, teachers: Sequence[Teacher]) -> EvolvingPathNet:
         """All modules, a pair of heads for each game, and a random population.
 
         Raises:
-            UserError: there are no source games, or there are some, or steps in them, for the control without any.
+            UserError: there are no source games, or there are some for the control without source games.
         """
         if self.own.control != "scratch":
             super().check_sources("pathnet", len(spec.sources), None)
         elif spec.sources:
             raise UserError("--control scratch learns only the run's own game. Leave --source-games out.")
-        elif self.config.source_steps not in (None, self.config.steps):
-            raise UserError(
-                "--control scratch learns no source game, so there is nothing to do for --source-steps "
-                f"{self.config.source_steps}. Leave it out."
-            )
         self.game = spec.game
         settings: Settings = self.own
         outputs = {task.game: len(task.actions) for task in (*spec.sources, spec)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kfrl.flow.fold import input_of
-from kfrl.nets.hooks import layers_in_use
+from kfrl.nets.hooks import layers_in_use, unwrapped
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def channel_uses(teacher: nn.Module, layer: str, obs: Tensor) -> Tensor | None:
 
     None if the next layer is not a convolution or fully connected layer that reads these channels.
     """
-    order = layers_in_use(teacher, obs[:1])
+    layer, order = unwrapped(teacher, layer), layers_in_use(teacher, obs[:1])
     if layer not in order or order[-1] == layer:
         return None
     reader = order[order.index(layer) + 1]

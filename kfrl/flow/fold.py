@@ -77,10 +77,12 @@ class Moments:
         return torch.cholesky_solve(self.xy, torch.linalg.cholesky(damped))
 
     def r2(self, solution: Tensor) -> float:
-        """R2 of `solution` (d + 1, m) on these cases; 1 if y is constant and predicted exactly."""
+        """R2 of `solution` (d + 1, m) on these cases, at most 1; 1 if y is constant and predicted but for rounding."""
         errors = self.yy - 2 * (solution * self.xy).sum(0) + (solution * (self.xx @ solution)).sum(0)
         deviations = self.yy - self.y.square() / max(self.cases, 1)
-        return float(1.0 - errors.sum() / deviations.sum().clamp_min(1e-12))
+        # The sums are differences of large numbers, so a constant y has rounding errors for deviations.
+        least = max(1e-12, 1e-9 * float(self.yy.sum()))
+        return float(1.0 - errors.sum().clamp_min(0.0) / deviations.sum().clamp_min(least))
 
 
 def foldable_layers(student: nn.Module, linked: Sequence[str], example: Tensor) -> list[str]:
@@ -148,6 +150,11 @@ def _fold_layer(
 ) -> FoldedLayer:
     module = student.get_submodule(layer)
     fitted, held_out = _moments(student, layer, target, observations)
+    if not (fitted.yy.isfinite().all() and held_out.yy.isfinite().all()):
+        raise UserError(
+            f"The fold of layer {layer}: its links bring numbers that are not finite. Look at the features of the "
+            "teachers that are linked there."
+        )
     if fitted.cases <= fitted.inputs or not held_out.cases:
         have = sum(map(len, observations))
         needed = math.ceil((fitted.inputs + 1) * have / max(fitted.cases, 1))

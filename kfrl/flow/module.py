@@ -274,6 +274,27 @@ class KnowledgeFlow(nn.Module):
             self._features, self._teachers_alone = {}, False
 
     @torch.no_grad()
+    def check_features(self, obs: Tensor) -> None:
+        """Refuse teachers that cannot teach on `obs`, a batch of the student's input; absent teachers too.
+
+        Raises:
+            UserError: a teacher's features are not finite, or all of them are constant; the message names it.
+        """
+        for name, teacher in self._teachers.items():
+            seen = features_of(teacher, self._tapped[name], obs, copied=name in self._copied)
+            for layer, z in seen.items():
+                if not z.isfinite().all():
+                    raise UserError(
+                        f"Teacher {name!r}: layer {layer} gives numbers that are not finite on the target's "
+                        "observations. Leave this teacher out of --teachers."
+                    )
+            if seen and all(bool((z == z[:1]).all()) for z in seen.values()):
+                raise UserError(
+                    f"Teacher {name!r}: its features are the same on all of the target's observations, so it has "
+                    "nothing to teach. Leave it out of --teachers."
+                )
+
+    @torch.no_grad()
     def choose_channels(self, obs: Tensor, links: Sequence[Link], experts: Collection[str] = ()) -> list[str]:
         """Initialise the Qs of `links` to select the teachers' most useful channels on `obs` (`channels`).
 
@@ -283,22 +304,17 @@ class KnowledgeFlow(nn.Module):
         Returns:
             A sentence for each of the student's layers: the number of its rows that each teacher's layer gets.
 
-        Raises:
-            UserError: a teacher's features are not finite on `obs`.
         """
-        for (name, layer), z in zip(self._present_taps, self.teacher_features(obs), strict=True):
-            if not z.isfinite().all():
-                raise UserError(
-                    f"Teacher {name!r}: layer {layer} gives numbers that are not finite on this game's screens. "
-                    "Leave this teacher out of --teachers."
-                )
         return [line for layer in self.layers for line in self._choose_rows(layer, obs, links, experts)]
 
     def _choose_rows(self, layer: str, obs: Tensor, links: Sequence[Link], experts: Collection[str]) -> list[str]:
         feeds = [index for index in self._feeds[layer] if self.links[index] in links]
         sources = [self.links[index] for index in feeds]
         uses = [channel_uses(self._teachers[link.teacher], link.layer, obs) for link in sources]
-        matrices = [_channel_matrix(self.transforms[index], use) for index, use in zip(feeds, uses, strict=True)]
+        matrices = [
+            _channel_matrix(self.transforms[index], use, self._link_shapes[index].student_shape[0])
+            for index, use in zip(feeds, uses, strict=True)
+        ]
         if not any(matrix is not None for matrix in matrices):
             return []
         known = [use if matrix is not None else None for use, matrix in zip(uses, matrices, strict=True)]
@@ -317,12 +333,13 @@ class KnowledgeFlow(nn.Module):
 
     def own_rows(self, layer: str) -> Tensor | None:
         """Which outputs of the student's `layer` no teacher feeds, (channels,) bool; None without such an output."""
-        weights: list[Tensor | None] = [
-            getattr(self.transforms[index], "weight", None)
-            for index in self._feeds.get(layer, ())
-            if self.links[index].teacher not in self.absent
+        feeds = [index for index in self._feeds.get(layer, ()) if self.links[index].teacher not in self.absent]
+        weights: list[Tensor | None] = [getattr(self.transforms[index], "weight", None) for index in feeds]
+        matrices = [
+            weight.detach().flatten(1)
+            for index, weight in zip(feeds, weights, strict=True)
+            if weight is not None and len(weight) == self._link_shapes[index].student_shape[0]
         ]
-        matrices = [weight.detach().flatten(1) for weight in weights if weight is not None]
         if not matrices or len(matrices) < len(weights):
             return None
         unfed = torch.stack([(matrix == 0).all(1) for matrix in matrices]).all(0)
@@ -399,10 +416,10 @@ class KnowledgeFlow(nn.Module):
         return {("", layer): shape for layer, shape in shapes.items()} | {tap: tuple(z.shape[1:]) for tap, z in taken}
 
 
-def _channel_matrix(transform: nn.Module, uses: Tensor | None) -> Tensor | None:
-    """Q as a writable matrix (student's channels, teacher's channels); None if it is not such a matrix."""
+def _channel_matrix(transform: nn.Module, uses: Tensor | None, rows: int) -> Tensor | None:
+    """Q as a writable matrix (student's channels `rows`, teacher's channels); None if it is not such a matrix."""
     weight: Tensor | None = getattr(transform, "weight", None)
-    if uses is None or weight is None:
+    if uses is None or weight is None or len(weight) != rows:
         return None
     matrix = weight.detach().flatten(1)
     return matrix if matrix.shape[1] == len(uses) else None

@@ -193,9 +193,11 @@ def _conclude(display: RunDisplay, run: Run, result: dict[str, Any]) -> None:
     for name, other in result["others"].items():
         display.say(f"{name}: {other['error_percent']:.2f} %")
     if "with_links" in result["others"]:
+        forced = getattr(run.method().own, "independence_at", None) is not None
         display.say(
             "Warning: this student is not independent. Its file holds the student alone, which has the first of these "
-            "errors; the second needs its teachers. --independence-at 0.4 makes the student independent of them.",
+            f"errors; the second needs its teachers. {'--keep last' if forced else '--independence-at 0.4'} gives one "
+            "that is independent of them.",
             "bold red",
         )
     display.say(f"The student: {folder.student}")

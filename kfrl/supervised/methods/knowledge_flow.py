@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from kfrl.flow.settings import FlowSettings
 from kfrl.losses.distillation import kl_divergence
 from kfrl.losses.knowledge_flow import dependence_loss, policy_kl_loss
 from kfrl.nets import heads_of
-from kfrl.nets.hooks import layers_in_use
+from kfrl.nets.hooks import layers_in_use, unwrapped
 from kfrl.optim.groups import ParameterGroup
 from kfrl.supervised.classifiers import Teacher
 from kfrl.supervised.config import SupervisedConfig
@@ -38,6 +37,8 @@ from kfrl.supervised.methods.base import (
 )
 from kfrl.supervised.teachers import teacher_logits
 
+R2 = "fold/r2/"
+"""Prefix of the metrics of the fold."""
 SAMPLES = 32
 """Images, at most, that are drawn from a batch for l_KL and the hand-over: each needs a further forward pass."""
 
@@ -77,6 +78,7 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         self.flow: Settings = self.own
         self.hand_over = HandOver(self.flow.handover_start, self.flow.independence_at)
         self._previous: dict[str, Tensor] = {}
+        self._fold_r2: dict[str, float] = {}
         self._experts: tuple[Teacher, ...] = ()
 
     @classmethod
@@ -123,11 +125,13 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
 
         The student's own pre-activation then equals the teachers' mixture, so p may rise to 1 without a loss.
         """
+        net.check_features(batches[0])
         if not self.flow.fold:
             return
         yield from net.choose_channels(batches[0], net.links)
         used = layers_in_use(net.student, batches[0][:1])
-        layers = sorted(takewhile(lambda layer: layer in used, net.layers), key=used.index)
+        linked = {unwrapped(net.student, layer): layer for layer in net.layers}
+        layers = sorted(takewhile(lambda layer: layer in used, linked), key=used.index)
         left_out = net.layers[len(layers) :]
         if left_out:
             kind = type(net.student.get_submodule(left_out[0])).__name__
@@ -139,7 +143,12 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         if sum(map(len, batches)) < needed:
             yield f"Not folded: it needs {needed:,} training images or more."
             return
-        for folded in fold(plain, layers, partial(net.mixture, teachers_alone=True), batches, net.own_rows):
+
+        def mixture(layer: str, images: Tensor) -> Tensor:
+            return net.mixture(linked[layer], images, teachers_alone=True)
+
+        for folded in fold(plain, layers, mixture, batches, lambda layer: net.own_rows(linked[layer])):
+            self._fold_r2[f"{R2}{linked[folded.layer]}"] = folded.r2
             yield f"Folded {folded}"
         net.student.load_state_dict(plain.state_dict())
 
@@ -230,17 +239,19 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         return {} if net.independent else {"with_links": net}
 
     def metrics(self, net: KnowledgeFlow) -> dict[str, float]:
-        """The weights p of the student and of each teacher, per layer."""
-        return net.weights()
+        """The weights p of the student and of each teacher, per layer, and the fold's R2."""
+        return net.weights() | self._fold_r2
 
     def state(self) -> dict[str, Tensor]:
-        """theta_old."""
-        return dict(self._previous)
+        """theta_old, and the fold's R2."""
+        return self._previous | {name: torch.tensor(r2, dtype=torch.float64) for name, r2 in self._fold_r2.items()}
 
     def load_state(self, net: KnowledgeFlow, state: Mapping[str, Tensor]) -> None:
         """Restore theta_old in the memory layout of the parameters, because the layout decides how sums are rounded."""
         own = dict(net.named_parameters())
-        self._previous = {name: torch.empty_like(own[name]).copy_(old).detach() for name, old in state.items()}
+        self._fold_r2 = {name: float(r2) for name, r2 in state.items() if name.startswith(R2)}
+        previous = {name: old for name, old in state.items() if name not in self._fold_r2}
+        self._previous = {name: torch.empty_like(own[name]).copy_(old).detach() for name, old in previous.items()}
 
 
 METHOD = KnowledgeFlowMethod

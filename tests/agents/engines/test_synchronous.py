@@ -116,6 +116,25 @@ def test_knowledge_flow_runs_on_it_and_ends_independent_with_its_teacher_unchang
 
 
 @pytest.mark.usefixtures("short_choice")
+def test_a_fold_that_is_interrupted_costs_no_steps_because_it_is_played_again(tmp_path: Path) -> None:
+    class Interrupting(Silent):
+        def say(self, text: str) -> None:
+            if text.startswith("Folded conv1"):
+                trainer.stop(signal.SIGINT)
+
+    run = prepare(tmp_path / "run", "a2c", teachers=str(ZOO / "seaquest.safetensors"), **FOLDED)
+    trainer = ENGINES["a2c"](run, Interrupting(), None)
+    for _ in range(2):
+        stopped = trainer.train()
+        assert stopped.stopped_by == signal.SIGINT
+        # 256 steps for the choice of channels and the linked phase, without the 640 of the fold.
+        assert stopped.step <= 256 + trainer.run.phases[0].steps + 10
+        trainer = ENGINES["a2c"](run, Interrupting(), latest_checkpoint(run.folder.checkpoints))
+    outcome = ENGINES["a2c"](run, Silent(), latest_checkpoint(run.folder.checkpoints)).train()
+    assert 1_400 <= outcome.step <= 1_400 + 3 * 10
+
+
+@pytest.mark.usefixtures("short_choice")
 def test_features_are_brought_to_the_students_scale_when_a_run_begins_and_not_again(tmp_path: Path) -> None:
     def scales(net: nn.Module, layer: str) -> list[float]:
         return net.get_buffer(f"flow.scales.{layer}").tolist()

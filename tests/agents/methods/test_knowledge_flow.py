@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from agents.batch import Batch, Rollout, joined
 from agents.config import TrainConfig
+from agents.engines.settings import PPOConfig
 from agents.methods.base import NetSpec
 from agents.methods.knowledge_flow import FlowNet, KnowledgeFlowMethod
 from agents.objective import Samples, a3c_terms, ppo_terms, with_gradient
@@ -529,6 +530,8 @@ def test_the_phases_share_the_runs_steps_with_the_play_of_the_fold(
         phases(expert, steps=22_000)
     with pytest.raises(UserError, match=r"--steps 2,000: .* 2,048 steps.* Give --steps 2,049 or more"):
         phases(expert, steps=2_000, fold_at=None)
+    with pytest.raises(UserError, match=r"--fold-at 1 leaves no step after the fold. Give at most 0.9, or None"):
+        phases(expert, fold_at=1.0)
 
 
 @pytest.mark.parametrize(
@@ -546,17 +549,31 @@ def test_the_phases_share_the_runs_steps_with_the_play_of_the_fold(
         ({"review_games": 5, "review_every": 10}, r"--review-every 10, --review-games 5 have .*--linked-teachers"),
         ({"policy_kl_every": 5, "policy_kl_coef": 0.0}, r"--policy-kl-every 5 has no effect.*--policy-kl-coef is 0"),
         ({"transform_rank": 8}, r"--transform-rank 8 has no effect.*--transform low-rank"),
+        ({"fold_at": 0.0, "fold_observations": 0}, r"--fold-observations 0 leaves the teachers without effect"),
     ],
 )
 def test_a_setting_of_a_phase_that_the_run_lacks_is_refused(
     stranger: Teacher, flow: dict[str, object], words: str
 ) -> None:
+    method = make_method(**flow)
+    method.build(SPEC, [stranger])
     with pytest.raises(UserError, match=words):
-        make_method(**flow).build(SPEC, [stranger])
+        method.check_effects()
+
+
+def test_a_student_that_stays_linked_says_so_and_one_that_is_folded_does_not(stranger: Teacher) -> None:
+    def caveat(fold_at: float | None) -> str:
+        method = make_method(fold_at=fold_at)
+        return method.caveat(method.build(SPEC, [stranger]))
+
+    assert "Warning: this student is not independent" in caveat(None)
+    assert caveat(0.1) == caveat(0.0) == ""
 
 
 def test_a_weight_of_0_may_be_given_for_a_term_that_the_run_lacks(stranger: Teacher) -> None:
-    make_method(fold_at=0.0, dependence_coef=0.0, kickstart_coef=0.0).build(SPEC, [stranger])
+    method = make_method(fold_at=0.0, dependence_coef=0.0, kickstart_coef=0.0)
+    method.build(SPEC, [stranger])
+    method.check_effects()
 
 
 def test_a_rollout_of_the_imitation_brings_as_much_play_as_an_update_of_it_needs(expert: Teacher) -> None:
@@ -649,7 +666,7 @@ def test_imitation_and_kickstart_may_turn_the_divergence(expert: Teacher, obs: T
 
 
 def test_the_imitation_comes_back_to_earlier_rollouts(expert: Teacher) -> None:
-    method = make_method(imitation_batch=24, imitation_memory=1600)
+    method = make_method(imitation_memory=1600)
     net = staged(method, expert, 1)
     seen: list[Tensor] = []
     for index in range(2):
@@ -657,7 +674,8 @@ def test_the_imitation_comes_back_to_earlier_rollouts(expert: Teacher) -> None:
         handle = net.alone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
         method.losses(net, batch, 0.5)
         handle.remove()
-    assert len(seen[-1]) == 24
+    # Eight samples for each of the rollout's eight steps.
+    assert len(seen[-1]) == 64
     assert set(seen[-1][:, 0, 0, 0].tolist()) == {0, 1}
 
 
@@ -939,9 +957,12 @@ def test_too_few_observations_are_refused_before_the_run(expert: Teacher) -> Non
         make_method(fold_observations=50).build(SPEC, [expert])
 
 
-def test_a_replay_buffer_larger_than_the_memory_is_refused(expert: Teacher) -> None:
+def test_a_buffer_larger_than_the_memory_is_refused(expert: Teacher, stranger: Teacher) -> None:
     with pytest.raises(UserError, match=r"--imitation-memory 10,000,000,000 needs 262,856\.\d GiB"):
         make_method(imitation_memory=10**10).build(SPEC, [expert])
+    with pytest.raises(UserError, match=r"--fold-observations 10,000,000,000 needs 262,856\.\d GiB"):
+        many = {"knowledge-flow": {"fold_observations": 10**10}}
+        KnowledgeFlowMethod(TrainConfig(steps=10**12, methods=many)).build(SPEC, [stranger])
 
 
 # --- what trains --------------------------------------------------------------------------------------------
@@ -966,6 +987,9 @@ def test_w_learns_by_plain_gradient_descent_at_a_rate_by_the_budget(expert: Teac
     assert body.sgd is None
     # A fifth of 1M steps, 50 an update: 4,000 updates.
     assert weights.sgd == pytest.approx(40.0 / 4000)
+    # ppo makes 3 passes over 50 samples in minibatches of 25: an update for 25 / 3 steps.
+    ppo = KnowledgeFlowMethod(replace(config, algo="ppo", ppo=PPOConfig(epochs=3, batch_size=25)))
+    assert ppo.parameter_groups(ppo.build(SPEC, [expert]))[1].sgd == pytest.approx(40.0 / 24_000)
     assert names_of(net, weights.parameters) == [
         f"flow.mixing.raw.{layer}" for layer in ("conv1", "conv2", "fc", "policy", "value")
     ]

@@ -1,5 +1,6 @@
 """`kfrl fold` on runs of every kind."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,8 @@ def test_an_interrupted_run_is_folded_into_a_plain_agent(
     assert "with its teachers' links" in said
     assert "folded, alone" in said
     agent = load_agent(Path("run/folded.safetensors"))
-    assert (agent.card.steps, agent.card.game) == (500, "pong")
+    # The run's steps, and four for each observation.
+    assert (agent.card.steps, agent.card.game) == (500 + 4 * 640, "pong")
     plain = AtariNet(6, ((4, 8, 8), (4, 4, 2)), 8)
     plain.load_state_dict(agent.net.state_dict())
     obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
@@ -90,6 +92,28 @@ def test_a_checkpoint_of_another_teacher_file_is_refused(
     assert main(["fold", "run", "--observations", "640", "--episodes", "0"]) == 2
     assert "checkpoint step-000000000500.safetensors says abc" in capsys.readouterr().err.replace("\n", " ")
     assert not Path("run/folded.safetensors").exists()
+
+
+def test_the_teachers_that_a_pool_has_linked_are_folded(tmp_path: Path, linked_run: nn.Module) -> None:
+    config = Session.resume(Path("run")).run.config
+    pool = {**config.methods["knowledge-flow"], "linked_teachers": 1, "review_every": 100}
+    teachers = ",".join(2 * [str(tmp_path / "pong.safetensors")])
+    config = replace(config, teachers=teachers, teacher_sha256=(), run_dir=Path("pooled"))
+    run = Session.start(replace(config, methods={"knowledge-flow": pool})).run
+    net = run.method().build(run.spec, run.teachers)
+    assert net.flow.absent == {"pong-2"}
+    net.pool.linked.logical_not_()
+    save(net, run.folder.checkpoints)
+    assert LinkedRun(Path("pooled")).net.flow.absent == {"pong"}
+
+
+def test_a_run_on_images_is_named_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "config.yaml").write_text("data: digits\n")
+    assert main(["fold", str(tmp_path / "images")]) == 2
+    assert "is a run on images. The commands for it are those of `kfrl supervised`" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_the_fold_is_on_other_games_than_the_score(linked_run: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

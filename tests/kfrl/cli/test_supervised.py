@@ -40,7 +40,9 @@ def test_a_student_of_an_earlier_run_from_end_to_end(here: Path, capsys: pytest.
     }
     result = json.loads((folder / "eval.json").read_text())
     assert result["test"]["images"] == 168
-    assert result["layer_weights"] == {"flow/p_student/fc1": 1.0, "flow/p_teacher/digits/fc1": 0.0}
+    weights = result["layer_weights"]
+    assert weights.pop("fold/r2/fc1") > 0.99
+    assert weights == {"flow/p_student/fc1": 1.0, "flow/p_teacher/digits/fc1": 0.0}
 
     assert main(["supervised", "eval", "runs/half", "--json", "again.json"]) == 0
     again = json.loads((here / "again.json").read_text())

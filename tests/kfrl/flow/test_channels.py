@@ -134,4 +134,25 @@ def test_a_teacher_whose_features_are_not_finite_is_named() -> None:
     nn.init.constant_(broken.first.weight, float("nan"))
     flow = flow_of(Two(2, 4), broken)
     with pytest.raises(UserError, match="Teacher 't1': layer first"):
-        flow.choose_channels(torch.randn(50, 2), flow.links)
+        flow.check_features(torch.randn(50, 2))
+    # One that waits in a pool too.
+    flow.absent = frozenset({"t1"})
+    with pytest.raises(UserError, match="Teacher 't1': layer first"):
+        flow.check_features(torch.randn(50, 2))
+
+
+def test_a_teacher_whose_features_never_change_is_refused_by_name() -> None:
+    dead = Two(2, 4)
+    nn.init.zeros_(dead.first.weight)
+    flow = flow_of(Two(2, 4), dead)
+    with pytest.raises(UserError, match="Teacher 't1': its features are the same on all of the target's observations"):
+        flow.check_features(torch.randn(50, 2))
+    flow_of(Two(2, 4), Two(2, 4)).check_features(torch.randn(50, 2))
+
+
+def test_a_vector_that_feeds_a_map_has_no_rows_to_choose_or_to_keep() -> None:
+    links = [Link("conv", "t", "conv"), Link("conv", "t", "fc")]
+    flow = KnowledgeFlow(Maps(), {"t": Maps()}, links, torch.zeros(1, 1, 2, 2))
+    (line,) = flow.choose_channels(torch.randn(50, 1, 2, 2), flow.links)
+    assert "3 of 3 channels of t.conv, t.fc left out of the choice" in line
+    assert flow.own_rows("conv") is None

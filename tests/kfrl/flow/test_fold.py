@@ -170,6 +170,18 @@ def test_channels_that_no_teacher_feeds_keep_the_students_own_weights(batches: l
     assert flow.own_rows("conv") is None
 
 
+def test_a_constant_target_is_folded_exactly_in_spite_of_rounding(batches: list[Tensor]) -> None:
+    flow, _, _ = linked()
+    (folded,) = fold(flow.export(), ["fc"], lambda layer, obs: torch.full((len(obs), 6), 4.9), batches)
+    assert folded.r2 == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_target_that_is_not_finite_is_refused(batches: list[Tensor]) -> None:
+    flow, _, _ = linked()
+    with pytest.raises(UserError, match="The fold of layer fc: its links bring numbers that are not finite"):
+        list(fold(flow.export(), ["fc"], lambda layer, obs: torch.full((len(obs), 6), torch.nan), batches))
+
+
 def test_a_layer_without_a_bias_stays_without_one(batches: list[Tensor]) -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:
