@@ -27,12 +27,12 @@ def made_small(words: list[str]) -> list[str]:
     """A command with flags at its end that make it small: nets of a few units, whose fold needs little play."""
     if "--resume" in words:
         return words
-    fold = (
-        "--fold-observations 160 --curve-points 1 --curve-episodes 1".split()
-        if words[0] == "train" and "--teachers" in words
-        else []
-    )
-    return [*words, *SMALLER.get(words[0], SMALLER.get(" ".join(words[:2]), [])), *fold]
+    smaller = [*words, *SMALLER.get(words[0], SMALLER.get(" ".join(words[:2]), []))]
+    if words[0] == "train" and "--teachers" in words:
+        smaller += "--curve-points 1 --curve-episodes 1".split()
+        # The paper's student is not folded.
+        smaller += [] if "configs/atari/paper.yaml" in words else "--fold-observations 160".split()
+    return smaller
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:

@@ -13,7 +13,6 @@ from agents.engines.acktr import ACKTRTrainer, NaturalGradient, log_likelihood
 from agents.engines.settings import ACKTRConfig
 from agents.engines.shared import SharedModel, bind
 from agents.launch import Session
-from agents.methods.knowledge_flow import CHOICE_OBSERVATIONS
 from agents.objective import a3c_terms
 from agents.observations import steps_for
 from agents.run import reopen, resolve
@@ -177,9 +176,8 @@ def test_a_run_keeps_its_factors_in_the_checkpoint(tmp_path: Path, noise_games: 
 
 
 def test_a_folded_student_of_knowledge_flow_has_factors(tmp_path: Path, noise_games: None) -> None:
-    # Every default but the play before the fold.
-    flow = {"fold_observations": 0, "choose_channels": False, "match_scales": False}
-    steps = steps_for(CHOICE_OBSERVATIONS) + TINY["steps"]
+    flow = {"fold_observations": 512, "choose_channels": False}
+    steps = steps_for(512) + TINY["steps"]
     taught = {"method": "knowledge-flow", "teachers": "zoo:pong", "methods": {"knowledge-flow": flow}, "steps": steps}
     session = Session.start(TrainConfig(**TINY | taught, run_dir=tmp_path / "run"))
     session.complete(Silent())
