@@ -14,7 +14,6 @@ from agents.engines.settings import ACKTRConfig
 from agents.engines.shared import SharedModel, bind
 from agents.launch import Session
 from agents.objective import a3c_terms
-from agents.observations import steps_for
 from agents.run import reopen, resolve
 from agents.trainer import Trainer
 from kfrl.errors import UserError
@@ -176,9 +175,10 @@ def test_a_run_keeps_its_factors_in_the_checkpoint(tmp_path: Path, noise_games: 
 
 
 def test_a_folded_student_of_knowledge_flow_has_factors(tmp_path: Path, noise_games: None) -> None:
-    flow = {"fold_observations": 512, "choose_channels": False}
-    steps = steps_for(512) + TINY["steps"]
-    taught = {"method": "knowledge-flow", "teachers": "zoo:pong", "methods": {"knowledge-flow": flow}, "steps": steps}
+    # An imitation instead of a fold, which would play thousands of steps.
+    imitation = {"imitate": "always", "imitation_steps": 16, "imitation_memory": 64}
+    flow = {"fold_observations": 0, "choose_channels": False, **imitation}
+    taught = {"method": "knowledge-flow", "teachers": "zoo:pong", "methods": {"knowledge-flow": flow}}
     session = Session.start(TrainConfig(**TINY | taught, run_dir=tmp_path / "run"))
     session.complete(Silent())
     factors = session.trainer.optimiser_state
