@@ -62,7 +62,9 @@ def row_of(folder: RunFolder, arm: str) -> dict[str, str]:
     """A finished run as a row: scores in raw points, exact enough to be rounded as the pages print them."""
     settings: dict[str, Any] = read_yaml(folder.config)
     found: dict[str, Any] = json.loads(folder.evaluation.read_text(encoding="utf-8"))
-    scores = {name: f"{found[name]:.4f}" for name in ("mean", "std", "ci_low", "ci_high")}
+    wanted = {name: found[name] for name in ("mean", "std", "ci_low", "ci_high")}
+    # Games of one score have no interval.
+    scores = {name: "" if value is None else f"{value:.4f}" for name, value in wanted.items()}
     teachers = settings["teachers"] or ""
     return {
         "arm": arm or settings["method"],
