@@ -119,7 +119,7 @@ def resolve(config: TrainConfig) -> Run:
             Nothing has been written.
     """
     run = _resolve(config)
-    run.built().method.check_effects()
+    run.built().method.check_used()
     return run
 
 

@@ -116,14 +116,9 @@ class ACKTRTrainer(A2CTrainer):
     """One natural-gradient update for each rollout."""
 
     @property
-    def steady_after(self) -> int:
-        """Steps of the updates before the usual ones."""
-        return steady(self.run.config)[0]
-
-    @property
-    def steady_period(self) -> int:
-        """Steps between two decompositions of the factors."""
-        return steady(self.run.config)[1]
+    def steady(self) -> tuple[int, int]:
+        """See `steady` of this module."""
+        return steady(self.run.config)
 
     def optimiser(self) -> Optimiser:
         """Momentum on natural gradients."""

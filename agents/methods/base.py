@@ -226,7 +226,7 @@ class Method(OwnSettings, Generic[Net]):
             if given not in (read(usual), getattr(usual.shape, setting, None)):
                 raise not_used(name, setting, given, why)
 
-    def check_effects(self) -> None:
+    def check_used(self) -> None:
         """Refuse settings of the method that have no effect beside its others; called for new runs, after `build`.
 
         Raises:

@@ -196,8 +196,8 @@ class Distral(Method[GamesNet]):
         elif not variant.startswith("kl-ent-"):
             self.c_kl, self.c_ent = self.c_kl + self.c_ent, 0.0
 
-    def check_effects(self) -> None:
-        """See `Method.check_effects`."""
+    def check_used(self) -> None:
+        """See `Method.check_used`."""
         if self.plain:
             self.refuse_unused(("c_kl",), f"--variant {self.own.variant} has no divergence. Leave one of them out.")
 

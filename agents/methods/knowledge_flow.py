@@ -386,8 +386,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         net.alone.requires_grad_(False)
         return net
 
-    def check_effects(self) -> None:
-        """See `Method.check_effects`: settings of phases that the run lacks, and others without what they act on."""
+    def check_used(self) -> None:
+        """See `Method.check_used`: settings of phases that the run lacks, and others without what they act on."""
         config = self.flow_config
         if LINKED not in self._stages:
             self.refuse_unused(
@@ -780,7 +780,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         c is 0 if V_linked is that of a fresh net.
         """
         self._memory.add(batch.obs, *batch.context)
-        # A rollout has about `imitation_batch` samples' worth of steps; `imitation_samples` a step are exact.
+        # Only about `imitation_batch`, because a rollout has whole steps of all games.
         size = self.flow_config.imitation_samples * len(batch.obs)
         obs, guide_logits, guide_values = self._memory.draw(size, parts=size)
         logits, values = alone(obs)

@@ -195,8 +195,8 @@ class PathNetMethod(Method[EvolvingPathNet]):
         assert steps is not None
         return (*(Phase((source,), steps, source=True) for source in spec.sources), Phase((spec,), self.config.steps))
 
-    def check_effects(self) -> None:
-        """See `Method.check_effects`."""
+    def check_used(self) -> None:
+        """See `Method.check_used`."""
         if self.fixed:
             self.refuse_unused(
                 ("population", "tournament_episodes", "rivals"),

@@ -303,7 +303,6 @@ class KnowledgeFlow(nn.Module):
 
         Returns:
             A sentence for each of the student's layers: the number of its rows that each teacher's layer gets.
-
         """
         return [line for layer in self.layers for line in self._choose_rows(layer, obs, links, experts)]
 

@@ -126,13 +126,13 @@ def overwrites(net: nn.Module, layers: Iterable[str], inputs: Tensor) -> bool:
     return any(z._version != version for z, version in outputs)
 
 
-@torch.no_grad()
 def unwrapped(net: nn.Module, layer: str) -> str:
     """The name of the module in a `nn.Sequential` of one, e.g. a convolution without a norm; else the layer's name."""
     module = net.get_submodule(layer)
     return f"{layer}.0" if isinstance(module, nn.Sequential) and len(module) == 1 else layer
 
 
+@torch.no_grad()
 def layers_in_use(net: nn.Module, example: Tensor) -> list[str]:
     """The 2d convolutions and fully connected layers of `net`, in the order of the forward pass."""
     named = [(name, module) for name, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]

@@ -144,12 +144,12 @@ class _ProgressTimer:
         if self._first is None:
             self._first = now
         if self._start is None:
-            if now - self._first >= _WARM_UP and status.done >= self._session.trainer.steady_after:
+            if now - self._first >= _WARM_UP and status.done >= self._session.trainer.steady[0]:
                 self._start = now, status
             return
         self._end = now, status
         self.memory_mb = max(self.memory_mb, memory_mb([os.getpid(), *descendants()]))
-        whole = status.done - self._start[1].done >= self._session.trainer.steady_period
+        whole = status.done - self._start[1].done >= self._session.trainer.steady[1]
         if whole and now - self._start[0] > self._seconds:
             self._session.trainer.stop(signal.SIGTERM)
 

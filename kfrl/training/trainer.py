@@ -47,16 +47,6 @@ class Outcome:
 class Trainer(ABC, Generic[R]):
     """Base class of the trainers of games and of images; trains one run."""
 
-    @property
-    def steady_after(self) -> int:
-        """Steps at the start of a run in which an update takes another time than later."""
-        return 0
-
-    @property
-    def steady_period(self) -> int:
-        """Steps after which the times of updates repeat: a rate is measured over at least as many."""
-        return 0
-
     def __init__(self, run: R, display: Display) -> None:
         """Start the clock."""
         self.run, self.display = run, display
@@ -92,6 +82,11 @@ class Trainer(ABC, Generic[R]):
     def stopping(self) -> bool:
         """Whether a signal or a failure is about to end the run."""
         return self.signal is not None or self.failure is not None
+
+    @property
+    def steady(self) -> tuple[int, int]:
+        """Steps before updates take their usual time, and steps after which their times repeat, to measure a rate."""
+        return 0, 0
 
     @property
     def elapsed_sec(self) -> float:

@@ -379,7 +379,7 @@ def test_a_variant_is_a_choice_of_terms_and_columns(
 def test_a_setting_that_a_variant_overrules_is_refused(own: dict[str, Any], words: str) -> None:
     method = Distral(replace(CONFIG, methods={"distral": own}))
     with pytest.raises(UserError, match=words):
-        method.check_effects()
+        method.check_used()
 
 
 def test_a_config_of_an_earlier_version_with_columns_is_read_as_a_variant() -> None:

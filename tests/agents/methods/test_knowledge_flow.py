@@ -558,7 +558,7 @@ def test_a_setting_of_a_phase_that_the_run_lacks_is_refused(
     method = make_method(**flow)
     method.build(SPEC, [stranger])
     with pytest.raises(UserError, match=words):
-        method.check_effects()
+        method.check_used()
 
 
 def test_a_student_that_stays_linked_says_so_and_one_that_is_folded_does_not(stranger: Teacher) -> None:
@@ -573,7 +573,7 @@ def test_a_student_that_stays_linked_says_so_and_one_that_is_folded_does_not(str
 def test_a_weight_of_0_may_be_given_for_a_term_that_the_run_lacks(stranger: Teacher) -> None:
     method = make_method(fold_at=0.0, dependence_coef=0.0, kickstart_coef=0.0)
     method.build(SPEC, [stranger])
-    method.check_effects()
+    method.check_used()
 
 
 def test_a_rollout_of_the_imitation_brings_as_much_play_as_an_update_of_it_needs(expert: Teacher) -> None:

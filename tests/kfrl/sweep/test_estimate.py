@@ -8,7 +8,7 @@ from kfrl.training.status import Status
 
 def test_a_run_is_timed_after_its_first_updates_and_over_a_whole_period(monkeypatch: pytest.MonkeyPatch) -> None:
     now, stops = 0.0, list[int]()
-    trainer = SimpleNamespace(steady_after=120, steady_period=50, stop=stops.append)
+    trainer = SimpleNamespace(steady=(120, 50), stop=stops.append)
     timer = estimate._ProgressTimer(SimpleNamespace(trainer=trainer), seconds=1.0)
     monkeypatch.setattr(estimate.time, "monotonic", lambda: now)
     # 10 steps a second at first; then 4 of 5 updates of 10 steps take a second, and the fifth 6 seconds.
