@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -48,6 +49,7 @@ class LinkedRun:
         net.take_up_links()
         self.net: FlowNet = net
         self.steps: int = checkpoint.state["global_step"]
+        self.notes: list[str] = []
 
     def linked(self, obs: Tensor) -> Tensor:
         """The linked student's logits (B, A)."""
@@ -62,6 +64,8 @@ class LinkedRun:
     def fold(self, observations: int, report: Callable[[str], None], answers: Path | None = None) -> None:
         """Play `observations` observations with the links, and fold on them; `report` gets a line for each layer.
 
+        The lines are kept in the card's notes.
+
         With a file of answers, nothing is played and no teacher is run.
 
         Raises:
@@ -72,17 +76,21 @@ class LinkedRun:
             files = open_all([answers])
             check_answerers(files, self.run.teachers)
             stored = answers_for(files, self.run.rules(self.run.spec))
-            features = stored.said(self.net.flow.taps, {teacher.name: teacher for teacher in self.run.teachers})
+            features = stored.said(self.net.flow.present_taps, {teacher.name: teacher for teacher in self.run.teachers})
             kept = [part[:observations] for part in (stored.observations, *features)]
-            for line in self.net.fold(kept[0], kept[1:]):
-                report(line)
+            self._note(self.net.fold(kept[0], kept[1:]), report)
             return
         check_memory("observations", observations)
         seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, FOLD))
         self.steps += steps_for(observations)
-        for line in self.net.fold(seen):
+        self._note(self.net.fold(seen), report)
+
+    def _note(self, lines: Iterable[str], report: Callable[[str], None]) -> None:
+        for line in lines:
+            self.notes.append(line)
             report(line)
 
     def save(self, path: Path) -> None:
         """Write the folded student as an agent file."""
-        save_agent(path, self.net.alone, self.run.card(self.steps, self.net.alone))
+        card = replace(self.run.card(self.steps, self.net.alone), notes="; ".join(self.notes))
+        save_agent(path, self.net.alone, card)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -189,6 +189,14 @@ class FlowNet(nn.Module):
         for r2 in self.fold_r2.buffers():
             r2.zero_()
 
+    def leave_out_useless(self, obs: Tensor, needed: Collection[str]) -> dict[str, str]:
+        """See `KnowledgeFlow.leave_out_useless`; they are never taken from the pool."""
+        reasons = self.flow.leave_out_useless(obs, needed)
+        if self.pool is not None and reasons:
+            self.pool.bar(reasons)
+            self.take_up_links()
+        return reasons
+
     def take_up_links(self) -> None:
         """Link the teachers that the pool has chosen."""
         if self.pool is not None:
@@ -199,8 +207,8 @@ class FlowNet(nn.Module):
 
         Args:
             observations: (N, stack, H, W) uint8.
-            features: The teachers' stored pre-activations on them, (N, ...) each, in the order of `flow.taps`; without
-                them the teachers are run.
+            features: The teachers' stored pre-activations on them, (N, ...) each, in the order of `flow.present_taps`;
+                without them the teachers are run.
 
         Raises:
             UserError: too few observations.
@@ -381,8 +389,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         pool = None if config.linked_teachers is None else self._pool(list(nets), config.linked_teachers)
         net = FlowNet(flow, layers, pool)
         net.take_up_links()
-        if pool is not None and config.student_weight is not None:
-            flow.set_student_weight(config.student_weight)
+        if pool is not None:
+            self._set_student_weight(flow)
         net.alone.requires_grad_(False)
         return net
 
@@ -470,24 +478,31 @@ class KnowledgeFlowMethod(Method[FlowNet]):
                 )
 
     def prepare(self, net: FlowNet, play: Play) -> Iterator[str]:
-        """Choose the teachers' channels, and scale their hidden features to the fresh student's own.
+        """Leave out useless teachers, choose the others' channels, and scale these to the fresh student's own.
 
         Logits and values keep their scale, which says how sure the teacher is. Without a linked phase, fold here.
         """
         config, flow = self.flow_config, net.flow
         if self._answers is not None:
             play = self._answers.spread
-        hidden = [link for link in _hidden(flow) if link.teacher not in flow.absent]
         if config.choose_channels or config.match_scales:
             obs = screens(play(CHOICE_OBSERVATIONS, self._expert_policy()))
-            flow.check_features(obs)
+            experts = [self._expert.name] if self._expert else []
+            if reasons := net.leave_out_useless(obs, experts):
+                yield from reasons.values()
+                self._set_student_weight(flow)
+            hidden = [link for link in _hidden(flow) if link.teacher not in flow.absent]
             if config.choose_channels:
-                experts = [self._expert.name] if self._expert else []
                 yield from flow.choose_channels(obs, hidden, experts)
             if config.match_scales:
                 flow.match_scales(obs, hidden)
         if self._stages[0] != LINKED:
             yield from self._fold(net, play)
+
+    def _set_student_weight(self, flow: KnowledgeFlow) -> None:
+        """Give p of the student its start again, because the teachers that are linked have changed."""
+        if self.flow_config.student_weight is not None:
+            flow.set_student_weight(self.flow_config.student_weight)
 
     def _expert_policy(self) -> Callable[[Tensor], Tensor] | None:
         if self._expert is None:
@@ -614,7 +629,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if self._answers is None:
             yield from net.fold(play(observations, lambda obs: net.flow(obs)[0]))
         else:
-            stored = (self._answers.observations, *self._answers.said(net.flow.taps, self._teachers))
+            stored = (self._answers.observations, *self._answers.said(net.flow.present_taps, self._teachers))
             seen, *features = (part[:observations] for part in stored)
             yield from net.fold(seen, features)
         if self._nothing_to_imitate(net):

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import compress
 from typing import Any, cast
 
 import torch
@@ -42,6 +43,9 @@ class KnowledgeFlow(nn.Module):
     Teachers are frozen and are not sub-modules: they are in neither `parameters()` nor `state_dict()`.
     """
 
+    left_out: Tensor
+    """(number of teachers,) bool: which of them are not linked in the whole run."""
+
     def __init__(
         self,
         student: nn.Module,
@@ -75,9 +79,10 @@ class KnowledgeFlow(nn.Module):
         self.links = tuple(links)
         self.handover = 0.0
         """Share of the teachers' p that the hand-over has moved to the student, in [0, 1]."""
-        self.absent: frozenset[str] = frozenset()
-        """Teachers that are not linked now; p is normalised without them."""
         self._teachers = dict(teachers)
+        self.register_buffer("left_out", torch.zeros(len(self._teachers), dtype=torch.bool))
+        self._absent = self._left_out = frozenset[str]()
+        self.register_load_state_dict_post_hook(_read_left_out)  # type: ignore[no-untyped-call]
         self._features: dict[tuple[str, str], Tensor] = {}
         self._teachers_alone = False
         self._taps = tuple(dict.fromkeys((link.teacher, link.layer) for link in self.links))
@@ -123,8 +128,17 @@ class KnowledgeFlow(nn.Module):
 
     @property
     def taps(self) -> tuple[tuple[str, str], ...]:
-        """The (teacher, layer) pairs whose features the student uses, in the order of `teacher_features`."""
+        """The (teacher, layer) pairs of all links, absent teachers' too."""
         return self._taps
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """Teachers that are not linked now, and those left out for good; p is normalised without them."""
+        return self._absent
+
+    @absent.setter
+    def absent(self, teachers: Collection[str]) -> None:
+        self._absent = self._left_out.union(teachers)
 
     def link_table(self) -> tuple[LinkShape, ...]:
         """Shapes and sizes of every link."""
@@ -153,7 +167,7 @@ class KnowledgeFlow(nn.Module):
 
     def _scale(self, links: Sequence[Link], sizes: Mapping[str, Tensor], obs: Tensor) -> None:
         """Scale the outputs of `links` on `obs` to the norm of `sizes` at their student layer."""
-        theirs = dict(zip(self._present_taps, self.teacher_features(obs), strict=True))
+        theirs = dict(zip(self.present_taps, self.teacher_features(obs), strict=True))
         for layer, feeds in self._feeds.items():
             for place, index in enumerate(feeds, start=1):
                 if self.links[index] in links:
@@ -202,7 +216,8 @@ class KnowledgeFlow(nn.Module):
         return sum(shares) / len(shares) if shares else 0.0
 
     @property
-    def _present_taps(self) -> tuple[tuple[str, str], ...]:
+    def present_taps(self) -> tuple[tuple[str, str], ...]:
+        """`taps` without those of absent teachers: those of the result of `teacher_features`."""
         return tuple(tap for tap in self._taps if tap[0] not in self.absent) if self.absent else self._taps
 
     def _absent_places(self, layer: str) -> list[int]:
@@ -235,7 +250,7 @@ class KnowledgeFlow(nn.Module):
             else:
                 outputs[name], features = with_features(teacher, layers, obs)
             seen |= {(name, layer): z for layer, z in features.items()}
-        return tuple(seen[tap] for tap in self._present_taps)
+        return tuple(seen[tap] for tap in self.present_taps)
 
     def forward(self, obs: Tensor, features: Sequence[Tensor] | None = None, state: Sequence[Any] = ()) -> Any:
         """The student's output with its links; `features` are the result of `teacher_features(obs)`.
@@ -247,7 +262,7 @@ class KnowledgeFlow(nn.Module):
             return student(obs, *state)
         if features is None:
             features = self.teacher_features(obs)
-        self._features = dict(zip(self._present_taps, features, strict=True))
+        self._features = dict(zip(self.present_taps, features, strict=True))
         try:
             return student(obs, *state)
         finally:
@@ -266,7 +281,7 @@ class KnowledgeFlow(nn.Module):
             teachers_alone: Set p of the student to 0 and normalise the teachers' p.
         """
         present = self.teacher_features(obs) if features is None else features
-        self._features = dict(zip(self._present_taps, present, strict=True))
+        self._features = dict(zip(self.present_taps, present, strict=True))
         self._teachers_alone = teachers_alone
         try:
             return features_of(self.student, (layer,), obs)[layer]
@@ -274,25 +289,44 @@ class KnowledgeFlow(nn.Module):
             self._features, self._teachers_alone = {}, False
 
     @torch.no_grad()
-    def check_features(self, obs: Tensor) -> None:
-        """Refuse teachers that cannot teach on `obs`, a batch of the student's input; absent teachers too.
+    def leave_out_useless(self, obs: Tensor, needed: Collection[str] = ()) -> dict[str, str]:
+        """Leave out, for good, the teachers that cannot teach on `obs`: linked ones, and absent ones too.
+
+        Their features are not finite, or all of them are constant.
+
+        Args:
+            obs: A batch of the student's input.
+            needed: Teachers that must not be left out.
+
+        Returns:
+            Teacher that is left out -> a sentence that says why.
 
         Raises:
-            UserError: a teacher's features are not finite, or all of them are constant; the message names it.
+            UserError: no teacher would be left, or one of `needed` is among them; the message names it.
         """
-        for name, teacher in self._teachers.items():
-            seen = features_of(teacher, self._tapped[name], obs, copied=name in self._copied)
-            for layer, z in seen.items():
-                if not z.isfinite().all():
-                    raise UserError(
-                        f"Teacher {name!r}: layer {layer} gives numbers that are not finite on the target's "
-                        "observations. Leave this teacher out of --teachers."
-                    )
-            if seen and all(bool((z == z[:1]).all()) for z in seen.values()):
-                raise UserError(
-                    f"Teacher {name!r}: its features are the same on all of the target's observations, so it has "
-                    "nothing to teach. Leave it out of --teachers."
-                )
+        faults = {name: why for name in self._teachers if (why := self._fault(name, obs))}
+        lost = [name for name in faults if name in needed or len(faults) == len(self._teachers)]
+        if lost:
+            raise UserError(f"Teacher {lost[0]!r}: {faults[lost[0]]}. Leave it out of --teachers.")
+        for place, name in enumerate(self._teachers):
+            self.left_out[place] = name in faults
+        self.read_left_out()
+        return {name: f"Teacher {name!r} is left out: {why}." for name, why in faults.items()}
+
+    def _fault(self, name: str, obs: Tensor) -> str:
+        """Why a teacher cannot teach on `obs`; empty if it can."""
+        seen = features_of(self._teachers[name], self._tapped[name], obs, copied=name in self._copied)
+        for layer, z in seen.items():
+            if not z.isfinite().all():
+                return f"layer {layer} gives numbers that are not finite on the target's observations"
+        if seen and all(bool((z == z[:1]).all()) for z in seen.values()):
+            return "its features are the same on all of the target's observations, so it has nothing to teach"
+        return ""
+
+    def read_left_out(self) -> None:
+        """Read `left_out`, which a checkpoint or another process has filled."""
+        self._left_out = frozenset(compress(self._teachers, self.left_out.tolist()))
+        self.absent = self._absent
 
     @torch.no_grad()
     def choose_channels(self, obs: Tensor, links: Sequence[Link], experts: Collection[str] = ()) -> list[str]:
@@ -346,8 +380,9 @@ class KnowledgeFlow(nn.Module):
 
     def layer_weights(self, layer: str) -> Tensor:
         """The effective p^j of `layer`, after the hand-over: (1 + teacher layers,), the student's first."""
-        p: Tensor = self.mixing(layer, self._absent_places(layer))
-        if self._teachers_alone:
+        absent = self._absent_places(layer)
+        p: Tensor = self.mixing(layer, absent)
+        if self._teachers_alone and len(absent) < len(self._feeds[layer]):
             others = torch.cat([torch.zeros_like(p[:1]), p[1:]])
             return others / others.sum()
         if self.handover == 0.0:
@@ -422,3 +457,7 @@ def _channel_matrix(transform: nn.Module, uses: Tensor | None, rows: int) -> Ten
         return None
     matrix = weight.detach().flatten(1)
     return matrix if matrix.shape[1] == len(uses) else None
+
+
+def _read_left_out(flow: KnowledgeFlow, incompatible: object) -> None:
+    flow.read_left_out()

@@ -18,11 +18,14 @@ reviews of teacher m and n those of all teachers, both discounted. It is infinit
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
+
+from kfrl.errors import UserError
 
 DISCOUNT = 0.95
 C = 0.25
@@ -96,6 +99,8 @@ class TeacherPool(nn.Module):
     """(N,) discounted sum of its worth at these reviews."""
     reviews: Tensor
     """() number of all reviews."""
+    barred: Tensor
+    """(N,) bool; it is never linked."""
 
     def __init__(self, teachers: Sequence[str], places: int) -> None:
         """Link the first `places` of the `teachers`."""
@@ -108,16 +113,37 @@ class TeacherPool(nn.Module):
         for name in ("counts", "worths"):
             self.register_buffer(name, torch.zeros(count, dtype=torch.float64))
         self.register_buffer("reviews", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("barred", torch.zeros(count, dtype=torch.bool))
 
     @property
     def present(self) -> tuple[str, ...]:
         """The linked teachers."""
-        return tuple(name for name, linked in zip(self.teachers, self.linked.tolist(), strict=True) if linked)
+        return tuple(compress(self.teachers, self.linked.tolist()))
 
     @property
     def absent(self) -> frozenset[str]:
         """The teachers that are not linked."""
         return frozenset(self.teachers) - frozenset(self.present)
+
+    @property
+    def _waiting(self) -> list[str]:
+        places = (~self.linked & ~self.barred).tolist()
+        return list(compress(self.teachers, places))
+
+    def bar(self, teachers: Collection[str]) -> None:
+        """Leave out `teachers` for good; the first ones of the others are linked. For a pool without reviews yet.
+
+        Raises:
+            UserError: the others are fewer than the places.
+        """
+        self.barred |= torch.tensor([name in teachers for name in self.teachers])
+        usable = len(self.teachers) - int(self.barred.sum())
+        if usable < self.places:
+            raise UserError(
+                f"The pool has {usable} usable teachers for {self.places} places. Name more teachers, or give "
+                f"--linked-teachers {usable}."
+            )
+        self.linked.copy_(~self.barred & ((~self.barred).cumsum(0) <= self.places))
 
     def mean_worth(self, teacher: str) -> float:
         """The discounted mean of its worth over its reviews; infinite if it was never linked."""
@@ -173,7 +199,7 @@ class TeacherPool(nn.Module):
     def _arrivals(self, gone: set[str]) -> list[Change]:
         """The teachers for the free places; without a free place, at most one replacement."""
         stay = [name for name in self.present if name not in gone]
-        waiting = sorted(self.absent, key=lambda name: (-self.index(name), self.teachers.index(name)))
+        waiting = sorted(self._waiting, key=lambda name: -self.index(name))
         free = self.places - len(stay)
         if free:
             return [self._arrival(name) for name in waiting[:free] if self.index(name) > 0.0]

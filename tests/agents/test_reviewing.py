@@ -106,6 +106,20 @@ def test_processes_that_share_what_does_not_train_agree_on_who_teaches(pool: lis
     assert worker.features_of == method.features_of
 
 
+def test_a_useless_teacher_of_a_pool_is_never_linked(pool: list[Teacher], obs: Tensor) -> None:
+    with torch.no_grad():
+        for parameter in pool[0].net.parameters():
+            parameter.zero_()
+    method = KnowledgeFlowMethod(settings(own={"choose_channels": True}))
+    net = method.build(SPEC, pool)
+    assert net.flow.absent == {"breakout", "seaquest"}
+    (line, *_) = method.prepare(net, lambda count, policy=None: obs)
+    assert line.startswith("Teacher 'pong' is left out")
+    method.begin(net, 0, SPEC, rank=0)
+    assert (net.pool.present, net.flow.absent) == (("breakout",), {"pong", "seaquest"})
+    assert net.flow.layer_weights("conv1").tolist() == pytest.approx([0.25, 0.0, 0.75, 0.0])
+
+
 def test_returns_are_of_whole_games_and_the_same_starts_are_paired() -> None:
     class Envs:
         num_envs = 2

@@ -121,14 +121,18 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         return flow.to(device)
 
     def prepare(self, net: KnowledgeFlow, batches: Sequence[Tensor]) -> Iterator[str]:
-        """Choose the teachers' channels, and fold the links into the student's own layers.
+        """Leave out useless teachers, choose the others' channels, and fold the links into the student's own layers.
 
         The student's own pre-activation then equals the teachers' mixture, so p may rise to 1 without a loss.
         """
-        net.check_features(batches[0])
+        experts = [teacher.name for teacher in self._experts] if self.flow.soft_targets else []
+        if reasons := net.leave_out_useless(batches[0], experts):
+            yield from reasons.values()
+            if self.flow.student_weight is not None:
+                net.set_student_weight(self.flow.student_weight)
         if not self.flow.fold:
             return
-        yield from net.choose_channels(batches[0], net.links)
+        yield from net.choose_channels(batches[0], [link for link in net.links if link.teacher not in net.absent])
         used = layers_in_use(net.student, batches[0][:1])
         linked = {unwrapped(net.student, layer): layer for layer in net.layers}
         layers = sorted(takewhile(lambda layer: layer in used, linked), key=used.index)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from agents.batch import Batch, Rollout, joined
 from agents.config import TrainConfig
 from agents.engines.settings import PPOConfig
+from agents.engines.shared import untrained
 from agents.methods.base import NetSpec
 from agents.methods.knowledge_flow import FlowNet, KnowledgeFlowMethod
 from agents.objective import Samples, a3c_terms, ppo_terms, with_gradient
@@ -950,6 +951,41 @@ def test_channels_are_chosen_on_an_experts_own_play(expert: Teacher, stranger: T
     assert at_random is None
     assert played is not None
     assert torch.equal(played(obs), expert.net(obs)[0][:, [3, 0, 4, 2]])
+
+
+def silenced(teacher: Teacher) -> Teacher:
+    """All of its features are constant."""
+    with torch.no_grad():
+        for parameter in teacher.net.parameters():
+            parameter.zero_()
+    return teacher
+
+
+def noise(count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8)
+
+
+def test_a_useless_stranger_is_left_out_and_the_run_goes_on_without_it(expert: Teacher, stranger: Teacher) -> None:
+    method = make_method(fold_at=0.0, fold_observations=600)
+    net = method.build(SPEC, [silenced(stranger), expert])
+    said = list(method.prepare(net, noise))
+    assert said[0].startswith(f"Teacher {stranger.name!r} is left out: its features are the same on all")
+    assert not any(stranger.name in line for line in said[1:])
+    assert net.folded
+    for layer in net.flow.layers:
+        assert net.flow.layer_weights(layer)[0].item() == pytest.approx(0.25)
+        assert net.flow.weights().get(f"flow/p_teacher/{stranger.name}/{layer}", 0.0) == 0.0
+    # A worker's net, which another process builds.
+    theirs = make_method(fold_at=0.0, fold_observations=600).build(SPEC, [stranger, expert])
+    theirs.load_state_dict(untrained(net, method.parameter_groups(net)), strict=False, assign=True)
+    assert theirs.flow.absent == {stranger.name}
+
+
+def test_a_useless_expert_is_refused_whoever_teaches_beside_it(expert: Teacher, stranger: Teacher) -> None:
+    method = make_method()
+    net = method.build(SPEC, [stranger, silenced(expert)])
+    with pytest.raises(UserError, match=f"Teacher '{expert.name}': its features .* Leave it out of --teachers"):
+        list(method.prepare(net, noise))
 
 
 def test_too_few_observations_are_refused_before_the_run(expert: Teacher) -> None:

@@ -60,6 +60,9 @@ def test_an_interrupted_run_is_folded_into_a_plain_agent(
     agent = load_agent(Path("run/folded.safetensors"))
     # The run's steps, and four for each observation.
     assert (agent.card.steps, agent.card.game) == (500 + 4 * 640, "pong")
+    lines = [line for line in said.splitlines() if line.startswith("Folded ")]
+    assert [line.split()[1] for line in lines] == ["conv1", "conv2", "fc", "policy", "value"]
+    assert agent.card.notes == "; ".join(lines)
     plain = AtariNet(6, ((4, 8, 8), (4, 4, 2)), 8)
     plain.load_state_dict(agent.net.state_dict())
     obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)

@@ -129,25 +129,53 @@ def test_a_constant_teacher_gets_no_row() -> None:
     assert not flow.transforms[1].get_parameter("weight").any()
 
 
-def test_a_teacher_whose_features_are_not_finite_is_named() -> None:
-    broken = Two(2, 4)
-    nn.init.constant_(broken.first.weight, float("nan"))
-    flow = flow_of(Two(2, 4), broken)
-    with pytest.raises(UserError, match="Teacher 't1': layer first"):
-        flow.check_features(torch.randn(50, 2))
-    # One that waits in a pool too.
-    flow.absent = frozenset({"t1"})
-    with pytest.raises(UserError, match="Teacher 't1': layer first"):
-        flow.check_features(torch.randn(50, 2))
+def broken_teacher(value: float = float("nan")) -> Two:
+    teacher = Two(2, 4)
+    nn.init.constant_(teacher.first.weight, value)
+    return teacher
 
 
-def test_a_teacher_whose_features_never_change_is_refused_by_name() -> None:
-    dead = Two(2, 4)
-    nn.init.zeros_(dead.first.weight)
-    flow = flow_of(Two(2, 4), dead)
-    with pytest.raises(UserError, match="Teacher 't1': its features are the same on all of the target's observations"):
-        flow.check_features(torch.randn(50, 2))
-    flow_of(Two(2, 4), Two(2, 4)).check_features(torch.randn(50, 2))
+@pytest.mark.parametrize(
+    ("teacher", "why"),
+    [
+        (broken_teacher(), "layer first gives numbers that are not finite"),
+        (broken_teacher(0.0), "its features are the same on all of the target's observations"),
+    ],
+)
+def test_a_useless_teacher_is_left_out_by_name_for_good(teacher: Two, why: str) -> None:
+    flow, obs = flow_of(Two(2, 4), teacher), torch.randn(50, 2)
+    reasons = flow.leave_out_useless(obs)
+    assert list(reasons) == ["t1"]
+    assert reasons["t1"].startswith(f"Teacher 't1' is left out: {why}")
+    flow.absent = ()
+    assert flow.present_taps == (("t0", "first"),)
+    assert flow(obs).isfinite().all()
+    # Another process, or the run that is resumed, reads it from the weights.
+    other = flow_of(Two(2, 4), teacher)
+    other.load_state_dict(flow.state_dict())
+    assert other.absent == {"t1"}
+
+
+def test_useful_teachers_are_all_kept() -> None:
+    flow = flow_of(Two(2, 4), Two(2, 4))
+    assert (flow.leave_out_useless(torch.randn(50, 2)), flow.absent) == ({}, frozenset())
+
+
+def test_a_teacher_that_waits_in_a_pool_is_looked_at_too() -> None:
+    flow = flow_of(Two(2, 4), broken_teacher())
+    flow.absent = {"t1"}
+    assert list(flow.leave_out_useless(torch.randn(50, 2))) == ["t1"]
+
+
+@pytest.mark.parametrize(
+    ("others", "needed", "named"), [([], (), "t0"), ([broken_teacher()], (), "t0"), ([Two(2, 4)], ("t0",), "t0")]
+)
+def test_a_run_without_a_useful_teacher_or_without_its_expert_is_refused(
+    others: list[Two], needed: tuple[str, ...], named: str
+) -> None:
+    flow = flow_of(broken_teacher(), *others)
+    with pytest.raises(UserError, match=f"Teacher '{named}': layer first .* Leave it out of --teachers"):
+        flow.leave_out_useless(torch.randn(50, 2), needed)
 
 
 def test_a_vector_that_feeds_a_map_has_no_rows_to_choose_or_to_keep() -> None:

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from kfrl.errors import UserError
 from kfrl.flow.pool import DISCOUNT, C, Measured, TeacherPool
 
 FULL = torch.tensor([10.0, 12.0, 9.0, 11.0])
@@ -113,3 +114,18 @@ def test_the_expert_is_held_and_the_random_one_dropped(seed: int) -> None:
         after(pool, found, newcomers=review < 16)
     assert "expert" in pool.present
     assert "random" not in pool.present
+
+
+def test_a_barred_teacher_is_neither_linked_nor_taken() -> None:
+    pool = TeacherPool(("a", "b", "c", "d"), 2)
+    pool.bar({"a", "d"})
+    assert pool.present == ("b", "c")
+    for _ in range(2):
+        changes = after(pool, {"b": measured(5.0), "c": measured(0.0)})
+    # Nobody waits.
+    assert changes == [("c", False)]
+
+
+def test_a_pool_with_fewer_usable_teachers_than_places_is_refused() -> None:
+    with pytest.raises(UserError, match=r"1 usable teachers for 2 places.*--linked-teachers 1"):
+        TeacherPool(("a", "b"), 2).bar({"a"})

@@ -285,6 +285,18 @@ def test_a_student_of_the_teachers_shape_starts_as_the_teacher(task, taught) -> 
     torch.testing.assert_close(net(images[0]), alone(images[0]), atol=1e-2, rtol=1e-2)
 
 
+def test_a_useless_teacher_is_left_out(task, taught) -> None:
+    made, (dead, useful) = method(student_weight=0.3), (taught("mlp-7-4", "dead"), taught("mlp-6-5", "useful"))
+    with torch.no_grad():
+        for parameter in dead.net.parameters():
+            parameter.zero_()
+    net = made.build(task("mlp-6-5"), [dead, useful])
+    said = list(made.prepare(net, [torch.rand(50, *task("mlp-6-5").shape)]))
+    assert said[0].startswith("Teacher 'dead' is left out")
+    for layer in net.layers:
+        assert net.layer_weights(layer).tolist() == pytest.approx([0.3, 0.0, 0.7])
+
+
 def test_a_residual_stage_and_what_reads_it_are_not_folded(task, taught) -> None:
     shape = (3, 8, 8)
     made = method(link_heads="expert")
