@@ -39,7 +39,7 @@ from kfrl.compare.stats import reference_of
 from kfrl.config import Count, Direction, Fraction, NonNegative, Positive
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, links_by_depth
-from kfrl.flow.fold import fold, foldable_layers, observations_needed
+from kfrl.flow.fold import drop_biases, fold, foldable_layers, observations_needed
 from kfrl.flow.mixing import tensor_name
 from kfrl.flow.pool import TeacherPool
 from kfrl.flow.settings import FlowSettings
@@ -128,6 +128,9 @@ class Settings(FlowSettings):
     fold_observations: Annotated[int, Ge(0)] = 8_192
     """Observations of the linked student's play for the fold's regressions, every fourth step of it (+). 0: no fold;
     the plain net starts afresh."""
+    keep_biases: Literal["expert", "always"] = "expert"
+    """Which folds keep the biases of the hidden layers (+): all but that of teachers of other games whose student then
+    learns from rewards at once (expert), or all. Without them fc is brought to the size that it has in a fresh net."""
     imitate: Literal["never", "expert", "always"] = "expert"
     """Whether the plain net then imitates the linked one before it learns alone (+): only if a teacher plays the same
     game (expert), always, or never."""
@@ -229,6 +232,16 @@ class FlowNet(nn.Module):
                 own = self.flow.student.get_submodule(folded.layer).state_dict()
                 self.alone.get_submodule(folded.layer).load_state_dict(own)
                 yield f"That is too little to start from: {folded.layer} keeps the student's own weights."
+
+    def drop_biases(self, observations: Tensor) -> Iterator[str]:
+        """See `kfrl.flow.fold.drop_biases`; a line says what was done. For folds that changed a hidden layer."""
+        layers = [name for name, _ in self.fold_r2.named_buffers() if name not in AtariNet.head_layers]
+        if layers:
+            scale = drop_biases(self.alone, layers, self.flow.student, screens(observations))
+            yield (
+                f"No teacher plays this game: the biases of {', '.join(layers)} are set to 0, and the weights of "
+                f"{layers[-1]} are multiplied by {scale:.2f}."
+            )
 
 
 class KnowledgeFlowMethod(Method[FlowNet]):
@@ -418,6 +431,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
                 "--fold-observations 0 leaves the teachers without effect: there is no fold, no linked phase and no "
                 "imitation. Give --fold-at 0.1, --imitate always, or leave it out; scratch is --method a3c."
             )
+        if config.fold_at is None or not config.fold_observations:
+            self.refuse_unused(("keep_biases",), "it has no fold. Give --fold-at 0, or leave it out.")
         if config.linked_teachers is None:
             self.refuse_unused(
                 POOL_ONLY, "all of its teachers are linked from the start. Give --linked-teachers 2, or leave it out."
@@ -627,13 +642,20 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             yield "There is no fold: the lone student starts afresh."
             return
         if self._answers is None:
-            yield from net.fold(play(observations, lambda obs: net.flow(obs)[0]))
+            seen, features = play(observations, lambda obs: net.flow(obs)[0]), []
         else:
             stored = (self._answers.observations, *self._answers.said(net.flow.present_taps, self._teachers))
             seen, *features = (part[:observations] for part in stored)
-            yield from net.fold(seen, features)
+        yield from net.fold(seen, features)
+        if self._drops_biases:
+            yield from net.drop_biases(seen[:: math.ceil(len(seen) / CHOICE_OBSERVATIONS)])
         if self._nothing_to_imitate(net):
             yield "The fold has the whole policy, so nothing is left to imitate: these steps go to the learning alone."
+
+    @property
+    def _drops_biases(self) -> bool:
+        strangers = not any(_plays(teacher, self._game) for teacher in self._teachers.values())
+        return strangers and self._stages[0] == ALONE and self.flow_config.keep_biases == "expert"
 
     def parameter_groups(self, net: FlowNet) -> list[ParameterGroup]:
         """While linked student and Q at the run's rate, w by plain gradient descent or with them; then the plain net.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.errors import UserError
-from kfrl.nets.hooks import layers_in_use
+from kfrl.nets.hooks import features_of, layers_in_use
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 """mu as shares of the mean diagonal of X^T X. The fold takes the largest mu whose held-out error is close to the
@@ -139,6 +139,32 @@ def fold(
         observations = torch.cat(list(observations)).tensor_split(HELD_OUT)
     for layer in layers:
         yield _fold_layer(student, layer, target, observations, own_rows(layer))
+
+
+@torch.no_grad()
+def drop_biases(student: nn.Module, layers: Sequence[str], like: nn.Module, obs: Tensor) -> float:
+    """Set the biases of `layers` of `student` to 0, and scale the weights of the last one.
+
+    The folded biases are the teachers': thresholds that fit the screens of their games. They may cut off what matters
+    in another game. The scale gives the layers after the last one inputs of the size that they have in a fresh net.
+
+    Args:
+        student: A folded net.
+        layers: At least one, in the order of the forward pass.
+        like: A fresh net of its shape.
+        obs: A batch of their input.
+
+    Returns:
+        The factor of the last layer's weights: the root mean square of its output in `like` over that in `student`.
+    """
+    for layer in layers:
+        bias: Tensor | None = getattr(student.get_submodule(layer), "bias", None)
+        if bias is not None:
+            bias.zero_()
+    ours, wanted = (float(features_of(net, layers[-1:], obs)[layers[-1]].square().mean()) for net in (student, like))
+    scale = math.sqrt(wanted / ours) if ours else 1.0
+    student.get_submodule(layers[-1]).get_parameter("weight").mul_(scale)
+    return scale
 
 
 def _fold_layer(

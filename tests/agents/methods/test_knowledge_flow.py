@@ -909,6 +909,42 @@ def test_without_a_linked_phase_the_fold_is_at_the_start(expert: Teacher) -> Non
     assert method.metrics(net)["fold/r2/conv1"] > 0.99
 
 
+def size_of_fc(net: nn.Module, obs: Tensor) -> float:
+    seen: list[Tensor] = []
+    handle = net.get_submodule("fc").register_forward_hook(lambda module, inputs, output: seen.append(output))
+    net(obs)
+    handle.remove()
+    return float(seen[0].square().mean().sqrt().detach())
+
+
+def test_a_fold_of_strangers_starts_without_their_biases_and_at_a_fresh_nets_size(
+    expert: Teacher, stranger: Teacher
+) -> None:
+    nn.init.constant_(stranger.net.get_submodule("conv1").bias, -0.5)
+    obs = noise(600)
+
+    def biases(teachers: list[Teacher], **flow: object) -> list[bool]:
+        method = make_method(fold_observations=600, **flow)
+        net = method.build(SPEC, teachers)
+        list(method.prepare(net, lambda count, policy=None: obs[:count]))
+        if not net.folded:
+            method.begin(net, 0, SPEC, rank=0)
+            list(method.end_phase(net, lambda count, policy=None: obs[:count]))
+        kept = [bool(net.alone.get_submodule(layer).bias.any()) for layer in ("conv1", "conv2", "fc")]
+        if not any(kept):
+            every_other = obs[::2]
+            assert size_of_fc(net.alone, every_other) == pytest.approx(size_of_fc(net.flow.student, every_other))
+        return kept
+
+    none, all_of_them = [False] * 3, [True] * 3
+    assert biases([stranger], fold_at=0.0) == none
+    assert biases([stranger], fold_at=0.0, keep_biases="always") == all_of_them
+    # Links that were trained on the game have its thresholds.
+    assert biases([stranger], fold_at=0.1) == all_of_them
+    assert biases([stranger], fold_at=0.0, imitate="always") == all_of_them
+    assert biases([stranger, expert], fold_at=0.0) == all_of_them
+
+
 def test_a_head_whose_fold_explains_less_than_half_keeps_the_students_own_weights(
     expert: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

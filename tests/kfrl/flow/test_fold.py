@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link
-from kfrl.flow.fold import Moments, cases, fold, foldable_layers, input_of, observations_needed
+from kfrl.flow.fold import Moments, cases, drop_biases, fold, foldable_layers, input_of, observations_needed
 from kfrl.nets.atari.net import AtariNet
 
 
@@ -197,3 +197,29 @@ def test_a_layer_without_a_bias_stays_without_one(batches: list[Tensor]) -> None
     torch.testing.assert_close(plain.conv.weight, wanted.conv.weight, atol=1e-4, rtol=1e-3)
     assert plain.conv.bias is None
     assert folded.r2 == pytest.approx(1.0, abs=1e-6)
+
+
+def test_without_biases_the_last_layer_is_as_large_as_that_of_a_fresh_net(batches: list[Tensor]) -> None:
+    torch.manual_seed(0)
+    student, fresh = Small(), Small()
+    with torch.no_grad():
+        student.fc.weight.mul_(7.0)
+        student.conv.bias.fill_(-3.0)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    scale = drop_biases(student, ["conv", "fc"], fresh, batches[0])
+    assert not student.conv.bias.any()
+    assert not student.fc.bias.any()
+    assert torch.equal(student.conv.weight, before["conv.weight"])
+    torch.testing.assert_close(student.fc.weight, scale * before["fc.weight"])
+
+    def size(net: Small) -> float:
+        hidden = net.fc(net.conv(batches[0]).relu().flatten(1))
+        return float((hidden**2).mean().sqrt().detach())
+
+    assert size(student) == pytest.approx(size(fresh), rel=1e-5)
+
+
+def test_a_layer_that_says_nothing_keeps_its_weights(batches: list[Tensor]) -> None:
+    student = Small()
+    nn.init.zeros_(student.conv.weight)
+    assert drop_biases(student, ["conv", "fc"], Small(), batches[0]) == 1.0
