@@ -96,6 +96,10 @@ class Benchmark:
             BenchmarkArm("random", "random policy, our environments", self._random),
             self.training("paper", "a3c, the paper's shape: 16 workers x 1 game"),
             self.training("fast", f"a3c, --preset fast: {fast.workers} x {fast.envs_per_worker}"),
+            *(
+                self.training(f"fast-{workers}", f"the same, {workers} x {fast.envs_per_worker}", workers=workers)
+                for workers in (2**power for power in range((cores() - 1).bit_length()))
+            ),
             self.training("flow-1", "the same, flow from one teacher, as published"),
             self.training("flow-2", "the same, from two"),
             self.training("flow-imitation", "imitation of a linked net with one teacher"),
@@ -168,26 +172,21 @@ class Benchmark:
         ]
 
     def training(self, name: str, title: str = "", **settings: Any) -> BenchmarkArm:
-        """An arm that trains: paper, fast, flow-1, flow-2, flow-imitation, a2c, acktr, ppo or flavour.
-
-        `settings` override its own.
-        """
+        """An arm that trains by `--preset fast`, but for what its name says and `settings`."""
         one, two = self._teachers[0], ",".join(self._teachers)
         published = {"choose_channels": False, "match_scales": False, "fold_at": None, "link_heads": "never"}
         imitation = {"fold_at": 0.0, "fold_observations": 4_096, "imitate": "always", "imitation_steps": 10**9}
         ways: dict[str, dict[str, Any]] = {
             "paper": {"preset": "paper"},
-            "fast": {},
             "flow-1": {"teachers": one, "methods": {"knowledge-flow": published}},
             "flow-2": {"teachers": two, "methods": {"knowledge-flow": published}},
             "flow-imitation": {"teachers": one, "methods": {"knowledge-flow": imitation}},
             "a2c": {"algo": "a2c", "device": self._device},
             "acktr": {"algo": "acktr", "device": self._device},
             "ppo": {"algo": "ppo", "device": self._device},
-            "flavour": {},
         }
         endless = TrainConfig(self._game, steps=10**9, preset="fast", curve_points=0, checkpoint_every=1e9)
-        config = replace(endless, **ways[name] | settings)
+        config = replace(endless, **ways.get(name, {}) | settings)
 
         def measure(seconds: float) -> Sample:
             self._runs += 1

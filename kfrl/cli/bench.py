@@ -26,8 +26,8 @@ class BenchArgs:
     game: str = "Seaquest"
     """The game to measure on; games differ in speed."""
     only: str = ""
-    """Comma-separated: ceiling, random, paper, fast, flow-1, flow-2, flow-imitation, a2c, acktr, ppo, flavour,
-    evaluation, evaluation-1. Default: all."""
+    """Comma-separated: ceiling, random, paper, fast, fast-1, fast-2, fast-4, ... (that many workers, if fewer than the
+    cores), flow-1, flow-2, flow-imitation, a2c, acktr, ppo, flavour, evaluation, evaluation-1. Default: all."""
     rounds: Annotated[int, Ge(1)] = 5
     """Measurements of each arm; the table shows medians."""
     seconds: Annotated[float, Gt(0.0)] = 8.0

@@ -57,6 +57,15 @@ def test_the_other_flavour_is_the_first_that_the_game_is_not_in(tmp_path: Path) 
     assert not titles("kaboom")
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(1, []), (2, [1]), (5, [1, 2, 4]), (8, [1, 2, 4])])
+def test_the_fast_shape_is_measured_with_fewer_workers_too(
+    cores: int, workers: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.benchmark.cores", lambda: cores)
+    names = Benchmark("pong", tmp_path).arms
+    assert [name for name in names if name.startswith("fast-")] == [f"fast-{count}" for count in workers]
+
+
 def test_memory_is_that_of_this_process() -> None:
     before = pss_mb()
     if not before:
