@@ -129,8 +129,9 @@ class Settings(FlowSettings):
     """Observations of the linked student's play for the fold's regressions, every fourth step of it (+). 0: no fold;
     the plain net starts afresh."""
     keep_biases: Literal["expert", "always"] = "expert"
-    """Which folds keep the biases of the hidden layers (+): all but that of teachers of other games whose student then
-    learns from rewards at once (expert), or all. Without them fc is brought to the size that it has in a fresh net."""
+    """Whether the fold keeps the teachers' biases in the hidden layers: always; or (expert) not where no teacher plays
+    the game and the student learns from rewards right after the fold (+). Then they are 0, and fc is as large as in a
+    fresh net."""
     imitate: Literal["never", "expert", "always"] = "expert"
     """Whether the plain net then imitates the linked one before it learns alone (+): only if a teacher plays the same
     game (expert), always, or never."""
