@@ -93,15 +93,21 @@ def _rows(layer: Layer, inputs: Tensor) -> Tensor:
 
 
 def basis(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors (n, n) in columns and eigenvalues (n,) of a symmetric matrix, computed in 64 bits.
+    """Eigenvectors (n, n) in columns and eigenvalues (n,) of a symmetric matrix.
+
+    They are computed with the numbers of the matrix, which for 32 bits takes less than half of the time of 64 bits, and
+    again in 64 bits if that fails.
 
     Raises:
         RuntimeError: the decomposition failed.
     """
-    double = factor.double()
-    if not double.isfinite().all():
+    if not factor.isfinite().all():
         raise RuntimeError("The factor holds numbers that are not finite.")
-    values, vectors = torch.linalg.eigh((double + double.T) / 2)
+    symmetric = (factor + factor.T) / 2
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+    except RuntimeError:
+        values, vectors = torch.linalg.eigh(symmetric.double())
     return vectors.to(factor.dtype), values.where(values > TINY, 0.0).to(factor.dtype)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -191,6 +193,35 @@ def test_a_factor_without_eigenvalues_keeps_its_old_ones() -> None:
     state["only.outputs"] = torch.full((1, 1), float("nan"))
     assert factors.decompose() == ["only.outputs"]
     assert state["only.outputs.values"] is before
+
+
+def factors_with_a_wide_spectrum() -> tuple[Tensor, Tensor]:
+    """Factors in 32 bits whose eigenvalues fall from 3 to 1e-9, as those of a trained net's fully connected layer."""
+    found = []
+    for size in (60, 20):
+        vectors = torch.linalg.qr(torch.randn(size, size).double())[0]
+        found.append((vectors * torch.logspace(0.5, -9, size).double()) @ vectors.T)
+    return found[0].float(), found[1].float()
+
+
+def test_a_natural_gradient_in_32_bits_is_that_of_the_exact_inverse() -> None:
+    (omega, gamma), gradient = factors_with_a_wide_spectrum(), torch.randn(20, 60)
+    fisher = torch.kron(gamma.double(), omega.double())
+    exact = torch.linalg.solve(fisher + DAMPING * torch.eye(1200).double(), gradient.double().flatten()).view(20, 60)
+    assert relative(precondition(gradient, basis(omega), basis(gamma), DAMPING).double(), exact) < 1e-4
+
+
+def test_a_decomposition_that_fails_in_32_bits_is_made_in_64(monkeypatch: pytest.MonkeyPatch) -> None:
+    (omega, _), eigh = factors_with_a_wide_spectrum(), torch.linalg.eigh
+
+    def failing(matrix: Tensor) -> Any:
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("The algorithm failed to converge.")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    vectors, values = basis(omega)
+    torch.testing.assert_close(vectors @ values.diag() @ vectors.T, omega, rtol=0, atol=1e-5)
 
 
 def test_a_gradient_is_written_where_it_was_read() -> None:
