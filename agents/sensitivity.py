@@ -214,7 +214,7 @@ class Sensitivity:
     places: dict[str, list[Place]]
     fisher: dict[Place, Tensor]
     perturbations: dict[Place, Perturbation]
-    """Empty if no noise was tried."""
+    """Those of the places in which noise was tried."""
 
     @property
     def columns(self) -> list[str]:
@@ -241,11 +241,15 @@ class Sensitivity:
 
     @cached_property
     def aps(self) -> NDArray[np.float64]:
-        """(layers, columns): the precision at half the score, divided by the sum over columns; NaN without games."""
-        if not self.perturbations:
-            return np.full((len(self.places), len(self.columns)), math.nan)
-        rows = self.places.values()
-        return np.array([shares([self.perturbations[place].precision for place in row]) for row in rows])
+        """(layers, columns): the precision at half the score, divided by the sum over columns.
+
+        NaN for a layer in which noise was not tried in every column.
+        """
+        tried = self.perturbations
+        precisions = [
+            [tried[place].precision if place in tried else math.nan for place in row] for row in self.places.values()
+        ]
+        return np.array([shares(row) for row in precisions])
 
     def rows(self) -> Rows:
         """A row for each layer and column."""

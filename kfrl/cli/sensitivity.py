@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +13,9 @@ from annotated_types import Ge
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
+    from torch import Tensor
 
-    from agents.sensitivity import FisherSums, Perturbation, Place, ProgressiveRun, Sensitivity
+    from agents.sensitivity import FisherSums, Place, ProgressiveRun, Sensitivity
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ def main(argv: Sequence[str]) -> int:
     run, folder = ProgressiveRun(flags.run), flags.output or flags.run
     with Progress(console=Console(stderr=True), transient=True) as progress:
         sums = _play(run, flags, progress)
+        found, note = Sensitivity(places(run.net), sums.fisher(), {}), "APS is left out (--episodes 0)."
         # Kept if the many games of APS are interrupted.
-        Sensitivity(places(run.net), sums.fisher(), {}).write(folder)
-        perturbations, note = _perturb(run, flags, sums, progress)
-    found = Sensitivity(places(run.net), sums.fisher(), perturbations)
+        found.write(folder)
+        if flags.episodes:
+            found, note = _perturb(run, flags, sums.deviations(), found, folder, progress)
     steps, budget = run.agent.card.steps, run.config.steps
     trained = f"{steps:,} steps" if steps >= budget else f"{steps:,} of {budget:,} steps"
     title = f"{Game(run.protocol.game).title} after {trained}, {sums.observations:,} observations"
@@ -75,21 +77,31 @@ def _play(run: ProgressiveRun, flags: SensitivityFlags, progress: Progress) -> F
 
 
 def _perturb(
-    run: ProgressiveRun, flags: SensitivityFlags, sums: FisherSums, progress: Progress
-) -> tuple[dict[Place, Perturbation], str]:
-    """Try noise in every layer of every column; returns what was found, and a sentence on the scores."""
-    if not flags.episodes:
-        return {}, "APS is left out (--episodes 0)."
-    deviations = sums.deviations()
+    run: ProgressiveRun,
+    flags: SensitivityFlags,
+    deviations: Mapping[Place, Tensor],
+    found: Sensitivity,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Sensitivity, str]:
+    """Try noise in every layer of every column; returns `found` with it, and a sentence on the scores."""
     task = progress.add_task("Playing for APS", total=len(deviations) + 1)
     clean, random = run.clean_and_random(flags.episodes, flags.seed)
     scores = f"{clean:,.1f} points without noise, {random:,.1f} with random actions ({flags.episodes} games each)"
     if clean <= random:
-        return {}, f"APS is left out, because noise can take nothing from the student: {scores}."
-    found = {}
-    for place, deviation in deviations.items():
-        progress.update(task, advance=1, description=f"Playing for APS: {place.layer} of {place.column}")
-        found[place] = run.perturb(place, deviation, (clean + random) / 2, flags.episodes, flags.seed)
+        return found, f"APS is left out, because noise can take nothing from the student: {scores}."
+    # Layer by layer, because APS compares the columns of a layer.
+    in_order = [place for row in found.places.values() for place in row]
+    for number, place in enumerate(in_order, 1):
+        where = f"{place.layer} of {place.column}"
+        progress.update(task, advance=1, description=f"Playing for APS: {where}")
+        noise = run.perturb(place, deviations[place], (clean + random) / 2, flags.episodes, flags.seed)
+        found = replace(found, perturbations={**found.perturbations, place: noise})
+        found.write(folder)
+        progress.console.print(
+            f"APS {number} of {len(in_order)}: {where}, half of the score at a variance of {noise.half:.3g}",
+            highlight=False,
+        )
     return found, f"APS is at {(clean + random) / 2:,.1f} points: {scores}."
 
 

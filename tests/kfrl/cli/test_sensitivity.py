@@ -8,7 +8,7 @@ import pytest
 
 from agents.config import TrainConfig
 from agents.launch import Session
-from agents.sensitivity import ProgressiveRun
+from agents.sensitivity import Perturbation, Place, ProgressiveRun
 from agents.teachers.formats import Card, load_agent, save_agent
 from envs.atari import ALL_ACTIONS
 from kfrl.cli.main import main
@@ -81,6 +81,26 @@ def test_afs_is_kept_when_the_games_are_interrupted(trained: Path, monkeypatch: 
     monkeypatch.setattr(ProgressiveRun, "clean_and_random", interrupt)
     assert main(["sensitivity", "run", "--steps", "20"]) == 130
     assert {row["aps"] for row in rows(trained / "sensitivity.csv")} == {"nan"}
+
+
+def test_what_noise_has_shown_is_kept_when_the_games_are_interrupted(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    halves = iter((0.5, 1.5, 2.0))
+
+    def perturb(run: ProgressiveRun, place: Place, *rest: object) -> Perturbation:
+        half = next(halves, None)
+        if half is None:
+            raise KeyboardInterrupt
+        return Perturbation({half: 1.0}, half)
+
+    monkeypatch.setattr(ProgressiveRun, "clean_and_random", lambda run, episodes, seed: (1e6, 0.0))
+    monkeypatch.setattr(ProgressiveRun, "perturb", perturb)
+    assert main(["sensitivity", "run", "--steps", "20"]) == 130
+    table = rows(trained / "sensitivity.csv")
+    assert [row["aps"] for row in table] == ["0.75", "0.25", "nan", "nan", "nan", "nan"]
+    assert [row["half_variance"] for row in table] == ["0.5", "1.5", "2.0", "nan", "nan", "nan"]
+    assert "APS 2 of 6: conv1 of student, half of the score at a variance of 1.5" in capsys.readouterr().err
 
 
 def test_a_game_that_is_not_there_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
