@@ -85,6 +85,8 @@ def _perturb(
     progress: Progress,
 ) -> tuple[Sensitivity, str]:
     """Try noise in every layer of every column; returns `found` with it, and a sentence on the scores."""
+    from math import isinf
+
     task = progress.add_task("Playing for APS", total=len(deviations) + 1)
     clean, random = run.clean_and_random(flags.episodes, flags.seed)
     scores = f"{clean:,.1f} points without noise, {random:,.1f} with random actions ({flags.episodes} games each)"
@@ -98,10 +100,8 @@ def _perturb(
         noise = run.perturb(place, deviations[place], (clean + random) / 2, flags.episodes, flags.seed)
         found = replace(found, perturbations={**found.perturbations, place: noise})
         found.write(folder)
-        progress.console.print(
-            f"APS {number} of {len(in_order)}: {where}, half of the score at a variance of {noise.half:.3g}",
-            highlight=False,
-        )
+        half = "never half" if isinf(noise.half) else f"half at {noise.half:.3g} times the variance"
+        progress.console.print(f"APS {number} of {len(in_order)}: {where}, {half}", highlight=False)
     return found, f"APS is at {(clean + random) / 2:,.1f} points: {scores}."
 
 

@@ -1,6 +1,7 @@
 """`kfrl sensitivity` on runs of every kind."""
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_afs_is_kept_when_the_games_are_interrupted(trained: Path, monkeypatch: 
 def test_what_noise_has_shown_is_kept_when_the_games_are_interrupted(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    halves = iter((0.5, 1.5, 2.0))
+    halves = iter((0.5, 1.5, math.inf))
 
     def perturb(run: ProgressiveRun, place: Place, *rest: object) -> Perturbation:
         half = next(halves, None)
@@ -99,8 +100,10 @@ def test_what_noise_has_shown_is_kept_when_the_games_are_interrupted(
     assert main(["sensitivity", "run", "--steps", "20"]) == 130
     table = rows(trained / "sensitivity.csv")
     assert [row["aps"] for row in table] == ["0.75", "0.25", "nan", "nan", "nan", "nan"]
-    assert [row["half_variance"] for row in table] == ["0.5", "1.5", "2.0", "nan", "nan", "nan"]
-    assert "APS 2 of 6: conv1 of student, half of the score at a variance of 1.5" in capsys.readouterr().err
+    assert [row["half_variance"] for row in table] == ["0.5", "1.5", "inf", "nan", "nan", "nan"]
+    said = capsys.readouterr().err
+    assert "APS 2 of 6: conv1 of student, half at 1.5 times the variance\n" in said
+    assert "APS 3 of 6: conv2 of seaquest, never half\n" in said
 
 
 def test_a_game_that_is_not_there_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
