@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isinf, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,8 +86,6 @@ def _perturb(
     progress: Progress,
 ) -> tuple[Sensitivity, str]:
     """Try noise in every layer of every column; returns `found` with it, and a sentence on the scores."""
-    from math import isinf
-
     task = progress.add_task("Playing for APS", total=len(deviations) + 1)
     clean, random = run.clean_and_random(flags.episodes, flags.seed)
     scores = f"{clean:,.1f} points without noise, {random:,.1f} with random actions ({flags.episodes} games each)"
@@ -106,8 +105,6 @@ def _perturb(
 
 
 def _table(found: Sensitivity, title: str) -> Table:
-    from math import isinf, isnan
-
     from rich.table import Table
 
     table = Table("layer", "column", title=title, title_justify="left")
