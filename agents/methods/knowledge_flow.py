@@ -130,8 +130,8 @@ class Settings(FlowSettings):
     the plain net starts afresh."""
     keep_biases: Literal["expert", "always"] = "expert"
     """Whether the fold keeps the teachers' biases in the hidden layers: always; or (expert) not where no teacher plays
-    the game and the student learns from rewards right after the fold (+). Then they are 0, and fc is as large as in a
-    fresh net."""
+    the game, no head is linked, and the student learns from rewards right after the fold (+). Then they are 0, and fc
+    is as large as in a fresh net."""
     imitate: Literal["never", "expert", "always"] = "expert"
     """Whether the plain net then imitates the linked one before it learns alone (+): only if a teacher plays the same
     game (expert), always, or never."""
@@ -648,15 +648,16 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             stored = (self._answers.observations, *self._answers.said(net.flow.present_taps, self._teachers))
             seen, *features = (part[:observations] for part in stored)
         yield from net.fold(seen, features)
-        if self._drops_biases:
+        if self._drops_biases(net):
             yield from net.drop_biases(seen[:: math.ceil(len(seen) / CHOICE_OBSERVATIONS)])
         if self._nothing_to_imitate(net):
             yield "The fold has the whole policy, so nothing is left to imitate: these steps go to the learning alone."
 
-    @property
-    def _drops_biases(self) -> bool:
+    def _drops_biases(self, net: FlowNet) -> bool:
         strangers = not any(_plays(teacher, self._game) for teacher in self._teachers.values())
-        return strangers and self._stages[0] == ALONE and self.flow_config.keep_biases == "expert"
+        # Teachers' heads read features with their biases.
+        heads = len(_hidden(net.flow)) < len(net.flow.links)
+        return strangers and not heads and self._stages[0] == ALONE and self.flow_config.keep_biases == "expert"
 
     def parameter_groups(self, net: FlowNet) -> list[ParameterGroup]:
         """While linked student and Q at the run's rate, w by plain gradient descent or with them; then the plain net.

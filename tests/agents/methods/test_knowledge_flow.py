@@ -943,6 +943,8 @@ def test_a_fold_of_strangers_starts_without_their_biases_and_at_a_fresh_nets_siz
     assert biases([stranger], fold_at=0.1) == all_of_them
     assert biases([stranger], fold_at=0.0, imitate="always") == all_of_them
     assert biases([stranger, expert], fold_at=0.0) == all_of_them
+    # A teacher's policy reads features with their biases.
+    assert biases([stranger], fold_at=0.0, link_heads="always") == all_of_them
 
 
 def test_a_head_whose_fold_explains_less_than_half_keeps_the_students_own_weights(
