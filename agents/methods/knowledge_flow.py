@@ -108,9 +108,10 @@ class Settings(FlowSettings):
     match_scales: bool = False
     """Bring the teachers' hidden features to the scale of the fresh student's own (+), once, before training. For runs
     that stay linked: what is folded trains best at the teachers' own scale."""
-    link_heads: Literal["never", "expert", "always"] = "expert"
-    """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. Actions meet by
-    meaning."""
+    link_heads: Literal["auto", "never", "expert", "always"] = "auto"
+    """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. auto: expert; but
+    where no teacher plays the game and the student learns from rewards right after the fold, all policies. Actions meet
+    by meaning."""
     linked_teachers: Count | None = None
     """How many of the teachers are linked at a time (+); the others are a pool from which one comes where one goes.
     None: all, from start to end."""
@@ -130,8 +131,8 @@ class Settings(FlowSettings):
     the plain net starts afresh."""
     keep_biases: Literal["expert", "always"] = "expert"
     """Whether the fold keeps the teachers' biases in the hidden layers: always; or (expert) not where no teacher plays
-    the game, no head is linked, and the student learns from rewards right after the fold (+). Then they are 0, and fc
-    is as large as in a fresh net."""
+    the game and the student learns from rewards right after the fold (+). Then they are 0, and fc is as large as in a
+    fresh net."""
     imitate: Literal["never", "expert", "always"] = "expert"
     """Whether the plain net then imitates the linked one before it learns alone (+): only if a teacher plays the same
     game (expert), always, or never."""
@@ -206,13 +207,14 @@ class FlowNet(nn.Module):
         if self.pool is not None:
             self.flow.absent = self.pool.absent
 
-    def fold(self, observations: Tensor, features: Sequence[Tensor] = ()) -> Iterator[str]:
+    def fold(self, observations: Tensor, features: Sequence[Tensor] = (), *, keep_biases: bool = True) -> Iterator[str]:
         """Fold `flow` into `alone`; a line for each layer.
 
         Args:
             observations: (N, stack, H, W) uint8.
             features: The teachers' stored pre-activations on them, (N, ...) each, in the order of `flow.present_taps`;
                 without them the teachers are run.
+            keep_biases: False: see `kfrl.flow.fold.drop_biases`. The heads are then fitted to the layers without them.
 
         Raises:
             UserError: too few observations.
@@ -226,6 +228,21 @@ class FlowNet(nn.Module):
         def mixture(layer: str, obs: Tensor) -> Tensor:
             return self.flow.mixture(layer, obs, stored.get(id(obs)))
 
+        hidden = [layer for layer in layers if layer not in AtariNet.head_layers]
+        heads = layers[len(hidden) :]
+        yield from self._fold_layers(hidden, mixture, batches)
+        if hidden and not keep_biases:
+            some = screens(observations[:: math.ceil(len(observations) / CHOICE_OBSERVATIONS)])
+            scale = drop_biases(self.alone, hidden, self.flow.student, some)
+            yield (
+                f"No teacher plays this game: the biases of {', '.join(hidden)} are set to 0, and the weights of "
+                f"{hidden[-1]} are multiplied by {scale:.2f}."
+            )
+        yield from self._fold_layers(heads, mixture, batches)
+
+    def _fold_layers(
+        self, layers: Sequence[str], mixture: Callable[[str, Tensor], Tensor], batches: Sequence[Tensor]
+    ) -> Iterator[str]:
         for folded in fold(self.alone, layers, mixture, batches, self.flow.own_rows):
             self.fold_r2.get_buffer(tensor_name(folded.layer)).fill_(folded.r2)
             yield f"Folded {folded}"
@@ -233,16 +250,6 @@ class FlowNet(nn.Module):
                 own = self.flow.student.get_submodule(folded.layer).state_dict()
                 self.alone.get_submodule(folded.layer).load_state_dict(own)
                 yield f"That is too little to start from: {folded.layer} keeps the student's own weights."
-
-    def drop_biases(self, observations: Tensor) -> Iterator[str]:
-        """See `kfrl.flow.fold.drop_biases`; a line says what was done. For folds that changed a hidden layer."""
-        layers = [name for name, _ in self.fold_r2.named_buffers() if name not in AtariNet.head_layers]
-        if layers:
-            scale = drop_biases(self.alone, layers, self.flow.student, screens(observations))
-            yield (
-                f"No teacher plays this game: the biases of {', '.join(layers)} are set to 0, and the weights of "
-                f"{layers[-1]} are multiplied by {scale:.2f}."
-            )
 
 
 class KnowledgeFlowMethod(Method[FlowNet]):
@@ -566,19 +573,22 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
         wanted = self.flow_config.link_heads
+        policies_alone = wanted == "auto" and self._starts_from_strangers
         linked = [
             teacher
             for teacher in teachers
             if not state_size(teacher.net)
-            and (wanted == "always" or (wanted == "expert" and _plays(teacher, spec.game)))
+            and (wanted == "always" or policies_alone or (wanted != "never" and _plays(teacher, spec.game)))
         ]
-        heads = AtariNet.head_layers
-        self._without_value = tuple(teacher.name for teacher in linked if not teacher.card.trains_value)
+        # The values of another game are of another size; their errors would change the body more than the rewards do.
+        heads = ("policy",) if policies_alone else AtariNet.head_layers
+        untrained = tuple(teacher.name for teacher in linked if not teacher.card.trains_value)
+        self._without_value = untrained if "value" in heads else ()
         return [
             Link(head, teacher.name, head)
             for head in heads
             for teacher in linked
-            if head == "policy" or teacher.card.trains_value
+            if head == "policy" or teacher.name not in untrained
         ]
 
     def review(self, net: FlowNet, step: int, games: Callable[[int], AtariEnvs]) -> Iterator[Review | None] | None:
@@ -647,17 +657,16 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         else:
             stored = (self._answers.observations, *self._answers.said(net.flow.present_taps, self._teachers))
             seen, *features = (part[:observations] for part in stored)
-        yield from net.fold(seen, features)
-        if self._drops_biases(net):
-            yield from net.drop_biases(seen[:: math.ceil(len(seen) / CHOICE_OBSERVATIONS)])
+        keep_biases = self.flow_config.keep_biases == "always" or not self._starts_from_strangers
+        yield from net.fold(seen, features, keep_biases=keep_biases)
         if self._nothing_to_imitate(net):
             yield "The fold has the whole policy, so nothing is left to imitate: these steps go to the learning alone."
 
-    def _drops_biases(self, net: FlowNet) -> bool:
+    @property
+    def _starts_from_strangers(self) -> bool:
+        """Whether no teacher plays the game, and the student learns from rewards right after the fold."""
         strangers = not any(_plays(teacher, self._game) for teacher in self._teachers.values())
-        # Teachers' heads read features with their biases.
-        heads = len(_hidden(net.flow)) < len(net.flow.links)
-        return strangers and not heads and self._stages[0] == ALONE and self.flow_config.keep_biases == "expert"
+        return strangers and self._stages[0] == ALONE
 
     def parameter_groups(self, net: FlowNet) -> list[ParameterGroup]:
         """While linked student and Q at the run's rate, w by plain gradient descent or with them; then the plain net.

@@ -140,7 +140,24 @@ def test_heads_may_be_linked_to_no_teacher_or_to_all(expert: Teacher, stranger: 
         assert linked(always, [stranger, expert], name)[3:] == HEADS
 
 
-@pytest.mark.parametrize("link_heads", ["expert", "always"])
+def test_strangers_alone_are_linked_by_their_policies_where_the_fold_is_at_the_start(
+    expert: Teacher, stranger: Teacher, teacher: Callable[..., Teacher]
+) -> None:
+    other = teacher(AtariNet(3, ((2, 8, 8),), 7), ("NOOP", "FIRE", "DOWN"), game="pong")
+
+    def heads(teachers: list[Teacher], **flow: object) -> list[tuple[str, str]]:
+        links = make_method(**flow).build(SPEC, teachers).flow.links
+        return [(link.teacher, link.layer) for link in links if link.student in ("policy", "value")]
+
+    assert heads([stranger, other], fold_at=0.0) == [("seaquest", "policy"), ("pong", "policy")]
+    assert heads([stranger, expert], fold_at=0.0) == [("breakout", "policy"), ("breakout", "value")]
+    assert heads([stranger, other], fold_at=0.0, link_heads="expert") == []
+    # What follows is linked or imitates, and was not measured so.
+    assert heads([stranger, other], fold_at=0.1) == []
+    assert heads([stranger, other], fold_at=0.0, imitate="always") == []
+
+
+@pytest.mark.parametrize("link_heads", ["auto", "expert", "always"])
 def test_a_value_head_that_was_never_trained_is_not_linked(expert: Teacher, link_heads: str) -> None:
     distilled = replace(expert, card=replace(expert.card, trains_value=False))
     method = make_method(link_heads=link_heads)
@@ -943,8 +960,24 @@ def test_a_fold_of_strangers_starts_without_their_biases_and_at_a_fresh_nets_siz
     assert biases([stranger], fold_at=0.1) == all_of_them
     assert biases([stranger], fold_at=0.0, imitate="always") == all_of_them
     assert biases([stranger, expert], fold_at=0.0) == all_of_them
-    # A teacher's policy reads features with their biases.
-    assert biases([stranger], fold_at=0.0, link_heads="always") == all_of_them
+
+
+def test_a_strangers_policy_is_fitted_to_the_layers_without_their_biases(
+    stranger: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.methods.knowledge_flow.LEAST_HEAD_R2", -math.inf)
+    for layer in ("conv1", "fc"):
+        nn.init.constant_(stranger.net.get_submodule(layer).bias, 0.5)
+    nn.init.normal_(stranger.net.get_submodule("policy").weight)
+    obs = noise(600)
+    method = make_method(fold_at=0.0, fold_observations=600)
+    net = method.build(SPEC, [stranger])
+    list(method.prepare(net, lambda count, policy=None: obs[:count]))
+    assert not net.alone.get_submodule("fc").bias.any()
+    with torch.no_grad():
+        wanted, found = net.flow(obs)[0], net.alone(obs)[0]
+    # A least-squares fit with an intercept has the mean of what it fits.
+    torch.testing.assert_close(found.mean(0), wanted.mean(0), atol=0.01, rtol=0)
 
 
 def test_a_head_whose_fold_explains_less_than_half_keeps_the_students_own_weights(
