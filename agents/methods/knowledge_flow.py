@@ -580,7 +580,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             if not state_size(teacher.net)
             and (wanted == "always" or policies_alone or (wanted != "never" and _plays(teacher, spec.game)))
         ]
-        # The values of another game are of another size; their errors would change the body more than the rewards do.
+        # Values of another game are of another size, so the first updates would be mostly of their errors.
         heads = ("policy",) if policies_alone else AtariNet.head_layers
         untrained = tuple(teacher.name for teacher in linked if not teacher.card.trains_value)
         self._without_value = untrained if "value" in heads else ()
