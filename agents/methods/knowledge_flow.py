@@ -108,10 +108,10 @@ class Settings(FlowSettings):
     match_scales: bool = False
     """Bring the teachers' hidden features to the scale of the fresh student's own (+), once, before training. For runs
     that stay linked: what is folded trains best at the teachers' own scale."""
-    link_heads: Literal["auto", "never", "expert", "always"] = "auto"
-    """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. auto: expert; but
-    where no teacher plays the game and the student learns from rewards right after the fold, all policies. Actions meet
-    by meaning."""
+    link_heads: Literal["never", "expert", "policies", "always"] = "expert"
+    """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. policies: expert;
+    but where no teacher plays the game and the student learns from rewards right after the fold, all policies. Actions
+    meet by meaning."""
     linked_teachers: Count | None = None
     """How many of the teachers are linked at a time (+); the others are a pool from which one comes where one goes.
     None: all, from start to end."""
@@ -573,7 +573,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
         wanted = self.flow_config.link_heads
-        policies_alone = wanted == "auto" and self._starts_from_strangers
+        policies_alone = wanted == "policies" and self._starts_from_strangers
         linked = [
             teacher
             for teacher in teachers

@@ -149,15 +149,16 @@ def test_strangers_alone_are_linked_by_their_policies_where_the_fold_is_at_the_s
         links = make_method(**flow).build(SPEC, teachers).flow.links
         return [(link.teacher, link.layer) for link in links if link.student in ("policy", "value")]
 
-    assert heads([stranger, other], fold_at=0.0) == [("seaquest", "policy"), ("pong", "policy")]
-    assert heads([stranger, expert], fold_at=0.0) == [("breakout", "policy"), ("breakout", "value")]
-    assert heads([stranger, other], fold_at=0.0, link_heads="expert") == []
+    both, start = [stranger, other], {"fold_at": 0.0, "link_heads": "policies"}
+    assert heads(both, **start) == [("seaquest", "policy"), ("pong", "policy")]
+    assert heads([stranger, expert], **start) == [("breakout", "policy"), ("breakout", "value")]
+    assert heads(both, fold_at=0.0) == []
     # What follows is linked or imitates, and was not measured so.
-    assert heads([stranger, other], fold_at=0.1) == []
-    assert heads([stranger, other], fold_at=0.0, imitate="always") == []
+    assert heads(both, fold_at=0.1, link_heads="policies") == []
+    assert heads(both, imitate="always", **start) == []
 
 
-@pytest.mark.parametrize("link_heads", ["auto", "expert", "always"])
+@pytest.mark.parametrize("link_heads", ["expert", "policies", "always"])
 def test_a_value_head_that_was_never_trained_is_not_linked(expert: Teacher, link_heads: str) -> None:
     distilled = replace(expert, card=replace(expert.card, trains_value=False))
     method = make_method(link_heads=link_heads)
@@ -970,7 +971,7 @@ def test_a_strangers_policy_is_fitted_to_the_layers_without_their_biases(
         nn.init.constant_(stranger.net.get_submodule(layer).bias, 0.5)
     nn.init.normal_(stranger.net.get_submodule("policy").weight)
     obs = noise(600)
-    method = make_method(fold_at=0.0, fold_observations=600)
+    method = make_method(fold_at=0.0, fold_observations=600, link_heads="policies")
     net = method.build(SPEC, [stranger])
     list(method.prepare(net, lambda count, policy=None: obs[:count]))
     assert not net.alone.get_submodule("fc").bias.any()
