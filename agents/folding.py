@@ -15,6 +15,7 @@ from agents.observations import observe, steps_for
 from agents.run import Run, reopen
 from agents.teachers.formats import save_agent
 from kfrl.errors import UserError
+from kfrl.flow.fold import observations_needed
 from kfrl.nets import state_size
 from kfrl.runs.checkpoint import latest_checkpoint
 from kfrl.seeding import FOLD, stream
@@ -43,7 +44,10 @@ class LinkedRun:
         method, net = built.method, built.net
         checkpoint.load_net(net)
         if not isinstance(net, FlowNet) or method.independent(net):
-            raise UserError(f"{path} is independent already: {self.run.folder.student} needs no teacher.")
+            raise UserError(
+                f"{path} is independent already: {self.run.folder.student} needs no teacher, and is used as it is. "
+                "Fold a run of --fold-at None, or one that was stopped before its fold."
+            )
         if state_size(net):
             raise UserError(f"{path} has a student with an LSTM, and a fold needs its answers to single observations.")
         net.take_up_links()
@@ -69,7 +73,8 @@ class LinkedRun:
         With a file of answers, nothing is played and no teacher is run.
 
         Raises:
-            UserError: the answers are of another game, other rules or other teachers, or lack the linked layers.
+            UserError: the answers are of another game, other rules or other teachers, or lack the linked layers; or
+                there are too few observations.
         """
         config = self.run.config
         if answers is not None:
@@ -78,12 +83,22 @@ class LinkedRun:
             stored = answers_for(files, self.run.rules(self.run.spec))
             features = stored.said(self.net.flow.present_taps, {teacher.name: teacher for teacher in self.run.teachers})
             kept = [part[:observations] for part in (stored.observations, *features)]
+            self._check_number(len(kept[0]), f"{answers} has {stored.card.count:,} observations, and --observations is")
             self._note(self.net.fold(kept[0], kept[1:]), report)
             return
         check_memory("observations", observations)
+        self._check_number(observations, "--observations")
         seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, FOLD))
         self.steps += steps_for(observations)
         self._note(self.net.fold(seen), report)
+
+    def _check_number(self, have: int, what: str) -> None:
+        for layer, needed in observations_needed(self.net.alone, self.net.fold_layers).items():
+            if have < needed:
+                raise UserError(
+                    f"{what} {have:,}: too few for a fold, because layer {layer} has more unknowns. Give {needed:,} or "
+                    "more."
+                )
 
     def _note(self, lines: Iterable[str], report: Callable[[str], None]) -> None:
         for line in lines:

@@ -328,13 +328,16 @@ def _check_samples(layers: dict[str, Layer], run: Run, envs: int, t_max: int) ->
     """Refuse a rollout with too few samples for the outputs of the widest layer."""
     widest = max(layers, key=lambda name: len(layers[name].weight))
     units, least = len(layers[widest].weight), -(-len(layers[widest].weight) // COLD_UPDATES)
-    samples = min(envs * t_max, run.config.acktr.fisher_samples)
-    if samples < least:
-        raise UserError(
-            f"A rollout of {envs} games x {t_max} steps gives --algo acktr {samples} samples "
-            f"for its factors; the {units} outputs of {widest} need {least} or more, because their factor is used "
-            f"after {COLD_UPDATES} updates. Give more --envs-per-worker, --t-max or --fisher-samples."
-        )
+    limits = {
+        f"A rollout of {envs} games x {t_max} steps": (envs * t_max, "Give more --envs-per-worker or --t-max."),
+        "--fisher-samples": (run.config.acktr.fisher_samples, f"Give --fisher-samples {least} or more."),
+    }
+    for what, (samples, advice) in limits.items():
+        if samples < least:
+            raise UserError(
+                f"{what} gives --algo acktr {samples} samples for its factors; the {units} outputs of {widest} need "
+                f"{least} or more, because their factor is used after {COLD_UPDATES} updates. {advice}"
+            )
 
 
 def _check_engine(config: TrainConfig) -> None:

@@ -201,9 +201,6 @@ class Trainer(training.Trainer[Run]):
     def _next_phase(self) -> bool:
         """Start the next phase; False if the run is `stopping` before that."""
         self._close_logs()
-        caveat = self.method.caveat(self.net)
-        if caveat:
-            self.display.say(f"Phase {self.phase_title}, is over. {caveat}")
         before = self._own_steps_before
         with _all_cores():
             for line in self.method.end_phase(self.net, self._play):
@@ -245,17 +242,21 @@ class Trainer(training.Trainer[Run]):
     def training_report(self) -> list[dict[str, float]]:
         """The mean raw score of the last 100 training games, at each passed entry of `report_frames` and now.
 
-        Each report has `frames` of the run's own game, the number of `games` and their `mean`. Games of a `guided`
-        phase are left out. Empty if no other game has ended.
+        Each report has `frames` of the run's own game, the number of `games` and their `mean`. Only games of
+        the present phase count, and none of a `guided` one. Empty if no such game has ended.
         """
-        return [*self._reports, *self._report_at(self._frames)] if self._recent[self.run.spec.game] else []
+        return [*self._reports, *self._report_at(self._frames)] if self._counted else []
+
+    @property
+    def _counted(self) -> Sequence[float]:
+        return () if self.phase.guided else self.recent_of_phase[self.run.spec.game]
 
     @property
     def _frames(self) -> int:
         return self.step * self.run.protocol.frame_skip
 
     def _report_at(self, frames: int) -> list[dict[str, float]]:
-        recent = self._recent[self.run.spec.game]
+        recent = self._counted
         mean = sum(recent) / max(1, len(recent))
         known = self._reports and self._reports[-1]["frames"] == frames
         return [] if known else [{"frames": frames, "games": len(recent), "mean": mean}]
@@ -265,7 +266,7 @@ class Trainer(training.Trainer[Run]):
         noted = {report["frames"] for report in self._reports}
         for frames in self.run.config.report_frames:
             passed = self._guided_frames < frames <= self._frames
-            if self.on_target and self._recent[self.run.spec.game] and passed and frames not in noted:
+            if self.on_target and self._counted and passed and frames not in noted:
                 self._reports += self._report_at(frames)
 
     @property

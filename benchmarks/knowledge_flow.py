@@ -30,7 +30,10 @@ from kfrl.runs.folder import RUNS
 from kfrl.runs.metrics import read_metrics
 from kfrl.training.signals import noting_signals
 
-PAPER = ("--fold-at", "None", "--no-choose-channels", "--link-heads", "never", "--student-weight", "None")
+PAPER = (
+    *("--fold-at", "None", "--no-choose-channels", "--link-heads", "never"),
+    *("--student-weight", "None", "--layer-weights-lr", "None"),
+)
 NO_HEADS = ("--link-heads", "never", "--imitate", "never")
 NO_HIDDEN = "methods:\n  knowledge-flow:\n    links:\n" + "".join(
     f"      - {{{{student: {head}, teacher: {{teacher}}, layer: {head}}}}}\n" for head in ("policy", "value")

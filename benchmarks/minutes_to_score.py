@@ -6,7 +6,7 @@
 `run` trains one arm after another, each in its own processes with the whole machine, until it is done or its time is
 up, and writes `ARM.csv` with the score along the clock. An arm whose file is there is skipped.
 
-- kfrl-flow, kfrl-a3c, kfrl-ppo: `kfrl train`, from the start of the command. A score is the mean of 10 games of the
+- kfrl-flow, kfrl-a3c, kfrl-ppo: `kfrl train`, from its first step of play. A score is the mean of 10 games of the
   student alone, which is evaluated beside the training and shares its cores.
 - sb3-ppo, sb3-a2c: Stable-Baselines3 with the settings that RL Baselines3 Zoo has for Atari, its own net and wrappers.
 - cleanrl-ppo: CleanRL's `ppo_atari.py` as it is, with its defaults, from `--cleanrl`, a checkout, by
@@ -95,7 +95,7 @@ def run(arm: Arm, options: Options) -> None:
 
 
 def _kfrl(name: str, options: Options) -> list[tuple[float, int, float]]:
-    """Scores of the lone student by the clock of `kfrl train`, whose start-up is added to it."""
+    """Scores of the lone student by the clock of the run, which starts when it begins to play."""
     folder = RunFolder(options.out / f"run-{name}")
     flags = {
         "flow": ("--teachers", options.teacher, "--steps", str(options.steps), "--curve-points", "25"),

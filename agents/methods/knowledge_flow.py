@@ -189,6 +189,11 @@ class FlowNet(nn.Module):
         """Whether `alone` has been folded and learns by itself."""
         return not any(r2.isnan() for r2 in self.fold_r2.buffers())
 
+    @property
+    def fold_layers(self) -> list[str]:
+        """The layers that a fold changes, in the order of the forward pass."""
+        return [name for name, _ in self.fold_r2.named_buffers()]
+
     def leave_fresh(self) -> None:
         """Let `alone` go its way from its fresh weights: it takes over nothing."""
         for r2 in self.fold_r2.buffers():
@@ -220,7 +225,7 @@ class FlowNet(nn.Module):
             UserError: too few observations.
         """
         self.alone.load_state_dict(self.flow.export().state_dict())
-        layers = [name for name, _ in self.fold_r2.named_buffers()]
+        layers = self.fold_layers
         size = max(1, min(FOLD_BATCH, len(observations) // 10))
         batches = observations.split(size)
         stored = dict(zip(map(id, batches), zip(*(part.split(size) for part in features), strict=True), strict=False))
@@ -232,8 +237,7 @@ class FlowNet(nn.Module):
         heads = layers[len(hidden) :]
         yield from self._fold_layers(hidden, mixture, batches)
         if hidden and not keep_biases:
-            some = screens(observations[:: math.ceil(len(observations) / CHOICE_OBSERVATIONS)])
-            scale = drop_biases(self.alone, hidden, self.flow.student, some)
+            scale = drop_biases(self.alone, hidden, self.flow.student, screens(_spread(observations)))
             yield (
                 f"No teacher plays this game: the biases of {', '.join(hidden)} are set to 0, and the weights of "
                 f"{hidden[-1]} are multiplied by {scale:.2f}."
@@ -333,8 +337,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     @property
     def _choice_steps(self) -> int:
         """Steps that `prepare` plays to choose channels or to match scales."""
-        chooses = self.flow_config.choose_channels or self.flow_config.match_scales
-        return steps_for(CHOICE_OBSERVATIONS) if chooses and not self.config.answers else 0
+        return steps_for(CHOICE_OBSERVATIONS) if self._chooses and not self.config.answers else 0
 
     def _left_by_the_choice(self) -> int:
         steps, played = self.config.steps, self._choice_steps
@@ -508,19 +511,30 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         config, flow = self.flow_config, net.flow
         if self._answers is not None:
             play = self._answers.spread
-        if config.choose_channels or config.match_scales:
+        if self._chooses:
             obs = screens(play(CHOICE_OBSERVATIONS, self._expert_policy()))
-            experts = [self._expert.name] if self._expert else []
-            if reasons := net.leave_out_useless(obs, experts):
-                yield from reasons.values()
-                self._set_student_weight(flow)
+            yield from self._leave_out_useless(net, obs)
             hidden = [link for link in _hidden(flow) if link.teacher not in flow.absent]
             if config.choose_channels:
-                yield from flow.choose_channels(obs, hidden, experts)
+                yield from flow.choose_channels(obs, hidden, self._needed)
             if config.match_scales:
                 flow.match_scales(obs, hidden)
         if self._stages[0] != LINKED:
             yield from self._fold(net, play)
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether `prepare` looks at the game before there is a link."""
+        return self.flow_config.choose_channels or self.flow_config.match_scales
+
+    @property
+    def _needed(self) -> list[str]:
+        return [self._expert.name] if self._expert else []
+
+    def _leave_out_useless(self, net: FlowNet, obs: Tensor) -> Iterator[str]:
+        if reasons := net.leave_out_useless(obs, self._needed):
+            yield from reasons.values()
+            self._set_student_weight(net.flow)
 
     def _set_student_weight(self, flow: KnowledgeFlow) -> None:
         """Give p of the student its start again, because the teachers that are linked have changed."""
@@ -560,11 +574,17 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return ()
 
     def _kickstart_notes(self) -> Sequence[str]:
-        """Why the kickstart does not depend on the games that the student plays, if it does not."""
-        why = self._incomparable()
-        if not (why and self.flow_config.kickstart_coef and {IMITATION, ALONE} <= set(self._stages)):
+        """Why the kickstart does not depend on the games that the student plays, or has no effect, if so."""
+        if self._expert is None or not (self.flow_config.kickstart_coef and {IMITATION, ALONE} <= set(self._stages)):
             return ()
-        assert self._expert is not None
+        why = self._incomparable()
+        if not why and not self._beats_random_play():
+            return (
+                f"Teacher {self._expert.name} scored {self._expert_score():,.1f}, no more than random play. The "
+                "student is not held near the linked net, and --kickstart-coef has no effect.",
+            )
+        if not why:
+            return ()
         return (
             f"Teacher {self._expert.name} {why}: how far the student is behind it is not known, and the kickstart "
             "falls with the steps alone. For a kickstart that ends when the student has the teacher's score, give a "
@@ -654,6 +674,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             return
         if self._answers is None:
             seen, features = play(observations, lambda obs: net.flow(obs)[0]), []
+            if self._stages[0] != LINKED and not self._chooses:
+                yield from self._leave_out_useless(net, screens(_spread(seen)))
         else:
             stored = (self._answers.observations, *self._answers.said(net.flow.present_taps, self._teachers))
             seen, *features = (part[:observations] for part in stored)
@@ -715,12 +737,19 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         score = None if self._incomparable() else self._expert_score()
         if score is None or not self._scores:
             return 1.0
+        if not self._beats_random_play():
+            return 0.0
         reference = reference_of(self._game, self._cap)
         floor = reference.random if reference else 0.0
         if score <= floor:
-            return 0.0 if reference else 1.0
+            return 1.0
         own = sum(self._scores) / len(self._scores)
         return min(1.0, max(0.0, (score - own) / (score - floor)))
+
+    def _beats_random_play(self) -> bool:
+        """Whether the expert's score is above that of random play, or one of them is unknown."""
+        score, reference = self._expert_score(), reference_of(self._game, self._cap)
+        return score is None or reference is None or score > reference.random
 
     def _expert_score(self) -> float | None:
         return None if self._expert is None else self._expert.card.mean_score
@@ -852,12 +881,13 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         return copy.deepcopy(net.alone) if net.folded else net.flow.export()
 
     def caveat(self, net: FlowNet) -> str:
-        """That the student is linked, in a run that does not fold it."""
-        if self.flow_config.fold_at is not None:
+        """That the student is linked, until it is folded."""
+        if net.folded:
             return ""
+        later = "--fold-at 0 does so in the run" if self.flow_config.fold_at is None else "so does the run, resumed"
         return (
             "Warning: this student is not independent. It was trained with its teachers' links, and its file holds the "
-            "student alone. `kfrl fold RUN` makes a plain net of both; --fold-at 0 does so in the run."
+            f"student alone. `kfrl fold RUN` makes a plain net of both; {later}."
         )
 
     def independent(self, net: FlowNet) -> bool:
@@ -927,6 +957,11 @@ def check_memory(setting: str, samples: int) -> None:
             f"--{setting} {samples:,} needs {samples * SAMPLE_BYTES / 2**30:,.1f} GiB, and this machine has "
             f"{have / 2**30:.1f} GiB. Give {int(0.5 * have / SAMPLE_BYTES):,} or fewer."
         )
+
+
+def _spread(observations: Tensor) -> Tensor:
+    """At most `CHOICE_OBSERVATIONS` of them, at equal distances."""
+    return observations[:: math.ceil(len(observations) / CHOICE_OBSERVATIONS)]
 
 
 def _hidden(flow: KnowledgeFlow) -> list[Link]:

@@ -254,10 +254,11 @@ class PathNetMethod(Method[EvolvingPathNet]):
         """Freeze the best path, re-initialise the free modules, and draw a new population; not in a control."""
         if self.fixed:
             return ()
+        caveat = self.caveat(net)
         net.unchosen += int(not net.population.played.any())
         net.freeze(net.population.best)
         net.population.renew()
-        return ()
+        return [caveat] if caveat else []
 
     def caveat(self, net: EvolvingPathNet) -> str:
         """A sentence on the games in which no path had a fitness."""

@@ -29,6 +29,8 @@ HELD_OUT = 5
 """Every fifth batch of observations is held out of the regression, to choose mu and to measure R2."""
 POSITIONS = 64
 """Approximate number of patches of each observation that are cases; the choice changes from batch to batch."""
+UNFOLDED = 8
+"""Observations whose patches are all in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def foldable_layers(student: nn.Module, linked: Sequence[str], example: Tensor) 
     """The layers that a fold changes: the first linked layer and all after it, in the order of the forward pass.
 
     Raises:
-        UserError: a linked layer is not a convolution or fully connected layer, so not a linear map of its input.
+        UserError: a linked layer is not a convolution or fully connected layer, so not a linear map of its input; or a
+            convolution to be changed has groups, or another padding than a number of zeros.
     """
     used = layers_in_use(student, example)
     others = [layer for layer in linked if layer not in used]
@@ -99,7 +102,26 @@ def foldable_layers(student: nn.Module, linked: Sequence[str], example: Tensor) 
             f"Layer {others[0]} of the student is a {kind}: a fold changes convolutions and fully connected layers, "
             f"which are linear maps of their inputs. Link some of these instead: {', '.join(used)}."
         )
-    return used[min(used.index(layer) for layer in linked) :]
+    layers = used[min(used.index(layer) for layer in linked) :]
+    for layer in layers:
+        _check_convolution(layer, student.get_submodule(layer))
+    return layers
+
+
+def _check_convolution(layer: str, module: nn.Module) -> None:
+    if not isinstance(module, nn.Conv2d):
+        return
+    found = {
+        f"{module.groups} groups": module.groups != 1,
+        f"padding {module.padding!r}": isinstance(module.padding, str),
+        f"padding mode {module.padding_mode}": module.padding_mode != "zeros",
+    }
+    if any(found.values()):
+        raise UserError(
+            f"Layer {layer} of the student has {' and '.join(name for name, there in found.items() if there)}: a fold "
+            "changes convolutions without groups, whose padding is a number of zeros. Write the layer so, or link "
+            "later layers only."
+        )
 
 
 def observations_needed(student: nn.Module, layers: Sequence[str]) -> dict[str, int]:
@@ -183,7 +205,8 @@ def _fold_layer(
         )
     if fitted.cases <= fitted.inputs or not held_out.cases:
         have = sum(map(len, observations))
-        needed = math.ceil((fitted.inputs + 1) * have / max(fitted.cases, 1))
+        in_proportion = math.ceil((fitted.inputs + 1) * have / max(fitted.cases, 1))
+        needed = observations_needed(student, [layer]).get(layer, in_proportion)
         raise UserError(
             f"The fold of layer {layer} has {fitted.cases:,} cases for {fitted.inputs + 1:,} unknowns of each output "
             f"from {have:,} observations. Collect about {needed:,} observations."
@@ -239,8 +262,13 @@ def cases(module: nn.Module, x: Tensor, y: Tensor, batch: int = 0) -> tuple[Tens
     if not isinstance(module, nn.Conv2d):
         return x.flatten(0, -2), y.flatten(0, -2)
     padding = tuple(int(side) for side in module.padding)
-    patches = F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)  # (B, d, positions)
-    every = max(1, patches.shape[2] // POSITIONS)
+    y = y.flatten(2)
+    every = max(1, y.shape[2] // POSITIONS)
     chosen = slice(batch % every, None, every)
-    x, y = patches[:, :, chosen], y.flatten(2)[:, :, chosen]
+
+    def patches(part: Tensor) -> Tensor:
+        unfolded = F.unfold(part, module.kernel_size, module.dilation, padding, module.stride)  # (b, d, positions)
+        return unfolded[:, :, chosen]
+
+    x, y = torch.cat([patches(part) for part in x.split(UNFOLDED)]), y[:, :, chosen]
     return x.transpose(1, 2).flatten(0, 1), y.transpose(1, 2).flatten(0, 1)

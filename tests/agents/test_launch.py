@@ -266,6 +266,15 @@ def test_frames_that_pass_while_another_net_acts_have_no_report(tmp_path: Path, 
     assert [(report["frames"], report["games"]) for report in session.trainer.training_report] == [(240, 2), (320, 4)]
 
 
+def test_games_of_an_earlier_phase_with_another_net_are_no_training_games(tmp_path: Path, noise_games: None) -> None:
+    (tmp_path / "phases.py").write_text(GUIDED.replace("guided=True", "guided=False"))
+    session = Session.start({**TINY, "method": str(tmp_path / "phases.py"), "steps": 80, "run_dir": tmp_path / "run"})
+    session.prepare(Silent())
+    session.trainer.train()
+    # The last 40 of the 80 steps, in games of 8 steps in 2 environments.
+    assert [(report["frames"], report["games"]) for report in session.trainer.training_report] == [(320, 4)]
+
+
 def test_the_last_training_games_are_noted_at_given_frames_and_kept_by_a_checkpoint(
     tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,10 @@ def test_a_folded_student_of_knowledge_flow_has_factors(tmp_path: Path, noise_ga
     [
         ({"hidden": 256}, "2 games x 4 steps gives --algo acktr 8 samples .* 256 outputs of fc need 24 or more"),
         (
+            {"hidden": 256, "envs_per_worker": 8, "acktr": ACKTRConfig(fisher_samples=23)},
+            "--fisher-samples gives --algo acktr 23 samples .* Give --fisher-samples 24 or more",
+        ),
+        (
             {"method": "knowledge-flow", "teachers": "zoo:pong", "methods": {"knowledge-flow": LINKED}},
             "cannot factor the Fisher matrix of .*--algo a2c",
         ),

@@ -140,7 +140,7 @@ def test_heads_may_be_linked_to_no_teacher_or_to_all(expert: Teacher, stranger: 
         assert linked(always, [stranger, expert], name)[3:] == HEADS
 
 
-def test_strangers_alone_are_linked_by_their_policies_where_the_fold_is_at_the_start(
+def test_strangers_alone_are_linked_by_their_policies_if_asked_where_the_fold_is_at_the_start(
     expert: Teacher, stranger: Teacher, teacher: Callable[..., Teacher]
 ) -> None:
     other = teacher(AtariNet(3, ((2, 8, 8),), 7), ("NOOP", "FIRE", "DOWN"), game="pong")
@@ -586,7 +586,14 @@ def test_a_student_that_stays_linked_says_so_and_one_that_is_folded_does_not(str
         return method.caveat(method.build(SPEC, [stranger]))
 
     assert "Warning: this student is not independent" in caveat(None)
-    assert caveat(0.1) == caveat(0.0) == ""
+    assert "--fold-at 0 does so in the run" in caveat(None)
+    # A run that is stopped before its fold leaves a linked student too.
+    assert "Warning: this student is not independent" in caveat(0.1)
+    assert "so does the run, resumed" in caveat(0.1)
+    method = make_method(fold_at=0.1)
+    net = method.build(SPEC, [stranger])
+    net.leave_fresh()
+    assert method.caveat(net) == ""
 
 
 def test_a_weight_of_0_may_be_given_for_a_term_that_the_run_lacks(stranger: Teacher) -> None:
@@ -837,6 +844,16 @@ def test_scores_under_different_frame_caps_are_not_compared(
     assert ("how far the student is behind" in notes) == bool(said)
 
 
+def test_a_kickstart_to_an_expert_no_better_than_random_play_has_no_effect_and_says_so(expert: Teacher) -> None:
+    def notes(mean: float, **flow: object) -> str:
+        method = make_method(protocol="paper", **flow)
+        return " ".join(method.notes(staged(method, scored(expert, mean, "paper"), 2)))
+
+    # Random play has 1.7 points.
+    assert "Teacher breakout scored 1.7, no more than random play" in notes(1.7)
+    assert "random play" not in notes(1.8) + notes(1.7, kickstart_coef=0.0)
+
+
 def test_an_expert_without_a_score_is_named(expert: Teacher) -> None:
     method = make_method()
     assert "Teacher breakout has no score" in " ".join(method.notes(staged(method, expert, 2)))
@@ -1051,6 +1068,23 @@ def test_a_useless_stranger_is_left_out_and_the_run_goes_on_without_it(expert: T
     theirs = make_method(fold_at=0.0, fold_observations=600).build(SPEC, [stranger, expert])
     theirs.load_state_dict(untrained(net, method.parameter_groups(net)), strict=False, assign=True)
     assert theirs.flow.absent == {stranger.name}
+
+
+def test_without_a_choice_of_channels_a_useless_teacher_is_seen_in_the_play_for_the_fold(
+    expert: Teacher, stranger: Teacher
+) -> None:
+    unchosen = {"fold_at": 0.0, "fold_observations": 600, "choose_channels": False}
+    method = make_method(**unchosen)
+    net = method.build(SPEC, [silenced(stranger), expert])
+    said = list(method.prepare(net, noise))
+    assert said[0].startswith(f"Teacher {stranger.name!r} is left out: its features are the same on all")
+    assert net.folded
+    assert net.flow.absent == {stranger.name}
+    with torch.no_grad():
+        expert.net.get_parameter("conv1.weight").fill_(torch.nan)
+    method = make_method(**unchosen)
+    with pytest.raises(UserError, match=f"Teacher '{expert.name}': layer conv1 gives numbers that are not finite"):
+        list(method.prepare(method.build(SPEC, [expert]), noise))
 
 
 def test_a_useless_expert_is_refused_whoever_teaches_beside_it(expert: Teacher, stranger: Teacher) -> None:

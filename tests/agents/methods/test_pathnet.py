@@ -430,7 +430,7 @@ def test_a_path_that_no_tournament_chose_is_frozen_and_scored_with_a_word(
     run = prepare(Path("run"), **arguments)
     assert main(["train", "--config", str(run.folder.config), "--run-dir", "again"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Phase 1 of 2, Pong, is over. In 1 of 1 games no path" in said
+    assert "In 1 of 1 games no path" in said
     assert "In 2 of 2 games no path" in said
     assert main(["eval", "again", "--episodes", "1", "--json", "scores.json"]) == 0
     assert "In 2 of 2 games no path" in " ".join(capsys.readouterr().out.split())

@@ -74,10 +74,17 @@ def test_an_interrupted_run_is_folded_into_a_plain_agent(
     assert not Path("run/student.safetensors").exists()
 
 
-def test_too_few_observations_are_refused(linked_run: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fold", "run", "--observations", "32", "--episodes", "0"]) == 2
-    assert "Collect about" in capsys.readouterr().err.replace("\n", " ")
+def test_too_few_observations_are_refused_before_the_play_with_a_number_that_is_enough(
+    linked_run: nn.Module, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The fully connected layer has 4 x 4 x 4 inputs and an intercept: 65 of four fifths of the observations.
+    with monkeypatch.context() as patched:
+        patched.setattr("agents.folding.observe", lambda *game: pytest.fail("it has played"))
+        assert main(["fold", "run", "--observations", "81", "--episodes", "0"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--observations 81: too few for a fold, because layer fc has more unknowns. Give 82 or more." in said
     assert not Path("run/folded.safetensors").exists()
+    assert main(["fold", "run", "--observations", "82", "--episodes", "0"]) == 0
 
 
 def test_an_independent_student_is_refused(linked_run: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:

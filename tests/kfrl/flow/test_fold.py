@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,31 @@ def test_a_large_maps_patches_are_taken_in_turns() -> None:
     taken = [cases(conv, x, x, batch)[0].flatten().tolist() for batch in range(6)]
     assert all(60 <= len(part) <= 70 for part in taken)
     assert sorted(value for part in taken for value in part) == list(range(400))
+
+
+def test_the_patches_of_many_observations_are_those_of_each(batches: list[Tensor]) -> None:
+    conv, x = Small().conv, batches[0][:19]
+    each = [cases(conv, one, conv(one))[0] for one in x.split(1)]
+    assert torch.equal(cases(conv, x, conv(x))[0], torch.cat(each))
+
+
+@pytest.mark.parametrize(
+    ("convolution", "words"),
+    [
+        ({"groups": 3}, "3 groups"),
+        ({"padding": "same"}, "padding 'same'"),
+        ({"padding": 1, "padding_mode": "reflect"}, "padding mode reflect"),
+    ],
+)
+def test_a_convolution_that_is_not_fitted_patch_by_patch_is_refused_by_name(
+    convolution: dict[str, Any], words: str
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, **convolution), nn.Flatten(), nn.LazyLinear(2))
+    example = torch.zeros(1, 3, 9, 9)
+    net(example)
+    with pytest.raises(UserError, match=f"Layer 1 of the student has {words}: a fold"):
+        foldable_layers(net, ["0"], example)
+    assert foldable_layers(net, ["3"], example) == ["3"]
 
 
 def test_a_first_layer_folds_exactly(batches: list[Tensor]) -> None:
