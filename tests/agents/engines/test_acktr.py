@@ -121,6 +121,28 @@ def test_the_trust_region_is_one_for_all_layers() -> None:
     torch.testing.assert_close(before - shared.parameters, torch.full((2,), 0.01))
 
 
+@pytest.mark.parametrize(("updates", "step"), [(0, 0.5 * 2.0), (COLD_UPDATES, 0.01)], ids=["cold", "natural"])
+def test_a_group_of_plain_gradient_descent_moves_by_its_rate_times_its_gradient_alone(
+    updates: int, step: float
+) -> None:
+    layer, plain = nn.Linear(1, 1, bias=False), nn.Parameter(torch.ones(1))
+    groups = [ParameterGroup((layer.weight,)), ParameterGroup((plain,), sgd=0.1)]
+    shared = SharedModel.create(groups, 1)
+    grads = torch.zeros_like(shared.parameters)
+    bind(groups, shared.parameters, grads)
+    state = {"count": torch.tensor(1), "only.inputs": torch.tensor([[1.99]]), "only.outputs": torch.ones(1, 1)}
+    config = ACKTRConfig(trust_region=0.02, damping=0.01)
+    optimiser = NaturalGradient(shared, groups, KroneckerFactors({"only": layer}, state), config, max_grad_norm=100.0)
+    shared.adam_steps[0] = updates
+    before = shared.parameters.clone()
+    grads.copy_(torch.tensor([2.0, 4.0]))
+    optimiser.push(grads, 0.5)
+    # Cold: lr x 2. Natural: V = 2 / 2, <V, dW> = 2, nu = sqrt(0.02 / (0.25 x 2)) = 0.2, step = 0.5 (1 - 0.9) 0.2 V.
+    assert (before - shared.parameters).tolist() == pytest.approx([step, 0.1 * 4.0])
+    assert shared.exp_avg[1] == 0.0
+    assert shared.adam_steps.tolist() == [updates + 1.0, 0.0]
+
+
 def test_a_zero_advantage_changes_the_step_and_not_the_factors(
     tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

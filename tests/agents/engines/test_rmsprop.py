@@ -67,6 +67,19 @@ def test_a_lazy_group_without_a_gradient_keeps_its_statistics() -> None:
     assert shared.exp_avg_sq.tolist() == [0.25, 2.5]
 
 
+def test_a_group_of_plain_gradient_descent_moves_by_its_rate_times_its_gradient_alone() -> None:
+    groups = [ParameterGroup((nn.Parameter(torch.ones(1)),), sgd=sgd) for sgd in (None, 0.1)]
+    shared = SharedModel.create(groups, 1)
+    optimiser = RMSpropTF(shared, groups, max_grad_norm=100.0, alpha=0.5, eps=0.0)
+    optimiser.push(torch.tensor([1.0, 4.0]), lr=0.25)
+    # s of the first stays 0.5 x 1 + 0.5 x 1; the other moves by 0.1 x 4.
+    assert shared.parameters.tolist() == pytest.approx([0.75, 0.6])
+    optimiser.push(torch.tensor([1.0, -1.0]), lr=0.25)
+    assert shared.parameters.tolist() == pytest.approx([0.5, 0.7])
+    assert shared.exp_avg_sq.tolist() == [1.0, 1.0]
+    assert shared.adam_steps.tolist() == [2.0, 0.0]
+
+
 def test_a3cs_statistics_start_from_nothing_and_all_workers_move_them() -> None:
     shared, groups = model(5.0)
     workers = [RMSpropTF.of_a3c(shared, groups, max_grad_norm=40.0) for _ in range(2)]

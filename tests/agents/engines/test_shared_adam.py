@@ -165,6 +165,21 @@ def test_a_lazy_group_without_a_gradient_is_left_alone_with_its_statistics() -> 
     assert not (shared.parameters[2:] == before["parameters"][2:]).any(), "one gradient moves the whole group"
 
 
+@pytest.mark.parametrize("eps", [1e-8, 1e-5], ids=["a3c", "ppo"])
+def test_a_group_of_plain_gradient_descent_moves_by_its_rate_times_its_gradient_alone(eps: float) -> None:
+    first, second = scalars(1.0, 1.0)
+    groups = [ParameterGroup((first,)), ParameterGroup((second,), lr_scale=7.0, sgd=0.1)]
+    shared = SharedModel.create(groups, 1)
+    optimiser = SharedAdam(shared, groups, NO_CLIPPING, eps=eps)
+    optimiser.push(torch.tensor([3.0, 4.0]), 0.25)
+    # Adam's first step is its rate; the other's is 0.1 x 4.
+    assert shared.parameters.tolist() == pytest.approx([0.75, 0.6], rel=1e-5)
+    optimiser.push(torch.tensor([3.0, -1.0]), 0.25)
+    assert shared.parameters[1].item() == pytest.approx(0.7)
+    assert shared.exp_avg[1] == shared.exp_avg_sq[1] == 0.0
+    assert shared.adam_steps.tolist() == [2.0, 0.0]
+
+
 # --- shared -------------------------------------------------------------------------------------------------
 
 
