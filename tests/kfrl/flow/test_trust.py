@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
+from agents.config import TrainConfig
+from agents.engines.optimisers import SharedAdam
+from agents.engines.shared import SharedModel, bind
+from agents.methods.knowledge_flow import FlowNet, KnowledgeFlowMethod
 from kfrl.flow import KnowledgeFlow, Link
 from kfrl.losses.knowledge_flow import dependence_loss
 
@@ -23,6 +31,17 @@ class Net(nn.Module):
         return h
 
 
+def trained_as_a_run_does(flow: KnowledgeFlow) -> tuple[SharedAdam, Tensor]:
+    """The optimiser of a run on games with `UPDATES` updates, and the storage of its gradients."""
+    config = TrainConfig(methods={"knowledge-flow": {"layer_weights_lr": 100.0, "fold_at": None}})
+    method = KnowledgeFlowMethod(replace(config, steps=int(UPDATES * config.steps_an_update)))
+    groups = method.parameter_groups(cast("FlowNet", SimpleNamespace(flow=flow)))
+    shared = SharedModel.create(groups, 1)
+    grads = torch.zeros_like(shared.parameters)
+    bind(groups, shared.parameters, grads)
+    return SharedAdam(shared, groups, max_grad_norm=1e9), grads
+
+
 def p_of_teachers(dependence_coef: float) -> tuple[float, float]:
     """p of the task's own hidden features and of random ones, after a student has learned the task with both."""
     torch.manual_seed(0)
@@ -32,18 +51,15 @@ def p_of_teachers(dependence_coef: float) -> tuple[float, float]:
         stranger.hidden.weight.mul_(4.0)
     links = [Link("hidden", name, "hidden") for name in ("useful", "random")]
     flow = KnowledgeFlow(student, {"useful": task, "random": stranger}, links, torch.zeros(1, 4))
-    body = torch.optim.Adam([*student.parameters(), *flow.transforms.parameters()], lr=1e-3)
-    mixing = torch.optim.SGD(flow.mixing.parameters(), lr=100.0 / UPDATES)
+    optimiser, grads = trained_as_a_run_does(flow)
     for update in range(UPDATES):
         x = torch.randn(64, 4)
         progress = update / UPDATES
         task_loss = (flow(x) - task(x)).square().sum(1).mean()
         loss = task_loss + dependence_coef * progress * dependence_loss([flow.mixing("hidden")[0]])
-        for optimiser in (body, mixing):
-            optimiser.zero_grad()
+        grads.zero_()
         loss.backward()
-        for optimiser in (body, mixing):
-            optimiser.step()
+        optimiser.push(grads, 1e-3)
     _, useful, random = flow.layer_weights("hidden").tolist()
     return useful, random
 
