@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from agents.config import TrainConfig
+from agents.engines.optimisers import RMSpropTF, SharedAdam
 from agents.engines.registry import ENGINES
 from agents.engines.settings import PPOConfig
 from agents.engines.update import Report
@@ -274,6 +275,42 @@ def test_a_resumed_run_knows_how_far_its_lone_student_is_behind(
         behind.append(resumed.method._behind())
     # Random play has -20.7 points; the games of the earlier phase do not count.
     assert behind == [pytest.approx(15.0 / 29.7)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "then"),
+    [
+        ({"algo": "a3c"}, (SharedAdam, 1e-8)),
+        ({"algo": "a3c", "optimizer": "rmsprop"}, (RMSpropTF, 0.1)),
+        ({"algo": "a2c"}, (RMSpropTF, 1e-5)),
+        ({"algo": "ppo"}, (SharedAdam, 1e-5)),
+    ],
+    ids=["a3c", "a3c by rmsprop", "a2c", "ppo"],
+)
+def test_the_imitation_is_by_adam_and_the_learning_alone_by_the_algorithms_own_optimiser(
+    settings: dict[str, str], then: tuple[type, float], tmp_path: Path, pongs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimisers: list[SharedAdam | RMSpropTF] = []
+
+    class Ready(Exception):
+        pass
+
+    def updater(method: object, net: object, shared: object, grads: object, optimiser: SharedAdam, rank: int) -> None:
+        optimisers.append(optimiser)
+        raise Ready
+
+    for module in ("synchronous", "worker"):
+        monkeypatch.setattr(f"agents.engines.{module}.Updater", updater)
+    flow = {"fold_observations": 0, "choose_channels": False, "imitation_steps": 64, "imitation_memory": 64}
+    taught = {"teachers": str(pongs), "methods": {"knowledge-flow": flow}}
+    run = prepare(tmp_path / "run", workers=1, **settings, **taught)
+    trainer = ENGINES[run.config.algo](run, Silent(), None)
+    assert [phase.title for phase in trainer.phases] == ["imitation", "alone"]
+    for index in range(2):
+        trainer._enter(index)
+        with pytest.raises(Ready):
+            _train(trainer._job(0), None) if run.config.algo == "a3c" else trainer._learn()
+    assert [(type(optimiser), optimiser._eps) for optimiser in optimisers] == [(SharedAdam, 1e-8), then]
 
 
 def _statistics(named: dict[str, torch.Tensor], net: torch.nn.Module) -> torch.Tensor:
