@@ -197,6 +197,19 @@ def test_channels_that_no_teacher_feeds_keep_the_students_own_weights(batches: l
     assert flow.own_rows("conv") is None
 
 
+def test_r2_and_the_ridge_are_judged_on_cases_that_were_held_out() -> None:
+    # 48 cases for 41 unknowns: a fit of noise looks good on the cases that it was made from.
+    batches = list(torch.randn(60, 40).split(12))
+    noise = {id(batch): torch.randn(12, 8) for batch in batches}
+    student = nn.Sequential(nn.Linear(40, 8))
+    (folded,) = fold(student, ["0"], lambda layer, obs: noise[id(obs)], batches)
+    assert folded.ridge == 0.1
+    assert folded.r2 < 0.0
+    fitted, targets = torch.cat(batches[:4]), torch.cat([noise[id(batch)] for batch in batches[:4]])
+    errors, deviations = targets - student(fitted), targets - targets.mean(0)
+    assert 1 - (errors**2).sum() / (deviations**2).sum() > 0.5
+
+
 def test_a_constant_target_is_folded_exactly_in_spite_of_rounding(batches: list[Tensor]) -> None:
     flow, _, _ = linked()
     (folded,) = fold(flow.export(), ["fc"], lambda layer, obs: torch.full((len(obs), 6), 4.9), batches)
