@@ -1042,6 +1042,17 @@ def test_channels_are_chosen_on_an_experts_own_play(expert: Teacher, stranger: T
     assert torch.equal(played(obs), expert.net(obs)[0][:, [3, 0, 4, 2]])
 
 
+def test_an_experts_channels_come_before_a_strangers(expert: Teacher, stranger: Teacher, obs: Tensor) -> None:
+    with torch.no_grad():
+        # All five channels of the expert are in use, and one of the stranger's two: its use is twice the layer's mean.
+        expert.net.get_parameter("conv1.bias").fill_(5.0)
+        stranger.net.get_parameter("conv1.bias").copy_(torch.tensor([5.0, -50.0]))
+    method = make_method(match_scales=False)
+    said = list(method.prepare(method.build(SPEC, [stranger, expert]), lambda count, policy: obs))
+    # The student's conv1 has four channels.
+    assert "conv1 starts with 0 of 2 channels of seaquest.conv1, 4 of 5 channels of breakout.conv1." in said
+
+
 def silenced(teacher: Teacher) -> Teacher:
     """All of its features are constant."""
     with torch.no_grad():
