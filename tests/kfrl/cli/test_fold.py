@@ -13,7 +13,7 @@ from agents.launch import Session
 from agents.teachers.formats import Card, load_agent, save_agent
 from kfrl.cli.main import main
 from kfrl.nets.atari.net import AtariNet
-from kfrl.runs.checkpoint import save_checkpoint
+from kfrl.runs.checkpoint import latest_checkpoint, save_checkpoint
 
 PONG = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
 
@@ -49,6 +49,11 @@ def save(net: nn.Module, directory: Path, **state: object) -> None:
     save_checkpoint(directory, 500, tensors, {"global_step": 500, "phase": 0, **state})
 
 
+def screens(protocol: object, count: int, policy: object, seed: int) -> torch.Tensor:
+    """Noise in the place of the linked student's play."""
+    return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8)
+
+
 def test_an_interrupted_run_is_folded_into_a_plain_agent(
     linked_run: nn.Module, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +77,26 @@ def test_an_interrupted_run_is_folded_into_a_plain_agent(
     )
     # The run itself stays as it was.
     assert not Path("run/student.safetensors").exists()
+
+
+def test_a_finished_run_is_folded_into_a_plain_agent(
+    linked_run: nn.Module, noise_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("agents.folding.observe", screens)
+    flags = "--algo a2c --workers 1 --envs-per-worker 2 --t-max 5 --steps 40 --lr 0.1 --curve-points 0 --eval-episodes 0"
+    assert main(["train", "--config", "run/config.yaml", *flags.split(), "--run-dir", "finished"]) == 0
+    student = load_agent(Path("finished/student.safetensors"))
+    assert student.card.caveat.startswith("Warning: this student is not independent")
+    assert main(["fold", "finished", "--observations", "640", "--episodes", "0"]) == 0
+    assert "Folded conv1 R2 1.000" in capsys.readouterr().out
+    agent = load_agent(Path("finished/folded.safetensors"))
+    assert (agent.card.steps, agent.card.caveat) == (40 + 4 * 640, "")
+    obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    before = linked_run.flow.mixture("conv1", obs)
+    latest_checkpoint(Path("finished/checkpoint")).load_net(linked_run)
+    folded, alone = (part.net.get_submodule("conv1")(obs / 255) for part in (agent, student))
+    torch.testing.assert_close(folded, linked_run.flow.mixture("conv1", obs), atol=0.01, rtol=0.01)
+    assert min((folded - other).abs().max() for other in (before, alone)) > 0.1
 
 
 def test_too_few_observations_are_refused_before_the_play_with_a_number_that_is_enough(
@@ -131,7 +156,7 @@ def test_the_fold_is_on_other_games_than_the_score(linked_run: nn.Module, monkey
 
     def observe(protocol: object, count: int, policy: object, seed: int) -> torch.Tensor:
         seeds.append(seed)
-        return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8)
+        return screens(protocol, count, policy, seed)
 
     monkeypatch.setattr("agents.folding.observe", observe)
     linked = LinkedRun(Path("run"))
