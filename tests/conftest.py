@@ -110,6 +110,13 @@ def noise_games(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agents.engines.synchronous.AtariEnvs", NoiseEnvs)
 
 
+@pytest.fixture
+def worker_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of a3c can run in the test's own process, and plays noise."""
+    monkeypatch.setattr("agents.engines.worker.AtariEnvs", NoiseEnvs)
+    monkeypatch.setattr("agents.engines.worker.launcher_alive", lambda: True)
+
+
 Curve = Mapping[int, tuple[float, float]]
 """Step to the raw return in training and that of the student alone."""
 

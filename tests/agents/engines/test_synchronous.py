@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,46 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(algo: str,
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+class Rates:
+    """Notes the learning rates that reach the optimiser, in place of `push`; it changes nothing."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def push(self, grads: torch.Tensor, lr: float) -> float:
+        self.seen.append(lr)
+        return 1.0
+
+
+NOISE = {"game": "Breakout", "lr": 0.5, "convs": ((4, 8, 8),), "hidden": 8}
+LINEAR = [0.5, 0.375, 0.25, 0.125]
+"""A rate of 0.5 in the four rollouts of a run: it falls to 0 in a straight line."""
+
+
+@pytest.mark.parametrize(("algo", "updates"), [("a2c", 1), ("acktr", 1), ("ppo", 4)])
+def test_the_learning_rate_falls_to_nothing_in_a_straight_line(
+    algo: str, updates: int, tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = Rates()
+    monkeypatch.setattr(ENGINES[algo], "optimiser", lambda trainer: rates)
+    monkeypatch.setattr("agents.engines.acktr.ACKTRTrainer._observe", lambda *given: None)
+    train(prepare(tmp_path / "run", algo, **NOISE, t_max=16))
+    assert rates.seen == [rate for rate in LINEAR for _ in range(updates)]
+
+
+def test_the_learning_rate_of_an_a3c_worker_falls_with_the_steps_of_all_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker_here: None
+) -> None:
+    rates = Rates()
+    monkeypatch.setattr("agents.engines.worker.SharedAdam", lambda *given: rates)
+    trainer = ENGINES["a3c"](prepare(tmp_path / "run", "a3c", **NOISE, workers=2, t_max=16), Silent(), None)
+    trainer.shared.steps[2] = 64  # by the other worker
+    ours, theirs = Pipe(duplex=False)
+    with ours, theirs:
+        _train(trainer._job(0), theirs)
+    assert rates.seen == LINEAR[2:]
 
 
 @pytest.fixture
