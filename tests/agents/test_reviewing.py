@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.config import TrainConfig
 from agents.engines.settings import PPOConfig
@@ -16,11 +17,14 @@ from agents.evaluation.paired import returns
 from agents.launch import Session
 from agents.methods.base import NetSpec
 from agents.methods.knowledge_flow import FlowNet, KnowledgeFlowMethod
+from agents.reviewing import Terms, review
 from agents.run import resolve
 from agents.teachers.formats import Card, Teacher, save_agent
 from agents.teachers.store import ZOO, load_teachers
 from envs.atari import Episode, Transition, identify
 from kfrl.errors import UserError
+from kfrl.flow import KnowledgeFlow, Link
+from kfrl.flow.pool import TeacherPool
 from kfrl.nets.atari.net import AtariNet
 from kfrl.runs.history import read
 
@@ -64,9 +68,9 @@ def files(tmp_path: Path) -> str:
 class Screen:
     """Notes what is said; ends the run once a teacher was dropped, if it is to."""
 
-    def __init__(self, session: Session | None = None, before_stop: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, session: Session | None = None) -> None:
         self.said: list[str] = []
-        self.session, self.before_stop = session, before_stop
+        self.session = session
 
     def update(self, status: object) -> None:
         pass
@@ -74,7 +78,6 @@ class Screen:
     def say(self, text: str) -> None:
         self.said.append(text)
         if self.session is not None and "dropped" in text:
-            self.before_stop()
             self.session.trainer.stop(signal.SIGINT)
 
 
@@ -152,14 +155,109 @@ def test_returns_are_of_whole_games_and_the_same_starts_are_paired() -> None:
     assert play(even) == play(even)
 
 
+class PolicyHead(nn.Module):
+    """Its bias alone says what it does: action 1 if the bias is above 0, else action 0."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.policy = nn.Linear(1, 2)
+        with torch.no_grad():
+            self.policy.weight.zero_()
+            self.policy.bias.copy_(torch.tensor([-bias, bias]))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, None]:
+        return self.policy(obs.flatten(1).float()), None
+
+
+class PaidActions:
+    """Stands in for `AtariEnvs`: action 1 pays as many points as the seed of the games, and action 0 none."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+
+    def reset(self, seed: int) -> Any:
+        self.seed = seed
+        return np.zeros((self.num_envs, 1), dtype=np.uint8)
+
+    def step(self, actions: Any) -> Transition:
+        flags = np.zeros(self.num_envs, dtype=bool)
+        return Transition(np.zeros((self.num_envs, 1), dtype=np.uint8), self.seed * actions, flags, flags, None, ())
+
+
+TERMS = Terms(games=2, steps=4, share=0.05, newcomers=True, seed=7)
+
+
+@pytest.fixture
+def led() -> tuple[KnowledgeFlow, TeacherPool]:
+    """A student that earns nothing without its teacher a; b has no say, and c waits."""
+    teachers = {"a": PolicyHead(500.0), "b": PolicyHead(0.0), "c": PolicyHead(0.0)}
+    links = [Link("policy", name, "policy") for name in teachers]
+    flow = KnowledgeFlow(PolicyHead(-100.0), teachers, links, torch.zeros(2, 1))
+    with torch.no_grad():
+        for transform in flow.transforms:
+            transform.weight.copy_(torch.eye(2))
+    flow.absent = frozenset("c")
+    return flow, TeacherPool(tuple(teachers), 2)
+
+
+def test_a_review_finds_the_worth_of_each_teacher_in_games_from_the_same_starts(
+    led: tuple[KnowledgeFlow, TeacherPool],
+) -> None:
+    flow, pool = led
+    *_, found = review(flow, pool, PaidActions, TERMS, lambda *newcomer: ())
+    keys = ("teacher", "linked", "share", "return_with", "return_without", "worth", "useful", "event")
+    # 4 steps of 7 points with teacher a.
+    assert [tuple(row[key] for key in keys) for row in found.history] == [
+        ("a", 1, "0.3333", "28", "0", "1.0000", 1, ""),
+        ("b", 1, "0.3333", "28", "28", "0.0000", 0, ""),
+        ("c", 0, "", "", "", "", "", ""),
+    ]
+    assert (pool.mean_worth("a"), pool.mean_worth("b")) == (1.0, 0.0)
+    assert flow.absent == {"c"}
+
+
+def test_what_trains_during_a_review_does_not_change_its_games(led: tuple[KnowledgeFlow, TeacherPool]) -> None:
+    flow, pool = led
+    games = review(flow, pool, PaidActions, TERMS, lambda *newcomer: ())
+    assert next(games) is None
+    with torch.no_grad():
+        flow.student.policy.bias.copy_(torch.tensor([-9_000.0, 9_000.0]))
+    *_, found = games
+    assert [row["return_without"] for row in found.history] == ["0", "28", ""]
+
+
+def test_a_newcomer_has_its_links_before_the_other_processes_hear_of_it(
+    led: tuple[KnowledgeFlow, TeacherPool],
+) -> None:
+    flow, pool = led
+    fresh = nn.Parameter(torch.zeros(1))
+    admitted = []
+
+    def admit(teacher: str, share: float, obs: Tensor) -> tuple[nn.Parameter, ...]:
+        admitted.append((teacher, share, len(obs), pool.present, flow.absent))
+        return (fresh,)
+
+    for _ in range(2):
+        *_, found = review(flow, pool, PaidActions, TERMS, admit)
+    # The first of the 4 steps of 2 games is kept, as is every eighth.
+    assert admitted == [("c", 0.05, 2, ("a", "b"), {"b", "c"})]
+    assert pool.present == ("a", "c")
+    assert found.fresh == (fresh,)
+    assert found.lines == (
+        "Teacher b is dropped: the return is no worse without it at 2 reviews in a row.",
+        "Teacher c is linked: it was never linked.",
+    )
+
+
 @pytest.mark.usefixtures("noise_everywhere")
 def test_a_useless_teacher_is_dropped_and_another_taken_and_a_resumed_run_has_both(files: str, tmp_path: Path) -> None:
     config = settings(teachers=files, steps=240, curve_points=0, eval_episodes=0, run_dir=tmp_path / "run")
     session = Session.start(config)
-    # A teacher that waits may vanish: all were read at the start.
-    screen = Screen(session, (tmp_path / "breakout.safetensors").unlink)
+    screen = Screen(session)
     kept = (tmp_path / "breakout.safetensors").read_bytes()
     session.prepare(screen)
+    # A teacher that waits may vanish: all were read at the start.
+    (tmp_path / "breakout.safetensors").unlink()
     assert session.trainer.train().stopped_by == signal.SIGINT
     assert [line.split(":")[0] for line in screen.said] == ["Teacher pong is dropped", "Teacher breakout is linked"]
     rows = read(tmp_path / "run" / "history.csv")
