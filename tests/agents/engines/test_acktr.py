@@ -174,6 +174,17 @@ def test_a_natural_gradient_of_no_length_is_dropped() -> None:
     assert shared.adam_steps.item() == COLD_UPDATES
 
 
+def test_the_first_natural_update_and_then_each_period_takes_up_the_present_factors() -> None:
+    _, grads, shared, factors, optimiser = learner(ACKTRConfig(inverse_period=4))
+    shared.adam_steps.fill_(COLD_UPDATES)
+    taken_up = {}
+    for update in range(COLD_UPDATES, COLD_UPDATES + 10):
+        factors.state["only.inputs"] = update * torch.eye(4)
+        assert optimiser.push(grads.fill_(1.0), 0.25) is not None
+        (taken_up[update],) = {round(value) for value in factors.state["only.inputs.values"].tolist()}
+    assert taken_up == {11: 11, 12: 12, 13: 12, 14: 12, 15: 12, 16: 16, 17: 16, 18: 16, 19: 16, 20: 20}
+
+
 def test_a_gradient_that_is_not_finite_is_dropped() -> None:
     _, grads, shared, _, optimiser = learner(ACKTRConfig())
     before = shared.parameters.clone()
