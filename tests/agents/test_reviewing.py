@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agents import trainer
 from agents.config import TrainConfig
 from agents.engines.settings import PPOConfig
 from agents.engines.shared import named_views, untrained
@@ -331,6 +332,31 @@ def test_all_is_the_whole_zoo(tmp_path: Path) -> None:
     teachers, exact = load_teachers(("all",), tmp_path, identify)
     assert [teacher.path for teacher in teachers] == sorted(ZOO.glob("*.safetensors"))
     assert exact == ("zoo:pong", "zoo:riverraid", "zoo:seaquest")
+
+
+@pytest.mark.parametrize(("step", "linked"), [(799, ("breakout",)), (800, ())])
+@pytest.mark.usefixtures("noise_everywhere")
+def test_nobody_comes_in_the_last_fifth_of_the_linked_phase(
+    step: int, linked: tuple[str, ...], pool: list[Teacher]
+) -> None:
+    method = KnowledgeFlowMethod(settings(steps=1_000))
+    net = method.build(SPEC, pool)
+    net.pool.useless.fill_(1)
+    for _ in method.review(net, step, lambda count: trainer.AtariEnvs(None, count)):
+        pass
+    assert net.pool.present == linked
+
+
+def test_a_newcomer_changes_a_layer_little_however_large_its_features_are(pool: list[Teacher], obs: Tensor) -> None:
+    with torch.no_grad():
+        pool[1].net.conv1.weight.mul_(1_000.0)
+    method = KnowledgeFlowMethod(settings())
+    flow = method.build(SPEC, pool).flow
+    before = flow.mixture("conv1", obs)
+    method._admit(flow, "breakout", 0.05, obs)
+    change = float((flow.mixture("conv1", obs) - before).norm() / before.norm())
+    # It has 5 % of the mixture, at the mixture's own norm: 0.05 x 2 if it were the opposite.
+    assert 0.01 < change <= 0.1
 
 
 def test_an_absent_teachers_q_and_w_get_no_gradient(pool: list[Teacher], obs: Tensor) -> None:

@@ -91,6 +91,16 @@ def test_the_index_is_that_of_discounted_ucb() -> None:
     assert pool.index("c") == math.inf
 
 
+@pytest.mark.parametrize(("places", "linked"), [(1, ["rare"]), (3, ["rare", "good"])])
+def test_free_places_go_to_the_highest_indices_above_0(places: int, linked: list[str]) -> None:
+    pool = TeacherPool(("bad", "good", "rare"), places)
+    pool.linked.fill_(False)
+    pool.counts.copy_(torch.tensor([1.0, 1.0, 0.1]))
+    pool.worths.copy_(torch.tensor([-0.9, 0.5, 0.03]))
+    # ln 2.1 = 0.742: -0.9 + 0.25 x 0.861 = -0.68, 0.5 + 0.25 x 0.861 = 0.72 and 0.3 + 0.25 x 2.72 = 0.98.
+    assert [change.teacher for change in pool.changes(newcomers=True)] == linked
+
+
 def test_a_checkpoint_has_all_of_it() -> None:
     pool, other = TeacherPool(("a", "b", "c"), 2), TeacherPool(("a", "b", "c"), 2)
     after(pool, {"a": measured(8.0), "b": measured(0.0)})
