@@ -285,6 +285,21 @@ def test_a_useless_teacher_is_dropped_and_another_taken_and_a_resumed_run_has_bo
     assert int(again.trainer.net.pool.reviews) == len({row["global_step"] for row in more})
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("noise_everywhere")
+def test_under_a3c_teachers_come_and_go_while_the_workers_play(files: str, tmp_path: Path) -> None:
+    of_a3c = {"algo": "a3c", "workers": 2, "steps": 20_000, "curve_points": 0, "eval_episodes": 0}
+    session = Session.start(settings(teachers=files, **of_a3c, run_dir=tmp_path / "run"))
+    session.prepare(Screen(session))
+    # The reviews play noise, and the workers Breakout.
+    outcome = session.trainer.train()
+    assert (outcome.failure, outcome.stopped_by) == (None, signal.SIGINT)
+    rows = read(tmp_path / "run" / "history.csv")
+    events = [(row["teacher"], row["event"]) for row in rows if row["event"]]
+    assert events == [("pong", "dropped"), ("breakout", "linked")]
+    assert session.trainer.net.flow.absent == {"pong", "seaquest"}
+
+
 @pytest.mark.parametrize(("algo", "start"), [("a2c", 1.0), ("ppo", 0.0)])
 def test_the_statistics_of_a_newcomer_begin_where_the_optimisers_do(
     algo: str, start: float, files: str, tmp_path: Path, noise_everywhere: None
