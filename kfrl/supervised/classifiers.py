@@ -35,6 +35,8 @@ class Card(ModelCard):
     """Number of training epochs."""
     validation_accuracy: float | None = None
     """Share of the validation images that it classifies correctly; teachers are chosen by it."""
+    caveat: str = ""
+    """A sentence that must be quoted with its scores."""
 
 
 @dataclass(frozen=True)

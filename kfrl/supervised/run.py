@@ -86,7 +86,7 @@ class Run(MethodRun[AnyMethod]):
         )
 
     def save_student(
-        self, net: nn.Module, name: str, epochs: int, validation: float | None, test: dict[str, Any]
+        self, net: nn.Module, name: str, epochs: int, validation: float | None, test: dict[str, Any], caveat: str
     ) -> None:
         """Write the student alone, with the `name` of its net in its card; it can teach another run."""
         card = Card(
@@ -103,6 +103,7 @@ class Run(MethodRun[AnyMethod]):
             teachers=tuple(teacher.name for teacher in self.teachers),
             teacher_sha256=self.config.teacher_sha256,
             validation_accuracy=validation,
+            caveat=caveat,
             evaluation=test,
             commit=commit(),
         )

@@ -387,7 +387,10 @@ class Trainer(training.Trainer[Run]):
             save_classifier(
                 path, net, replace(card, epochs=kept.card.epochs, evaluation=scores, commit=kept.card.commit)
             )
-        self.run.save_student(kept.net, kept.card.net, kept.card.epochs, kept.card.validation_accuracy, result["test"])
+        card = kept.card
+        self.run.save_student(
+            kept.net, card.net, card.epochs, card.validation_accuracy, result["test"], caveat=card.caveat
+        )
         self.run.folder.write_evaluation(result)
 
     def _trained(self) -> int:
@@ -403,7 +406,8 @@ class Trainer(training.Trainer[Run]):
         chosen = self._best is not None and self._in_last_stage
         validation, epoch = (self._best, self._best_epoch) if chosen else (self._last_validation, self._epoch)
         name = self.method.shipped_net(self.run.task)
-        self.run.save_student(self._student(), name, epoch, validation, {})
+        caveat = self.method.caveat(self.net)
+        self.run.save_student(self._student(), name, epoch, validation, {}, caveat)
 
     def _student(self) -> nn.Module:
         """The exported student, with batch norm statistics of its own."""

@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
     data = load_data(flags.data or config.data, flags.data_dir or config.data_dir, config.image_size, memory)
     result = score_classifier(loaded, data, config.batch_size)
     print(f"{path}: {loaded.card.net} by {loaded.card.method}, {loaded.card.epochs} epochs")
+    if loaded.card.caveat:
+        print(loaded.card.caveat)
     for note in data.notes:
         print(f"Note: {note}")
     wrong = result.total - result.correct

@@ -220,6 +220,10 @@ class Method(OwnSettings, Generic[Net]):
         """
         return False
 
+    def caveat(self, net: Net) -> str:
+        """A sentence that must be quoted with the exported net's scores; it is written into the net's file."""
+        return ""
+
     def others(self, net: Net, final: bool) -> Mapping[str, Predictor]:
         """Predictors to evaluate beside the exported net, by name: peers, ensembles, the student with its links.
 

@@ -238,6 +238,15 @@ class KnowledgeFlowMethod(Method[KnowledgeFlow]):
         """True while the student is linked, because passes with links and without alternate."""
         return not net.independent
 
+    def caveat(self, net: KnowledgeFlow) -> str:
+        """That the student is linked, until it is independent."""
+        if net.independent:
+            return ""
+        return (
+            "Warning: this student is not independent. It was trained with its teachers' links, and its file holds the "
+            "student alone."
+        )
+
     def others(self, net: KnowledgeFlow, final: bool) -> Mapping[str, Predictor]:
         """The student with its links, until it is independent."""
         return {} if net.independent else {"with_links": net}

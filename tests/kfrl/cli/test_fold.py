@@ -83,7 +83,9 @@ def test_a_finished_run_is_folded_into_a_plain_agent(
     linked_run: nn.Module, noise_games: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("agents.folding.observe", screens)
-    flags = "--algo a2c --workers 1 --envs-per-worker 2 --t-max 5 --steps 40 --lr 0.1 --curve-points 0 --eval-episodes 0"
+    flags = (
+        "--algo a2c --workers 1 --envs-per-worker 2 --t-max 5 --steps 40 --lr 0.1 --curve-points 0 --eval-episodes 0"
+    )
     assert main(["train", "--config", "run/config.yaml", *flags.split(), "--run-dir", "finished"]) == 0
     student = load_agent(Path("finished/student.safetensors"))
     assert student.card.caveat.startswith("Warning: this student is not independent")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kfrl import supervised
+from kfrl.cli.main import main
 from kfrl.errors import UserError
 from kfrl.supervised.classifiers import load_classifier
 
@@ -32,7 +33,9 @@ def test_settings_that_do_not_exist_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("independence_at", [None, 0.5])
-def test_a_student_that_needs_its_teachers_comes_with_a_warning(tmp_path: Path, independence_at: float | None) -> None:
+def test_a_student_that_needs_its_teachers_comes_with_a_warning_and_its_file_has_it(
+    tmp_path: Path, independence_at: float | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     teacher = supervised.train({**TINY, "run_dir": tmp_path / "teacher"}).folder
     flow = {"methods": {"knowledge-flow": {"independence_at": independence_at}}, "method": "knowledge-flow"}
     settings = {**TINY, **flow, "epochs": 2, "teachers": str(teacher), "run_dir": tmp_path / "student"}
@@ -40,4 +43,11 @@ def test_a_student_that_needs_its_teachers_comes_with_a_warning(tmp_path: Path, 
         warnings.simplefilter("always")
         supervised.train(settings)
     about = [str(one.message) for one in caught if "is not independent" in str(one.message)]
-    assert len(about) == (independence_at is None)
+    linked = independence_at is None
+    assert len(about) == linked
+    caveat = load_classifier(tmp_path / "student" / "student.safetensors").card.caveat
+    assert caveat.startswith("Warning: this student is not independent") == linked
+    assert bool(caveat) == linked
+    capsys.readouterr()
+    assert main(["supervised", "eval", str(tmp_path / "student")]) == 0
+    assert ("is not independent" in capsys.readouterr().out) == linked
