@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kfrl.cli.main import main
+from kfrl.supervised.evaluate import ImageEvaluation
 from kfrl.supervised.trainer import Trainer
 
 SMALL = ["--data", "digits", "--net", "mlp-16", "--epochs", "2", "--batch-size", "64"]
@@ -28,6 +29,7 @@ def test_a_student_of_an_earlier_run_from_end_to_end(here: Path, capsys: pytest.
     assert "digits-half · knowledge-flow · teacher digits" in said
     assert "teacher digits: mlp-16, 10 classes" in said
     assert "Test error of the student, alone:" in said
+    assert "not independent" not in said
     folder = here / "runs" / "half"
     assert {path.name for path in folder.iterdir()} >= {
         "config.yaml",
@@ -55,6 +57,31 @@ def test_a_student_of_an_earlier_run_from_end_to_end(here: Path, capsys: pytest.
     # What a run wrote runs it again.
     assert main(["supervised", "train", "--config", "runs/half/config.yaml", "--run-dir", "runs/same"]) == 0
     assert json.loads((here / "runs" / "same" / "eval.json").read_text())["test"] == result["test"]
+
+
+def test_a_student_that_needs_its_teachers_comes_with_a_warning_and_a_way_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, firsts = Trainer.evaluate_on_validation, dict[Path, dict[str, ImageEvaluation]]()
+
+    def no_better_than_the_first(trainer: Trainer) -> dict[str, ImageEvaluation]:
+        return firsts.setdefault(trainer.run.folder.path, evaluate(trainer))
+
+    monkeypatch.setattr(Trainer, "evaluate_on_validation", no_better_than_the_first)
+
+    def said(name: str, *flags: str) -> str:
+        assert main(["supervised", "train", *SMALL, *flags, "--run-dir", name]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "Warning" not in said("teacher")
+    linked = said("linked", "--teachers", "teacher", "--independence-at", "None")
+    assert "Warning: this student is not independent." in linked
+    assert "--independence-at 0.4 gives one that is independent" in linked
+    # Of two epochs the first is kept, and the student is independent after it.
+    early = said("early", "--teachers", "teacher", "--independence-at", "0.9")
+    assert "Warning: this student is not independent." in early
+    assert "--keep last gives one that is independent" in early
+    assert "Warning" not in said("late", "--teachers", "teacher", "--independence-at", "0.9", "--keep", "last")
 
 
 def test_a_run_finds_its_images_from_every_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
