@@ -126,7 +126,7 @@ def test_a_group_of_plain_gradient_descent_moves_by_its_rate_times_its_gradient_
     updates: int, step: float
 ) -> None:
     layer, plain = nn.Linear(1, 1, bias=False), nn.Parameter(torch.ones(1))
-    groups = [ParameterGroup((layer.weight,)), ParameterGroup((plain,), sgd=0.1)]
+    groups = [ParameterGroup((layer.get_parameter("weight"),)), ParameterGroup((plain,), sgd=0.1)]
     shared = SharedModel.create(groups, 1)
     grads = torch.zeros_like(shared.parameters)
     bind(groups, shared.parameters, grads)

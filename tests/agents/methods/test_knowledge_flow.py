@@ -1048,7 +1048,7 @@ def test_an_experts_channels_come_before_a_strangers(expert: Teacher, stranger: 
         expert.net.get_parameter("conv1.bias").fill_(5.0)
         stranger.net.get_parameter("conv1.bias").copy_(torch.tensor([5.0, -50.0]))
     method = make_method(match_scales=False)
-    said = list(method.prepare(method.build(SPEC, [stranger, expert]), lambda count, policy: obs))
+    said = list(method.prepare(method.build(SPEC, [stranger, expert]), lambda count, policy=None: obs))
     # The student's conv1 has four channels.
     assert "conv1 starts with 0 of 2 channels of seaquest.conv1, 4 of 5 channels of breakout.conv1." in said
 
