@@ -193,7 +193,9 @@ def _conclude(display: RunDisplay, run: Run, result: dict[str, Any]) -> None:
     for name, other in result["others"].items():
         display.say(f"{name}: {other['error_percent']:.2f} %")
     if "with_links" in result["others"]:
-        forced = getattr(run.method().own, "independence_at", None) is not None
+        at = getattr(run.method().own, "independence_at", None)
+        # At 1 p is 1 only after the last update.
+        forced = at is not None and at < 1.0
         display.say(
             "Warning: this student is not independent. Its file holds the student alone, which has the first of these "
             f"errors; the second needs its teachers. {'--keep last' if forced else '--independence-at 0.4'} gives one "

@@ -82,6 +82,8 @@ def test_a_student_that_needs_its_teachers_comes_with_a_warning_and_a_way_out(
     assert "Warning: this student is not independent." in early
     assert "--keep last gives one that is independent" in early
     assert "Warning" not in said("late", "--teachers", "teacher", "--independence-at", "0.9", "--keep", "last")
+    never = said("never", "--teachers", "teacher", "--independence-at", "1", "--keep", "last")
+    assert "--independence-at 0.4 gives one that is independent" in never
 
 
 def test_a_run_finds_its_images_from_every_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
