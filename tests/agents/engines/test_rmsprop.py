@@ -1,15 +1,21 @@
 import math
+from multiprocessing import Pipe
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from agents.config import TrainConfig
+from agents.engines.a3c import A3CTrainer
 from agents.engines.optimisers import RMSpropTF
 from agents.engines.shared import SharedModel
+from agents.engines.worker import _train
+from agents.launch import Session
 from agents.run import resolve
 from kfrl.errors import UserError
 from kfrl.optim.groups import ParameterGroup
+from kfrl.training.session import Silent
 
 
 def model(*values: float) -> tuple[SharedModel, list[ParameterGroup]]:
@@ -90,6 +96,32 @@ def test_a3cs_statistics_start_from_nothing_and_all_workers_move_them() -> None:
     workers[1].push(torch.tensor([-2.0]), lr=0.1)
     # s = 0.99 x 0.09 + 0.01 x 4 = 0.1291
     assert shared.parameters.item() == pytest.approx(first + 0.1 * 2.0 / math.sqrt(0.2291), rel=1e-6)
+
+
+@pytest.mark.parametrize(("optimizer", "momentum"), [("rmsprop", False), ("adam", True)])
+def test_a_worker_of_a3c_takes_the_optimiser_that_the_run_names(
+    optimizer: str, momentum: bool, tmp_path: Path, worker_here: None
+) -> None:
+    config = TrainConfig(
+        game="Breakout",
+        optimizer=optimizer,
+        workers=1,
+        envs_per_worker=2,
+        steps=10,
+        convs=((4, 8, 8),),
+        hidden=8,
+        curve_points=0,
+        eval_episodes=0,
+        run_dir=tmp_path / "run",
+    )
+    trainer = A3CTrainer(Session.start(config).run, Silent())
+    ours, theirs = Pipe(duplex=False)
+    with ours, theirs:
+        _train(trainer._job(0), theirs)
+    assert trainer.shared.updates.sum() == 1
+    assert trainer.shared.exp_avg_sq.any()
+    # Only Adam keeps a mean of the gradients.
+    assert bool(trainer.shared.exp_avg.any()) == momentum
 
 
 def test_rmsprop_has_the_rate_of_its_paper_and_only_a3c_takes_it() -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from torch import Tensor
 from agents.batch import Output, Rollout
 from agents.config import TrainConfig
 from agents.engines.registry import ENGINES
+from agents.engines.settings import PPOConfig
 from agents.launch import Session
 from agents.methods.base import NetSpec
 from agents.methods.distral import Distral, DistralNet
-from agents.objective import a3c_terms, with_gradient
+from agents.objective import Samples, a3c_terms, with_gradient
 from agents.run import resolve
 from agents.teachers.store import find_teacher
 from envs.atari import action_set
@@ -435,6 +437,29 @@ def test_one_learner_plays_the_games_in_turn(algo: str, variant: str, tmp_path: 
     moved = {name for name, tensor in outcome.net.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name for name in before if name.startswith(("games.", "net."))} <= moved
     assert "h.weight" in moved or variant == "a3c-multitask"
+
+
+def test_ppo_estimates_its_advantages_from_the_regularised_rewards(
+    tmp_path: Path, noise_games: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Tensor] = []
+
+    def noted(rollout: Rollout, rewards: Tensor, config: TrainConfig) -> Samples:
+        used.append(rewards)
+        return Samples.of(rollout, rewards, config)
+
+    monkeypatch.setattr("agents.engines.synchronous.Samples", SimpleNamespace(of=noted))
+    settings = {"algo": "ppo", "envs_per_worker": 4, "t_max": 4, "ppo": PPOConfig(epochs=1, batch_size=8), "steps": 8}
+    run_only = {"curve_points": 0, "eval_episodes": 0, "run_dir": tmp_path / "run"}
+    session = Session.start(
+        replace(CONFIG, method="distral", source_games="Breakout", entropy_coef=0.2, **settings, **run_only)
+    )
+    session.prepare(Silent())
+    session.trainer.shared.parameters.zero_()
+    assert session.trainer.train().failure is None
+    # A reward of 1, and c_Ent times the entropy of a policy with six equal actions, which is the distilled one's too.
+    assert len(used) == 1
+    torch.testing.assert_close(used[0], torch.full((4, 2), 1.0 + 0.2 * math.log(6)))
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,18 @@ def test_it_is_a_sum_over_time_and_a_mean_over_environments(expert: Teacher, obs
     assert six.item() == pytest.approx(3 * one.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("memory", "known"), [(4, {1}), (8, {0, 1})])
+def test_each_of_two_workers_remembers_half_of_the_replay_memory(
+    expert: Teacher, obs: Tensor, memory: int, known: set[int]
+) -> None:
+    method, net = start(ALONE, [expert], replay_memory=memory, replay_reuse=16)
+    assert method.config.shape.workers == 2
+    for picture in obs:
+        # A rollout of two samples of one picture.
+        drawn, *_ = method.remembered(rollout(method, net, picture.repeat(2, 1, 1, 1), num_envs=1))
+    assert {index for index, picture in enumerate(obs) for sample in drawn if torch.equal(sample, picture)} == known
+
+
 def test_rewards_do_not_count(expert: Teacher) -> None:
     method, _ = start(ALONE, [expert])
     assert method.rl_terms({"policy": torch.ones(()), "value": torch.ones(())}) == {}

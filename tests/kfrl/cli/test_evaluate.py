@@ -67,6 +67,14 @@ def test_flavours_are_played_beside_the_agents_own(agent: Path, capsys: pytest.C
     assert "Pong has no flavour m2: it has modes 0, 1 and difficulties 0, 1, 2, 3" in capsys.readouterr().err
 
 
+def test_all_flavours_are_those_of_the_agents_rom(agent: Path) -> None:
+    net = AtariNet(18, *SMALL)
+    save_agent(Path("seaquest.safetensors"), net, Card(game="seaquest", actions=ALL_ACTIONS, arch=net.arch))
+    command = ["eval", "seaquest.safetensors", "--episodes", "1", "--json", "scores.json"]
+    assert main([*command, "--flavours", "all"]) == 0
+    assert list(json.loads(Path("scores.json").read_text())["flavours"]) == ["m0d0", "m0d1"]
+
+
 def test_video_of_an_agent(agent: Path) -> None:
     assert main(["eval", str(agent), "--episodes", "1", "--video", "play.mp4"]) == 0
     assert Path("play.mp4").stat().st_size > 10_000
