@@ -83,21 +83,22 @@ class LinkedRun:
             stored = answers_for(files, self.run.rules(self.run.spec))
             features = stored.said(self.net.flow.present_taps, {teacher.name: teacher for teacher in self.run.teachers})
             kept = [part[:observations] for part in (stored.observations, *features)]
-            self._check_number(len(kept[0]), f"{answers} has {stored.card.count:,} observations, and --observations is")
+            self._check_number(len(kept[0]), f"--observations {observations:,} of {answers}")
             self._note(self.net.fold(kept[0], kept[1:]), report)
             return
         check_memory("observations", observations)
-        self._check_number(observations, "--observations")
+        self._check_number(observations, f"--observations {observations:,}")
         seen = observe(self.run.rules(self.run.spec), observations, self.linked, stream(config.seed, FOLD))
         self.steps += steps_for(observations)
         self._note(self.net.fold(seen), report)
 
-    def _check_number(self, have: int, what: str) -> None:
+    def _check_number(self, have: int, source: str) -> None:
+        """Refuse too few observations, before they are played."""
         for layer, needed in observations_needed(self.net.alone, self.net.fold_layers).items():
             if have < needed:
                 raise UserError(
-                    f"{what} {have:,}: too few for a fold, because layer {layer} has more unknowns. Give {needed:,} or "
-                    "more."
+                    f"{source} gives {have:,} observations: too few for a fold, because layer {layer} has more "
+                    f"unknowns. It needs {needed:,} or more."
                 )
 
     def _note(self, lines: Iterable[str], report: Callable[[str], None]) -> None:

@@ -240,6 +240,10 @@ def test_kfrl_fold_takes_the_file(
     LinkedRun(tmp_path / "run").fold(100, lines.append, tmp_path / "a")
     folded = [line.split()[1] for line in lines if line.startswith("Folded")]
     assert folded == ["conv1", "conv2", "fc", "policy", "value"]
+    # The fully connected layer has 64 inputs and an intercept: 65 of four fifths of the observations.
+    stored(tmp_path / "few", expert, count=81, features="all")
+    with pytest.raises(UserError, match=r"100 of .*few gives 81 observations: .*layer fc .* It needs 82 or more"):
+        LinkedRun(tmp_path / "run").fold(100, lines.append, tmp_path / "few")
 
 
 def test_answers_of_another_file_of_the_teacher_are_refused(tmp_path: Path, expert: Teacher, noise_play: None) -> None:

@@ -109,7 +109,10 @@ def test_too_few_observations_are_refused_before_the_play_with_a_number_that_is_
         patched.setattr("agents.folding.observe", lambda *game: pytest.fail("it has played"))
         assert main(["fold", "run", "--observations", "81", "--episodes", "0"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "--observations 81: too few for a fold, because layer fc has more unknowns. Give 82 or more." in said
+    assert (
+        "--observations 81 gives 81 observations: too few for a fold, because layer fc has more unknowns. It needs 82"
+        in said
+    )
     assert not Path("run/folded.safetensors").exists()
     assert main(["fold", "run", "--observations", "82", "--episodes", "0"]) == 0
 
