@@ -41,7 +41,9 @@ def review(
     terms: Terms,
     admit: Callable[[str, float, Tensor], tuple[nn.Parameter, ...]],
 ) -> Iterator[Review | None]:
-    """Play games, then change the links. The iterator gives None after each step of the games, and the review last.
+    """Play games, then change the links. The iterator gives None after each step of the games, then the review.
+
+    The pool has the changes when the iterator ends, so that the caller can reset the statistics of `fresh` before.
 
     Args:
         flow: The linked student; a copy of its present parameters plays, so other processes may train it meanwhile.
@@ -64,9 +66,9 @@ def review(
     for change in changes:
         if change.comes:
             fresh += admit(change.teacher, terms.share, obs)
-    # Last, because the other processes follow the pool.
-    pool.make(changes)
     yield Review(tuple(map(_sentence, changes)), tuple(_rows(pool, found, changes)), tuple(fresh))
+    # Last, because the other processes follow the pool and update the links with the optimiser's statistics.
+    pool.make(changes)
 
 
 def _logits(flow: KnowledgeFlow, frozen: Mapping[str, Tensor], lacking: str | None, obs: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ def _rows(pool: TeacherPool, found: Mapping[str, Measured], changes: list[Change
         measured, change = found.get(teacher), changed.get(teacher)
         yield {
             "teacher": teacher,
-            "linked": int(teacher in pool.present),
+            "linked": int(teacher in pool.present if change is None else change.comes),
             "share": "" if measured is None else f"{measured.share:.4f}",
             "return_with": "" if measured is None else f"{float(measured.returns.mean()):.4g}",
             "return_without": "" if measured is None else f"{float(measured.without.mean()):.4g}",

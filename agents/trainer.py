@@ -297,8 +297,9 @@ class Trainer(training.Trainer[Run]):
         found = next(self._reviewing)
         if found is None:
             return True
-        self._reviewing = None
         self._forget_statistics(found.fresh)
+        next(self._reviewing, None)
+        self._reviewing = None
         for line in found.lines:
             self.display.say(line)
         history.add(self.run.folder.history, self._logged_step, found.history)

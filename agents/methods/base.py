@@ -387,7 +387,8 @@ class Method(OwnSettings, Generic[Net]):
             games: Starts a number of games of the run's own game.
 
         Returns:
-            None if no review is due. Else an iterator of short steps, which gives None, and the review at its end.
+            None if no review is due. Else an iterator of short steps, which gives None, then the review. It is advanced
+            once more when the statistics of the review's `fresh` are reset; only then other processes may follow.
         """
         return None
 
