@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agents.teachers.store import ZOO, find_teacher
+from envs.protocols import get_protocol
+
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"<!-- measured: (\S+) -->\n+((?:\|.*\n)+)")
 """A comment that names the file of results, and the table below it."""
@@ -74,3 +77,38 @@ def test_every_score_of_a_table_is_that_of_a_run(page: Path) -> None:
 
 def test_the_readme_s_results_are_among_them() -> None:
     assert ROOT / "README.md" in PAGES
+
+
+def test_the_zoo_s_table_has_the_scores_of_its_cards() -> None:
+    page = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
+    rows = {
+        name: rest
+        for name, *rest in cells(page.split("## The zoo")[1].split("## Formats")[0])
+        if name.startswith("`zoo:")
+    }
+    entries = [find_teacher(f"zoo:{path.stem}", ROOT / "runs") for path in sorted(ZOO.glob("*.safetensors"))]
+    assert rows.keys() == {f"`{entry.reference}`" for entry in entries}
+    for entry in entries:
+        card, score = entry.card, entry.card.evaluation
+        steps, shipped, _, random, human, _ = rows[f"`{entry.reference}`"]
+        assert steps == f"{card.steps / 1e6:.1f}M"
+        assert shipped == f"{score['mean']:,.1f} [{score['ci_low']:,.1f}, {score['ci_high']:,.1f}]"
+        assert (random, human) == tuple(f"{score['reference'][who]:,.1f}" for who in ("random", "human"))
+        # The page says that the shorter cap of Mnih et al. ends none of these games.
+        assert (
+            max(score["episode_steps"]) * score["protocol"]["frame_skip"] < get_protocol("nature", card.game).max_frames
+        )
+
+
+@pytest.mark.parametrize("path", sorted(ZOO.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_the_curve_of_an_agent_of_the_zoo_is_that_of_its_card(path: Path) -> None:
+    card = find_teacher(f"zoo:{path.stem}", ROOT / "runs").card
+    pages = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("a3c.md", "engines.md"))
+    section = pages.split(f"### {path.stem.title()}\n")[1].split("\n##")[0]
+    (_, *millions), (_, *scores) = cells(section[section.index("| million agent steps") :].split("\n\n")[0])
+    curve = np.array(card.curve)
+    for at, score in zip(millions, scores, strict=True):
+        if "*" not in score:
+            nearest = curve[np.abs(curve[:, 0] - float(at) * 1e6).argmin(), 1]
+            printed = score.replace(",", "")
+            assert f"{nearest:.{len(printed.partition('.')[2])}f}" == printed, f"after {at}M steps"

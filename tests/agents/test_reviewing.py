@@ -358,7 +358,7 @@ def test_a_pool_that_cannot_work_is_refused(files: str, more: dict[str, Any], me
 def test_all_is_the_whole_zoo(tmp_path: Path) -> None:
     teachers, exact = load_teachers(("all",), tmp_path, identify)
     assert [teacher.path for teacher in teachers] == sorted(ZOO.glob("*.safetensors"))
-    assert exact == ("zoo:pong", "zoo:riverraid", "zoo:seaquest")
+    assert exact == ("zoo:freeway", "zoo:pong", "zoo:riverraid", "zoo:seaquest")
 
 
 @pytest.mark.parametrize(("step", "linked"), [(799, ("breakout",)), (800, ())])
