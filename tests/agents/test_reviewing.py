@@ -317,10 +317,13 @@ def test_the_statistics_of_a_newcomer_begin_where_the_optimisers_do(
     trainer.shared.exp_avg_sq.fill_(7.0)
     trainer.shared.adam_steps.fill_(1.0)
     pool, views = trainer.net.pool, named_views(trainer.net, trainer.groups, trainer.shared.exp_avg_sq)
-    at_start: list[set[str]] = []
+    noted: list[set[str]] = []
+
+    def at_start() -> set[str]:
+        return {name for name, view in views.items() if torch.equal(view, torch.full_like(view, start))}
 
     def note(changes: Sequence[Change]) -> None:
-        at_start.append({name for name, view in views.items() if torch.equal(view, torch.full_like(view, start))})
+        noted.append(at_start())
         TeacherPool.make(pool, changes)
 
     monkeypatch.setattr(pool, "make", note)
@@ -334,8 +337,9 @@ def test_the_statistics_of_a_newcomer_begin_where_the_optimisers_do(
     }
     new = {name for name, parameter in trainer.net.named_parameters() if id(parameter) in fresh}
     assert new
-    # Before the workers of a3c hear of the newcomer.
-    assert new in at_start
+    assert at_start() == new
+    # The second review links it; its statistics are reset before the workers of a3c hear of it.
+    assert noted[:2] == [set(), new]
 
 
 @pytest.mark.parametrize(
