@@ -29,8 +29,6 @@ HELD_OUT = 5
 """Every fifth batch of observations is held out of the regression, to choose mu and to measure R2."""
 POSITIONS = 64
 """Approximate number of patches of each observation that are cases; the choice changes from batch to batch."""
-UNFOLDED = 8
-"""Observations whose patches are all in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -261,14 +259,22 @@ def cases(module: nn.Module, x: Tensor, y: Tensor, batch: int = 0) -> tuple[Tens
     """
     if not isinstance(module, nn.Conv2d):
         return x.flatten(0, -2), y.flatten(0, -2)
-    padding = tuple(int(side) for side in module.padding)
-    y = y.flatten(2)
-    every = max(1, y.shape[2] // POSITIONS)
-    chosen = slice(batch % every, None, every)
+    outputs = y.flatten(2)
+    every = max(1, outputs.shape[2] // POSITIONS)
+    chosen = torch.arange(batch % every, outputs.shape[2], every, device=x.device)
+    x = _windows(module, x)[:, chosen // y.shape[3], chosen % y.shape[3]]
+    return x.flatten(0, 1).flatten(1), outputs[:, :, chosen].transpose(1, 2).flatten(0, 1)
 
-    def patches(part: Tensor) -> Tensor:
-        unfolded = F.unfold(part, module.kernel_size, module.dilation, padding, module.stride)  # (b, d, positions)
-        return unfolded[:, :, chosen]
 
-    x, y = torch.cat([patches(part) for part in x.split(UNFOLDED)]), y[:, :, chosen]
-    return x.transpose(1, 2).flatten(0, 1), y.transpose(1, 2).flatten(0, 1)
+def _windows(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """What the convolution reads at each position, (B, H, W, channels, kernel height, kernel width): a view."""
+    vertical, horizontal = (int(side) for side in module.padding)
+    x = F.pad(x, (horizontal, horizontal, vertical, vertical))
+    (height, width), (down, right), (far, wide) = module.kernel_size, module.stride, module.dilation
+    rows = (x.shape[2] - far * (height - 1) - 1) // down + 1
+    columns = (x.shape[3] - wide * (width - 1) - 1) // right + 1
+    image, channel, row, column = x.stride()
+    return x.as_strided(
+        (len(x), rows, columns, x.shape[1], height, width),
+        (image, row * down, column * right, channel, row * far, column * wide),
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kfrl.errors import UserError
@@ -78,10 +79,15 @@ def test_a_large_maps_patches_are_taken_in_turns() -> None:
     assert sorted(value for part in taken for value in part) == list(range(400))
 
 
-def test_the_patches_of_many_observations_are_those_of_each(batches: list[Tensor]) -> None:
-    conv, x = Small().conv, batches[0][:19]
-    each = [cases(conv, one, conv(one))[0] for one in x.split(1)]
-    assert torch.equal(cases(conv, x, conv(x))[0], torch.cat(each))
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_the_patches_are_those_of_pytorch_whatever_the_convolution_and_the_memory(memory: torch.memory_format) -> None:
+    conv = nn.Conv2d(3, 5, (2, 3), stride=(1, 2), padding=(0, 2), dilation=(3, 1))
+    x = torch.randn(4, 6, 16, 31)[:, 1:4].to(memory_format=memory)
+    patches, outputs = cases(conv, x, conv(x), 1)
+    expected = F.unfold(x, conv.kernel_size, conv.dilation, (0, 2), conv.stride)  # (images, numbers, positions)
+    assert torch.equal(patches, expected[:, :, 1 :: expected.shape[2] // 64].transpose(1, 2).flatten(0, 1))
+    assert conv.bias is not None
+    torch.testing.assert_close(patches @ conv.weight.flatten(1).T + conv.bias, outputs)
 
 
 @pytest.mark.parametrize(
