@@ -281,6 +281,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._without_value: tuple[str, ...] = ()
         self._value_coef = self.flow_config.imitation_value_coef
         self._recurrent: tuple[str, ...] = ()
+        self._unlinked: tuple[str, ...] = ()
         self._game, self._cap = "", 0
         self._actions: tuple[str, ...] = ()
         self._memory = Memory(self.flow_config.imitation_memory // config.shape.workers)
@@ -383,6 +384,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         size, stack = student.arch["screen_size"], student.arch["frame_stack"]
         example = torch.zeros(1, stack, size, size, dtype=torch.uint8)
         nets = {teacher.name: teacher.net for teacher in teachers}
+        self._unlinked = self._left_to_the_expert(teachers)
+        nets = {name: net for name, net in nets.items() if name not in self._unlinked}
         self._recurrent = tuple(name for name, net in nets.items() if state_size(net))
         links = config.links or links_by_depth(student, nets, example) + self._head_links(spec, teachers)
         _check_stateless(links, nets)
@@ -417,6 +420,16 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             self._set_student_weight(flow)
         net.alone.requires_grad_(False)
         return net
+
+    def _left_to_the_expert(self, teachers: Sequence[Teacher]) -> tuple[str, ...]:
+        """Teachers of other games beside an expert, where nothing trains what their links would bring.
+
+        A fold at the start takes the expert's channels first. What is left for the others disturbs the student.
+        """
+        config = self.flow_config
+        if self._expert is None or LINKED in self._stages or config.links or config.link_heads == "always":
+            return ()
+        return tuple(teacher.name for teacher in teachers if not _plays(teacher, self._game))
 
     def check_used(self) -> None:
         """See `Method.check_used`: settings of phases that the run lacks, and others without what they act on."""
@@ -559,7 +572,12 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             " because they read its state, and it is not imitated."
             for name in self._recurrent
         ]
-        return (*unlinked, *recurrent, *self._imitation_notes(), *self._kickstart_notes())
+        strangers = [
+            f"Teacher {name} is not linked: it plays another game than {self._game}, which an expert teaches here, and "
+            "without a linked phase nothing would fit its features to this game. --fold-at 0.1 links it."
+            for name in self._unlinked
+        ]
+        return (*unlinked, *recurrent, *strangers, *self._imitation_notes(), *self._kickstart_notes())
 
     def _imitation_notes(self) -> Sequence[str]:
         config, workers = self.flow_config, self.config.shape.workers

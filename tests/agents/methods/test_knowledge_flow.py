@@ -3,6 +3,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -116,6 +117,26 @@ def test_heads_are_linked_to_a_teacher_of_the_same_game(expert: Teacher, strange
     teachers = [stranger, expert]
     assert linked(make_method(), teachers, "breakout") == BODY + HEADS
     assert linked(make_method(), teachers, "seaquest") == [("conv1", "conv1"), ("conv2", "conv1"), ("fc", "fc")]
+
+
+def test_a_stranger_beside_an_expert_is_linked_only_where_its_links_are_trained_or_asked_for(
+    expert: Teacher, stranger: Teacher
+) -> None:
+    method = make_method(fold_at=0.0)
+    assert linked(method, [stranger, expert], "seaquest") == []
+    net = method.build(SPEC, [stranger, expert])
+    assert net.flow.links == method.build(SPEC, [expert]).flow.links
+    # It is not run either.
+    assert list(net.flow.teachers) == ["breakout"]
+    method.build(SPEC, [stranger, expert])
+    words = "Teacher seaquest is not linked: it plays another game than breakout"
+    assert sum(note.startswith(words) for note in method.notes(net)) == 1
+    links = (Link("fc", "seaquest", "fc"),)
+    cases: list[dict[str, Any]] = [{"fold_at": 0.1}, {"fold_at": None}, {"link_heads": "always"}, {"links": links}]
+    for asked in cases:
+        assert linked(make_method(**{"fold_at": 0.0, **asked}), [stranger, expert], "seaquest"), asked
+    assert linked(method, [stranger], "seaquest")
+    assert not any("is not linked: it plays another" in note for note in method.notes(net))
 
 
 def test_a_teacher_of_another_flavour_is_an_expert_after_one_of_the_runs_own(expert: Teacher) -> None:
@@ -269,7 +290,7 @@ def test_teachers_of_any_program_teach_one_student_together(shelf: tuple[Teacher
 
 
 def test_each_of_them_reaches_the_linked_student_and_not_the_lone_one(shelf: tuple[Teacher, ...], obs: Tensor) -> None:
-    net = KnowledgeFlowMethod(TrainConfig()).build(SPEC, shelf)
+    net = KnowledgeFlowMethod(TrainConfig(methods={"knowledge-flow": {"fold_at": 0.1}})).build(SPEC, shelf)
     alone = net.alone(obs)[0]
     for teacher in shelf:
         for layer in ("conv1", "fc"):
@@ -1066,7 +1087,8 @@ def noise(count: int, policy: Callable[[Tensor], Tensor] | None = None) -> Tenso
 
 
 def test_a_useless_stranger_is_left_out_and_the_run_goes_on_without_it(expert: Teacher, stranger: Teacher) -> None:
-    method = make_method(fold_at=0.0, fold_observations=600)
+    all_linked: dict[str, Any] = {"fold_at": 0.0, "fold_observations": 600, "link_heads": "always"}
+    method = make_method(**all_linked)
     net = method.build(SPEC, [silenced(stranger), expert])
     said = list(method.prepare(net, noise))
     assert said[0].startswith(f"Teacher {stranger.name!r} is left out: its features are the same on all")
@@ -1076,7 +1098,7 @@ def test_a_useless_stranger_is_left_out_and_the_run_goes_on_without_it(expert: T
         assert net.flow.layer_weights(layer)[0].item() == pytest.approx(0.25)
         assert net.flow.weights().get(f"flow/p_teacher/{stranger.name}/{layer}", 0.0) == 0.0
     # A worker's net, which another process builds.
-    theirs = make_method(fold_at=0.0, fold_observations=600).build(SPEC, [stranger, expert])
+    theirs = make_method(**all_linked).build(SPEC, [stranger, expert])
     theirs.load_state_dict(untrained(net, method.parameter_groups(net)), strict=False, assign=True)
     assert theirs.flow.absent == {stranger.name}
 
@@ -1084,7 +1106,12 @@ def test_a_useless_stranger_is_left_out_and_the_run_goes_on_without_it(expert: T
 def test_without_a_choice_of_channels_a_useless_teacher_is_seen_in_the_play_for_the_fold(
     expert: Teacher, stranger: Teacher
 ) -> None:
-    unchosen = {"fold_at": 0.0, "fold_observations": 600, "choose_channels": False}
+    unchosen: dict[str, Any] = {
+        "fold_at": 0.0,
+        "fold_observations": 600,
+        "choose_channels": False,
+        "link_heads": "always",
+    }
     method = make_method(**unchosen)
     net = method.build(SPEC, [silenced(stranger), expert])
     said = list(method.prepare(net, noise))
