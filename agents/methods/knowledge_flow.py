@@ -84,6 +84,8 @@ LEAST_HEAD_R2 = 0.5
 """Below this R2 a head's fold is not used: its weights are then so large that an imitation does not recover."""
 LATEST = 100
 """Games of the lone student that say how far it is behind its teacher."""
+FIRST = 30
+"""Games of a lone student that say what its teacher is worth, where no score does."""
 MEASURED_MEMORY = 32_768
 """Samples that a worker remembers for the imitation in the published figures."""
 STRETCH = 50
@@ -287,6 +289,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._memory = Memory(self.flow_config.imitation_memory // config.shape.workers)
         self._guide_share, self._kickstart = 1.0, 0.0
         self._scores: deque[float] = deque(maxlen=LATEST)
+        self._first: list[float] = []
+        self._plays_as_taught = False
         self._answers: Answers | None = None
         self._teachers: dict[str, Teacher] = {}
         self._theta_old: dict[str, Tensor] | None = None
@@ -596,7 +600,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if self._expert is None or not (self.flow_config.kickstart_coef and {IMITATION, ALONE} <= set(self._stages)):
             return ()
         why = self._incomparable()
-        if not why and not self._beats_random_play():
+        if not why and not self._beats_random_play(self._expert_score()):
             return (
                 f"Teacher {self._expert.name} scored {self._expert_score():,.1f}, no more than random play. The "
                 "student is not held near the linked net, and --kickstart-coef has no effect.",
@@ -604,9 +608,10 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         if not why:
             return ()
         return (
-            f"Teacher {self._expert.name} {why}: how far the student is behind it is not known, and the kickstart "
-            "falls with the steps alone. For a kickstart that ends when the student has the teacher's score, give a "
-            "teacher that was scored under the run's --protocol.",
+            f"Teacher {self._expert.name} {why}: how far the student is behind it is not known. If the fold has the "
+            f"whole policy, the student's first {FIRST} games take the place of that score. Else the kickstart falls "
+            "with the steps alone; for one that ends when the student has the teacher's score, give a teacher that was "
+            "scored under the run's --protocol.",
         )
 
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
@@ -669,6 +674,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         net.take_up_links()
         self._theta_old, self._updates = None, 0
         self._scores.clear()
+        self._first.clear()
+        self._plays_as_taught = self._nothing_to_imitate(net)
         linked = self.stage == LINKED
         net.flow.student.requires_grad_(linked)
         net.flow.transforms.requires_grad_(linked and self.flow_config.mixing == "softmax")
@@ -677,7 +684,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     def recall(self, scores: Sequence[float]) -> None:
         """They say how far the lone student is behind."""
-        self._scores.extend(scores)
+        self._count(scores)
 
     def end_phase(self, net: FlowNet, play: Play) -> Iterable[str]:
         """The fold, after the linked phase."""
@@ -750,23 +757,35 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         """How far this learner's latest games are below the teacher's score, as a share of what is above random play.
 
         QDagger's 1 - G_student / G_teacher (Agarwal et al. 2022), in [0, 1]; 1 as long as one of the scores is unknown.
-        Scores under another frame cap than the run's are unknown.
+        Scores under another frame cap or of another flavour than the run's are unknown. Where the fold has the whole
+        policy, the student's first games take the place of an unknown score of the teacher.
         """
-        score = None if self._incomparable() else self._expert_score()
+        unscored = bool(self._incomparable())
+        score = self._first_score() if unscored else self._expert_score()
         if score is None or not self._scores:
             return 1.0
-        if not self._beats_random_play():
+        if not self._beats_random_play(score):
             return 0.0
         reference = reference_of(self._game, self._cap)
         floor = reference.random if reference else 0.0
         if score <= floor:
-            return 1.0
+            return 0.0 if unscored else 1.0
         own = sum(self._scores) / len(self._scores)
         return min(1.0, max(0.0, (score - own) / (score - floor)))
 
-    def _beats_random_play(self) -> bool:
-        """Whether the expert's score is above that of random play, or one of them is unknown."""
-        score, reference = self._expert_score(), reference_of(self._game, self._cap)
+    def _count(self, scores: Sequence[float]) -> None:
+        self._scores.extend(scores)
+        self._first.extend(scores[: FIRST - len(self._first)])
+
+    def _first_score(self) -> float | None:
+        """The mean of the lone student's first games, if it starts with the teacher's whole policy."""
+        if not self._plays_as_taught or len(self._first) < FIRST:
+            return None
+        return sum(self._first) / len(self._first)
+
+    def _beats_random_play(self, score: float | None) -> bool:
+        """Whether a score is above that of random play, or one of them is unknown."""
+        reference = reference_of(self._game, self._cap)
         return score is None or reference is None or score > reference.random
 
     def _expert_score(self) -> float | None:
@@ -831,7 +850,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         """
         if self.stage == IMITATION:
             return {"imitation": self._imitation(net.alone, batch)}
-        self._scores.extend(episode.score for episode in batch.episodes)
+        self._count([episode.score for episode in batch.episodes])
         config = self.flow_config
         terms: dict[str, Tensor] = {}
         if config.policy_kl_coef:

@@ -821,6 +821,44 @@ def test_the_lone_student_follows_as_far_as_it_is_behind_the_expert(
     assert ("kickstart" in terms) == (share > 0.0)
 
 
+@pytest.mark.parametrize(
+    ("policy_r2", "first", "latest", "share"),
+    [
+        (0.995, 11.7, 11.7, 0.0),
+        (0.995, 11.7, 6.7, 0.5),
+        (0.995, 1.0, 0.0, 0.0),  # Random play has 1.7 points.
+        (0.98, 11.7, 11.7, 1.0),
+    ],
+)
+def test_the_first_games_stand_for_an_unknown_score_where_the_fold_has_the_whole_policy(
+    expert: Teacher, obs: Tensor, policy_r2: float, first: float, latest: float, share: float
+) -> None:
+    method = make_method()
+    net = staged(method, expert, 1)
+    net.fold_r2.get_buffer("policy").fill_(policy_r2)
+    method.begin(net, 2, SPEC, 0)
+    method.losses(net, play(method, net, obs, (first,) * 29), 0.0)
+    assert method._behind() == 1.0
+    method.losses(net, play(method, net, obs, (first, *(latest,) * 100)), 0.0)
+    assert method._behind() == pytest.approx(share)
+    # A run that goes on knows its latest games alone, so it takes the earliest of these.
+    method.begin(net, 2, SPEC, 0)
+    method.recall((5.0,) * 100)
+    assert method._behind() == (0.0 if policy_r2 > 0.99 else 1.0)
+
+
+def test_first_games_without_a_point_are_not_worth_following_where_random_plays_score_is_unknown(
+    expert: Teacher, obs: Tensor
+) -> None:
+    # Random play's score under this cap is not known.
+    method = make_method(protocol="nature")
+    net = staged(method, expert, 1)
+    net.fold_r2.get_buffer("policy").fill_(0.995)
+    method.begin(net, 2, SPEC, 0)
+    method.losses(net, play(method, net, obs, (0.0,) * 30), 0.0)
+    assert method._behind() == 0.0
+
+
 def test_games_of_an_earlier_phase_do_not_count_for_the_lone_student(expert: Teacher, obs: Tensor) -> None:
     method = make_method()
     net = staged(method, scored(expert, 201.7), 0)
