@@ -773,7 +773,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         own = sum(self._scores) / len(self._scores)
         return min(1.0, max(0.0, (score - own) / (score - floor)))
 
-    def _count(self, scores: Sequence[float]) -> None:
+    def _count(self, scores: Iterable[float]) -> None:
+        scores = list(scores)
         self._scores.extend(scores)
         self._first.extend(scores[: FIRST - len(self._first)])
 

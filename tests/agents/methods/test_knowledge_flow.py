@@ -1,5 +1,6 @@
 import copy
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -843,7 +844,7 @@ def test_the_first_games_stand_for_an_unknown_score_where_the_fold_has_the_whole
     assert method._behind() == pytest.approx(share)
     # A run that goes on knows its latest games alone, so it takes the earliest of these.
     method.begin(net, 2, SPEC, 0)
-    method.recall((5.0,) * 100)
+    method.recall(deque((5.0,) * 100))
     assert method._behind() == (0.0 if policy_r2 > 0.99 else 1.0)
 
 
