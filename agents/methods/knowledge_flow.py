@@ -387,9 +387,8 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         student = self.student(spec)
         size, stack = student.arch["screen_size"], student.arch["frame_stack"]
         example = torch.zeros(1, stack, size, size, dtype=torch.uint8)
-        nets = {teacher.name: teacher.net for teacher in teachers}
         self._unlinked = self._left_to_the_expert(teachers)
-        nets = {name: net for name, net in nets.items() if name not in self._unlinked}
+        nets = {teacher.name: teacher.net for teacher in teachers if teacher.name not in self._unlinked}
         self._recurrent = tuple(name for name, net in nets.items() if state_size(net))
         links = config.links or links_by_depth(student, nets, example) + self._head_links(spec, teachers)
         _check_stateless(links, nets)
@@ -428,7 +427,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     def _left_to_the_expert(self, teachers: Sequence[Teacher]) -> tuple[str, ...]:
         """Teachers of other games beside an expert, where nothing trains what their links would bring.
 
-        A fold at the start takes the expert's channels first. What is left for the others disturbs the student.
+        A fold at the start takes the expert's channels first, and nothing that was measured says that the others help.
         """
         config = self.flow_config
         if self._expert is None or LINKED in self._stages or config.links or config.link_heads == "always":
