@@ -101,10 +101,9 @@ def _games(flags: ReportFlags) -> list[Section]:
         for name, rows in curves_by_arm(comparison, game).items():
             curves = arm_curves(rows)
             for kind, held in ((training, curves.training), (alone, curves.alone)):
-                if len(held):
-                    kind.append(
-                        Curve(name, *(line.tolist() for line in (curves.grid, held.mean(0), held.min(0), held.max(0))))
-                    )
+                if len(runs := held.returns):
+                    lines = (held.steps, runs.mean(0), runs.min(0), runs.max(0))
+                    kind.append(Curve(name, *(line.tolist() for line in lines)))
         charts = [
             Chart("Returns while training: mean and range over seeds", "agent steps", "raw points", training),
             Chart("Student alone: mean and range over seeds", "agent steps", "raw points", alone),

@@ -147,27 +147,45 @@ def _draw_returns(axis: Any, rows: Rows, with_links: bool) -> None:
 
 
 @dataclass(frozen=True)
-class ArmCurves:
-    """Curves of an arm's runs over the steps that all runs reached; a run without a curve has no row."""
+class Curves:
+    """A curve of each run of an arm, from the first step at which all of these runs have a value."""
 
-    grid: NDArray[np.float64]
-    """(points,) steps."""
-    training: NDArray[np.float64]
-    """(runs, points) returns of the training games."""
-    alone: NDArray[np.float64]
-    """(runs, points) returns of the student alone."""
+    steps: NDArray[np.float64]
+    """(points,)"""
+    returns: NDArray[np.float64]
+    """(runs, points); a run without a curve has no row."""
+
+
+@dataclass(frozen=True)
+class ArmCurves:
+    """Curves of an arm's runs, to the last step that all runs reached."""
+
+    training: Curves
+    """Of the training games."""
+    alone: Curves
+    """Of the student alone."""
 
 
 def arm_curves(runs: Sequence[Rows], points: int = 25) -> ArmCurves:
-    """The curves of an arm, from the metrics of its runs."""
+    """The curves of an arm, from the metrics of its runs; `points` are those of the whole run."""
     last = min(max(row[STEP] for row in rows) for rows in runs)
     grid = np.linspace(last / points, last, points)
-    smoothed = (smooth(rows, TRAINING, grid, GAMES) for rows in runs)
-    training = [curve for curve in smoothed if not np.isnan(curve).any()]
-    evaluated = (series(rows, STUDENT) for rows in runs)
-    alone = [np.interp(grid, steps, values) for steps, values in evaluated if len(steps) > 1 and steps[0] < last]
-    empty = np.empty((0, points))
-    return ArmCurves(grid, np.stack(training) if training else empty, np.stack(alone) if alone else empty)
+    training, alone = [], []
+    for rows in runs:
+        steps, values = series(rows, TRAINING)
+        if len(steps) and steps[0] <= last:
+            training.append((steps[0], smooth(rows, TRAINING, grid, GAMES)))
+        steps, values = series(rows, STUDENT)
+        if len(steps) > 1 and steps[0] < last:
+            alone.append((steps[0], np.interp(grid, steps, values)))
+    return ArmCurves(_curves(grid, training), _curves(grid, alone))
+
+
+def _curves(grid: NDArray[np.float64], runs: Sequence[tuple[float, NDArray[np.float64]]]) -> Curves:
+    """The curves of runs on `grid`, given with the step from which each has values."""
+    begun = grid >= max((first for first, _ in runs), default=0.0)
+    steps = grid[begun]
+    return Curves(steps, np.array([returns[begun] for _, returns in runs]).reshape(len(runs), len(steps)))
 
 
 def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25) -> None:
@@ -185,13 +203,14 @@ def draw_arms(arms: Mapping[str, Sequence[Rows]], target: Path, points: int = 25
     axes = figure.subplots(1, 2)
     for index, (name, runs) in enumerate(arms.items()):
         curves = arm_curves(runs, points)
-        grid, training, alone = curves.grid, curves.training, curves.alone
+        training, alone = curves.training, curves.alone
         # A dollar sign would start a formula.
-        label = name.replace("$", r"\$") + _missing(len(runs), training=len(training), alone=len(alone))
+        missing = _missing(len(runs), training=len(training.returns), alone=len(alone.returns))
+        label = name.replace("$", r"\$") + missing
         color = f"C{index}"
-        for axis, held in zip(axes, (training, alone), strict=True):
-            if len(held):
-                _draw_spread(axis, grid, held, color)
+        for axis, kind in zip(axes, (training, alone), strict=True):
+            if len(kind.returns):
+                _draw_spread(axis, kind, color)
         axes[0].plot([], color=color, label=label)
     axes[0].set(title="while training", xlabel="million agent steps", ylabel="raw return")
     axes[1].set(title="student alone", xlabel="million agent steps")
@@ -205,9 +224,10 @@ def _missing(runs: int, **curves: int) -> str:
     return f" ({', '.join(fewer)})" if fewer else ""
 
 
-def _draw_spread(axis: Any, grid: NDArray[np.float64], values: NDArray[np.float64], color: str) -> None:
-    axis.plot(grid / 1e6, values.mean(0), color=color)
-    axis.fill_between(grid / 1e6, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
+def _draw_spread(axis: Any, curves: Curves, color: str) -> None:
+    steps, returns = curves.steps / 1e6, curves.returns
+    axis.plot(steps, returns.mean(0), color=color)
+    axis.fill_between(steps, returns.min(0), returns.max(0), color=color, alpha=0.15, lw=0)
 
 
 def _draw_weights(axis: Any, rows: Rows, layer: str, time: Time) -> None:

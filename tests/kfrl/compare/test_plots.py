@@ -37,6 +37,25 @@ def test_games_that_another_net_plays_too_have_a_curve_of_their_own() -> None:
     assert (steps.tolist(), values.tolist()) == ([60.0, 80.0, 100.0], [2.0, 3.0, 4.0])
 
 
+def test_an_arms_curves_begin_where_all_of_its_runs_have_a_value() -> None:
+    def run(first_game: float, first_score: float) -> list[dict[str, float]]:
+        games = [
+            {"global_step": step, "charts/episodic_return": step / 10, "charts/episodes": 1.0}
+            for step in np.arange(first_game, 101.0, 10.0)
+        ]
+        return [*games, *({"global_step": step, "eval/mean_return": 2.0 * step} for step in (first_score, 100.0))]
+
+    without = [{"global_step": 100.0, "charts/guided_return": 8.0, "charts/episodes": 1.0}]
+    curves = plots.arm_curves([run(20.0, 40.0), run(50.0, 60.0), without], 5)
+    assert curves.training.steps.tolist() == [60.0, 80.0, 100.0]
+    # A bin that ends at 60 holds the games that ended after 40.
+    assert curves.training.returns.tolist() == [[5.5, 7.5, 9.5], [5.5, 7.5, 9.5]]
+    assert curves.alone.steps.tolist() == [60.0, 80.0, 100.0]
+    assert curves.alone.returns.tolist() == [[120.0, 160.0, 200.0], [120.0, 160.0, 200.0]]
+    nothing = plots.arm_curves([without], 5)
+    assert (nothing.training.returns.shape, nothing.alone.returns.shape) == ((0, 5), (0, 5))
+
+
 def test_shares_are_drawn_by_layer_and_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, target: drawn.append(figure))
