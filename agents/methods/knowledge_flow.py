@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -31,11 +30,11 @@ from agents.observations import steps_for
 from agents.policies import matched_policy
 from agents.replay import SAMPLE_BYTES, Memory, smaller_than_measured
 from agents.reviewing import Terms, review
+from agents.shortfall import Shortfall
 from agents.teachers.formats import Teacher
 from envs.atari import AtariEnvs
 from envs.games import Game
 from envs.protocols import get_protocol
-from kfrl.compare.stats import reference_of
 from kfrl.config import Count, Direction, Fraction, NonNegative, Positive
 from kfrl.errors import UserError
 from kfrl.flow import KnowledgeFlow, Link, links_by_depth
@@ -82,10 +81,6 @@ NEARLY_EXACT = 0.99
 """From this R2 of the policy head's fold on, there is no imitation."""
 LEAST_HEAD_R2 = 0.5
 """Below this R2 a head's fold is not used: its weights are then so large that an imitation does not recover."""
-LATEST = 100
-"""Games of the lone student that say how far it is behind its teacher."""
-FIRST = 30
-"""Games of a lone student that say what its teacher is worth, where no score does."""
 MEASURED_MEMORY = 32_768
 """Samples that a worker remembers for the imitation in the published figures."""
 STRETCH = 50
@@ -284,13 +279,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._value_coef = self.flow_config.imitation_value_coef
         self._recurrent: tuple[str, ...] = ()
         self._unlinked: tuple[str, ...] = ()
-        self._game, self._cap = "", 0
+        self._game = ""
         self._actions: tuple[str, ...] = ()
         self._memory = Memory(self.flow_config.imitation_memory // config.shape.workers)
         self._guide_share, self._kickstart = 1.0, 0.0
-        self._scores: deque[float] = deque(maxlen=LATEST)
-        self._first: list[float] = []
-        self._plays_as_taught = False
+        self._shortfall = Shortfall(None, "", 0)
         self._answers: Answers | None = None
         self._teachers: dict[str, Teacher] = {}
         self._theta_old: dict[str, Tensor] | None = None
@@ -382,7 +375,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._stages = tuple(phase.title for phase in phases)
         self._linked_steps = phases[0].steps if phases[0].title == LINKED else 0
         self._expert, self._game, self._actions = _expert(spec, teachers), spec.game, spec.actions
-        self._cap = get_protocol(self.config.protocol, spec.game).max_frames
+        self._shortfall = Shortfall(self._expert, spec.game, get_protocol(self.config.protocol, spec.game).max_frames)
         self._teachers = {teacher.name: teacher for teacher in teachers}
         student = self.student(spec)
         size, stack = student.arch["screen_size"], student.arch["frame_stack"]
@@ -596,22 +589,10 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     def _kickstart_notes(self) -> Sequence[str]:
         """Why the kickstart does not depend on the games that the student plays, or has no effect, if so."""
-        if self._expert is None or not (self.flow_config.kickstart_coef and {IMITATION, ALONE} <= set(self._stages)):
+        if not (self.flow_config.kickstart_coef and {IMITATION, ALONE} <= set(self._stages)):
             return ()
-        why = self._incomparable()
-        if not why and not self._beats_random_play(self._expert_score()):
-            return (
-                f"Teacher {self._expert.name} scored {self._expert_score():,.1f}, no more than random play. The "
-                "student is not held near the linked net, and --kickstart-coef has no effect.",
-            )
-        if not why:
-            return ()
-        return (
-            f"Teacher {self._expert.name} {why}: how far the student is behind it is not known. If the fold has the "
-            f"whole policy, the student's first {FIRST} games take the place of that score. Else the kickstart falls "
-            "with the steps alone; for one that ends when the student has the teacher's score, give a teacher that was "
-            "scored under the run's --protocol.",
-        )
+        note = self._shortfall.note()
+        return (note,) if note else ()
 
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
         wanted = self.flow_config.link_heads
@@ -672,9 +653,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         super().begin(net, phase, task, rank)
         net.take_up_links()
         self._theta_old, self._updates = None, 0
-        self._scores.clear()
-        self._first.clear()
-        self._plays_as_taught = self._nothing_to_imitate(net)
+        self._shortfall.begin(plays_as_taught=self._nothing_to_imitate(net))
         linked = self.stage == LINKED
         net.flow.student.requires_grad_(linked)
         net.flow.transforms.requires_grad_(linked and self.flow_config.mixing == "softmax")
@@ -683,7 +662,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
 
     def recall(self, scores: Sequence[float]) -> None:
         """They say how far the lone student is behind."""
-        self._count(scores)
+        self._shortfall.count(scores)
 
     def end_phase(self, net: FlowNet, play: Play) -> Iterable[str]:
         """The fold, after the linked phase."""
@@ -747,64 +726,10 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         net.take_up_links()
         self._guide_share = max(0.0, 1.0 - 2.0 * progress)
         kickstarts = self.stage == ALONE and IMITATION in self._stages
-        weight = self._guide_share * self._behind() if kickstarts else 0.0
+        weight = self._guide_share * self._shortfall.share() if kickstarts else 0.0
         self._kickstart = self.flow_config.kickstart_coef * weight
         # The linked net is asked only while it is followed, which can end and begin again with the student's games.
         self.features_of = net.flow.absent, self._kickstart > 0.0
-
-    def _behind(self) -> float:
-        """How far this learner's latest games are below the teacher's score, as a share of what is above random play.
-
-        QDagger's 1 - G_student / G_teacher (Agarwal et al. 2022), in [0, 1]; 1 as long as one of the scores is unknown.
-        Scores under another frame cap or of another flavour than the run's are unknown. Where the fold has the whole
-        policy, the student's first games take the place of an unknown score of the teacher.
-        """
-        unscored = bool(self._incomparable())
-        score = self._first_score() if unscored else self._expert_score()
-        if score is None or not self._scores:
-            return 1.0
-        if not self._beats_random_play(score):
-            return 0.0
-        reference = reference_of(self._game, self._cap)
-        floor = reference.random if reference else 0.0
-        if score <= floor:
-            return 0.0 if unscored else 1.0
-        own = sum(self._scores) / len(self._scores)
-        return min(1.0, max(0.0, (score - own) / (score - floor)))
-
-    def _count(self, scores: Iterable[float]) -> None:
-        scores = list(scores)
-        self._scores.extend(scores)
-        self._first.extend(scores[: FIRST - len(self._first)])
-
-    def _first_score(self) -> float | None:
-        """The mean of the lone student's first games, if it starts with the teacher's whole policy."""
-        if not self._plays_as_taught or len(self._first) < FIRST:
-            return None
-        return sum(self._first) / len(self._first)
-
-    def _beats_random_play(self, score: float | None) -> bool:
-        """Whether a score is above that of random play, or one of them is unknown."""
-        reference = reference_of(self._game, self._cap)
-        return score is None or reference is None or score > reference.random
-
-    def _expert_score(self) -> float | None:
-        return None if self._expert is None else self._expert.card.mean_score
-
-    def _incomparable(self) -> str:
-        """Why the expert's score does not tell how far the student is behind; else, or without an expert, empty."""
-        if self._expert is None:
-            return ""
-        cap = self._expert.card.scored_under.get("max_frames")
-        if self._expert.card.game != self._game:
-            return f"has its score in another flavour, {Game(self._expert.card.game).title}"
-        if self._expert_score() is None:
-            return "has no score"
-        if cap is None:
-            return "has a score whose frame cap is not known"
-        if cap != self._cap:
-            return f"has a score with games of at most {cap:,} frames, and this run's end after {self._cap:,}"
-        return ""
 
     def features(self, net: FlowNet, obs: Tensor) -> Context:
         """While linked, the teachers' pre-activations; while the linked net is followed, its logits and values."""
@@ -850,7 +775,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         """
         if self.stage == IMITATION:
             return {"imitation": self._imitation(net.alone, batch)}
-        self._count([episode.score for episode in batch.episodes])
+        self._shortfall.count(episode.score for episode in batch.episodes)
         config = self.flow_config
         terms: dict[str, Tensor] = {}
         if config.policy_kl_coef:

@@ -305,7 +305,7 @@ def test_a_resumed_run_knows_how_far_its_lone_student_is_behind(
         pass
 
     def collector(method: KnowledgeFlowMethod, *rest: object) -> None:
-        behind.append(method._behind())
+        behind.append(method._shortfall.share())
         raise NoPlay
 
     if algo == "a3c":
@@ -313,7 +313,7 @@ def test_a_resumed_run_knows_how_far_its_lone_student_is_behind(
         with pytest.raises(NoPlay):
             _train(resumed._job(0), None)
     else:
-        behind.append(resumed.method._behind())
+        behind.append(resumed.method._shortfall.share())
     # Random play has -20.7 points; the games of the earlier phase do not count.
     assert behind == [pytest.approx(15.0 / 29.7)]
 

@@ -148,8 +148,8 @@ def test_a_teacher_of_another_flavour_is_an_expert_after_one_of_the_runs_own(exp
     # The score is of another game, so it says nothing.
     method = make_method()
     net = staged(method, other, 2)
-    method._scores.append(2.0)
-    assert method._behind() == 1.0
+    method._shortfall.count([2.0])
+    assert method._shortfall.share() == 1.0
     assert "Teacher other has its score in another flavour, Breakout:m12d0: how far" in " ".join(method.notes(net))
     method.build(SPEC, [other, expert])
     assert method._expert is expert
@@ -796,8 +796,8 @@ def test_a_rollout_in_which_the_linked_net_is_left_has_contexts_of_one_kind(expe
     collector = play_on(method, net, keep_graph=keep_graph)
     # The student reaches its teacher's score, falls behind again, and then the time is over.
     for progress, latest, followed in ((0.1, 1.7, True), (0.2, 900.0, False), (0.3, 1.7, True), (0.5, 1.7, False)):
-        method._scores.clear()
-        method._scores.append(latest)
+        method._shortfall.begin(plays_as_taught=False)
+        method._shortfall.count([latest])
         method.schedule(net, progress)
         terms = terms_of(method, net, collector.collect(), progress)
         assert ("kickstart" in terms) == followed
@@ -839,13 +839,13 @@ def test_the_first_games_stand_for_an_unknown_score_where_the_fold_has_the_whole
     net.fold_r2.get_buffer("policy").fill_(policy_r2)
     method.begin(net, 2, SPEC, 0)
     method.losses(net, play(method, net, obs, (first,) * 29), 0.0)
-    assert method._behind() == 1.0
+    assert method._shortfall.share() == 1.0
     method.losses(net, play(method, net, obs, (first, *(latest,) * 100)), 0.0)
-    assert method._behind() == pytest.approx(share)
+    assert method._shortfall.share() == pytest.approx(share)
     # A run that goes on knows its latest games alone, so it takes the earliest of these.
     method.begin(net, 2, SPEC, 0)
     method.recall(deque((5.0,) * 100))
-    assert method._behind() == (0.0 if policy_r2 > 0.99 else 1.0)
+    assert method._shortfall.share() == (0.0 if policy_r2 > 0.99 else 1.0)
 
 
 def test_first_games_without_a_point_are_not_worth_following_where_random_plays_score_is_unknown(
@@ -857,7 +857,7 @@ def test_first_games_without_a_point_are_not_worth_following_where_random_plays_
     net.fold_r2.get_buffer("policy").fill_(0.995)
     method.begin(net, 2, SPEC, 0)
     method.losses(net, play(method, net, obs, (0.0,) * 30), 0.0)
-    assert method._behind() == 0.0
+    assert method._shortfall.share() == 0.0
 
 
 def test_games_of_an_earlier_phase_do_not_count_for_the_lone_student(expert: Teacher, obs: Tensor) -> None:
@@ -865,7 +865,7 @@ def test_games_of_an_earlier_phase_do_not_count_for_the_lone_student(expert: Tea
     net = staged(method, scored(expert, 201.7), 0)
     method.losses(net, play(method, net, obs, (201.7,)), 0.0)
     method.begin(net, 2, SPEC, 0)
-    assert method._behind() == 1.0
+    assert method._shortfall.share() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -897,8 +897,8 @@ def test_scores_under_different_frame_caps_are_not_compared(
 ) -> None:
     method = make_method(protocol=own)
     net = staged(method, scored(expert, mean, theirs), 2)
-    method._scores.append(101.7)
-    assert method._behind() == pytest.approx(share)
+    method._shortfall.count([101.7])
+    assert method._shortfall.share() == pytest.approx(share)
     notes = " ".join(method.notes(net))
     assert said in notes
     assert ("how far the student is behind" in notes) == bool(said)
