@@ -107,8 +107,8 @@ class Settings(FlowSettings):
     that stay linked: what is folded trains best at the teachers' own scale."""
     link_heads: Literal["never", "expert", "policies", "always"] = "expert"
     """Link policy and value heads too (+): of teachers of the same game (expert), of all, or of none. policies: expert;
-    but where no teacher plays the game and the student learns from rewards right after the fold, all policies. Actions
-    meet by meaning."""
+    but where no teacher plays the game and the student learns from rewards right after the fold, the policies of all
+    that have the game's own actions, which meet by meaning."""
     linked_teachers: Count | None = None
     """How many of the teachers are linked at a time (+); the others are a pool from which one comes where one goes.
     None: all, from start to end."""
@@ -279,6 +279,7 @@ class KnowledgeFlowMethod(Method[FlowNet]):
         self._value_coef = self.flow_config.imitation_value_coef
         self._recurrent: tuple[str, ...] = ()
         self._unlinked: tuple[str, ...] = ()
+        self._other_actions: tuple[str, ...] = ()
         self._game = ""
         self._actions: tuple[str, ...] = ()
         self._memory = Memory(self.flow_config.imitation_memory // config.shape.workers)
@@ -573,7 +574,11 @@ class KnowledgeFlowMethod(Method[FlowNet]):
             "without a linked phase nothing would fit its features to this game. --fold-at 0.1 links it."
             for name in self._unlinked
         ]
-        return (*unlinked, *recurrent, *strangers, *self._imitation_notes(), *self._kickstart_notes())
+        others = [
+            f"Teacher {name}'s policy is not linked: its actions are not those of {self._game}."
+            for name in self._other_actions
+        ]
+        return (*unlinked, *recurrent, *strangers, *others, *self._imitation_notes(), *self._kickstart_notes())
 
     def _imitation_notes(self) -> Sequence[str]:
         config, workers = self.flow_config, self.config.shape.workers
@@ -597,11 +602,16 @@ class KnowledgeFlowMethod(Method[FlowNet]):
     def _head_links(self, spec: NetSpec, teachers: Sequence[Teacher]) -> list[Link]:
         wanted = self.flow_config.link_heads
         policies_alone = wanted == "policies" and self._starts_from_strangers
+        stateless = [teacher for teacher in teachers if not state_size(teacher.net)]
+        # Of a policy over other actions the student would have a part, which is not what the teacher plays.
+        others = [teacher.name for teacher in stateless if set(teacher.card.actions) != set(spec.actions)]
+        self._other_actions = tuple(others) if policies_alone else ()
         linked = [
             teacher
-            for teacher in teachers
-            if not state_size(teacher.net)
-            and (wanted == "always" or policies_alone or (wanted != "never" and _plays(teacher, spec.game)))
+            for teacher in stateless
+            if wanted == "always"
+            or (policies_alone and teacher.name not in others)
+            or (wanted != "never" and _plays(teacher, spec.game))
         ]
         # Values of another game are of another size, so the first updates would be mostly of their errors.
         heads = ("policy",) if policies_alone else AtariNet.head_layers

@@ -165,14 +165,27 @@ def test_heads_may_be_linked_to_no_teacher_or_to_all(expert: Teacher, stranger: 
 def test_strangers_alone_are_linked_by_their_policies_if_asked_where_the_fold_is_at_the_start(
     expert: Teacher, stranger: Teacher, teacher: Callable[..., Teacher]
 ) -> None:
-    other = teacher(AtariNet(3, ((2, 8, 8),), 7), ("NOOP", "FIRE", "DOWN"), game="pong")
+    def of(game: str, *actions: str) -> Teacher:
+        return teacher(AtariNet(len(actions), ((2, 8, 8),), 7), actions, game=game)
+
+    same, same_too = of("seaquest", *reversed(SPEC.actions)), of("pong", *SPEC.actions)
+    more, fewer = of("alien", *SPEC.actions, "DOWN"), of("freeway", *SPEC.actions[:-1])
 
     def heads(teachers: list[Teacher], **flow: object) -> list[tuple[str, str]]:
         links = make_method(**flow).build(SPEC, teachers).flow.links
         return [(link.teacher, link.layer) for link in links if link.student in ("policy", "value")]
 
-    both, start = [stranger, other], {"fold_at": 0.0, "link_heads": "policies"}
+    both, start = [same, same_too], {"fold_at": 0.0, "link_heads": "policies"}
     assert heads(both, **start) == [("seaquest", "policy"), ("pong", "policy")]
+    # A policy over other actions is not linked: the student would have a part of it.
+    method = make_method(**start)
+    net = method.build(SPEC, [more, same, fewer])
+    assert [link.teacher for link in net.flow.links if link.student == "policy"] == ["seaquest"]
+    said = [
+        f"Teacher {name}'s policy is not linked: its actions are not those of breakout."
+        for name in ("alien", "freeway")
+    ]
+    assert list(method.notes(net)[:2]) == said
     assert heads([stranger, expert], **start) == [("breakout", "policy"), ("breakout", "value")]
     assert heads(both, fold_at=0.0) == []
     # What follows is linked or imitates, and was not measured so.
@@ -1041,21 +1054,23 @@ def test_a_fold_of_strangers_starts_without_their_biases_and_at_a_fresh_nets_siz
 
 
 def test_a_strangers_policy_is_fitted_to_the_layers_without_their_biases(
-    stranger: Teacher, monkeypatch: pytest.MonkeyPatch
+    teacher: Callable[..., Teacher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("agents.methods.knowledge_flow.LEAST_HEAD_R2", -math.inf)
+    stranger = teacher(AtariNet(4, ((2, 8, 8),), 7), SPEC.actions, game="seaquest")
     for layer in ("conv1", "fc"):
         nn.init.constant_(stranger.net.get_submodule(layer).bias, 0.5)
     nn.init.normal_(stranger.net.get_submodule("policy").weight)
     obs = noise(600)
     method = make_method(fold_at=0.0, fold_observations=600, link_heads="policies")
     net = method.build(SPEC, [stranger])
+    assert "policy" in net.fold_layers
     list(method.prepare(net, lambda count, policy=None: obs[:count]))
     assert not net.alone.get_submodule("fc").bias.any()
     with torch.no_grad():
         wanted, found = net.flow(obs)[0], net.alone(obs)[0]
     # A least-squares fit with an intercept has the mean of what it fits.
-    torch.testing.assert_close(found.mean(0), wanted.mean(0), atol=0.01, rtol=0)
+    torch.testing.assert_close(found.mean(0), wanted.mean(0), atol=0.02, rtol=0)
 
 
 def test_a_head_whose_fold_explains_less_than_half_keeps_the_students_own_weights(
