@@ -98,7 +98,7 @@ def _kfrl(name: str, options: Options) -> list[tuple[float, int, float]]:
     """Scores of the lone student by the clock of the run, which starts when it begins to play."""
     folder = RunFolder(options.out / f"run-{name}")
     flags = {
-        "flow": ("--teachers", options.teacher, "--steps", str(options.steps), "--curve-points", "25"),
+        "flow": ("--teachers", options.teacher, "--steps", str(options.steps), "--curve-points", "10"),
         "a3c": ("--steps", str(ZOO_STEPS), "--curve-points", "100"),
         "ppo": ("--algo", "ppo", "--steps", str(ZOO_STEPS), "--curve-points", "100"),
     }[name]

@@ -54,14 +54,19 @@ class Estimate:
 class Area:
     """Area under learning curves, divided by the length of the run: the mean return during training."""
 
-    height: float
-    """Mean over seeds, in raw points."""
+    heights: tuple[float, ...]
+    """The area of each seed, in raw points."""
     above_random: Estimate | None
     """Ratio of the areas above the score of random play, to the baseline; negative if the arm is below random play.
     None for the baseline, in a game without a known random score, or if the baseline's area is not above it."""
     ratio: Estimate | None
     """Ratio of the areas above 0, to the baseline: Rusu et al.'s transfer score. The score of random play may be far
     above 0. None for the baseline, or if its area is not above 0."""
+
+    @property
+    def height(self) -> float:
+        """Mean over seeds, in raw points."""
+        return statistics.fmean(self.heights)
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,6 @@ class Cell:
     """Area of the student alone; None if a run did not evaluate it during training before the shortest curve's end."""
     training: Area | None
     """Area of the training games, with the method's links if any."""
-    areas: tuple[float, ...]
-    """Area under the training curve of each seed; empty if a run has none."""
     reached: tuple[float | None, ...]
     """The step at which the student alone of each seed first reached the baseline's final mean score; None if never."""
 
@@ -201,7 +204,6 @@ def _cell(arm: Arm, game: str, baseline: Arm | None) -> Cell:
     score = estimate([ours], mean_over_games)
     others = base if arm is not baseline else []
     floor = _random_score([*runs, *base])
-    training = [_training(run, end) for run in runs]
     return Cell(
         game=game,
         arm=arm,
@@ -212,8 +214,7 @@ def _cell(arm: Arm, game: str, baseline: Arm | None) -> Cell:
         p_value=permutation_p(ours, theirs) if others and min(len(ours), len(theirs)) > 1 else None,
         improvement=improvement([ours], [theirs]) if others else None,
         alone=_area([_alone(run, end) for run in runs], [_alone(run, end) for run in others], floor),
-        areas=tuple(height for height in training if height is not None) if None not in training else (),
-        training=_area(training, [_training(run, end) for run in others], floor),
+        training=_area([_training(run, end) for run in runs], [_training(run, end) for run in others], floor),
         reached=tuple(_reached(run, statistics.fmean(theirs)) for run in runs) if base else (),
     )
 
@@ -279,7 +280,7 @@ def _area(ours: Sequence[float | None], theirs: Sequence[float | None], floor: f
         return None
     known = bool(others) and len(others) == len(theirs)
     return Area(
-        statistics.fmean(heights),
+        tuple(heights),
         above_random=_ratio(heights, others, floor) if known and floor is not None else None,
         ratio=_ratio(heights, others, 0.0) if known else None,
     )

@@ -91,8 +91,9 @@ def _tops(comparison: Comparison, game: str) -> tuple[Sheet, Sheet]:
     from kfrl.cli.sheets import top_sheet
 
     cells, title = [cell for cell in comparison.cells if cell.game == game], Game(game).title
+    areas = {cell.arm.name: cell.training.heights if cell.training else () for cell in cells}
     scores = top_sheet(title, {cell.arm.name: cell.scores for cell in cells})
-    return scores, top_sheet(f"{title}, area under the training curve", {cell.arm.name: cell.areas for cell in cells})
+    return scores, top_sheet(f"{title}, area under the training curve", areas)
 
 
 def _write(comparison: Comparison, directory: Path) -> Iterator[str]:

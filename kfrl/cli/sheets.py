@@ -313,12 +313,15 @@ def number_cell(values: Iterable[int | None]) -> int | None:
 
 def run_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """A row for each run."""
-    for arm in comparison.arms:
-        for run in arm.all_runs:
+    for cell in comparison.cells:
+        unknown = (None,) * len(cell.runs)
+        alone = cell.alone.heights if cell.alone else unknown
+        training = cell.training.heights if cell.training else unknown
+        for run, area_alone, area_training in zip(cell.runs, alone, training, strict=True):
             yield {
                 "run": str(run.path),
                 "game": run.game,
-                "arm": arm.name,
+                "arm": cell.arm.name,
                 "method": run.config.label,
                 "teachers": run.config.teachers,
                 "seed": run.config.seed,
@@ -326,6 +329,8 @@ def run_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 "score": run.score,
                 "last_100_training_games": run.final.training[-1].mean if run.final.training else None,
                 "human_normalised": human_normalised(run.score, run.game, run.protocol.max_frames),
+                "area_alone": area_alone,
+                "area_training": area_training,
                 "episodes": len(run.final.scores),
                 "protocol": run.protocol.name,
                 "fingerprint": run.protocol.fingerprint,

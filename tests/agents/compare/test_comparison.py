@@ -81,9 +81,9 @@ def test_areas_by_hand(many: Many) -> None:
         *many([1.0], **FLOW, curve={50: (10.0, 4.0), 100: (30.0, 8.0)}),
     ]
     scratch, flow = compare(records).cells
-    assert scratch.alone == Area(2.0, None, None)
+    assert scratch.alone == Area((2.0,), None, None)
     # Random play of Breakout has 1.7.
-    assert flow.alone == Area(6.0, Estimate(pytest.approx((6.0 - 1.7) / (2.0 - 1.7))), Estimate(3.0))
+    assert flow.alone == Area((6.0,), Estimate(pytest.approx((6.0 - 1.7) / (2.0 - 1.7))), Estimate(3.0))
     # Level to the first bin with games in it, at 50 of 100, and straight to the last: 25 bins of 1, then the line to 3.
     assert scratch.training is not None
     assert scratch.training.height == pytest.approx(np.interp(np.arange(2, 102, 2), [50, 100], [1, 3]).mean())
@@ -97,7 +97,7 @@ def test_a_run_in_which_another_net_acted_has_no_area_of_its_training(many: Many
     rows = ({"global_step": 20.0, "charts/guided_return": 9.0, "charts/episodes": 1.0}, *record.rows)
     (cell,) = compare([replace(record, rows=rows)]).cells
     assert cell.training is None
-    assert cell.alone == Area(2.0, None, None)
+    assert cell.alone == Area((2.0,), None, None)
 
 
 def test_areas_end_where_the_shorter_curve_does(many: Many) -> None:
@@ -106,7 +106,7 @@ def test_areas_end_where_the_shorter_curve_does(many: Many) -> None:
         *many([1.0], **FLOW, curve={0: (2.0, 2.0), 50: (2.0, 2.0), 100: (99.0, 99.0)}),
     ]
     flow = compare(records).cells[1]
-    assert flow.alone == Area(2.0, None, Estimate(2.0)), "scratch is below random play"
+    assert flow.alone == Area((2.0,), None, Estimate(2.0)), "scratch is below random play"
 
 
 def test_a_curve_that_begins_where_the_shorter_one_ends_has_no_area(many: Many) -> None:
@@ -122,7 +122,7 @@ def test_no_transfer_score_where_scratch_has_no_positive_area(many: Many) -> Non
         *many([1.0], **FLOW, curve={50: (-1.0, -1.0), 100: (-1.0, -1.0)}),
     ]
     flow = compare(records).cells[1]
-    assert flow.alone == Area(-1.0, None, None)
+    assert flow.alone == Area((-1.0,), None, None)
 
 
 def test_an_area_below_random_play_is_not_called_three_quarters_of_scratch(many: Many) -> None:

@@ -97,6 +97,21 @@ def test_output_holds_every_form_of_the_comparison(runs: Path, capsys: pytest.Ca
     assert r"human-normalised, \%" in latex
 
 
+def test_each_run_has_its_own_areas(finished_run: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, height in enumerate((5.0, 7.0), start=1):
+        finished_run(Path(f"runs/{seed}"), seed=seed, curve={50: (2.0, height), 100: (4.0, height + 2.0)})
+    finished_run(Path("runs/flow"), teachers="zoo:seaquest")
+    metrics = Path("runs/flow/metrics.csv")
+    metrics.write_text("global_step,charts/episodic_return,charts/episodes\n50,1.0,1\n100,1.0,1\n")
+    assert main(["compare", "runs", "--output", "out"]) == 0
+    rows = {row["run"]: row for row in read(Path("out/runs.csv"))}
+    # From 5 or 7 at the middle of the run straight to 2 points more: its mean is 1 above the first.
+    assert [float(rows[f"runs/{seed}"]["area_alone"]) for seed in (1, 2)] == [6.0, 8.0]
+    assert float(rows["runs/flow"]["area_training"]) == 1.0
+    assert rows["runs/flow"]["area_alone"] == "", "its student was never evaluated"
+
+
 def test_quoted_scores_are_in_no_file_of_numbers(runs: Path) -> None:
     one_kind(runs)
     assert main(["compare", "runs", "--output", "out"]) == 0
