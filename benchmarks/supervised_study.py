@@ -1,6 +1,7 @@
-"""The studies of docs/supervised.md: Table 4 on MNIST, and Table 5's question on Fashion-MNIST.
+"""The studies of docs/supervised.md: Table 4 on MNIST, Table 5's question on Fashion-MNIST, and Table 3's on photos.
 
     python benchmarks/supervised_study.py run --data-dir ~/data --out study
+    python benchmarks/supervised_study.py run --studies photos --photos cifar-10.tar.gz tiny-40.tar.gz --out study
     kfrl supervised compare study --output study/tables
     python benchmarks/supervised_study.py cost --images cifar-10.tar.gz
 
@@ -47,8 +48,18 @@ class Study:
     what: tyro.conf.Positional[Literal["run", "list", "cost"]]
     out: Path = Path("study")
     """The folder of the runs."""
+    studies: tuple[Literal["transfer", "table4", "photos"], ...] = ("transfer", "table4")
+    """What to run."""
     data_dir: Path | None = None
     """The folder of the images. Default: the user's cache folder."""
+    photos: tuple[Path, Path] | None = None
+    """photos: two folders or archives of images by class; each teaches the other."""
+    photo_images: int = 5000
+    """Images of a student of photos, including validation images; teachers have all of their images."""
+    photo_epochs: int = 20
+    """Epochs of such a student."""
+    photo_teacher_epochs: int = 10
+    """Epochs of such a teacher."""
     seeds: int = 3
     teacher_epochs: int = 40
     """Epochs of the MNIST teacher."""
@@ -67,8 +78,13 @@ class Study:
     updates: int = 10
     """cost: number of timed updates, after one warm-up update."""
 
-    def teachers(self) -> Iterator[SupervisedConfig]:
-        """Hinton's large net on MNIST; an expert, a half-expert and a non-expert for Fashion-MNIST."""
+    def transfer_teachers(self) -> Iterator[SupervisedConfig]:
+        """An expert, a half-expert and a non-expert for Fashion-MNIST."""
+        for data in ("fashion-mnist", "fashion-mnist-half", "mnist"):
+            yield self._config(f"teachers/{data}", data=data, net="mnist-mlp", epochs=5, seed=TEACHER_SEED)
+
+    def table4_teachers(self) -> Iterator[SupervisedConfig]:
+        """Hinton's large net on MNIST."""
         yield self._config(
             "teachers/mnist-1200",
             data="mnist",
@@ -77,8 +93,12 @@ class Study:
             pad=2,
             epochs=self.teacher_epochs,
         )
-        for data in ("fashion-mnist", "fashion-mnist-half", "mnist"):
-            yield self._config(f"teachers/{data}", data=data, net="mnist-mlp", epochs=5, seed=TEACHER_SEED)
+
+    def photos_teachers(self) -> Iterator[SupervisedConfig]:
+        """A ResNet-20 on all images of each set."""
+        for data in self._photos():
+            folder = f"teachers/{_short(data)}"
+            yield self._photo(folder, data, epochs=self.photo_teacher_epochs, seed=TEACHER_SEED)
 
     def transfer(self, seed: int) -> Iterator[SupervisedConfig]:
         """Fashion-MNIST, alone and from every teacher."""
@@ -121,15 +141,45 @@ class Study:
                 run_dir=self.out / f"{data}/flow-s{seed}",
             )
 
+    def photos_students(self, seed: int) -> Iterator[SupervisedConfig]:
+        """A ResNet-20 on a part of each set, alone and from the other set's teacher."""
+        for data, other in zip(self._photos(), reversed(self._photos()), strict=True):
+            name, teacher = _short(data), str(self.out / "teachers" / _short(other))
+            plain = self._photo(
+                f"{name}/alone-s{seed}", data, train_images=self.photo_images, epochs=self.photo_epochs, seed=seed
+            )
+            yield plain
+            for method in ("fine-tune", "knowledge-flow"):
+                yield replace(plain, method=method, teachers=teacher, run_dir=self.out / f"{name}/{method}-s{seed}")
+
+    def _photos(self) -> tuple[Path, Path]:
+        if self.photos is None:
+            sys.exit("photos needs --photos FIRST SECOND, two folders or archives of images by class")
+        return self.photos
+
+    def _photo(self, folder: str, data: Path, **settings: Any) -> SupervisedConfig:
+        return self._config(folder, data=str(data), image_size=32, net="resnet-20", **settings)
+
     def _config(self, folder: str, **settings: Any) -> SupervisedConfig:
         return SupervisedConfig(data_dir=self.data_dir, run_dir=self.out / folder, **settings)
 
     def all(self) -> Iterator[SupervisedConfig]:
-        """All runs: teachers first, then each study seed by seed."""
-        yield from self.teachers()
-        for students in (self.transfer, self.table4):
+        """All runs, study by study: its teachers, then its students seed by seed."""
+        plans = {
+            "transfer": (self.transfer_teachers, self.transfer),
+            "table4": (self.table4_teachers, self.table4),
+            "photos": (self.photos_teachers, self.photos_students),
+        }
+        for study in self.studies:
+            teachers, students = plans[study]
+            yield from teachers()
             for seed in range(1, self.seeds + 1):
                 yield from students(seed)
+
+
+def _short(path: Path) -> str:
+    """`cifar-10-jpeg` for `cifar-10-jpeg.tar.gz`."""
+    return path.name.partition(".")[0]
 
 
 def run(config: SupervisedConfig) -> str:
