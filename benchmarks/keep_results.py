@@ -16,6 +16,7 @@ import tyro
 
 from kfrl.config import read_yaml
 from kfrl.runs.folder import RunFolder
+from kfrl.runs.metrics import read_metrics
 
 COLUMNS = (
     *(
@@ -32,7 +33,7 @@ COLUMNS = (
         "ci_low",
         "ci_high",
     ),
-    *("shape", "lr", "protocol", "commit", "source"),
+    *("shape", "lr", "protocol", "commit", "source", "hours"),
 )
 
 
@@ -59,7 +60,10 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def row_of(folder: RunFolder, arm: str) -> dict[str, str]:
-    """A finished run as a row: scores in raw points, exact enough to be rounded as the pages print them."""
+    """A finished run as a row: scores in raw points, exact enough to be rounded as the pages print them.
+
+    `hours` are those of the clock, with what else the machine had to do.
+    """
     settings: dict[str, Any] = read_yaml(folder.config)
     found: dict[str, Any] = json.loads(folder.evaluation.read_text(encoding="utf-8"))
     wanted = {name: found[name] for name in ("mean", "std", "ci_low", "ci_high")}
@@ -81,6 +85,7 @@ def row_of(folder: RunFolder, arm: str) -> dict[str, str]:
         "protocol": found["protocol"]["fingerprint"],
         "commit": (found["commit"] or "")[:8],
         "source": "eval.json",
+        "hours": f"{max(row.get('time/elapsed_sec', 0.0) for row in read_metrics(folder.metrics)) / 3600:.2f}",
     }
 
 

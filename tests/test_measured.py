@@ -12,6 +12,7 @@ import pytest
 
 from agents.teachers.store import ZOO, find_teacher
 from envs.protocols import get_protocol
+from kfrl.compare.stats import human_normalised
 
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"<!-- measured: (\S+) -->\n+((?:\|.*\n)+)")
@@ -20,6 +21,7 @@ CODE = re.compile(r"`[^`]*`")
 NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*\.\d+(?![\w.-])")
 
 
+ATARI = ROOT / "docs" / "measured" / "atari.csv"
 RENDERED = ROOT / "docs" / "measured" / "fashion-mnist.csv"
 """Its table is printed by a benchmark and held against that."""
 
@@ -79,6 +81,28 @@ def test_the_readme_s_results_are_among_them() -> None:
     assert ROOT / "README.md" in PAGES
 
 
+def test_every_score_in_the_readme_s_text_is_that_of_a_run() -> None:
+    text = CODE.sub("", re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL))
+    scores = re.findall(r"(?<![\w.-])\d[\d,]*\.\d(?![\w.])", text)
+    assert "400.3" in scores
+    assert set(scores) <= known(ATARI)
+
+
+def test_the_cost_at_the_top_of_the_results_is_that_of_the_runs() -> None:
+    with ATARI.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["steps"]]
+    timed = [row for row in rows if row["hours"]]
+    steps, of_timed = (sum(int(row["steps"]) for row in part) for part in (rows, timed))
+    hours = sum(float(row["hours"]) for row in timed)
+    rate = of_timed / hours / 3600
+    page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    assert f"from {len(rows)} runs and {steps / 1e6:.0f}M agent steps" in page
+    assert f"for {len(timed)} of these runs: {of_timed / 1e6:.1f}M steps in {hours:.1f} hours" in page
+    assert f"{rate:.0f} steps a second, all of them took {steps / rate / 3600:.0f} hours" in page
+    one = 40e6 / rate / 3600
+    assert f"40M steps would take {one:.0f} hours, and the 25 runs of one of its cells {25 * one / 24:.0f} days" in page
+
+
 def test_the_zoo_s_table_has_the_scores_of_its_cards() -> None:
     page = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
     rows = {
@@ -111,3 +135,85 @@ def test_the_curve_of_an_agent_of_the_zoo_is_that_of_its_card(path: Path) -> Non
             nearest = curve[np.abs(curve[:, 0] - float(at) * 1e6).argmin(), 1]
             printed = score.replace(",", "")
             assert f"{nearest:.{len(printed.partition('.')[2])}f}" == printed, f"after {at}M steps"
+
+
+FLOW, POLICIES = "knowledge-flow", "knowledge-flow --link-heads policies"
+# Breakout's runs of these arms have a learning rate of their own in the arm's name.
+BREAKOUT = "knowledge-flow --lr 0.001"
+STRANGERS = f"{BREAKOUT} --link-heads policies, of teachers with other actions too (not kept)"
+COMPARED = [
+    ("results", "[Alien](knowledge-flow.md#teachers-of-other-games) {ours} against {theirs} (p = {p})", FLOW, "a3c"),
+    ("results", "ChopperCommand {ours} against {theirs} (p = {p}), Breakout 10.1 against 9.4", FLOW, "a3c"),
+    ("results", "Breakout {ours} against {theirs} (p = {p}). With", BREAKOUT, "a3c --lr 0.001"),
+    ("results", "in one shape, Alien {ours} (p = {p})", POLICIES, "a3c"),
+    ("results", "ChopperCommand {ours} (each seed above each, p = {p})", POLICIES, "a3c"),
+    ("results", "policies on Breakout, where they gave {ours} (six seeds, p = {p})", STRANGERS, "a3c --lr 0.001"),
+    ("results", "| not shown | Alien {ours} against {theirs} (p = {p}), ChopperCommand 1,005.6", FLOW, "fine-tune"),
+    ("results", "ChopperCommand {ours} against {theirs} (p = {p}), Breakout 10.1 against 7.0", FLOW, "fine-tune"),
+    ("results", "Breakout {ours} against {theirs} of an earlier version (p = {p})", BREAKOUT, "fine-tune"),
+    ("results", "| not shown | Alien {ours} against {theirs} (p = {p}), ChopperCommand", FLOW, "progressive"),
+    ("results", "ChopperCommand {ours} against {theirs} (p = {p}) |", FLOW, "progressive"),
+    ("knowledge-flow", "level with scratch in three games: Alien p = {p},", FLOW, "a3c"),
+    ("knowledge-flow", "ChopperCommand p = {p}, Breakout", FLOW, "a3c"),
+    ("knowledge-flow", "Breakout p = {p}. With the", BREAKOUT, "a3c --lr 0.001"),
+    ("knowledge-flow", "biases as well, Alien (p = {p})", f"{FLOW} --keep-biases always", "a3c"),
+    ("knowledge-flow", "and ChopperCommand (p = {p}) are higher", f"{FLOW} --keep-biases always", "a3c"),
+    ("knowledge-flow", "and Breakout lower (p = {p})", f"{BREAKOUT} --keep-biases always", "a3c --lr 0.001"),
+    ("knowledge-flow", "is above scratch on Alien (p = {p}, three seeds against six)", POLICIES, "a3c"),
+    ("README", "it is above it on Alien (p = {p})", POLICIES, "a3c"),
+    ("README", "and ChopperCommand (p = {p}), but", POLICIES, "a3c"),
+]
+"""A page, a sentence of it, and the arms that it compares in the game that it names, after 500,000 steps."""
+
+
+def seeds_of(arm: str, game: str) -> list[float]:
+    with ATARI.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row["arm"], row["game"], row["steps"]) == (arm, game, "500000")]
+    return [float(row["mean"]) for row in sorted(rows, key=lambda row: int(row["seed"]))]
+
+
+def exact_p(ours: list[float], theirs: list[float]) -> float:
+    """Two-sided permutation p of the difference of the means: the share of all regroupings that differ as much."""
+    pooled = np.array([*ours, *theirs])
+    chosen = np.array(list(itertools.combinations(range(len(pooled)), len(ours))))
+    means = pooled[chosen].mean(axis=1)
+    rest = (pooled.sum() - means * len(ours)) / len(theirs)
+    seen = abs(np.mean(ours) - np.mean(theirs))
+    return float((np.abs(means - rest) >= seen - 1e-9).mean())
+
+
+@pytest.mark.parametrize(("page", "sentence", "arm", "other"), COMPARED, ids=lambda cell: cell[:40])
+def test_a_sentence_that_compares_arms_is_that_of_their_runs(page: str, sentence: str, arm: str, other: str) -> None:
+    path = ROOT / "README.md" if page == "README" else ROOT / "docs" / f"{page}.md"
+    game = next(name for name in ("Breakout", "ChopperCommand", "Alien") if name in re.split(r"[{]", sentence)[0])
+    rom = {"ChopperCommand": "chopper_command"}.get(game, game.lower())
+    ours, theirs = seeds_of(arm, rom), seeds_of(other, rom)
+    assert ours and theirs
+    said = sentence.format(
+        ours=f"{np.mean(ours):,.1f}", theirs=f"{np.mean(theirs):,.1f}", p=f"{exact_p(ours, theirs):.2f}"
+    )
+    assert said in " ".join(path.read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("game", ["alien", "chopper_command"])
+def test_the_table_of_all_methods_is_that_of_their_runs(game: str) -> None:
+    title = {"alien": "Alien", "chopper_command": "ChopperCommand"}[game]
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    head, *rows = cells(
+        page.split(f"### {title}\n")[1].split(f"{title}: learning and cost")[0].split("frames).\n\n")[1]
+    )
+    assert len(rows) == 8
+    for row in (dict(zip(head, row, strict=True)) for row in rows):
+        arm = row["arm"].split(" (")[0]
+        scores = seeds_of("knowledge-flow, before the fold" if arm == FLOW else arm, game)[: int(row["seeds"])]
+        scratch = seeds_of("a3c", game)[:3]
+        assert row["of each seed"] == ", ".join(f"{score:,.1f}" for score in scores)
+        spread = f" [{min(scores):,.1f}, {max(scores):,.1f}]" if len(scores) > 2 else ""
+        assert row["score [95 %]"] == f"{np.mean(scores):,.1f}{spread}"
+        percent = 100 * np.mean([human_normalised(score, game) for score in scores])
+        assert row["human-normalised, % [95 %]"].split(" [")[0] == f"{percent:.1f}"
+        if arm != "a3c":
+            assert row["minus a3c [95 %]"].split(" [")[0] == f"{np.mean(scores) - np.mean(scratch):+,.1f}"
+            wins = np.mean([(ours > theirs) + (ours == theirs) / 2 for ours in scores for theirs in scratch])
+            assert row["P(> a3c) [95 %]"].split(" [")[0] == f"{wins:.2f}"
+            assert row["p"] == (f"{exact_p(scores, scratch):.3f}" if len(scores) > 1 else "-")
