@@ -4,7 +4,7 @@
     python benchmarks/minutes_to_score.py table --out minutes --score 150
 
 `run` trains one arm after another, each in its own processes with the whole machine, until it is done or its time is
-up, and writes `ARM.csv` with the score along the clock. An arm whose file is there is skipped.
+up, and writes `ARM.csv` with the score along the clock (`ARM.part` until then). An arm whose file is there is skipped.
 
 - kfrl-flow, kfrl-a3c, kfrl-ppo: `kfrl train`, from its first step of play. A score is the mean of 10 games of the
   student alone, which is evaluated beside the training and shares its cores.
@@ -83,15 +83,15 @@ class Options:
 def run(arm: Arm, options: Options) -> None:
     """Train an arm and write its file."""
     family, _, name = arm.partition("-")
-    found: list[tuple[float, int, float]]
-    if family == "kfrl":
-        found = _kfrl(name, options)
-    else:
-        found = list(_others(arm, options))
-    with (options.out / f"{arm}.csv").open("w", newline="", encoding="utf-8") as file:
+    found = _kfrl(name, options) if family == "kfrl" else _others(arm, options)
+    begun = options.out / f"{arm}.part"
+    with begun.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("minutes", "steps", "score"))
-        writer.writerows((f"{seconds / 60:.2f}", steps, f"{score:.1f}") for seconds, steps, score in found)
+        for seconds, steps, score in found:
+            writer.writerow((f"{seconds / 60:.2f}", steps, f"{score:.1f}"))
+            file.flush()
+    begun.rename(options.out / f"{arm}.csv")
 
 
 def _kfrl(name: str, options: Options) -> list[tuple[float, int, float]]:
