@@ -147,7 +147,7 @@ def _others(arm: Arm, options: Options) -> Iterator[tuple[float, int, float]]:
                 written = seconds
                 yield seconds, int(ended[1]), statistics.fmean(returns)
         if seconds > options.minutes * 60:
-            program.send_signal(signal.SIGINT)
+            program.terminate()  # A program in the background ignores SIGINT.
             break
     program.wait()
 
@@ -194,25 +194,39 @@ def sb3(arm: str, game: str, seed: int) -> None:
     model.learn(ZOO_STEPS, callback=Games())
 
 
-def table(options: Options) -> str:
-    """Minutes and steps until the score, and a picture of all arms beside it."""
-    rows: list[Sequence[Any]] = []
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for path in sorted(options.out.glob("*.csv")):
+def scores(folder: Path) -> dict[str, list[tuple[float, int, float]]]:
+    """Of each arm's file the minutes, agent steps and scores of its rows."""
+    found = {}
+    for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
-            points = [(float(row["minutes"]), int(row["steps"]), float(row["score"])) for row in csv.DictReader(file)]
+            rows = csv.DictReader(file)
+            found[path.stem] = [(float(row["minutes"]), int(row["steps"]), float(row["score"])) for row in rows]
+    return found
+
+
+def table(options: Options) -> str:
+    """Minutes and steps until the score, and each arm's best and last one."""
+    rows: list[Sequence[Any]] = []
+    for arm, points in scores(options.out).items():
         reached = next(((minutes, steps) for minutes, steps, score in points if score >= options.score), None)
-        best = max((score for *_, score in points), default=0.0)
         until = [f"{reached[0]:.1f}", f"{reached[1]:,}"] if reached else ["not reached", ""]
-        rows.append([path.stem, *until, f"{best:,.1f}", f"{points[-1][0]:.1f}" if points else "0"])
-        axes.plot([minutes for minutes, *_ in points], [score for *_, score in points], label=path.stem)
+        ends = [f"{points[-1][2]:,.1f}", f"{points[-1][0]:.1f}", f"{points[-1][1]:,}"] if points else ["", "", ""]
+        rows.append([arm, *until, f"{max((score for *_, score in points), default=0.0):,.1f}", *ends])
+    target = f"{options.score:g}"
+    header = ["arm", f"minutes to {target}", f"steps to {target}", "best", "last", "minutes", "agent steps"]
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+
+
+def picture(options: Options) -> None:
+    """Draw the scores of all arms along the clock."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for arm, points in scores(options.out).items():
+        axes.plot([minutes for minutes, *_ in points], [score for *_, score in points], label=arm)
     axes.axhline(options.score, color="grey", linewidth=0.8)
     axes.set(xlabel="minutes", ylabel="score, raw points", title=options.game)
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(options.out / "minutes.png", dpi=110)
-    header = ["arm", f"minutes to {options.score:g}", "agent steps", "best score", "minutes in all"]
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
 
 def main(options: Options) -> None:
@@ -222,6 +236,7 @@ def main(options: Options) -> None:
         for arm in options.arms:
             if not (options.out / f"{arm}.csv").exists():
                 run(arm, options)
+    picture(options)
     print(table(options))
 
 
