@@ -1,4 +1,4 @@
-"""Fine-tuning: the student starts with a teacher's body and new heads; all layers are trained, or only the new ones."""
+"""Fine-tuning: the student starts with a teacher's body, perhaps its heads; all layers are trained, or the heads."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ class Settings:
     """Fine-tuning."""
 
     heads_only: bool = False
-    """Train only the new policy and value heads and keep the teacher's body fixed (the progressive nets paper's
+    """Train only the policy and value heads and keep the teacher's body fixed (the progressive nets paper's
     baseline 2; training all layers is its baseline 3). The LSTM of --net lstm is new too if the teacher has none."""
+    keep_heads: bool = False
+    """Start with the teacher's policy and value too, not with new ones. The teacher needs the game's own actions."""
     new_units: Annotated[int, Ge(0)] = 0
     """Units to add to the teacher's fully connected layer (Wang et al. 2017, "Growing a Brain", by width)."""
 
 
 class FineTune(Method):
-    """Fine-tuning on a game: copies the teacher's convolutions, fully connected layer and LSTM; the heads are new."""
+    """Fine-tuning on a game: copies the teacher's convolutions, fully connected layer, LSTM and, if asked to, heads."""
 
     takes_teachers = "one"
     takes_recurrent_teachers = True
@@ -42,8 +44,8 @@ class FineTune(Method):
         It has an LSTM if the teacher has one, or if the settings ask for one.
 
         Raises:
-            UserError: the teacher is no plain net, another shape is asked for, or new units in a net that cannot have
-                them.
+            UserError: the teacher is no plain net, another shape is asked for, new units in a net that cannot have
+                them, or heads to keep that are of other actions.
         """
         (teacher,) = teachers
         if not isinstance(teacher.net, AtariNet) or type(teacher.net) not in (AtariNet, LSTMNet):
@@ -55,8 +57,12 @@ class FineTune(Method):
         recurrent = isinstance(teacher.net, LSTMNet)
         kind = LSTMNet if recurrent or self.config.net == "lstm" else AtariNet
         new_units = self.own.new_units
-        if new_units and (kind is LSTMNet or self.own.heads_only):
-            reason = "an LSTM" if kind is LSTMNet else "--heads-only, which keeps their layer fixed"
+        reasons = {
+            "an LSTM": kind is LSTMNet,
+            "--heads-only, which keeps their layer fixed": self.own.heads_only,
+            "--keep-heads, whose heads do not read them": self.own.keep_heads,
+        }
+        if new_units and (reason := next((name for name, holds in reasons.items() if holds), None)):
             raise UserError(f"--new-units {new_units} does not go with {reason}. Leave one of them out.")
         self._check_shape(teacher.name, tuple(map(tuple, arch["convs"])), arch["hidden"] + new_units)
         net = self.started(kind(len(spec.actions), arch["convs"], arch["hidden"] + new_units))
@@ -67,6 +73,8 @@ class FineTune(Method):
             else:
                 body.load_state_dict(known.state_dict())
             body.requires_grad_(not self.own.heads_only)
+        if self.own.keep_heads:
+            _copy_heads(net, teacher, spec)
         return net
 
     def _check_shape(self, teacher: str, convs: tuple[tuple[int, ...], ...], hidden: int) -> None:
@@ -80,6 +88,25 @@ class FineTune(Method):
                     "--new-units widens the fully connected layer."
                 )
                 raise not_used(self.config.method_name, setting, given, why)
+
+
+@torch.no_grad()
+def _copy_heads(net: AtariNet, teacher: Teacher, spec: NetSpec) -> None:
+    """Copy the teacher's policy, its actions in the order of the game's, and its value."""
+    theirs, known = teacher.card.actions, teacher.net
+    if set(theirs) != set(spec.actions):
+        why = f"its actions are {', '.join(theirs)}, those of {spec.game} {', '.join(spec.actions)}"
+    elif type(known) is not type(net):
+        why = "they read its fully connected layer, those of the student its LSTM"
+    elif known.arch.get("head") == "q":
+        why = "it is a Q-network, which has no policy and value of its own"
+    else:
+        rows = [theirs.index(action) for action in spec.actions]
+        for name, own in net.policy.named_parameters():
+            own.copy_(known.get_parameter(f"policy.{name}")[rows])
+        net.value.load_state_dict(known.get_submodule("value").state_dict())
+        return
+    raise UserError(f"--keep-heads: teacher {teacher.name!r} has no heads for the student: {why}. Leave it out.")
 
 
 @torch.no_grad()

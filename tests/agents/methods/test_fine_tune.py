@@ -130,7 +130,33 @@ def test_new_units_stand_beside_the_teachers_with_weights_as_large(expert: Teach
     assert net(obs)[0].shape == (2, 3)
 
 
-@pytest.mark.parametrize(("own", "words"), [({"net": "lstm"}, "an LSTM"), ({"heads_only": True}, "--heads-only")])
+def test_kept_heads_are_the_teachers_with_actions_in_the_order_of_the_game(expert: Teacher, obs: Tensor) -> None:
+    net = grown(keep_heads=True).build(NetSpec("breakout", ("LEFT", "NOOP", "FIRE", "RIGHT")), [expert])
+    (logits, values), (theirs, their_values) = net(obs), expert.net(obs)
+    assert torch.equal(values, their_values)
+    assert torch.allclose(logits, theirs[:, [3, 0, 1, 2]], atol=1e-6)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("net", "spec", "lstm", "words"),
+    [
+        (AtariNet(4, ((4, 8, 8),), 5), SPEC, False, "its actions are NOOP, FIRE, RIGHT, LEFT, those of pong NOOP"),
+        (AtariNet(4, ((4, 8, 8),), 5), NetSpec("breakout", ACTIONS), True, "those of the student its LSTM"),
+        (AtariNet(4, ((4, 8, 8),), 5, head="q"), NetSpec("breakout", ACTIONS), False, "it is a Q-network"),
+    ],
+)
+def test_heads_that_cannot_be_kept(
+    teacher: Callable[..., Teacher], net: AtariNet, spec: NetSpec, lstm: bool, words: str
+) -> None:
+    with pytest.raises(UserError, match=f"--keep-heads: teacher .* {words}"):
+        grown("lstm" if lstm else "feed-forward", keep_heads=True).build(spec, [teacher(net, ACTIONS)])
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [({"net": "lstm"}, "an LSTM"), ({"heads_only": True}, "--heads-only"), ({"keep_heads": True}, "--keep-heads")],
+)
 def test_new_units_that_are_not_possible(expert: Teacher, own: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=f"--new-units 5 does not go with {words}"):
         grown(new_units=5, **own).build(SPEC, [expert])
